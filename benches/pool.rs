@@ -1,0 +1,288 @@
+//! What the pool costs, beside its peers and beside the bare driver, in one run on one private server.
+//!
+//! `cargo bench` prints medians of five rounds; in each round the contenders run one after the other, so that a noisy
+//! machine is noisy for all. Compare the ratios: the absolute numbers are the machine's.
+
+use millpond::Pool;
+use millpond::embedded::{Options, PrivateServer};
+use postgres::{Client, NoTls};
+use r2d2_postgres::PostgresConnectionManager;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const THREADS: usize = 50;
+const CONNECTIONS: u32 = 20;
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_secs(2);
+const SQL: &str = "SELECT $1::int";
+
+/// Queries per second, and the latencies of check-out plus query.
+#[derive(Clone, Copy)]
+struct Figures {
+    rate: f64,
+    mean_ms: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+fn figures(mut latencies: Vec<u32>, wall: Duration) -> Figures {
+    latencies.sort_unstable();
+    let at = |q: f64| f64::from(latencies[((latencies.len() - 1) as f64 * q) as usize]) / 1e6;
+    let sum: f64 = latencies.iter().map(|ns| f64::from(*ns)).sum();
+    Figures {
+        rate: latencies.len() as f64 / wall.as_secs_f64(),
+        mean_ms: sum / latencies.len() as f64 / 1e6,
+        p50_ms: at(0.5),
+        p99_ms: at(0.99),
+    }
+}
+
+/// Runs `one` in a loop on each of the threads, each with what `start` made for it.
+fn hammer<S: Send, F: FnMut(i32) + Send>(
+    start: impl Fn() -> S + Sync,
+    work: impl Fn(S) -> F + Sync,
+) -> Figures {
+    let barrier = Barrier::new(THREADS + 1);
+    let (latencies, wall) = thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut one = work(start());
+                    one(0);
+                    barrier.wait();
+                    let begun = Instant::now();
+                    let mut latencies = Vec::with_capacity(100_000);
+                    let mut n = 0;
+                    while begun.elapsed() < ROUND {
+                        let t = Instant::now();
+                        one(n);
+                        latencies.push(t.elapsed().as_nanos().min(u128::from(u32::MAX)) as u32);
+                        n += 1;
+                    }
+                    latencies
+                })
+            })
+            .collect();
+        barrier.wait();
+        let begun = Instant::now();
+        let all: Vec<u32> = threads
+            .into_iter()
+            .flat_map(|t| t.join().expect("no thread panics"))
+            .collect();
+        (all, begun.elapsed())
+    });
+    figures(latencies, wall)
+}
+
+fn millpond_queries(pool: &Pool) -> Figures {
+    hammer(
+        || pool.clone(),
+        |pool| {
+            move |n| {
+                let rows = pool.query(SQL, &[&n]).expect("query");
+                assert_eq!(rows[0].get::<_, i32>(0), n);
+            }
+        },
+    )
+}
+
+type Plain = r2d2::Pool<PostgresConnectionManager<NoTls>>;
+
+fn r2d2_queries(pool: &Plain) -> Figures {
+    hammer(
+        || pool.clone(),
+        |pool| {
+            move |n| {
+                let rows = pool
+                    .get()
+                    .expect("connection")
+                    .query(SQL, &[&n])
+                    .expect("query");
+                assert_eq!(rows[0].get::<_, i32>(0), n);
+            }
+        },
+    )
+}
+
+fn bare_queries(url: &str) -> Figures {
+    hammer(
+        || Client::connect(url, NoTls).expect("connection"),
+        |mut client| {
+            let statement = client.prepare(SQL).expect("statement");
+            move |n| {
+                let rows = client.query(&statement, &[&n]).expect("query");
+                assert_eq!(rows[0].get::<_, i32>(0), n);
+            }
+        },
+    )
+}
+
+fn deadpool(url: &str) -> deadpool_postgres::Pool {
+    let config: tokio_postgres::Config = url.parse().expect("url");
+    let manager = deadpool_postgres::Manager::new(config, tokio_postgres::NoTls);
+    deadpool_postgres::Pool::builder(manager)
+        .max_size(CONNECTIONS as usize)
+        .build()
+        .expect("pool")
+}
+
+fn deadpool_queries(runtime: &tokio::runtime::Runtime, pool: &deadpool_postgres::Pool) -> Figures {
+    let barrier = Arc::new(tokio::sync::Barrier::new(THREADS + 1));
+    let (latencies, wall) = runtime.block_on(async {
+        let tasks: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let (pool, barrier) = (pool.clone(), Arc::clone(&barrier));
+                tokio::spawn(async move {
+                    let one = async |n: i32| {
+                        let client = pool.get().await.expect("connection");
+                        let statement = client.prepare_cached(SQL).await.expect("statement");
+                        let rows = client.query(&statement, &[&n]).await.expect("query");
+                        assert_eq!(rows[0].get::<_, i32>(0), n);
+                    };
+                    one(0).await;
+                    barrier.wait().await;
+                    let begun = Instant::now();
+                    let mut latencies = Vec::with_capacity(100_000);
+                    let mut n = 0;
+                    while begun.elapsed() < ROUND {
+                        let t = Instant::now();
+                        one(n).await;
+                        latencies.push(t.elapsed().as_nanos().min(u128::from(u32::MAX)) as u32);
+                        n += 1;
+                    }
+                    latencies
+                })
+            })
+            .collect();
+        barrier.wait().await;
+        let begun = Instant::now();
+        let mut all = Vec::new();
+        for task in tasks {
+            all.extend(task.await.expect("no task panics"));
+        }
+        (all, begun.elapsed())
+    });
+    figures(latencies, wall)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn median_figures(rounds: &[Figures]) -> Figures {
+    let of = |f: fn(&Figures) -> f64| median(rounds.iter().map(f).collect());
+    Figures {
+        rate: of(|f| f.rate),
+        mean_ms: of(|f| f.mean_ms),
+        p50_ms: of(|f| f.p50_ms),
+        p99_ms: of(|f| f.p99_ms),
+    }
+}
+
+/// Nanoseconds of one check-out and check-in of an idle connection, by one thread.
+fn check_out_ns(mut one: impl FnMut()) -> f64 {
+    let rounds = (0..ROUNDS).map(|_| {
+        let count = 5_000;
+        let begun = Instant::now();
+        (0..count).for_each(|_| one());
+        begun.elapsed().as_nanos() as f64 / f64::from(count)
+    });
+    median(rounds.collect())
+}
+
+fn main() {
+    // `cargo test --benches` runs this too, for a look whether it still works; `cargo bench` says --bench.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    let server = PrivateServer::start(Options::temporary().setting("max_connections", "150"))
+        .expect("PostgreSQL");
+    let url = server.url();
+    let pool = Pool::builder()
+        .database_url(&url)
+        .max_size(CONNECTIONS)
+        .build()
+        .expect("pool");
+    let manager = PostgresConnectionManager::new(url.parse().expect("url"), NoTls);
+    let plain: Plain = r2d2::Pool::builder()
+        .max_size(CONNECTIONS)
+        .build(manager)
+        .expect("pool");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let dead = deadpool(&url);
+
+    println!("settings");
+    println!(
+        "  millpond      max_size={CONNECTIONS}, else its defaults: fair line, validation after 500 ms idle, statement cache"
+    );
+    println!(
+        "  r2d2_postgres max_size={CONNECTIONS}, as it comes: test_on_check_out, no statement cache"
+    );
+    println!("  bare          one postgres::Client per thread, statement prepared once");
+    println!(
+        "  deadpool      max_size={CONNECTIONS}, as it comes: RecyclingMethod::Fast, prepare_cached, tokio with 2 workers"
+    );
+
+    println!("\ncheck-out and check-in of an idle connection, one thread");
+    let ours = check_out_ns(|| drop(pool.get().expect("connection")));
+    let theirs = check_out_ns(|| drop(plain.get().expect("connection")));
+    let async_theirs = runtime.block_on(async {
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            let begun = Instant::now();
+            for _ in 0..5_000 {
+                drop(dead.get().await.expect("connection"));
+            }
+            rounds.push(begun.elapsed().as_nanos() as f64 / 5_000.0);
+        }
+        median(rounds)
+    });
+    println!("  millpond      {ours:>9.0} ns");
+    println!(
+        "  r2d2_postgres {theirs:>9.0} ns  ({:.1} x millpond)",
+        theirs / ours
+    );
+    println!(
+        "  deadpool      {async_theirs:>9.0} ns  ({:.1} x millpond)",
+        async_theirs / ours
+    );
+    println!("  bare                  - (nothing to check out)");
+
+    println!(
+        "\n{SQL}, {THREADS} threads on {CONNECTIONS} connections, median of {ROUNDS} rounds of {ROUND:?}"
+    );
+    let mut rounds: [Vec<Figures>; 4] = Default::default();
+    for _ in 0..ROUNDS {
+        rounds[0].push(millpond_queries(&pool));
+        rounds[1].push(r2d2_queries(&plain));
+        rounds[2].push(bare_queries(&url));
+        rounds[3].push(deadpool_queries(&runtime, &dead));
+    }
+    let [ours, plain, bare, dead] = rounds.map(|r| median_figures(&r));
+    println!(
+        "                 queries/s   mean ms    p50 ms    p99 ms  p99/mean  of bare  of r2d2"
+    );
+    for (name, f) in [
+        ("millpond", ours),
+        ("r2d2_postgres", plain),
+        ("bare", bare),
+        ("deadpool", dead),
+    ] {
+        println!(
+            "  {name:<13} {:>10.0} {:>9.3} {:>9.3} {:>9.3} {:>9.1} {:>8.2} {:>8.2}",
+            f.rate,
+            f.mean_ms,
+            f.p50_ms,
+            f.p99_ms,
+            f.p99_ms / f.mean_ms,
+            f.rate / bare.rate,
+            f.rate / plain.rate,
+        );
+    }
+}

@@ -1,0 +1,15 @@
+//! `millpond config`.
+
+use crate::config::Config;
+
+/// One line for each setting: name, value, source.
+pub(super) fn print(config: &Config) {
+    let settings = config.effective();
+    let width = |of: fn(&(&'static str, String, crate::config::Source)) -> usize| {
+        settings.iter().map(of).max().unwrap_or(0)
+    };
+    let (names, values) = (width(|s| s.0.len()), width(|s| s.1.len()));
+    for (name, value, source) in &settings {
+        println!("{name:<names$}  {value:<values$}  {source}");
+    }
+}

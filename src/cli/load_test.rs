@@ -1,0 +1,244 @@
+//! `millpond load-test`: many threads, one query after the other, and how long each took.
+
+use super::{Failure, database, logger};
+use crate::config::Config;
+use crate::error::Chain;
+use crate::pool::{Builder, CloseReason, Observer, Pool};
+use indicatif::{ProgressBar, ProgressStyle};
+use log::LevelFilter;
+use serde::Serialize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A mean above this fails the test.
+const MEAN_LIMIT_MS: f64 = 200.0;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Threads that send queries
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    workers: u32,
+    /// Queries of each thread
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    queries: u32,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Latencies are of whole calls: waiting for a connection, the query, and retries. In milliseconds.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    workers: u32,
+    queries: usize,
+    errors: usize,
+    wall_seconds: f64,
+    queries_per_second: f64,
+    mean_ms: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+    pool: PoolReport,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PoolReport {
+    max_connections: u32,
+    most_open: usize,
+    opened: usize,
+    most_waiting: usize,
+}
+
+/// Counts the connections that are open.
+#[derive(Default)]
+struct Counter {
+    open: AtomicUsize,
+    most: AtomicUsize,
+    opened: AtomicUsize,
+}
+
+impl Observer for Counter {
+    fn opened(&self, _: u64, _: Duration) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(open, Ordering::Relaxed);
+    }
+
+    fn closed(&self, _: u64, _: CloseReason, _: Duration, _: u64) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+pub(super) fn run(mut config: Config, arguments: &Arguments) -> Result<(), Failure> {
+    // Log lines between the report's would help nobody; warnings are wanted.
+    logger::start(config.log_level.min(LevelFilter::Warn));
+    let private = database::is_private(&config)?;
+    let joined = private && database::join_private(&mut config)?;
+    let server = if private && !joined {
+        Some(database::start_private(&mut config)?)
+    } else {
+        None
+    };
+    let report = measure(&config, arguments);
+    drop(server);
+    let report = report?;
+    if arguments.json {
+        let text = serde_json::to_string_pretty(&report).map_err(|e| Failure::of(&e))?;
+        println!("{text}");
+    } else {
+        print(&report);
+    }
+    if report.errors > 0 {
+        return Err(Failure::because(format!(
+            "{} of {} queries failed",
+            report.errors, report.queries
+        )));
+    }
+    if report.mean_ms > MEAN_LIMIT_MS {
+        return Err(Failure::because(format!(
+            "the mean latency is over {MEAN_LIMIT_MS} ms"
+        )));
+    }
+    Ok(())
+}
+
+fn measure(config: &Config, arguments: &Arguments) -> Result<Report, Failure> {
+    let counter = Arc::new(Counter::default());
+    let pool = Builder::from(config.pool.clone())
+        .observer(counter.clone())
+        .build()?;
+    // Not a part of what is measured: whether there is a database at all.
+    pool.read("SELECT 1", &[]).map_err(|e| Failure::of(&e))?;
+    let total = u64::from(arguments.workers) * u64::from(arguments.queries);
+    let bar = ProgressBar::new(total).with_style(style());
+    let over = AtomicBool::new(false);
+    let begun = Instant::now();
+    let (results, wall, most_waiting) = thread::scope(|scope| {
+        let sampler = scope.spawn(|| {
+            let mut most = 0;
+            while !over.load(Ordering::Relaxed) {
+                most = most.max(pool.stats().waiting);
+                thread::sleep(Duration::from_millis(5));
+            }
+            most
+        });
+        let workers: Vec<_> = (0..arguments.workers)
+            .map(|worker| {
+                let (pool, bar) = (&pool, &bar);
+                scope.spawn(move || one_worker(pool, bar, worker, arguments.queries))
+            })
+            .collect();
+        let results: Vec<_> = workers
+            .into_iter()
+            .map(|w| w.join().unwrap_or_default())
+            .collect();
+        let wall = begun.elapsed();
+        over.store(true, Ordering::Relaxed);
+        (results, wall, sampler.join().unwrap_or(0))
+    });
+    bar.finish_and_clear();
+    pool.close(Duration::from_secs(5));
+    let mut latencies: Vec<f64> = results
+        .iter()
+        .flat_map(|r| &r.latencies_ms)
+        .copied()
+        .collect();
+    latencies.sort_by(f64::total_cmp);
+    let at = |q: f64| {
+        latencies
+            .get(((latencies.len().max(1) - 1) as f64 * q).round() as usize)
+            .copied()
+            .unwrap_or(0.0)
+    };
+    let errors = results.iter().map(|r| r.errors).sum::<usize>();
+    if let Some(first) = results.iter().find_map(|r| r.first_error.as_ref()) {
+        eprintln!("the first error: {first}");
+    }
+    Ok(Report {
+        workers: arguments.workers,
+        queries: total as usize,
+        errors,
+        wall_seconds: wall.as_secs_f64(),
+        queries_per_second: latencies.len() as f64 / wall.as_secs_f64(),
+        mean_ms: latencies.iter().sum::<f64>() / latencies.len().max(1) as f64,
+        p50_ms: at(0.5),
+        p99_ms: at(0.99),
+        max_ms: at(1.0),
+        pool: PoolReport {
+            max_connections: config.pool.max_size,
+            most_open: counter.most.load(Ordering::Relaxed),
+            opened: counter.opened.load(Ordering::Relaxed),
+            most_waiting,
+        },
+    })
+}
+
+/// What one thread saw; latencies of the queries that succeeded.
+#[derive(Default)]
+struct Results {
+    latencies_ms: Vec<f64>,
+    errors: usize,
+    first_error: Option<String>,
+}
+
+fn one_worker(pool: &Pool, bar: &ProgressBar, worker: u32, queries: u32) -> Results {
+    let mut results = Results::default();
+    for query in 0..queries {
+        let value = (worker as i32).wrapping_mul(31).wrapping_add(query as i32);
+        let started = Instant::now();
+        match pool.read("SELECT $1::int", &[&value]) {
+            Ok(rows)
+                if rows
+                    .first()
+                    .is_some_and(|row| row.get::<_, i32>(0) == value) =>
+            {
+                results
+                    .latencies_ms
+                    .push(started.elapsed().as_secs_f64() * 1000.0);
+            }
+            Ok(_) => {
+                results.errors += 1;
+                results
+                    .first_error
+                    .get_or_insert_with(|| "the answer was not the value that was sent".into());
+            }
+            Err(e) => {
+                results.errors += 1;
+                results
+                    .first_error
+                    .get_or_insert_with(|| Chain(&e).to_string());
+            }
+        }
+        bar.inc(1);
+    }
+    results
+}
+
+fn style() -> ProgressStyle {
+    // A template of our own; should it be wrong, the default does.
+    let template = "{bar:40} {pos}/{len} queries, {per_sec}, {eta} left";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+fn print(report: &Report) {
+    println!(
+        "queries      {} from {} threads",
+        report.queries, report.workers
+    );
+    println!("errors       {}", report.errors);
+    println!("wall         {:.2} s", report.wall_seconds);
+    println!("rate         {:.0} queries/s", report.queries_per_second);
+    println!(
+        "latency      mean {:.2} ms, p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
+        report.mean_ms, report.p50_ms, report.p99_ms, report.max_ms
+    );
+    let pool = &report.pool;
+    println!(
+        "pool         at most {} of {} connections open, {} opened, at most {} threads in line",
+        pool.most_open, pool.max_connections, pool.opened, pool.most_waiting
+    );
+}

@@ -1,0 +1,526 @@
+//! The table of variables: how each is read, what it takes, and how it is shown.
+
+use super::{Config, ConfigErrors, PrivateDatabase, Problem};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// More is a typing error: PostgreSQL itself takes at most 262143.
+pub(super) const MOST_CONNECTIONS: u32 = 10_000;
+/// PostgreSQL's own limit for a time in milliseconds, about 24 days.
+const LONGEST_MS: u64 = i32::MAX as u64;
+
+/// Where a setting came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// Nobody set it.
+    Default,
+    /// A variable of the environment.
+    Environment,
+    /// The file `.env`.
+    DotEnv,
+    /// A parameter of `DATABASE_URL`.
+    DatabaseUrl,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Default => "default",
+            Source::Environment => "environment",
+            Source::DotEnv => ".env",
+            Source::DatabaseUrl => "DATABASE_URL",
+        })
+    }
+}
+
+/// One variable.
+struct Setting {
+    name: &'static str,
+    /// What it takes, for people.
+    takes: &'static str,
+    /// Its value is never echoed.
+    secret: bool,
+    /// Stores the value; an error says what is wrong with it, or nothing where `takes` says it all.
+    set: fn(&mut Config, &str) -> Result<(), String>,
+    /// The value in force.
+    show: fn(&Config) -> String,
+}
+
+const fn plain(
+    name: &'static str,
+    takes: &'static str,
+    set: fn(&mut Config, &str) -> Result<(), String>,
+    show: fn(&Config) -> String,
+) -> Setting {
+    Setting {
+        name,
+        takes,
+        secret: false,
+        set,
+        show,
+    }
+}
+
+const fn secret(
+    name: &'static str,
+    takes: &'static str,
+    set: fn(&mut Config, &str) -> Result<(), String>,
+    show: fn(&Config) -> String,
+) -> Setting {
+    Setting {
+        name,
+        takes,
+        secret: true,
+        set,
+        show,
+    }
+}
+
+#[rustfmt::skip]
+const SETTINGS: &[Setting] = &[
+    secret("DATABASE_URL", "a postgresql:// URL or a key=value string", |c, v| { c.pool.database = Some(v.parse()?); Ok(()) },
+        |c| c.pool.database.as_ref().map(ToString::to_string).unwrap_or_default()),
+    secret("DATABASE_URL_FILE", "the path of a file that holds what DATABASE_URL takes", |c, v| { c.pool.database = Some(read_file(v)?.parse()?); Ok(()) },
+        |_| String::new()),
+    plain("PRIVATE_DATABASE", "on, off or auto", |c, v| { c.private_database = private(v)?; Ok(()) },
+        |c| format!("{:?}", c.private_database).to_lowercase()),
+    plain("PG_BIN_DIR", "a directory with PostgreSQL's programs", |c, v| { c.pg_bin_dir = Some(filled(v)?.into()); Ok(()) },
+        |c| c.pg_bin_dir.as_ref().map(|p| p.display().to_string()).unwrap_or_default()),
+    plain("DB_POOL_MAX", "a whole number from 1 to 10000", |c, v| { c.pool.max_size = number(v, 1..=MOST_CONNECTIONS)?; Ok(()) },
+        |c| c.pool.max_size.to_string()),
+    plain("DB_POOL_MIN", "a whole number from 0 to DB_POOL_MAX", |c, v| { c.pool.min_idle = Some(number(v, 0..=MOST_CONNECTIONS)?); Ok(()) },
+        |c| c.pool.effective_min_idle().to_string()),
+    plain("DB_IDLE_TIMEOUT_MS", "milliseconds, 0 = never", |c, v| { c.pool.idle_timeout = off_at_zero(v)?; Ok(()) },
+        |c| optional_ms(c.pool.idle_timeout)),
+    plain("DB_CONNECTION_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.pool.connection_timeout = ms(v, 1)?; Ok(()) },
+        |c| as_ms(c.pool.connection_timeout)),
+    plain("DB_MAX_LIFETIME_MS", "milliseconds, 0 = never", |c, v| { c.pool.max_lifetime = off_at_zero(v)?; Ok(()) },
+        |c| optional_ms(c.pool.max_lifetime)),
+    plain("DB_MAX_USES", "a whole number, 0 = never", |c, v| { c.pool.max_uses = number(v, 0..=u64::MAX)?; Ok(()) },
+        |c| c.pool.max_uses.to_string()),
+    plain("DB_MAX_WAITING", "a whole number from 0 to 1000000", |c, v| { c.pool.max_waiting = number(v, 0..=1_000_000)?; Ok(()) },
+        |c| c.pool.max_waiting.to_string()),
+    plain("DB_STATEMENT_TIMEOUT_MS", "milliseconds up to 2147483647, 0 = off", |c, v| { c.pool.statement_timeout = off_at_zero(v)?; c.pool.statement_timeout_wins = true; Ok(()) },
+        |c| optional_ms(c.pool.statement_timeout)),
+    plain("DB_QUERY_TIMEOUT_MS", "milliseconds, 0 = off", |c, v| { c.pool.query_timeout = off_at_zero(v)?; Ok(()) },
+        |c| optional_ms(c.pool.query_timeout)),
+    plain("DB_STATEMENT_CACHE", "a whole number from 0 to 100000, 0 = unnamed statements only", |c, v| { c.pool.statement_cache = number(v, 0..=100_000)?; Ok(()) },
+        |c| c.pool.statement_cache.to_string()),
+    plain("DB_APPLICATION_NAME", "a name", |c, v| { c.pool.application_name = Some(filled(v)?); Ok(()) },
+        |c| c.pool.application_name.clone().unwrap_or_default()),
+    plain("DB_MAX_RETRIES", "a whole number from 0 to 1000", |c, v| { c.pool.retry.max_retries = number(v, 0..=1000)?; Ok(()) },
+        |c| c.pool.retry.max_retries.to_string()),
+    plain("DB_RETRY_INITIAL_DELAY_MS", "milliseconds up to DB_RETRY_MAX_DELAY_MS", |c, v| { c.pool.retry.initial_delay = Some(ms(v, 0)?); Ok(()) },
+        |c| as_ms(c.pool.retry.first_delay())),
+    plain("DB_RETRY_MAX_DELAY_MS", "milliseconds", |c, v| { c.pool.retry.max_delay = ms(v, 0)?; Ok(()) },
+        |c| as_ms(c.pool.retry.max_delay)),
+    plain("DB_RETRY_MULTIPLIER", "a number from 1 to 1000", |c, v| { c.pool.retry.multiplier = number(v, 1.0..=1000.0)?; Ok(()) },
+        |c| c.pool.retry.multiplier.to_string()),
+    plain("DB_FAIL_FAST_AFTER_MS", "milliseconds, 0 = at the first failure", |c, v| { c.pool.fail_fast_after = ms(v, 0)?; Ok(()) },
+        |c| as_ms(c.pool.fail_fast_after)),
+    plain("DB_SLOW_QUERY_MS", "milliseconds, 0 = off", |c, v| { c.pool.slow_query = off_at_zero(v)?; Ok(()) },
+        |c| optional_ms(c.pool.slow_query)),
+    plain("DB_LEAK_THRESHOLD_MS", "milliseconds, 0 = off", |c, v| { c.pool.leak_threshold = off_at_zero(v)?; Ok(()) },
+        |c| optional_ms(c.pool.leak_threshold)),
+    plain("HTTP_ADDR", "an address and a port, as 127.0.0.1:3000 or [::1]:3000", |c, v| { c.http.addr = parsed(v)?; Ok(()) },
+        |c| c.http.addr.to_string()),
+    plain("HTTP_WORKERS", "a whole number from 1 to 10000", |c, v| { c.http.workers = Some(number(v, 1..=10_000)?); Ok(()) },
+        |c| c.http_workers().to_string()),
+    plain("HTTP_QUEUE", "a whole number from 0 to 1000000", |c, v| { c.http.queue = number(v, 0..=1_000_000)?; Ok(()) },
+        |c| c.http.queue.to_string()),
+    plain("HTTP_MAX_BODY_BYTES", "a whole number up to 1073741824", |c, v| { c.http.max_body_bytes = number(v, 0..=1 << 30)?; Ok(()) },
+        |c| c.http.max_body_bytes.to_string()),
+    plain("HTTP_REQUEST_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.request_timeout = ms(v, 1)?; Ok(()) },
+        |c| as_ms(c.http.request_timeout)),
+    plain("STUDIO_API", "on or off", |c, v| { c.studio_api = switch(v)?; Ok(()) },
+        |c| on_off(c.studio_api)),
+    plain("STUDIO_CURRENCY", "three capital letters (ISO 4217)", |c, v| { c.studio_currency = currency(v)?; Ok(()) },
+        |c| c.studio_currency.clone()),
+    secret("API_TOKEN", "a token of printable ASCII without blanks", |c, v| { c.http.api_token = Some(token(v)?); Ok(()) },
+        |c| hidden(c.http.api_token.as_ref())),
+    secret("API_TOKEN_FILE", "the path of a file that holds what API_TOKEN takes", |c, v| { c.http.api_token = Some(token(read_file(v)?.trim())?); Ok(()) },
+        |_| String::new()),
+    secret("METRICS_TOKEN", "a token of printable ASCII without blanks", |c, v| { c.http.metrics_token = Some(token(v)?); Ok(()) },
+        |c| hidden(c.http.metrics_token.as_ref())),
+    plain("API_ALLOW_ANONYMOUS", "on or off", |c, v| { c.http.allow_anonymous = switch(v)?; Ok(()) },
+        |c| on_off(c.http.allow_anonymous)),
+    plain("SHUTDOWN_DELAY_MS", "milliseconds", |c, v| { c.http.shutdown_delay = ms(v, 0)?; Ok(()) },
+        |c| as_ms(c.http.shutdown_delay)),
+    plain("SHUTDOWN_TIMEOUT_MS", "milliseconds", |c, v| { c.http.shutdown_timeout = ms(v, 0)?; Ok(()) },
+        |c| as_ms(c.http.shutdown_timeout)),
+    plain("LOG_LEVEL", "off, error, warn, info, debug or trace", |c, v| { c.log_level = parsed(v)?; Ok(()) },
+        |c| c.log_level.to_string().to_lowercase()),
+];
+
+/// The names of all variables, in the order of the documentation.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().map(|s| s.name)
+}
+
+fn parsed<T: FromStr>(text: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|_| String::new())
+}
+
+fn number<T: FromStr + PartialOrd>(text: &str, range: RangeInclusive<T>) -> Result<T, String> {
+    let value: T = parsed(text)?;
+    if range.contains(&value) {
+        Ok(value)
+    } else {
+        Err(String::new())
+    }
+}
+
+fn ms(text: &str, least: u64) -> Result<Duration, String> {
+    number(text, least..=LONGEST_MS).map(Duration::from_millis)
+}
+
+fn off_at_zero(text: &str) -> Result<Option<Duration>, String> {
+    Ok(Some(ms(text, 0)?).filter(|d| !d.is_zero()))
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "on" | "true" | "1" => Ok(true),
+        "off" | "false" | "0" => Ok(false),
+        _ => Err(String::new()),
+    }
+}
+
+fn private(text: &str) -> Result<PrivateDatabase, String> {
+    if text.trim().eq_ignore_ascii_case("auto") {
+        return Ok(PrivateDatabase::Auto);
+    }
+    Ok(if switch(text)? {
+        PrivateDatabase::On
+    } else {
+        PrivateDatabase::Off
+    })
+}
+
+fn filled(text: &str) -> Result<String, String> {
+    let fits = !text.trim().is_empty() && !text.contains('\0');
+    if fits {
+        Ok(text.trim().to_owned())
+    } else {
+        Err(String::new())
+    }
+}
+
+fn currency(text: &str) -> Result<String, String> {
+    let fits = text.len() == 3 && text.bytes().all(|b| b.is_ascii_uppercase());
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err(String::new())
+    }
+}
+
+fn token(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("takes printable ASCII without blanks, and is not empty".into())
+    }
+}
+
+fn read_file(path: &str) -> Result<String, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| format!("the file {path:?} cannot be read: {e}"))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn as_ms(time: Duration) -> String {
+    time.as_millis().to_string()
+}
+
+fn optional_ms(time: Option<Duration>) -> String {
+    as_ms(time.unwrap_or_default())
+}
+
+fn on_off(switch: bool) -> String {
+    if switch { "on" } else { "off" }.to_owned()
+}
+
+fn hidden(token: Option<&String>) -> String {
+    token.map(|_| "***".to_owned()).unwrap_or_default()
+}
+
+/// A variable's value, or that it is there and cannot be read.
+type Lookup = Option<Result<(String, Source), ()>>;
+
+pub(super) fn read_environment() -> Result<Config, ConfigErrors> {
+    let mut problems = Vec::new();
+    let mut file = BTreeMap::new();
+    let dot_env = Path::new(".env");
+    match dotenvy::from_path_iter(dot_env) {
+        Ok(entries) => {
+            for (number, entry) in entries.enumerate() {
+                match entry {
+                    Ok((name, value)) => {
+                        file.entry(name).or_insert(value);
+                    }
+                    // The parser's error quotes the line, which may hold a password.
+                    Err(_) => problems.push(Problem {
+                        name: ".env",
+                        got: None,
+                        takes: format!("its entry {} is not of the form NAME=value", number + 1),
+                    }),
+                }
+            }
+        }
+        Err(e) if e.not_found() => {}
+        Err(e) => problems.push(Problem {
+            name: ".env",
+            got: None,
+            takes: format!("cannot be read: {e}"),
+        }),
+    }
+    let look_up = |name: &str| -> Lookup {
+        match std::env::var(name) {
+            Ok(value) => Some(Ok((value, Source::Environment))),
+            Err(std::env::VarError::NotUnicode(_)) => Some(Err(())),
+            Err(std::env::VarError::NotPresent) => {
+                file.get(name).map(|v| Ok((v.clone(), Source::DotEnv)))
+            }
+        }
+    };
+    read(look_up, problems)
+}
+
+pub(super) fn read(
+    look_up: impl Fn(&str) -> Lookup,
+    mut problems: Vec<Problem>,
+) -> Result<Config, ConfigErrors> {
+    let mut config = Config::default();
+    for setting in SETTINGS {
+        match look_up(setting.name) {
+            None => {}
+            Some(Err(())) => {
+                problems.push(Problem {
+                    name: setting.name,
+                    got: None,
+                    takes: "is not valid UTF-8".into(),
+                });
+            }
+            Some(Ok((value, source))) => match (setting.set)(&mut config, &value) {
+                Ok(()) => {
+                    config.sources.insert(setting.name, source);
+                }
+                Err(why) => problems.push(problem(setting, &value, why)),
+            },
+        }
+    }
+    for (one, other) in [
+        ("DATABASE_URL", "DATABASE_URL_FILE"),
+        ("API_TOKEN", "API_TOKEN_FILE"),
+    ] {
+        if config.sources.contains_key(one) && config.sources.contains_key(other) {
+            problems.push(Problem {
+                name: other,
+                got: None,
+                takes: format!("{one} is set too; set one of the two"),
+            });
+        }
+    }
+    config.pghost_set = look_up("PGHOST").is_some();
+    take_over_from_url(&mut config);
+    let broken: Vec<_> = problems.iter().map(|p| p.name).collect();
+    problems.extend(
+        config
+            .pool
+            .problems()
+            .into_iter()
+            .filter(|p| !broken.contains(&p.name)),
+    );
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(ConfigErrors(problems))
+    }
+}
+
+fn problem(setting: &Setting, value: &str, why: String) -> Problem {
+    match (setting.secret, why.is_empty()) {
+        (true, true) => Problem {
+            name: setting.name,
+            got: None,
+            takes: format!("takes {}", setting.takes),
+        },
+        (true, false) => Problem {
+            name: setting.name,
+            got: None,
+            takes: why,
+        },
+        (false, _) => {
+            let got = value.chars().take(60).collect();
+            Problem {
+                name: setting.name,
+                got: Some(got),
+                takes: setting.takes.to_owned(),
+            }
+        }
+    }
+}
+
+/// A parameter in the URL wins over a default; a variable that is set wins over the URL.
+fn take_over_from_url(config: &mut Config) {
+    let Some(database) = &config.pool.database else {
+        return;
+    };
+    let Some(name) = database.config().get_application_name() else {
+        return;
+    };
+    if !config.sources.contains_key("DB_APPLICATION_NAME") {
+        config.pool.application_name = Some(name.to_owned());
+        config
+            .sources
+            .insert("DB_APPLICATION_NAME", Source::DatabaseUrl);
+    }
+}
+
+pub(super) fn effective(config: &Config) -> Vec<(&'static str, String, Source)> {
+    SETTINGS
+        .iter()
+        .map(|s| (s.name, (s.show)(config), config.source(s.name)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(vars: &[(&str, &str)]) -> Vec<(&'static str, String)> {
+        let errors = Config::from_vars(vars.iter().copied()).unwrap_err();
+        errors.0.iter().map(|p| (p.name, p.to_string())).collect()
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once_with_what_it_got_and_takes() {
+        let found = refused(&[
+            ("DB_POOL_MAX", "many"),
+            ("DB_POOL_MIN", "-1"),
+            ("LOG_LEVEL", "loud"),
+            ("STUDIO_API", "maybe"),
+        ]);
+        let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
+        assert_eq!(
+            names,
+            ["DB_POOL_MAX", "DB_POOL_MIN", "STUDIO_API", "LOG_LEVEL"]
+        );
+        assert_eq!(
+            found[0].1,
+            r#"DB_POOL_MAX: got "many"; takes a whole number from 1 to 10000"#
+        );
+    }
+
+    #[test]
+    fn bounds_are_kept() {
+        for (name, bad) in [
+            ("DB_POOL_MAX", "0"),
+            ("DB_POOL_MAX", "10001"),
+            ("DB_POOL_MIN", "21"),
+            ("DB_CONNECTION_TIMEOUT_MS", "0"),
+            ("DB_CONNECTION_TIMEOUT_MS", ""),
+            ("DB_STATEMENT_TIMEOUT_MS", "2147483648"),
+            ("DB_RETRY_MULTIPLIER", "0.5"),
+            ("DB_RETRY_MULTIPLIER", "NaN"),
+            ("DB_RETRY_INITIAL_DELAY_MS", "5001"),
+            ("DB_IDLE_TIMEOUT_MS", "-1"),
+            ("DB_IDLE_TIMEOUT_MS", "1.5"),
+            ("HTTP_ADDR", "localhost"),
+            ("HTTP_WORKERS", "0"),
+            ("STUDIO_CURRENCY", "euro"),
+            ("DATABASE_URL", ""),
+            ("DATABASE_URL_FILE", "/does/not/exist"),
+            ("API_TOKEN", ""),
+            ("API_TOKEN", "two words"),
+            ("DB_APPLICATION_NAME", " "),
+        ] {
+            let found = refused(&[(name, bad)]);
+            assert_eq!(found.len(), 1, "{name}={bad}: {found:?}");
+            assert_eq!(found[0].0, name);
+        }
+    }
+
+    #[test]
+    fn good_values_are_taken() {
+        let config = Config::from_vars([
+            ("DB_POOL_MAX", "5"),
+            ("DB_POOL_MIN", "0"),
+            ("DB_IDLE_TIMEOUT_MS", "0"),
+            ("DB_RETRY_MULTIPLIER", "1.5"),
+            ("STUDIO_API", "FALSE"),
+            ("PRIVATE_DATABASE", "1"),
+            ("HTTP_ADDR", "[::1]:0"),
+            ("DATABASE_URL", "postgresql://u:p@h/d?application_name=url"),
+        ])
+        .unwrap();
+        assert_eq!(config.pool.max_size, 5);
+        assert_eq!(config.pool.effective_min_idle(), 0);
+        assert_eq!(config.pool.idle_timeout, None);
+        assert_eq!(config.http_workers(), 10);
+        assert!(!config.studio_api);
+        assert_eq!(config.private_database, PrivateDatabase::On);
+        assert_eq!(config.pool.application_name.as_deref(), Some("url"));
+        assert_eq!(config.source("DB_APPLICATION_NAME"), Source::DatabaseUrl);
+    }
+
+    #[test]
+    fn derived_defaults_follow_what_they_derive_from() {
+        let config =
+            Config::from_vars([("DB_POOL_MAX", "1"), ("DB_RETRY_MAX_DELAY_MS", "30")]).unwrap();
+        assert_eq!(config.pool.effective_min_idle(), 1);
+        assert_eq!(config.pool.retry.first_delay(), Duration::from_millis(30));
+    }
+
+    #[test]
+    fn a_variable_wins_over_the_url() {
+        let url = "host=h application_name=url";
+        let config =
+            Config::from_vars([("DATABASE_URL", url), ("DB_APPLICATION_NAME", "var")]).unwrap();
+        assert_eq!(config.pool.application_name.as_deref(), Some("var"));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let vars = [
+            ("DATABASE_URL", "postgresql://u:s3cret@h/d"),
+            ("API_TOKEN", "s3cret"),
+            ("METRICS_TOKEN", "s3cret"),
+        ];
+        let config = Config::from_vars(vars).unwrap();
+        assert!(!format!("{config:?}").contains("s3cret"));
+        assert!(!format!("{:?}", config.effective()).contains("s3cret"));
+        let text = ConfigErrors(vec![problem(&SETTINGS[0], "s3cret", String::new())]).to_string();
+        assert!(!text.contains("s3cret"), "{text}");
+        for (_, said) in refused(&[
+            ("DATABASE_URL", "s3cret"),
+            ("API_TOKEN", "s3 cret"),
+            ("DB_POOL_MAX", "x"),
+        ]) {
+            assert!(!said.contains("s3"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_file_may_hold_the_url_but_not_both() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "postgresql://u:p@h/d\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        assert!(
+            Config::from_vars([("DATABASE_URL_FILE", path)])
+                .unwrap()
+                .pool
+                .database
+                .is_some()
+        );
+        let both = refused(&[("DATABASE_URL_FILE", path), ("DATABASE_URL", "host=h")]);
+        assert!(both[0].1.contains("set one of the two"), "{both:?}");
+    }
+}

@@ -1,0 +1,312 @@
+//! A private server's directory: where it is, who may use it, and what is in it.
+
+use super::programs::Programs;
+use super::{EmbeddedError, Options, Place, Tried};
+use log::{info, warn};
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, User};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A server whose program was killed needs a moment to stop.
+pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
+
+/// What stands where below a server's directory.
+#[derive(Clone)]
+pub(super) struct Home {
+    pub dir: PathBuf,
+    user: Option<ServerUser>,
+}
+
+impl Home {
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("pg")
+    }
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("postgres.log")
+    }
+    pub fn password(&self) -> PathBuf {
+        self.dir.join("password")
+    }
+    pub fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+    pub fn pid_file(&self) -> PathBuf {
+        self.data().join("postmaster.pid")
+    }
+}
+
+/// The user that the server runs as, when we are root.
+#[derive(Clone)]
+struct ServerUser {
+    uid: u32,
+    gid: u32,
+}
+
+fn server_user() -> Result<Option<ServerUser>, EmbeddedError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    for name in ["postgres", "nobody"] {
+        if let Ok(Some(user)) = User::from_name(name) {
+            return Ok(Some(ServerUser {
+                uid: user.uid.as_raw(),
+                gid: user.gid.as_raw(),
+            }));
+        }
+    }
+    Err(EmbeddedError::NotInstalled(
+        "PostgreSQL does not run as root, and there is no user postgres or nobody".into(),
+    ))
+}
+
+impl Home {
+    pub fn prepare(options: &Options) -> Result<Home, EmbeddedError> {
+        match &options.place {
+            Place::Temporary => {
+                let dir = tempfile::Builder::new()
+                    .prefix("millpond-")
+                    .tempdir()
+                    .tried(|| "no temporary directory".into())?;
+                let home = Home {
+                    dir: dir.keep(),
+                    user: server_user()?,
+                };
+                home.give_to_server(&home.dir)?;
+                Ok(home)
+            }
+            Place::Kept(dir) => {
+                let home = Home::at(dir)?;
+                if home.dir != absolute(dir)? {
+                    warn!(
+                        "the private database is in {}: its user cannot reach {}",
+                        home.dir.display(),
+                        dir.display()
+                    );
+                }
+                home.make_dir()?;
+                Ok(home)
+            }
+        }
+    }
+
+    /// Where a kept directory is: as named, or below /var/lib where the server's user cannot reach that.
+    pub fn at(dir: &Path) -> Result<Home, EmbeddedError> {
+        let (dir, user) = (absolute(dir)?, server_user()?);
+        let named = Home {
+            dir: dir.clone(),
+            user,
+        };
+        let reaches = |path: &Path| {
+            named
+                .command("/bin/sh")
+                .args(["-c", ":"])
+                .current_dir(path)
+                .status()
+                .is_ok()
+        };
+        let parent = dir.parent().unwrap_or(Path::new("/"));
+        if named.user.is_none() || reaches(if dir.exists() { &dir } else { parent }) {
+            return Ok(named);
+        }
+        let hash = dir
+            .as_os_str()
+            .as_encoded_bytes()
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+                (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
+            });
+        Ok(Home {
+            dir: Path::new("/var/lib/millpond").join(format!("{hash:016x}")),
+            user: named.user,
+        })
+    }
+
+    fn make_dir(&self) -> Result<(), EmbeddedError> {
+        // Root's directory must let the server's user through to its own below.
+        let mode = if self.user.is_some() { 0o755 } else { 0o700 };
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(&self.dir);
+        made.tried(|| format!("{} could not be made", self.dir.display()))?;
+        if self.user.is_some() {
+            let open = fs::set_permissions(&self.dir, Permissions::from_mode(mode));
+            open.tried(|| {
+                format!(
+                    "{} could not be opened for the server's user",
+                    self.dir.display()
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A command that runs as the server's user.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        if let Some(user) = &self.user {
+            command.gid(user.gid).uid(user.uid);
+        }
+        // Settings of a client would be taken for the server's.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"PG") {
+                command.env_remove(name);
+            }
+        }
+        command.env("LC_ALL", "C").current_dir("/");
+        command
+    }
+
+    fn give_to_server(&self, path: &Path) -> Result<(), EmbeddedError> {
+        let Some(user) = &self.user else {
+            return Ok(());
+        };
+        chown(path, Some(user.uid), Some(user.gid))
+            .tried(|| format!("{} could not be given to the server's user", path.display()))
+    }
+
+    /// One program at a time. A server whose program was killed is given a moment to stop.
+    pub fn take_lock(&self) -> Result<File, EmbeddedError> {
+        let what = || format!("{} could not be locked", self.lock().display());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.lock());
+        let mut file = file.tried(what)?;
+        let patience = Instant::now() + HANDOVER_LIMIT;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(e)) => return Err(e).tried(what),
+                // Waiting for another program that lives would be in vain; a server that is left over will end.
+                Err(TryLockError::WouldBlock)
+                    if self.has_other_owner() || Instant::now() >= patience =>
+                {
+                    return Err(self.in_use());
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+        file.set_len(0)
+            .and_then(|()| write!(file, "{}", std::process::id()))
+            .tried(what)?;
+        // Whoever wrote it is gone, or the lock were not ours; its number may belong to another process by now, which
+        // PostgreSQL would take for a running server.
+        match fs::remove_file(self.pid_file()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).tried(what)?,
+            _ => {}
+        }
+        Ok(file)
+    }
+
+    fn has_other_owner(&self) -> bool {
+        self.owner()
+            .is_some_and(|pid| pid != std::process::id() && is_alive(pid))
+    }
+
+    /// The program that took the lock last.
+    fn owner(&self) -> Option<u32> {
+        fs::read_to_string(self.lock()).ok()?.trim().parse().ok()
+    }
+
+    pub fn in_use(&self) -> EmbeddedError {
+        EmbeddedError::InUse {
+            dir: self.dir.clone(),
+            pid: self.owner(),
+        }
+    }
+
+    pub fn password_or_new(&self) -> Result<String, EmbeddedError> {
+        let path = self.password();
+        if let Ok(password) = fs::read_to_string(&path) {
+            return Ok(password.trim().to_owned());
+        }
+        let what = || format!("{} could not be written", path.display());
+        let mut random = [0u8; 16];
+        File::open("/dev/urandom")
+            .and_then(|mut f| f.read_exact(&mut random))
+            .tried(|| "no random numbers".into())?;
+        let password: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .tried(what)?;
+        writeln!(file, "{password}").tried(what)?;
+        self.give_to_server(&path)?;
+        Ok(password)
+    }
+
+    /// Makes the data directory, under another name until it is whole.
+    pub fn init(&self, programs: &Programs) -> Result<(), EmbeddedError> {
+        let fresh = self.dir.join("pg.new");
+        let what = || format!("{} could not be made", fresh.display());
+        if fresh.exists() {
+            fs::remove_dir_all(&fresh).tried(what)?;
+        }
+        DirBuilder::new().mode(0o700).create(&fresh).tried(what)?;
+        self.give_to_server(&fresh)?;
+        info!("making a private database in {}", self.data().display());
+        let mut command = self.command(programs.dir.join("initdb"));
+        command
+            .arg("-D")
+            .arg(&fresh)
+            .arg(format!("--pwfile={}", self.password().display()));
+        command.args([
+            "-U",
+            "postgres",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+        ]);
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .tried(|| "initdb could not be run".into())?;
+        if !output.status.success() {
+            let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(EmbeddedError::Failed {
+                what: format!("initdb failed ({})", output.status),
+                printed,
+            });
+        }
+        fs::rename(&fresh, self.data()).tried(what)
+    }
+
+    /// Process and port of a server that takes connections here, as its own file says (the manual calls it the lock file).
+    pub fn ready_server(&self) -> Option<(i32, u16)> {
+        let text = fs::read_to_string(self.pid_file()).ok()?;
+        let mut lines = text.lines();
+        let pid: i32 = lines.next()?.trim().parse().ok()?;
+        let port: u16 = lines.nth(2)?.trim().parse().ok()?;
+        let status = lines.nth(3)?.trim();
+        (status == "ready" && is_alive(pid.unsigned_abs())).then_some((pid, port))
+    }
+}
+
+fn absolute(dir: &Path) -> Result<PathBuf, EmbeddedError> {
+    std::path::absolute(dir).tried(|| format!("{} is no path", dir.display()))
+}
+
+/// Also true for a process of another user, which we may not signal.
+fn is_alive(pid: u32) -> bool {
+    let Ok(pid) = i32::try_from(pid) else {
+        return false;
+    };
+    !matches!(
+        kill(Pid::from_raw(pid), None),
+        Err(nix::errno::Errno::ESRCH)
+    )
+}

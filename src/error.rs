@@ -1,0 +1,433 @@
+//! What can go wrong, with the evidence.
+//!
+//! Each error states one fact; the cause is behind [`source`](std::error::Error::source). What may be done about an
+//! error is asked with predicates ([`Error::is_retryable`], [`Error::is_outcome_unknown`]), never read out of its text.
+//! No error holds a parameter value or a password.
+
+use crate::metrics::Stats;
+use crate::retry::{self, Phase, Repeat, Symptom, Verdict};
+use postgres::error::SqlState;
+use std::error::Error as StdError;
+use std::fmt;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The result of the library's calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// No connection could be had; the database was never asked.
+    Checkout(Box<CheckoutError>),
+    /// A connection to the server could not be opened.
+    Open(Arc<OpenError>),
+    /// A statement ran longer than its limit and was stopped. Nothing of it took effect, unless it commits inside.
+    QueryTimeout {
+        /// The limit that was passed.
+        limit: Duration,
+        /// The first 100 characters of the statement.
+        sql: Box<str>,
+        /// What the driver said.
+        source: postgres::Error,
+        /// How far the work had come.
+        phase: Phase,
+    },
+    /// The server refused the statement, or the connection was lost.
+    Database {
+        /// What the driver said.
+        source: postgres::Error,
+        /// How far the work had come.
+        phase: Phase,
+    },
+    /// A write was sent and its answer lost: it may have been done, or not. Never repeated by the pool.
+    OutcomeUnknown {
+        /// What was lost.
+        source: Box<Error>,
+    },
+    /// A statement failed inside a transaction and its closure went on as if it had not: nothing was committed.
+    TransactionAborted {
+        /// What the failed statement's error said.
+        cause: Box<str>,
+        /// The server's code for it.
+        sqlstate: Option<SqlState>,
+    },
+    /// The last error of a call that was repeated, or that could have been repeated and was not.
+    GaveUp {
+        /// How often it was tried, the first time included.
+        attempts: u32,
+        /// Why it was not tried once more.
+        reason: GaveUpReason,
+        /// The last error.
+        source: Box<Error>,
+    },
+    /// The call was used in a way that cannot work.
+    Misuse(&'static str),
+    /// An error of the application, handed through a transaction's closure. The transaction was rolled back.
+    Application(Box<dyn StdError + Send + Sync>),
+}
+
+/// Why a call that could have been repeated was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GaveUpReason {
+    /// The policy's retries are used up.
+    MaxRetries,
+    /// The next pause would have outlived the caller's deadline.
+    Deadline,
+    /// Too many retries lately: the pool's retry budget is empty, so that a sick database is not beaten by its own clients.
+    Budget,
+}
+
+impl fmt::Display for GaveUpReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            GaveUpReason::MaxRetries => "no retries left",
+            GaveUpReason::Deadline => "no time left for another",
+            GaveUpReason::Budget => "the pool's retry budget is empty",
+        })
+    }
+}
+
+/// Why no connection could be had, and what the pool looked like then.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CheckoutError {
+    /// What ended the wait.
+    pub reason: CheckoutFailure,
+    /// How long the caller was in line.
+    pub waited: Duration,
+    /// The pool's figures at that moment.
+    pub stats: Stats,
+    /// Who holds a connection longest.
+    pub longest: Option<HeldBy>,
+    /// The last failure to open a connection, when the newest attempt failed.
+    pub last_open_error: Option<Arc<OpenError>>,
+}
+
+/// What ended a wait for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CheckoutFailure {
+    /// No connection came free in time.
+    Timeout,
+    /// As many threads as allowed are in line already.
+    LineFull,
+    /// The database has been away for a while; nobody waits until a connection opens again.
+    FailingFast,
+    /// The pool is closed, or closing.
+    Closed,
+}
+
+/// Who holds a connection.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HeldBy {
+    /// The connection's number in the log.
+    pub connection: u64,
+    /// Where it was checked out.
+    pub place: &'static Location<'static>,
+    /// The thread's name, where it has one.
+    pub thread: Option<String>,
+    /// For how long.
+    pub held: Duration,
+}
+
+impl fmt::Display for HeldBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let thread = self.thread.as_deref().unwrap_or("unnamed");
+        write!(
+            f,
+            "conn={} held for {:.1?} by thread {thread} since {}",
+            self.connection, self.held, self.place
+        )
+    }
+}
+
+impl fmt::Display for CheckoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reason {
+            CheckoutFailure::Timeout => write!(f, "no connection within {:.1?}", self.waited)?,
+            CheckoutFailure::LineFull => write!(f, "too many threads in line for a connection")?,
+            CheckoutFailure::FailingFast => write!(f, "the database is away")?,
+            CheckoutFailure::Closed => write!(f, "the pool is closed")?,
+        }
+        let s = &self.stats;
+        write!(
+            f,
+            " (total={} active={} idle={} waiting={} max={}",
+            s.total, s.active, s.idle, s.waiting, s.max
+        )?;
+        match &self.longest {
+            Some(holder) => write!(f, "; longest: {holder})"),
+            None => f.write_str(")"),
+        }
+    }
+}
+
+impl StdError for CheckoutError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.last_open_error.as_deref().map(|e| e as _)
+    }
+}
+
+/// Why a connection to the server could not be opened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// What the driver or the server said.
+    Driver(postgres::Error),
+    /// The server took longer than allowed to accept and to authenticate.
+    Timeout(Duration),
+    /// The application's `on_connect` failed.
+    OnConnect(Box<Error>),
+    /// The driver, or `on_connect`, panicked.
+    Panicked(String),
+    /// The pool was closed meanwhile.
+    Closed,
+}
+
+impl OpenError {
+    /// The server's code for what happened, where it said one.
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        match self {
+            OpenError::Driver(e) => e.code(),
+            OpenError::OnConnect(e) => e.sqlstate(),
+            OpenError::Timeout(_) | OpenError::Panicked(_) | OpenError::Closed => None,
+        }
+    }
+
+    /// True where the next attempt will most likely fail as well: a wrong password, an unknown database.
+    pub fn is_permanent(&self) -> bool {
+        retry::verdict(&self.symptom(), Phase::Opening).repeat == Repeat::Permanent
+    }
+
+    fn symptom(&self) -> Symptom<'_> {
+        match self {
+            OpenError::Driver(e) => Symptom::of(e),
+            OpenError::Timeout(_) => Symptom::Lost,
+            OpenError::OnConnect(e) => match &**e {
+                Error::Database { source, .. } | Error::QueryTimeout { source, .. } => {
+                    Symptom::of(source)
+                }
+                _ => Symptom::BadCall,
+            },
+            OpenError::Panicked(_) | OpenError::Closed => Symptom::BadCall,
+        }
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::Driver(_) => f.write_str("could not open a connection"),
+            OpenError::Timeout(limit) => write!(f, "the server did not let us in within {limit:?}"),
+            OpenError::OnConnect(_) => f.write_str("on_connect failed"),
+            OpenError::Panicked(what) => write!(f, "panicked while opening a connection: {what}"),
+            OpenError::Closed => f.write_str("the pool is closed"),
+        }
+    }
+}
+
+impl StdError for OpenError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            OpenError::Driver(e) => Some(e),
+            OpenError::OnConnect(e) => Some(e),
+            OpenError::Timeout(_) | OpenError::Panicked(_) | OpenError::Closed => None,
+        }
+    }
+}
+
+impl Error {
+    /// Wraps an error of the application, to be returned from a transaction's closure.
+    pub fn application(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        Error::Application(error.into())
+    }
+
+    /// The application's own error, when this is one of type `E`.
+    pub fn downcast<E: StdError + Send + Sync + 'static>(self) -> Result<E, Error> {
+        match self {
+            Error::Application(inner) => inner.downcast().map(|e| *e).map_err(Error::Application),
+            other => Err(other),
+        }
+    }
+
+    /// True when time ran out: waiting for a connection, or on a statement.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Error::Checkout(e) => e.reason == CheckoutFailure::Timeout,
+            Error::Open(e) => matches!(**e, OpenError::Timeout(_)),
+            Error::QueryTimeout { .. } => true,
+            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.is_timeout(),
+            Error::Database { .. }
+            | Error::TransactionAborted { .. }
+            | Error::Misuse(_)
+            | Error::Application(_) => false,
+        }
+    }
+
+    /// True when the call took no effect for certain, and the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::GaveUp { source, .. } => source.is_retryable(),
+            other => matches!(
+                other.verdict().repeat,
+                Repeat::NeverSent | Repeat::RolledBack
+            ),
+        }
+    }
+
+    /// True when a write may have been done, or not.
+    pub fn is_outcome_unknown(&self) -> bool {
+        match self {
+            Error::OutcomeUnknown { .. } => true,
+            Error::GaveUp { source, .. } => source.is_outcome_unknown(),
+            _ => false,
+        }
+    }
+
+    /// The server's code, where the server said one. The codes stand in appendix A of PostgreSQL's manual.
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        match self {
+            Error::Checkout(e) => e.last_open_error.as_ref()?.sqlstate(),
+            Error::Open(e) => e.sqlstate(),
+            Error::QueryTimeout { source, .. } | Error::Database { source, .. } => source.code(),
+            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.sqlstate(),
+            Error::TransactionAborted { sqlstate, .. } => sqlstate.as_ref(),
+            Error::Misuse(_) | Error::Application(_) => None,
+        }
+    }
+
+    /// May it be repeated, and is the connection spent?
+    pub(crate) fn verdict(&self) -> Verdict {
+        match self {
+            Error::Checkout(e) => match (e.reason, &e.last_open_error) {
+                (CheckoutFailure::Closed, _) => Verdict::PERMANENT,
+                (_, Some(open)) if open.is_permanent() => Verdict::PERMANENT,
+                // The line is full because retries would only lengthen it; fail fast means what it says.
+                (CheckoutFailure::LineFull | CheckoutFailure::FailingFast, _) => Verdict::PERMANENT,
+                (CheckoutFailure::Timeout, _) => Verdict::NEVER_SENT,
+            },
+            Error::Open(e) => retry::verdict(&e.symptom(), Phase::Opening),
+            Error::Database { source, phase } => retry::verdict(&Symptom::of(source), *phase),
+            // A timeout is not repeated: the next attempt would most likely end the same way, and cost as much. Where the
+            // server did not say that it stopped, a write may have been done all the same.
+            Error::QueryTimeout { source, phase, .. } => {
+                match retry::verdict(&Symptom::of(source), *phase) {
+                    lost if lost.repeat == Repeat::Ambiguous => lost,
+                    other => Verdict {
+                        repeat: Repeat::Permanent,
+                        ..other
+                    },
+                }
+            }
+            Error::TransactionAborted {
+                sqlstate: Some(code),
+                ..
+            } => retry::verdict(&Symptom::Server(code), Phase::InTransaction),
+            Error::TransactionAborted { .. } | Error::Misuse(_) | Error::Application(_) => {
+                Verdict::PERMANENT
+            }
+            Error::OutcomeUnknown { .. } => Verdict::AMBIGUOUS,
+            Error::GaveUp { source, .. } => source.verdict(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Checkout(e) => write!(f, "{e}"),
+            Error::Open(e) => write!(f, "{e}"),
+            Error::QueryTimeout { limit, sql, .. } => {
+                write!(f, "query timeout after {} ms: {sql}", limit.as_millis())
+            }
+            Error::Database { source, .. } => match source.as_db_error() {
+                Some(db) => write!(f, "{} ({})", db.message(), db.code().code()),
+                None => write!(f, "{source}"),
+            },
+            Error::OutcomeUnknown { .. } => {
+                f.write_str("the outcome is unknown: the write may have been done, or not")
+            }
+            Error::GaveUp {
+                attempts, reason, ..
+            } => {
+                let times = if *attempts == 1 {
+                    "attempt"
+                } else {
+                    "attempts"
+                };
+                write!(f, "gave up after {attempts} {times}: {reason}")
+            }
+            Error::TransactionAborted { cause, .. } => {
+                write!(
+                    f,
+                    "nothing was committed: a statement of the transaction failed: {cause}"
+                )
+            }
+            Error::Misuse(what) => f.write_str(what),
+            Error::Application(e) => write!(f, "{e}"),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Error::Checkout(e) => e.source(),
+            Error::Open(e) => e.source(),
+            Error::QueryTimeout { source, .. } => Some(source),
+            // The server's message is in our own line already; what is below it is the same once more.
+            Error::Database { source, .. } => match source.as_db_error() {
+                Some(_) => None,
+                None => source.source(),
+            },
+            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => Some(source),
+            Error::TransactionAborted { .. } | Error::Misuse(_) => None,
+            Error::Application(e) => e.source(),
+        }
+    }
+}
+
+/// For reading rows inside a closure: `row.try_get(..)?`.
+impl From<postgres::Error> for Error {
+    fn from(source: postgres::Error) -> Error {
+        Error::Database {
+            source,
+            phase: Phase::Statement,
+        }
+    }
+}
+
+/// Prints an error and all of its causes in one line, as logs want it: the driver's own `Display` omits its cause
+/// (tokio-postgres 0.7.18 says "db error" for whatever the server said). Of the server's error only the message and
+/// the code are printed, never the detail, which holds row values.
+#[derive(Clone, Copy)]
+pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut next = Some(self.0);
+        let mut first = true;
+        while let Some(error) = next {
+            if !first {
+                f.write_str(": ")?;
+            }
+            first = false;
+            match error.downcast_ref::<postgres::error::DbError>() {
+                Some(db) => write!(f, "{} ({})", db.message(), db.code().code())?,
+                None => write!(f, "{error}")?,
+            }
+            next = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// The first 100 characters of a statement, for errors and logs.
+pub(crate) fn excerpt(sql: &str) -> Box<str> {
+    sql.trim().chars().take(100).collect::<String>().into()
+}

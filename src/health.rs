@@ -1,0 +1,59 @@
+//! Does the database answer, and how is the pool?
+
+use crate::metrics::Stats;
+use crate::pool::{Pool, ProbeError};
+use std::time::Duration;
+
+/// The pool's health at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Health {
+    /// The database answered within 800 ms.
+    pub healthy: bool,
+    /// The time of one round trip; none when it did not answer.
+    pub latency: Option<Duration>,
+    /// What is wrong.
+    pub error: Option<ProbeError>,
+    /// The server's code for it, where the server said one.
+    pub sqlstate: Option<String>,
+    /// The server had no room for the probe, while the pool has working connections: that is healthy.
+    pub probe_refused: bool,
+    /// The pool's figures.
+    pub stats: Stats,
+}
+
+impl Pool {
+    /// Asks the database for a sign of life, on a connection outside the pool, so that a saturated pool on a live database
+    /// is healthy. Returns within 800 ms; all who ask within 250 ms share one answer.
+    pub fn health(&self) -> Health {
+        let reading = self.probe();
+        let stats = self.stats();
+        let working = stats.idle + stats.active > 0;
+        match reading {
+            Ok(latency) => Health {
+                healthy: true,
+                latency: Some(latency),
+                error: None,
+                sqlstate: None,
+                probe_refused: false,
+                stats,
+            },
+            Err((ProbeError::TooManyConnections, _)) if working => Health {
+                healthy: true,
+                latency: None,
+                error: None,
+                sqlstate: None,
+                probe_refused: true,
+                stats,
+            },
+            Err((error, sqlstate)) => Health {
+                healthy: false,
+                latency: None,
+                error: Some(error),
+                sqlstate,
+                probe_refused: false,
+                stats,
+            },
+        }
+    }
+}

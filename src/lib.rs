@@ -1,0 +1,82 @@
+//! A PostgreSQL pool that stays calm, for synchronous Rust.
+//!
+//! Threads check connections out of a [`Pool`] in a fair line, run statements that are repeated only where that does no harm,
+//! and are freed at their deadlines whatever the server does. The README shows the first steps; [`Pool::builder`] has every
+//! option with its default; [`Error`] says what went wrong and what may be done about it.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = millpond::Pool::builder().database_url("postgresql://app:secret@localhost/studio").build()?;
+//! let rows = pool.read("SELECT name FROM studios WHERE id = $1", &[&1i64])?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The life of a connection
+//!
+//! ```text
+//!               an opener asks r2d2              nobody in line
+//!   (nothing) ───────────────────────► opening ─────────────────► idle
+//!                                         │                       │  ▲
+//!                              somebody is in line     check-out  │  │ check-in
+//!                                         │                       ▼  │ (straight to the longest waiter)
+//!                                         └────────────────────► active
+//!
+//!   idle    ──► closed: idle_timeout (above the minimum), max_lifetime, drained
+//!   active  ──► closed at check-in: broken, failed_over, max_lifetime, max_uses, leaked_state, drained
+//! ```
+//!
+//! A connection that was idle for more than 500 ms, or not heard of since another one broke, is asked for a sign of life
+//! before it is used. When that fails, all that are as old are retired.
+//!
+//! # The shutdown
+//!
+//! ```text
+//!   Pool::close(timeout)
+//!   │ no check-out, those in line are turned away
+//!   │ idle connections are closed, with a goodbye
+//!   │ those in use are waited for ................................ drained
+//!   ▼ half of the time before the end (at most 2 s)
+//!   │ statements that still run are cancelled, but never a COMMIT . cancelled
+//!   ▼ the end
+//!     what has not come back is cut ............................... aborted
+//! ```
+//!
+//! # Words
+//!
+//! *Open* and *close* a server connection; *check out* and *check in* with the pool; *discard*: a check-in that closes;
+//! *drain*: refuse new check-outs, let those in use finish. *Waiters* are threads in line. An *attempt* is one try of a call;
+//! the *verdict* on an error says whether there may be another. A *deadline* is a moment, a *timeout* a duration, the
+//! *budget* what a pool may spend on retries.
+//!
+//! # Features
+//!
+//! Without default features this is the pool alone. `server` adds the HTTP server, `embedded` a private PostgreSQL for
+//! development and tests, `cli` the program.
+
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
+pub mod config;
+#[cfg(feature = "embedded")]
+pub mod embedded;
+pub mod error;
+pub mod health;
+pub mod metrics;
+pub mod pool;
+pub mod retry;
+#[cfg(feature = "server")]
+pub mod server;
+mod transaction;
+
+pub use config::{Config, ConfigErrors};
+pub use error::{Error, Result};
+pub use pool::Pool;
+pub use postgres;
+pub use retry::RetryPolicy;
+pub use transaction::Transaction;
+
+/// The README's code is compiled as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

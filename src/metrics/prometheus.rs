@@ -1,0 +1,142 @@
+//! The text that Prometheus reads (exposition format 0.0.4).
+
+use super::Stats;
+use prometheus::core::Collector;
+use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, TextEncoder};
+
+/// The content type of that text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What the gauges show.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauges {
+    /// The pool's figures.
+    pub stats: Stats,
+    /// Check-outs fail at once, because the database has been away for long.
+    pub failing_fast: bool,
+    /// The last probe found the database answering.
+    pub probe_up: bool,
+}
+
+impl super::Metrics {
+    /// All counters and histograms, and the gauges given.
+    pub fn text(&self, pool_name: &str, gauges: Gauges) -> String {
+        let mut families = self.registry().gather();
+        for gauge in collectors(pool_name, gauges) {
+            families.extend(gauge.collect());
+        }
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        let mut out = Vec::new();
+        // Writing to memory fails only for a family without a metric, which none of ours is.
+        if let Err(e) = TextEncoder::new().encode(&families, &mut out) {
+            log::error!("metrics could not be written: {e}");
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+}
+
+fn collectors(pool_name: &str, gauges: Gauges) -> Vec<Box<dyn Collector>> {
+    let stats = gauges.stats;
+    let pool = |name: &str, help: &str| {
+        Opts::new(name, help).const_label("db_client_connection_pool_name", pool_name)
+    };
+    let mut all: Vec<Box<dyn Collector>> = Vec::new();
+    let count = pool("db_client_connection_count", "Connections by state.");
+    if let Ok(by_state) = IntGaugeVec::new(count, &["db_client_connection_state"]) {
+        by_state.with_label_values(&["idle"]).set(stats.idle as i64);
+        by_state
+            .with_label_values(&["used"])
+            .set(stats.active as i64);
+        all.push(Box::new(by_state));
+    }
+    let plain = [
+        (
+            pool(
+                "db_client_connection_max",
+                "The most connections there may be.",
+            ),
+            stats.max as i64,
+        ),
+        (
+            pool(
+                "db_client_connection_idle_min",
+                "Idle connections kept ready.",
+            ),
+            stats.min_idle as i64,
+        ),
+        (
+            pool(
+                "db_client_connection_pending_requests",
+                "Threads in line for a connection.",
+            ),
+            stats.waiting as i64,
+        ),
+        (
+            Opts::new("millpond_failing_fast", "1 while check-outs fail at once."),
+            i64::from(gauges.failing_fast),
+        ),
+        (
+            Opts::new(
+                "millpond_probe_up",
+                "1 while the database answers the probe.",
+            ),
+            i64::from(gauges.probe_up),
+        ),
+        (
+            Opts::new("millpond_build_info", "The version.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
+            1,
+        ),
+    ];
+    for (opts, value) in plain {
+        if let Ok(gauge) = IntGauge::with_opts(opts) {
+            gauge.set(value);
+            all.push(Box::new(gauge));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Metrics;
+    use super::*;
+
+    #[test]
+    fn counters_exist_at_zero_and_gauges_show_the_figures() {
+        let stats = Stats {
+            total: 5,
+            idle: 4,
+            active: 1,
+            max: 20,
+            min_idle: 2,
+            ..Stats::default()
+        };
+        let text = Metrics::new().text(
+            "app",
+            Gauges {
+                stats,
+                failing_fast: false,
+                probe_up: true,
+            },
+        );
+        for line in [
+            r#"db_client_connection_count{db_client_connection_pool_name="app",db_client_connection_state="idle"} 4"#,
+            r#"db_client_connection_count{db_client_connection_pool_name="app",db_client_connection_state="used"} 1"#,
+            r#"db_client_connection_max{db_client_connection_pool_name="app"} 20"#,
+            r#"db_client_connection_idle_min{db_client_connection_pool_name="app"} 2"#,
+            r#"db_client_connection_pending_requests{db_client_connection_pool_name="app"} 0"#,
+            "db_client_connection_timeouts_total 0",
+            r#"millpond_connections_closed_total{reason="max_uses"} 0"#,
+            r#"millpond_commit_outcomes_total{outcome="unknown"} 0"#,
+            r#"millpond_retries_total{sqlstate="",verdict="rolled_back"} 0"#,
+            r#"millpond_connect_failures_total{sqlstate=""} 0"#,
+            "millpond_failing_fast 0",
+            "millpond_probe_up 1",
+            r#"db_client_operation_duration_seconds_bucket{db_system_name="postgresql",le="0.2"} 0"#,
+            r#"db_client_connection_wait_time_seconds_bucket{le="0.0005"} 0"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Setting a pool up.
+
+use super::admission::Line;
+use super::manager::{Manager, OnConnect, Shared};
+use super::probe::Probe;
+use super::watchdog::Watchdog;
+use super::{Inner, Observer, Pool, upkeep};
+use crate::config::{ConfigErrors, Database, PoolConfig, Problem};
+use crate::retry::{Budget, RetryPolicy};
+use postgres::Client;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Options of a pool. [`build`](Builder::build) returns at once, also while the database is down.
+#[derive(Default)]
+#[must_use = "nothing happens before build()"]
+pub struct Builder {
+    config: PoolConfig,
+    on_connect: Option<Box<OnConnect>>,
+    observers: Vec<Arc<dyn Observer>>,
+    bad_url: Option<String>,
+}
+
+/// The settings of [`Config::from_env`](crate::Config::from_env), or any others.
+impl From<PoolConfig> for Builder {
+    fn from(config: PoolConfig) -> Builder {
+        Builder {
+            config,
+            ..Builder::default()
+        }
+    }
+}
+
+/// A zero that means "off" or "never".
+fn unless_zero(time: Duration) -> Option<Duration> {
+    Some(time).filter(|t| !t.is_zero())
+}
+
+impl Builder {
+    /// Where the database is: a `postgresql://` URL or a `key=value` string. Several hosts may be named. `sslmode` may be
+    /// `disable` or `prefer` (which is plain: TLS is not built in). What is wrong with it is said by [`build`](Self::build).
+    pub fn database_url(mut self, url: &str) -> Self {
+        match url.parse::<Database>() {
+            Ok(database) => (self.config.database, self.bad_url) = (Some(database), None),
+            Err(why) => self.bad_url = Some(why),
+        }
+        self
+    }
+
+    /// Most connections of the pool. Default 20; 1 to 10000. The server should allow two more: for health, and for upkeep.
+    pub fn max_size(mut self, connections: u32) -> Self {
+        self.config.max_size = connections;
+        self
+    }
+
+    /// Idle connections kept ready. Default 2, or `max_size` where that is smaller; at most `max_size`.
+    pub fn min_idle(mut self, connections: u32) -> Self {
+        self.config.min_idle = Some(connections);
+        self
+    }
+
+    /// Upper bound on one check-out: waiting in line plus validation; and on opening one connection: name, TCP, handshake and
+    /// authentication. Default 2 s; zero is refused. Fails as [`Error::Checkout`](crate::Error::Checkout).
+    pub fn connection_timeout(mut self, limit: Duration) -> Self {
+        self.config.connection_timeout = limit;
+        self
+    }
+
+    /// How long a connection above the minimum may be idle before it is closed. Default 30 s; zero = for ever.
+    pub fn idle_timeout(mut self, time: Duration) -> Self {
+        self.config.idle_timeout = unless_zero(time);
+        self
+    }
+
+    /// The age at which a connection is retired, less up to 10 % jitter; one in use when it comes back. Default 30 min; zero =
+    /// never.
+    pub fn max_lifetime(mut self, age: Duration) -> Self {
+        self.config.max_lifetime = unless_zero(age);
+        self
+    }
+
+    /// How often a connection is checked out before it is retired. Default 7500; 0 = without end.
+    pub fn max_uses(mut self, uses: u64) -> Self {
+        self.config.max_uses = uses;
+        self
+    }
+
+    /// Most threads in line; one more is refused at once, as [`Error::Checkout`](crate::Error::Checkout). Default 1000.
+    pub fn max_waiting(mut self, threads: usize) -> Self {
+        self.config.max_waiting = threads;
+        self
+    }
+
+    /// PostgreSQL's `statement_timeout` of every connection (manual, section 20.11). Default 5 s; zero = off. Fails as
+    /// [`Error::QueryTimeout`](crate::Error::QueryTimeout).
+    pub fn statement_timeout(mut self, limit: Duration) -> Self {
+        self.config.statement_timeout = unless_zero(limit);
+        self.config.statement_timeout_wins = true;
+        self
+    }
+
+    /// Our own deadline of one statement, which also holds when the server is frozen or unreachable: a cancel request at the
+    /// deadline, and the connection is cut 500 ms later (not over a Unix socket). Default 5 s; zero = off. Fails as
+    /// [`Error::QueryTimeout`](crate::Error::QueryTimeout).
+    pub fn query_timeout(mut self, limit: Duration) -> Self {
+        self.config.query_timeout = unless_zero(limit);
+        self
+    }
+
+    /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only, for poolers that hand every
+    /// transaction to another server.
+    pub fn statement_cache(mut self, statements: usize) -> Self {
+        self.config.statement_cache = statements;
+        self
+    }
+
+    /// `application_name`, as `pg_stat_activity` shows it. Default: the program's file name.
+    pub fn application_name(mut self, name: impl Into<String>) -> Self {
+        self.config.application_name = Some(name.into());
+        self
+    }
+
+    /// When calls are repeated. Default: [`RetryPolicy::default`].
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.config.retry = policy;
+        self
+    }
+
+    /// Once no connection could be opened for this long, check-outs fail at once with the cause, until one opens. Default
+    /// 10 s; zero = at the first failure.
+    pub fn fail_fast_after(mut self, time: Duration) -> Self {
+        self.config.fail_fast_after = time;
+        self
+    }
+
+    /// A statement that takes longer is logged, its text without values. Default 500 ms; zero = off.
+    pub fn slow_query(mut self, limit: Duration) -> Self {
+        self.config.slow_query = unless_zero(limit);
+        self
+    }
+
+    /// Warns, with the place of check-out, when a connection is held longer. Default zero = off.
+    pub fn leak_threshold(mut self, time: Duration) -> Self {
+        self.config.leak_threshold = unless_zero(time);
+        self
+    }
+
+    /// Runs once for each new connection, before it is used (`SET search_path`, `SET ROLE`), and again after a connection that
+    /// was lent out raw was reset. An error counts as a failure to open.
+    pub fn on_connect<F>(mut self, work: F) -> Self
+    where
+        F: Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync + 'static,
+    {
+        self.on_connect = Some(Box::new(work));
+        self
+    }
+
+    /// Tells this observer what happens to connections. May be called more than once.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
+    /// Builds the pool and returns at once: connections are opened in the background, and as long as that takes.
+    ///
+    /// # Errors
+    /// Every setting that cannot work, all at once.
+    pub fn build(self) -> Result<Pool, ConfigErrors> {
+        let config = self.config;
+        let mut problems = config.problems();
+        let url = |takes: String| Problem {
+            name: "DATABASE_URL",
+            got: None,
+            takes,
+        };
+        match (&config.database, self.bad_url) {
+            (_, Some(why)) => problems.push(url(why)),
+            (None, None) => problems.push(url("is not set".into())),
+            (Some(_), None) => {}
+        }
+        if !problems.is_empty() {
+            return Err(ConfigErrors(problems));
+        }
+        let hosts = config
+            .database
+            .as_ref()
+            .map(Database::each_host)
+            .unwrap_or_default();
+        let thread_failed = |e: std::io::Error| {
+            ConfigErrors(vec![Problem {
+                name: "DB_POOL_MAX",
+                got: None,
+                takes: format!("no thread could be started: {e}"),
+            }])
+        };
+        let watchdog = Watchdog::start().map_err(thread_failed)?;
+        let shared = Arc::new(Shared::new(
+            config,
+            hosts,
+            self.on_connect,
+            self.observers,
+            watchdog,
+        ));
+        let config = &shared.config;
+        let r2d2 = r2d2::Pool::builder()
+            .max_size(config.max_size)
+            .min_idle(Some(config.effective_min_idle()))
+            .connection_timeout(config.connection_timeout)
+            .max_lifetime(config.max_lifetime)
+            // Both are ours; see the head of the pool's module.
+            .idle_timeout(None)
+            .test_on_check_out(false)
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            // `build` would wait for the first connections.
+            .build_unchecked(Manager(Arc::clone(&shared)));
+        let inner = Arc::new(Inner {
+            budget: Budget::for_pool_of(config.max_size),
+            probe: Probe::default(),
+            line: Arc::new(Line::new(config.max_size as usize, config.max_waiting)),
+            r2d2,
+            out: AtomicUsize::new(0),
+            warned_at: AtomicU64::new(0),
+            start: Instant::now(),
+            keeper: Mutex::default(),
+            returned: Default::default(),
+            shared,
+        });
+        upkeep::start(&inner).map_err(thread_failed)?;
+        Ok(Pool { inner })
+    }
+}

@@ -1,0 +1,492 @@
+//! Opens server connections for r2d2, and knows whether the database can be reached.
+//!
+//! r2d2 backs off by itself when `connect` fails, up to many seconds, and so would be late when the database is back.
+//! `connect` therefore does not fail while the pool is open: it keeps trying. While the database is down one of r2d2's three
+//! threads tries about every 25 ms and the others wait for it (the [`Gate`]), so that the database sees no storm and is
+//! found at once when it is back. A panic in `connect` would leak r2d2's pending slot for ever (r2d2 0.8.10): it is caught.
+
+use super::Observer;
+use super::session::Session;
+use super::watchdog::{Plan, Watchdog};
+use super::wire::Connector;
+use crate::config::PoolConfig;
+use crate::error::{Chain, Error, OpenError, excerpt};
+use crate::metrics::Metrics;
+use crate::retry::Phase;
+use log::{debug, error, info, warn};
+use postgres::config::{Host, SslMode, SslNegotiation};
+use postgres::error::SqlState;
+use postgres::{Client, NoTls};
+use r2d2::ManageConnection;
+use r2d2_postgres::PostgresConnectionManager;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two attempts while the database is down.
+const RETRY_EVERY: Duration = Duration::from_millis(25);
+/// The same where the server is there and has no room.
+const RETRY_FULL: Duration = Duration::from_millis(250);
+/// The same where the next attempt will most likely fail as well.
+const RETRY_PERMANENT: Duration = Duration::from_secs(3);
+/// How often an outage is logged while it lasts.
+const REMIND_EVERY: Duration = Duration::from_secs(30);
+
+pub(crate) type OnConnect = dyn Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync;
+
+/// What the sessions, the manager and the pool have in common.
+pub(crate) struct Shared {
+    pub config: PoolConfig,
+    pub metrics: Metrics,
+    pub watchdog: Arc<Watchdog>,
+    pub gate: Gate,
+    pub closing: AtomicBool,
+    pub has_connected: AtomicBool,
+    /// Sessions of an older generation are retired.
+    pub generation: AtomicU64,
+    /// Connections being opened at this moment.
+    pub opening: AtomicUsize,
+    /// The URL's options set `statement_timeout`, and nothing wins over them.
+    pub server_timeout_is_theirs: bool,
+    start: Instant,
+    /// When a session last broke, in nanoseconds since `start`: who was not heard of since is asked for a sign of life.
+    trouble_at: AtomicU64,
+    /// When a session last came back in good order, in the same unit.
+    answered_at: AtomicU64,
+    hosts: Vec<postgres::Config>,
+    last_good_host: AtomicUsize,
+    next_id: AtomicU64,
+    on_connect: Option<Box<OnConnect>>,
+    observers: Vec<Arc<dyn Observer>>,
+    slow: Mutex<HashMap<Box<str>, Instant>>,
+}
+
+impl Shared {
+    pub fn new(
+        config: PoolConfig,
+        hosts: Vec<postgres::Config>,
+        on_connect: Option<Box<OnConnect>>,
+        observers: Vec<Arc<dyn Observer>>,
+        watchdog: Arc<Watchdog>,
+    ) -> Shared {
+        let theirs = config
+            .database
+            .as_ref()
+            .and_then(|d| d.config().get_options())
+            .unwrap_or_default();
+        Shared {
+            server_timeout_is_theirs: theirs.contains("statement_timeout")
+                && !config.statement_timeout_wins,
+            config,
+            metrics: Metrics::new(),
+            watchdog,
+            gate: Gate::default(),
+            closing: AtomicBool::new(false),
+            has_connected: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            opening: AtomicUsize::new(0),
+            start: Instant::now(),
+            trouble_at: AtomicU64::new(0),
+            answered_at: AtomicU64::new(0),
+            hosts,
+            last_good_host: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+            on_connect,
+            observers,
+            slow: Mutex::default(),
+        }
+    }
+
+    /// Tells the observers. A panic of theirs ends there.
+    pub fn observe(&self, tell: impl Fn(&dyn Observer)) {
+        for observer in &self.observers {
+            if catch_unwind(AssertUnwindSafe(|| tell(&**observer))).is_err() {
+                error!("an observer panicked");
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    pub fn note_trouble(&self) {
+        self.trouble_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub fn note_answer(&self) {
+        self.answered_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Something broke since this session was last heard of.
+    pub fn trouble_since(&self, last_used: Instant) -> bool {
+        let trouble = self.trouble_at.load(Ordering::Relaxed);
+        trouble > 0 && last_used.saturating_duration_since(self.start).as_nanos() as u64 <= trouble
+    }
+
+    /// All sessions there are were opened to a server that is gone.
+    pub fn retire_generation(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// No connection could be opened for so long that nobody should wait for one, and none of the open ones works.
+    pub fn failing_fast(&self) -> bool {
+        let Some(since) = self.gate.down_since() else {
+            return false;
+        };
+        let away = since.elapsed();
+        let limit = self.config.fail_fast_after;
+        let silent = self.start.elapsed().saturating_sub(Duration::from_nanos(
+            self.answered_at.load(Ordering::Relaxed),
+        ));
+        away >= limit && silent >= limit.min(away)
+    }
+
+    /// Logs a slow statement, the same text at most once a second.
+    pub fn note_slow(&self, sql: &str, took: Duration) {
+        let text = excerpt(sql);
+        let mut seen = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if seen
+            .get(&text)
+            .is_some_and(|last| now - *last < Duration::from_secs(1))
+        {
+            return;
+        }
+        if seen.len() >= 1000 {
+            seen.clear();
+        }
+        seen.insert(text.clone(), now);
+        drop(seen);
+        warn!("slow statement took={took:.1?} sql={text:?}");
+    }
+
+    /// Does what a new connection needs before it is used: what a pooler did not let into the startup packet, and the
+    /// application's `on_connect`.
+    pub fn restore(&self, client: &mut Client) -> Result<(), postgres::Error> {
+        match &self.on_connect {
+            Some(on_connect) => on_connect(client),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens a connection to the first host that lets us in, the last good one first.
+    pub fn open(self: &Arc<Self>, deadline: Instant) -> Result<Session, OpenError> {
+        let first = self.last_good_host.load(Ordering::Relaxed);
+        let count = self.hosts.len();
+        let mut last_error = OpenError::Closed;
+        for nth in 0..count {
+            let at = (first + nth) % count;
+            // A share of what is left for each host: one that accepts and stays silent must not eat the others' time.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / (count - nth) as u32;
+            match self.open_at(&self.hosts[at], share) {
+                Ok(session) => {
+                    self.last_good_host.store(at, Ordering::Relaxed);
+                    return Ok(session);
+                }
+                Err(e) => last_error = e,
+            }
+        }
+        Err(last_error)
+    }
+
+    fn open_at(
+        self: &Arc<Self>,
+        host: &postgres::Config,
+        limit: Duration,
+    ) -> Result<Session, OpenError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let generation = self.generation.load(Ordering::Relaxed);
+        let started = Instant::now();
+        let registration = self.watchdog.register(id);
+        let armed = registration.arm(Some(started + limit), Plan::Abort);
+        let wire = Arc::clone(&registration.tracked.wire);
+        let tcp = is_tcp(host);
+        let connect = |config: postgres::Config| {
+            if tcp {
+                PostgresConnectionManager::new(config, Connector(Arc::clone(&wire))).connect()
+            } else {
+                PostgresConnectionManager::new(config, NoTls).connect()
+            }
+        };
+        let opened = caught(|| {
+            let config = self.startup(host, limit);
+            match connect(config.clone()) {
+                // A pooler that does not pass options on (08P01): without them, and set afterwards.
+                Err(e)
+                    if e.code() == Some(&SqlState::PROTOCOL_VIOLATION)
+                        && host.get_options().is_none() =>
+                {
+                    debug!(
+                        "the server refuses startup options; setting them after connecting: {}",
+                        Chain(&e)
+                    );
+                    let mut plain = config;
+                    plain.options("");
+                    let mut client = connect(plain)?;
+                    client.batch_execute(&self.settings_as_sql())?;
+                    Ok(client)
+                }
+                other => other,
+            }
+        });
+        let opened = match opened {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(_)) if wire.is_aborted() => Err(OpenError::Timeout(limit)),
+            Ok(Err(e)) => Err(OpenError::Driver(e)),
+            Err(panic) => Err(OpenError::Panicked(panic)),
+        };
+        let mut client = opened?;
+        registration.tracked.set_cancel(client.cancel_token(), tcp);
+        match caught(|| self.restore(&mut client)) {
+            Ok(Ok(())) => {}
+            Ok(Err(source)) => {
+                return Err(OpenError::OnConnect(Box::new(Error::Database {
+                    source,
+                    phase: Phase::Preparing,
+                })));
+            }
+            Err(panic) => return Err(OpenError::Panicked(panic)),
+        }
+        drop(armed);
+        let took = started.elapsed();
+        self.metrics.create_time.observe(took.as_secs_f64());
+        info!("opened conn={id} took={took:.1?}");
+        self.observe(|o| o.opened(id, took));
+        Ok(Session::new(
+            client,
+            registration,
+            Arc::clone(self),
+            generation,
+        ))
+    }
+
+    /// The settings of the startup packet. Later options win over earlier ones, so the order says who wins.
+    fn startup(&self, host: &postgres::Config, limit: Duration) -> postgres::Config {
+        let mut config = host.clone();
+        if is_tcp(host) {
+            // The wire's way in; what the user asked for in the way of TLS was settled when the URL was read.
+            config
+                .ssl_mode(SslMode::Require)
+                .ssl_negotiation(SslNegotiation::Direct);
+        } else {
+            config.ssl_mode(SslMode::Disable);
+        }
+        let own = host.get_connect_timeout().copied().unwrap_or(limit);
+        config.connect_timeout(own.min(limit).max(Duration::from_millis(1)));
+        config.application_name(&self.application_name());
+        let ours = format!(
+            "-c statement_timeout={}",
+            as_ms(self.config.statement_timeout)
+        );
+        let options = match host.get_options() {
+            Some(theirs) if self.config.statement_timeout_wins => format!("{theirs} {ours}"),
+            Some(theirs) => format!("{ours} {theirs}"),
+            None => ours,
+        };
+        config.options(&options);
+        // A notice may quote values.
+        config.notice_callback(|notice| debug!("notice from the server: {}", notice.code().code()));
+        config
+    }
+
+    fn settings_as_sql(&self) -> String {
+        format!(
+            "SET statement_timeout = {}",
+            as_ms(self.config.statement_timeout)
+        )
+    }
+
+    /// The name shown in `pg_stat_activity`.
+    pub fn application_name(&self) -> String {
+        self.config.application_name.clone().unwrap_or_else(|| {
+            let program = std::env::args_os().next().map(std::path::PathBuf::from);
+            let file = program
+                .as_deref()
+                .and_then(|p| p.file_name())
+                .map(|f| f.to_string_lossy().into_owned());
+            file.unwrap_or_else(|| "millpond".into())
+        })
+    }
+
+    /// The `statement_timeout` that the server applies; `None` = off, or not known to us.
+    pub fn server_timeout(&self) -> Option<Duration> {
+        if self.server_timeout_is_theirs {
+            None
+        } else {
+            self.config.statement_timeout
+        }
+    }
+}
+
+fn as_ms(limit: Option<Duration>) -> u128 {
+    limit.map_or(0, |d| d.as_millis().min(i32::MAX as u128))
+}
+
+fn is_tcp(host: &postgres::Config) -> bool {
+    !matches!(host.get_hosts().first(), Some(Host::Unix(_)))
+}
+
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".into())
+    })
+}
+
+/// Whether the database can be reached, and whose turn it is to try.
+#[derive(Default)]
+pub(crate) struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    down: Option<Down>,
+    /// Somebody is trying while it is down.
+    probing: bool,
+}
+
+struct Down {
+    since: Instant,
+    next_try: Instant,
+    error: Arc<OpenError>,
+    logged_at: Instant,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until this thread may try. False when the pool is closing.
+    fn turn(&self, closing: &AtomicBool) -> bool {
+        let mut state = self.lock();
+        loop {
+            if closing.load(Ordering::SeqCst) {
+                return false;
+            }
+            let wait = match &state.down {
+                None => return true,
+                Some(_) if state.probing => Duration::from_secs(1),
+                Some(down) => down.next_try.saturating_duration_since(Instant::now()),
+            };
+            if wait.is_zero() {
+                state.probing = true;
+                return true;
+            }
+            state = self
+                .changed
+                .wait_timeout(state, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn opened(&self) {
+        let mut state = self.lock();
+        if let Some(down) = state.down.take() {
+            info!("the database is back after {:.1?}", down.since.elapsed());
+        }
+        state.probing = false;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn failed(&self, error: Arc<OpenError>, pause: Duration) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let before = state.down.as_ref().map(|d| (d.since, d.logged_at));
+        let since = before.map_or(now, |(since, _)| since);
+        let logged_at = match before {
+            Some((_, logged_at)) if now - logged_at < REMIND_EVERY => logged_at,
+            _ => {
+                warn!(
+                    "no connection to the database for {:.1?}, trying on: {}",
+                    now - since,
+                    Chain(&*error)
+                );
+                now
+            }
+        };
+        state.down = Some(Down {
+            since,
+            next_try: now + pause,
+            error,
+            logged_at,
+        });
+        state.probing = false;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Wakes those who wait, so that they see that the pool is closing.
+    pub fn close(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Since when no connection could be opened.
+    pub fn down_since(&self) -> Option<Instant> {
+        self.lock().down.as_ref().map(|d| d.since)
+    }
+
+    /// The newest failure, when the newest attempt failed.
+    pub fn last_error(&self) -> Option<Arc<OpenError>> {
+        self.lock().down.as_ref().map(|d| Arc::clone(&d.error))
+    }
+}
+
+/// r2d2's way to our sessions.
+pub(crate) struct Manager(pub Arc<Shared>);
+
+impl ManageConnection for Manager {
+    type Connection = Session;
+    type Error = OpenError;
+
+    fn connect(&self) -> Result<Session, OpenError> {
+        let shared = &self.0;
+        while shared.gate.turn(&shared.closing) {
+            shared.opening.fetch_add(1, Ordering::Relaxed);
+            let result = shared.open(Instant::now() + shared.config.connection_timeout);
+            shared.opening.fetch_sub(1, Ordering::Relaxed);
+            let error = match result {
+                Ok(_) if shared.closing.load(Ordering::SeqCst) => break,
+                Ok(session) => {
+                    shared.has_connected.store(true, Ordering::SeqCst);
+                    shared.gate.opened();
+                    return Ok(session);
+                }
+                Err(e) => Arc::new(e),
+            };
+            let code = error.sqlstate().map_or("", SqlState::code);
+            shared
+                .metrics
+                .connect_failures
+                .with_label_values(&[code])
+                .inc();
+            shared.observe(|o| o.open_failed(&error));
+            let pause = match () {
+                () if error.is_permanent() => RETRY_PERMANENT,
+                () if code == SqlState::TOO_MANY_CONNECTIONS.code() => RETRY_FULL,
+                () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
+            };
+            shared.gate.failed(error, pause);
+        }
+        Err(OpenError::Closed)
+    }
+
+    /// Never asked by r2d2 (`test_on_check_out` is off): the pool validates by itself, and only who was idle for a while.
+    fn is_valid(&self, session: &mut Session) -> Result<(), OpenError> {
+        session.validate(None).map_err(OpenError::Driver)
+    }
+
+    fn has_broken(&self, session: &mut Session) -> bool {
+        session.is_closing()
+    }
+}

@@ -1,0 +1,487 @@
+//! The pool: check-out, check-in, upkeep, close.
+//!
+//! # r2d2's part and ours
+//!
+//! r2d2 holds what the user named: the most connections, the idle ones kept ready, the timeouts. It opens and counts, and
+//! keeps `min_idle` spare sessions ready. A session that comes back stays in the line's own stack (to r2d2 it is still
+//! checked out), most recent first; the keeper drops what has been idle for too long. r2d2's own idle timeout stays off:
+//! its reaper ignores the minimum and reopens for ever (r2d2 0.8.10). Nobody waits inside r2d2 but our opener threads: when
+//! the stack is empty a spare is taken at once, else an opener asks r2d2 and gives the line what it opened, and a waiter
+//! takes whatever comes first. Idle = the stack + r2d2's spares. This is the only file that names `r2d2::Pool`.
+//!
+//! A session is dropped before its place in the line is given free: r2d2 would else lose the wake-up of who opens next.
+
+mod admission;
+mod builder;
+mod close;
+mod manager;
+mod probe;
+mod session;
+mod sync;
+mod unnamed;
+mod upkeep;
+mod watchdog;
+mod wire;
+
+pub use crate::metrics::{CloseReason, Stats};
+pub use builder::Builder;
+pub use close::Report;
+pub use probe::ProbeError;
+
+pub(crate) use session::{Begin, Limits, Session};
+
+use crate::error::{CheckoutError, CheckoutFailure, Error, OpenError, Result};
+use crate::retry::Budget;
+use admission::{Arrival, Line, Outcome};
+use log::{trace, warn};
+use manager::{Manager, Shared};
+use probe::Probe;
+use std::ops::{Deref, DerefMut};
+use std::panic::Location;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+use sync::Deadline;
+
+/// A session that was idle longer is asked for a sign of life before it is used.
+const TRUSTED_FOR: Duration = Duration::from_millis(500);
+
+/// Told what happens to connections; every method does nothing by itself. Called outside locks, on the thread that did it,
+/// so it should be quick; a panic ends there and is logged.
+pub trait Observer: Send + Sync {
+    /// A connection was opened, in this time.
+    fn opened(&self, _connection: u64, _took: Duration) {}
+    /// A connection was checked out after this wait.
+    fn checked_out(&self, _connection: u64, _waited: Duration) {}
+    /// A connection came back after this time.
+    fn checked_in(&self, _connection: u64, _used: Duration) {}
+    /// A connection was closed.
+    fn closed(&self, _connection: u64, _reason: CloseReason, _age: Duration, _uses: u64) {}
+    /// A connection could not be opened.
+    fn open_failed(&self, _error: &OpenError) {}
+}
+
+type Held = r2d2::PooledConnection<Manager>;
+
+/// A pool of connections to one database. Cloning is cheap and gives the same pool.
+#[derive(Clone)]
+pub struct Pool {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub shared: Arc<Shared>,
+    pub budget: Budget,
+    probe: Probe,
+    line: Arc<Line<Held>>,
+    r2d2: r2d2::Pool<Manager>,
+    /// Sessions that threads hold, for the warning before they run out.
+    out: AtomicUsize,
+    warned_at: AtomicU64,
+    start: Instant,
+    keeper: Mutex<Option<Thread>>,
+    /// Signalled when a session is gone or back, for a drain that waits.
+    returned: (Mutex<()>, Condvar),
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shut_line();
+        self.shared.watchdog.stop();
+        self.wake_keeper();
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("database", &self.config().database)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+impl Pool {
+    /// Sets a pool up; every option has the default of the README's table.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> &crate::config::PoolConfig {
+        &self.inner.shared.config
+    }
+
+    /// The pool's figures at this moment. Never waits for the database.
+    pub fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+
+    /// True while check-outs fail at once, because no connection could be opened for a while.
+    pub fn is_failing_fast(&self) -> bool {
+        self.inner.shared.failing_fast()
+    }
+
+    /// True once a connection has been opened.
+    pub fn has_connected(&self) -> bool {
+        self.inner.shared.has_connected.load(Ordering::SeqCst)
+    }
+
+    /// True from the moment the pool begins to close.
+    pub fn is_closed(&self) -> bool {
+        self.inner.shared.closing.load(Ordering::SeqCst)
+    }
+
+    /// The counters and histograms, in the text format of Prometheus.
+    pub fn metrics_text(&self) -> String {
+        let gauges = crate::metrics::prometheus::Gauges {
+            stats: self.stats(),
+            failing_fast: self.is_failing_fast(),
+            probe_up: self.inner.probe.last_was_up(),
+        };
+        self.inner
+            .shared
+            .metrics
+            .text(&self.inner.shared.application_name(), gauges)
+    }
+
+    /// Checks a connection out, waiting up to `connection_timeout`. What runs on it is not retried; when it comes back it
+    /// is rolled back and cleaned of whatever was left on it.
+    ///
+    /// # Errors
+    /// [`Error::Checkout`], with the reason and the pool's figures.
+    #[track_caller]
+    pub fn get(&self) -> Result<PooledConnection> {
+        self.get_timeout(self.config().connection_timeout)
+    }
+
+    /// The same, waiting up to `timeout`.
+    ///
+    /// # Errors
+    /// As [`get`](Pool::get).
+    #[track_caller]
+    pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
+        self.check_out_at(Instant::now().checked_add(timeout), Location::caller())
+            .map(|lease| PooledConnection { lease })
+    }
+
+    /// A connection that is idle now, or none. Waits for nothing but a sign of life from a connection idle for long.
+    #[track_caller]
+    pub fn try_get(&self) -> Option<PooledConnection> {
+        let lease = match self.inner.line.arrive(false) {
+            Arrival::Ready(held) => self.inner.lease(held),
+            Arrival::Queued(place) => {
+                self.inner.feed_spares();
+                match self
+                    .inner
+                    .line
+                    .wait(&place, &Deadline(Some(Instant::now())))
+                {
+                    Outcome::Given(held) => self.inner.lease(held),
+                    Outcome::TimedOut | Outcome::Closed => return None,
+                }
+            }
+            Arrival::Full | Arrival::Closed => return None,
+        };
+        let deadline = Instant::now() + self.config().connection_timeout;
+        let lease = self.inner.make_ready(lease, Some(deadline)).ok()?;
+        self.inner
+            .hand_out(&lease, Instant::now(), Location::caller());
+        Some(PooledConnection { lease })
+    }
+
+    /// Checks a session out for whoever stands at `place`, waiting until `deadline`.
+    pub(crate) fn check_out_at(
+        &self,
+        deadline: Option<Instant>,
+        place: &'static Location<'static>,
+    ) -> Result<Lease> {
+        self.inner.check_out(deadline, place)
+    }
+
+    pub(crate) fn probe(&self) -> probe::Reading {
+        self.inner.probe.ask(&self.inner.shared)
+    }
+}
+
+impl Inner {
+    fn stats(&self) -> Stats {
+        let line = self.line.figures();
+        let spares = self.r2d2.state().idle_connections as usize;
+        let opening = self.shared.opening.load(Ordering::Relaxed);
+        let idle = line.idle + spares;
+        Stats {
+            total: idle + line.active + opening,
+            idle,
+            active: line.active,
+            opening,
+            waiting: line.waiting,
+            max: self.shared.config.max_size as usize,
+            min_idle: self.shared.config.effective_min_idle() as usize,
+        }
+    }
+
+    fn check_out(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+        place: &'static Location<'static>,
+    ) -> Result<Lease> {
+        let started = Instant::now();
+        let mut spent_before = false;
+        loop {
+            let held = match self.line.arrive(spent_before) {
+                Arrival::Ready(held) => held,
+                Arrival::Queued(ticket) => {
+                    self.feed_spares();
+                    let failing_fast = self.shared.failing_fast();
+                    let until = if failing_fast {
+                        Some(Instant::now())
+                    } else {
+                        deadline
+                    };
+                    if !failing_fast {
+                        self.line.call_opener();
+                    }
+                    match self.line.wait(&ticket, &Deadline(until)) {
+                        Outcome::Given(held) => held,
+                        Outcome::Closed => {
+                            return Err(self.refuse(CheckoutFailure::Closed, started));
+                        }
+                        Outcome::TimedOut if failing_fast => {
+                            return Err(self.refuse(CheckoutFailure::FailingFast, started));
+                        }
+                        Outcome::TimedOut => {
+                            return Err(self.refuse(CheckoutFailure::Timeout, started));
+                        }
+                    }
+                }
+                Arrival::Full => return Err(self.refuse(CheckoutFailure::LineFull, started)),
+                Arrival::Closed => return Err(self.refuse(CheckoutFailure::Closed, started)),
+            };
+            match self.make_ready(self.lease(held), deadline) {
+                Ok(lease) => {
+                    self.hand_out(&lease, started, place);
+                    return Ok(lease);
+                }
+                // The session was spent; the next one is had ahead of the line, where this thread has been before.
+                Err(()) => spent_before = true,
+            }
+        }
+    }
+
+    /// Gives those in line the spares that r2d2 keeps.
+    fn feed_spares(&self) {
+        while self.line.has_waiters() {
+            let Some(spare) = self.r2d2.try_get() else {
+                return;
+            };
+            if let Some(unwanted) = self.line.offer(spare) {
+                self.discard(unwanted, CloseReason::Drained);
+            }
+        }
+    }
+
+    fn lease(self: &Arc<Self>, held: Held) -> Lease {
+        self.out.fetch_add(1, Ordering::Relaxed);
+        Lease {
+            inner: Arc::clone(self),
+            held: Some(held),
+        }
+    }
+
+    /// Looks whether the session is still good; gives it away when it is not.
+    fn make_ready(&self, mut lease: Lease, deadline: Option<Instant>) -> Result<Lease, ()> {
+        let now = Instant::now();
+        let session: &mut Session = &mut lease;
+        if let Some(reason) = session.retire(now) {
+            session.close_for(reason);
+            return Err(());
+        }
+        if session.is_dirty() {
+            return if session.clean(deadline) {
+                Ok(lease)
+            } else {
+                Err(())
+            };
+        }
+        if (session.idle_for(now) > TRUSTED_FOR || self.shared.trouble_since(session.last_used()))
+            && session.validate(deadline).is_err()
+        {
+            // What happened to this one has most likely happened to all that are as old.
+            self.shared.note_trouble();
+            self.shared.retire_generation();
+            return Err(());
+        }
+        Ok(lease)
+    }
+
+    fn hand_out(&self, lease: &Lease, started: Instant, place: &'static Location<'static>) {
+        let waited = started.elapsed();
+        lease.tracked().held_by(place);
+        self.shared.metrics.wait_time.observe(waited.as_secs_f64());
+        self.shared.observe(|o| o.checked_out(lease.id(), waited));
+        trace!("checked out conn={} waited={waited:.1?}", lease.id());
+        self.warn_when_short();
+    }
+
+    /// At most once a minute, when more than 80 % are checked out.
+    fn warn_when_short(&self) {
+        let (out, max) = (
+            self.out.load(Ordering::Relaxed),
+            self.shared.config.max_size as usize,
+        );
+        if out * 5 <= max * 4 {
+            return;
+        }
+        let now = self.start.elapsed().as_secs() + 1;
+        let last = self.warned_at.load(Ordering::Relaxed);
+        let due = last == 0 || now >= last + 60;
+        if due
+            && self
+                .warned_at
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            let s = self.stats();
+            warn!(
+                "more than 80 % of the connections are in use: active={} idle={} waiting={} max={}; \
+                 hold them for less time, or raise DB_POOL_MAX",
+                s.active, s.idle, s.waiting, s.max
+            );
+        }
+    }
+
+    fn refuse(&self, reason: CheckoutFailure, started: Instant) -> Error {
+        if reason == CheckoutFailure::Timeout {
+            self.shared.metrics.timeouts.inc();
+        }
+        Error::Checkout(Box::new(CheckoutError {
+            reason,
+            waited: started.elapsed(),
+            stats: self.stats(),
+            longest: self.shared.watchdog.longest_held(),
+            last_open_error: self.shared.gate.last_error(),
+        }))
+    }
+
+    fn check_in(&self, mut held: Held) {
+        self.out.fetch_sub(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let session: &mut Session = &mut held;
+        if let Some(used) = session.tracked().released() {
+            session.count_use();
+            self.shared.metrics.use_time.observe(used.as_secs_f64());
+            self.shared.observe(|o| o.checked_in(session.id(), used));
+            trace!("checked in conn={} used={used:.1?}", session.id());
+        }
+        session.settle(now);
+        let dirty = session.is_dirty();
+        match session.retire(now) {
+            Some(reason) => {
+                self.discard(held, reason);
+                self.line.discarded();
+            }
+            None => {
+                self.shared.note_answer();
+                match self.line.give_back(held) {
+                    Some(unwanted) => self.discard(unwanted, CloseReason::Drained),
+                    None if dirty => self.wake_keeper(),
+                    None => {}
+                }
+            }
+        }
+        if self.shared.closing.load(Ordering::SeqCst) {
+            drop(self.returned.0.lock());
+            self.returned.1.notify_all();
+        }
+    }
+
+    /// Closes a session, which r2d2 then counts no more.
+    fn discard(&self, mut held: Held, reason: CloseReason) {
+        held.close_for(reason);
+        drop(held);
+    }
+
+    fn shut_line(&self) {
+        self.shared.closing.store(true, Ordering::SeqCst);
+        self.shared.gate.close();
+        for held in self.line.close() {
+            self.discard(held, CloseReason::Drained);
+        }
+    }
+
+    fn wake_keeper(&self) {
+        if let Some(keeper) = &*sync::unpoison(self.keeper.lock()) {
+            keeper.unpark();
+        }
+    }
+}
+
+/// A checked-out session; it comes back when this is dropped.
+pub(crate) struct Lease {
+    inner: Arc<Inner>,
+    held: Option<Held>,
+}
+
+impl Deref for Lease {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        match &self.held {
+            Some(held) => held,
+            None => unreachable!("a lease holds its session until it is dropped"),
+        }
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Session {
+        match &mut self.held {
+            Some(held) => held,
+            None => unreachable!("a lease holds its session until it is dropped"),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.inner.check_in(held);
+        }
+    }
+}
+
+/// A connection that was checked out with [`Pool::get`]; it goes back to the pool when this is dropped.
+pub struct PooledConnection {
+    lease: Lease,
+}
+
+impl PooledConnection {
+    /// The connection's number in the log.
+    pub fn id(&self) -> u64 {
+        self.lease.id()
+    }
+}
+
+impl std::fmt::Debug for PooledConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PooledConnection")
+            .field("id", &self.id())
+            .finish()
+    }
+}
+
+impl Deref for PooledConnection {
+    type Target = postgres::Client;
+
+    fn deref(&self) -> &postgres::Client {
+        self.lease.client()
+    }
+}
+
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut postgres::Client {
+        self.lease.client_mut()
+    }
+}

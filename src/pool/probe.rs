@@ -1,0 +1,235 @@
+//! A connection of its own that asks the database for a sign of life, whatever the pool is doing.
+//!
+//! All who ask within 250 ms share one answer, and nobody waits longer than 800 ms: the asking is done on a thread that can
+//! be left behind.
+
+use super::manager::Shared;
+use super::session::Session;
+use crate::error::{Chain, OpenError};
+use crate::metrics::CloseReason;
+use crate::retry::Symptom;
+use log::{info, warn};
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest that anybody waits for an answer.
+const LIMIT: Duration = Duration::from_millis(800);
+/// How long an answer is passed on to others who ask.
+const SHARED_FOR: Duration = Duration::from_millis(250);
+
+/// Why the database did not answer. The words are stable; hosts, users and the server's own words go to the log only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// No way to the host, or the connection broke.
+    Unreachable,
+    /// Nobody listens at the port.
+    Refused,
+    /// No answer in time.
+    Timeout,
+    /// Wrong user or password, or not let in.
+    Authentication,
+    /// There is no such database.
+    UnknownDatabase,
+    /// The server has no room for one more connection.
+    TooManyConnections,
+    /// The server is starting up or shutting down.
+    StartingUp,
+    /// Anything else.
+    Other,
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ProbeError::Unreachable => "unreachable",
+            ProbeError::Refused => "refused",
+            ProbeError::Timeout => "timeout",
+            ProbeError::Authentication => "authentication",
+            ProbeError::UnknownDatabase => "unknown database",
+            ProbeError::TooManyConnections => "too many connections",
+            ProbeError::StartingUp => "starting up",
+            ProbeError::Other => "other",
+        })
+    }
+}
+
+/// What one probe found: the time of a round trip, or what is wrong with its SQLSTATE where the server said one.
+pub(crate) type Reading = Result<Duration, (ProbeError, Option<String>)>;
+
+#[derive(Default)]
+pub(crate) struct Probe {
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    inner: Mutex<Inner>,
+    answered: Condvar,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Inner {
+    last: Option<(Instant, Reading)>,
+    asking: bool,
+    session: Option<Session>,
+}
+
+impl State {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Probe {
+    /// Asks, or shares the answer of somebody who just did. Returns within 800 ms.
+    pub fn ask(&self, shared: &Arc<Shared>) -> Reading {
+        let until = Instant::now() + LIMIT;
+        let mut inner = self.state.lock();
+        if let Some((at, reading)) = &inner.last
+            && at.elapsed() < SHARED_FOR
+        {
+            return reading.clone();
+        }
+        let asked_at = Instant::now();
+        if !inner.asking && !self.state.closed.load(Ordering::SeqCst) {
+            inner.asking = true;
+            let (state, shared) = (Arc::clone(&self.state), Arc::clone(shared));
+            let asker = thread::Builder::new()
+                .name("millpond-probe".into())
+                .spawn(move || state.ask_now(&shared, until));
+            if let Err(e) = asker {
+                inner.asking = false;
+                warn!("no thread for the health probe: {e}");
+                return Err((ProbeError::Other, None));
+            }
+        }
+        loop {
+            if let Some((at, reading)) = &inner.last
+                && *at >= asked_at
+            {
+                return reading.clone();
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err((ProbeError::Timeout, None));
+            }
+            inner = self
+                .state
+                .answered
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// True when the last answer was a good one.
+    pub fn last_was_up(&self) -> bool {
+        matches!(self.state.lock().last, Some((_, Ok(_))))
+    }
+
+    /// Closes the connection.
+    pub fn close(&self) {
+        self.state.closed.store(true, Ordering::SeqCst);
+        let session = self.state.lock().session.take();
+        if let Some(mut session) = session {
+            session.close_for(CloseReason::Drained);
+        }
+    }
+}
+
+impl State {
+    fn ask_now(&self, shared: &Arc<Shared>, until: Instant) {
+        let session = self.lock().session.take();
+        let (session, reading) = read(shared, session, until);
+        let mut inner = self.lock();
+        let was_up = inner.last.as_ref().is_none_or(|(_, last)| last.is_ok());
+        match &reading {
+            Ok(_) if !was_up => info!("the health probe is answered again"),
+            Err((what, _)) if was_up => warn!("the health probe fails: {what}"),
+            _ => {}
+        }
+        inner.last = Some((Instant::now(), reading));
+        inner.asking = false;
+        let unwanted = if self.closed.load(Ordering::SeqCst) {
+            session
+        } else {
+            std::mem::replace(&mut inner.session, session)
+        };
+        drop(inner);
+        self.answered.notify_all();
+        if let Some(mut session) = unwanted {
+            session.close_for(CloseReason::Drained);
+        }
+    }
+}
+
+fn read(
+    shared: &Arc<Shared>,
+    session: Option<Session>,
+    until: Instant,
+) -> (Option<Session>, Reading) {
+    if let Some(mut session) = session {
+        let started = Instant::now();
+        match session.validate(Some(until)) {
+            Ok(()) => return (Some(session), Ok(started.elapsed())),
+            // Perhaps the server was restarted since: a new connection tells.
+            Err(_) if Instant::now() < until => drop(session),
+            Err(_) => return (None, Err((ProbeError::Timeout, None))),
+        }
+    }
+    let opened = shared.open(until);
+    let mut session = match opened {
+        Ok(session) => session,
+        Err(e) => {
+            let what = classify(&e);
+            log::debug!("the health probe could not connect: {}", Chain(&e));
+            return (None, Err((what, e.sqlstate().map(|s| s.code().to_owned()))));
+        }
+    };
+    let started = Instant::now();
+    match session.validate(Some(until)) {
+        Ok(()) => (Some(session), Ok(started.elapsed())),
+        Err(_) if Instant::now() >= until => (None, Err((ProbeError::Timeout, None))),
+        Err(e) => (
+            None,
+            Err((
+                ProbeError::Unreachable,
+                e.code().map(|s| s.code().to_owned()),
+            )),
+        ),
+    }
+}
+
+fn classify(error: &OpenError) -> ProbeError {
+    match error.sqlstate().map(|s| s.code()) {
+        Some(code) if code.starts_with("28") => ProbeError::Authentication,
+        Some("3D000") => ProbeError::UnknownDatabase,
+        Some("53300") => ProbeError::TooManyConnections,
+        Some("57P03" | "57P01" | "57P02") => ProbeError::StartingUp,
+        Some(_) => ProbeError::Other,
+        None => match error {
+            OpenError::Timeout(_) => ProbeError::Timeout,
+            OpenError::Driver(e) => by_cause(e),
+            _ => ProbeError::Other,
+        },
+    }
+}
+
+fn by_cause(error: &postgres::Error) -> ProbeError {
+    let cause = error.source().and_then(|c| c.downcast_ref::<io::Error>());
+    match cause.map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused) => ProbeError::Refused,
+        Some(io::ErrorKind::TimedOut) => ProbeError::Timeout,
+        Some(_) => ProbeError::Unreachable,
+        None if Symptom::of(error) == Symptom::Lost => ProbeError::Unreachable,
+        None if error.to_string().starts_with("authentication error") => ProbeError::Authentication,
+        None => ProbeError::Other,
+    }
+}

@@ -1,0 +1,655 @@
+//! One server connection: the driver's client, its prepared statements, its age and its use.
+//!
+//! A session is owned by one thread at a time. Whatever waits for the server here does so under a deadline that the
+//! watchdog keeps.
+
+use super::manager::Shared;
+use super::unnamed;
+use super::watchdog::{Plan, Registration, Tracked};
+use crate::error::{Chain, Error, excerpt};
+use crate::metrics::CloseReason;
+use crate::retry::{Fate, Phase, Symptom, verdict};
+use log::{debug, info, warn};
+use lru::LruCache;
+use postgres::error::SqlState;
+use postgres::types::ToSql;
+use postgres::{Client, Row, Statement};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Puts a session that was lent out raw back into the state it was opened in. Not DISCARD ALL: that would drop the prepared
+/// statements, ours and the driver's. `RESET ALL` goes back to the options of the startup packet.
+const CLEAN: &str = "ROLLBACK; CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
+                     SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
+
+/// Closing says goodbye to the server, which is a write into a socket buffer: it need not be waited for any longer.
+const GOODBYE: Duration = Duration::from_millis(100);
+/// Bound of what the pool asks on its own account: a rollback, a validation, a clean-up.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// The server's own timeout goes first where ours is about the same.
+const SERVER_FIRST: Duration = Duration::from_millis(250);
+
+/// How long one statement may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// `statement_timeout` in force on the server, as far as we know it.
+    pub server: Option<Duration>,
+    /// Our own.
+    pub client: Option<Duration>,
+    /// The caller's deadline for everything.
+    pub deadline: Option<Instant>,
+}
+
+impl Limits {
+    /// When the watchdog acts on a statement that starts now.
+    fn act_at(&self, now: Instant) -> Option<Instant> {
+        let own = self.client.map(|client| match self.server {
+            Some(server) if server <= client => now + client.max(server + SERVER_FIRST),
+            _ => now + client,
+        });
+        own.into_iter().chain(self.deadline).min()
+    }
+
+    /// The limit that a statement which was stopped after `took` had run into, for the error's text.
+    fn reached(&self, took: Duration, cut_by_us: bool) -> Option<Duration> {
+        let of_server = self
+            .server
+            .filter(|limit| took + Duration::from_millis(1) >= *limit && !cut_by_us);
+        let of_client = self.client.filter(|limit| took >= *limit);
+        of_server.or(of_client).or(cut_by_us.then_some(took))
+    }
+}
+
+/// What a transaction begins with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Begin {
+    pub isolation: Option<&'static str>,
+    pub read_only: bool,
+    /// Replaces `statement_timeout` until the end of the transaction; zero = off.
+    pub statement_timeout: Option<Duration>,
+}
+
+impl Begin {
+    /// One message. Only words and integers of our own are in it: a simple query has no parameters.
+    fn sql(&self) -> String {
+        let mut sql = String::from("BEGIN");
+        if let Some(level) = self.isolation {
+            sql += " ISOLATION LEVEL ";
+            sql += level;
+        }
+        if self.read_only {
+            sql += " READ ONLY";
+        }
+        if let Some(limit) = self.statement_timeout {
+            sql += &format!(
+                "; SET LOCAL statement_timeout = {}",
+                limit.as_millis().min(i32::MAX as u128)
+            );
+        }
+        sql
+    }
+}
+
+pub(crate) struct Session {
+    client: Client,
+    statements: Option<LruCache<Box<str>, Statement>>,
+    /// Behind the client: the watchdog keeps its deadline until it is closed.
+    registration: Registration,
+    shared: Arc<Shared>,
+    opened_at: Instant,
+    expires_at: Option<Instant>,
+    last_used: Instant,
+    uses: u64,
+    generation: u64,
+    /// Why it is to be closed, once that is settled.
+    closing: Option<CloseReason>,
+    /// It was lent out raw and touched; whatever its borrower left is still there.
+    dirty: bool,
+    in_transaction: bool,
+}
+
+impl Session {
+    pub fn new(
+        client: Client,
+        registration: Registration,
+        shared: Arc<Shared>,
+        generation: u64,
+    ) -> Session {
+        let now = Instant::now();
+        let config = &shared.config;
+        // Up to a tenth earlier, so that connections which were opened together are not closed together.
+        let expires_at = config
+            .max_lifetime
+            .map(|age| now + age.mul_f64(1.0 - 0.1 * fastrand::f64()));
+        let statements = NonZeroUsize::new(config.statement_cache).map(LruCache::new);
+        Session {
+            client,
+            statements,
+            registration,
+            opened_at: now,
+            expires_at,
+            last_used: now,
+            uses: 0,
+            generation,
+            closing: None,
+            dirty: false,
+            in_transaction: false,
+            shared,
+        }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.tracked().id
+    }
+
+    pub fn tracked(&self) -> &Arc<Tracked> {
+        &self.registration.tracked
+    }
+
+    /// The driver's client, for a borrower who does with it what he likes.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub fn client_mut(&mut self) -> &mut Client {
+        self.dirty = true;
+        &mut self.client
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    pub fn idle_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_used)
+    }
+
+    pub fn last_used(&self) -> Instant {
+        self.last_used
+    }
+
+    pub fn count_use(&mut self) {
+        self.uses += 1;
+    }
+
+    /// Why this session is to be closed now instead of being used again.
+    pub fn retire(&self, now: Instant) -> Option<CloseReason> {
+        let config = &self.shared.config;
+        Wear {
+            closing: self.closing,
+            broken: self.client.is_closed() || self.tracked().wire.is_aborted(),
+            draining: self.shared.closing.load(Ordering::Relaxed),
+            outlived: self.generation < self.shared.generation.load(Ordering::Relaxed),
+            expired: self.expires_at.is_some_and(|at| now >= at),
+            worn_out: config.max_uses > 0 && self.uses >= config.max_uses,
+        }
+        .reason()
+    }
+
+    /// Settles that it is to be closed; the first reason stays.
+    pub fn close_for(&mut self, reason: CloseReason) {
+        self.closing.get_or_insert(reason);
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.is_some()
+    }
+
+    /// Ready for the next borrower: nothing is left open. Called at check-in.
+    pub fn settle(&mut self, now: Instant) {
+        self.last_used = now;
+        if self.in_transaction && self.closing.is_none() && self.rollback().is_err() {
+            self.close_for(CloseReason::Broken);
+        }
+    }
+
+    /// Asks the server for a sign of life, at most until `deadline`.
+    pub fn validate(&mut self, deadline: Option<Instant>) -> Result<(), postgres::Error> {
+        let armed = self
+            .registration
+            .arm(Some(upkeep_until(deadline)), Plan::Abort);
+        let result = self.client.batch_execute("");
+        drop(armed);
+        match &result {
+            Ok(()) => self.last_used = Instant::now(),
+            Err(_) => self.close_for(CloseReason::Broken),
+        }
+        result
+    }
+
+    /// Takes away what a raw borrower left behind, and does again what `on_connect` did.
+    pub fn clean(&mut self, deadline: Option<Instant>) -> bool {
+        let armed = self
+            .registration
+            .arm(Some(upkeep_until(deadline)), Plan::Abort);
+        let mut result = self
+            .client
+            .batch_execute(CLEAN)
+            .and_then(|()| self.shared.restore(&mut self.client));
+        if result.is_ok() {
+            // What was notified so far is nobody's. The iterator does not wait.
+            let mut pending = self.client.notifications();
+            let mut iter = pending.iter();
+            loop {
+                match postgres::fallible_iterator::FallibleIterator::next(&mut iter) {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(e) => {
+                        result = Err(e);
+                        break;
+                    }
+                }
+            }
+        }
+        drop(armed);
+        match result {
+            Ok(()) => {
+                self.dirty = false;
+                self.last_used = Instant::now();
+                true
+            }
+            Err(e) => {
+                debug!("conn={} could not be cleaned up: {}", self.id(), Chain(&e));
+                let lost = matches!(Symptom::of(&e), Symptom::Lost);
+                self.close_for(if lost {
+                    CloseReason::Broken
+                } else {
+                    CloseReason::LeakedState
+                });
+                false
+            }
+        }
+    }
+
+    /// Runs a statement and returns its rows. `phase` says what it means when its answer is lost.
+    pub fn query(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        phase: Phase,
+        limits: &Limits,
+    ) -> Result<Vec<Row>, Error> {
+        self.timed(sql, phase, limits, |session| {
+            session.with_statement(
+                sql,
+                phase,
+                |client, statement| client.query(statement, params),
+                |client| client.query_typed(sql, &unnamed::with_types(params)),
+            )
+        })
+    }
+
+    /// Runs a statement and returns the number of rows that it touched.
+    pub fn execute(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        phase: Phase,
+        limits: &Limits,
+    ) -> Result<u64, Error> {
+        self.timed(sql, phase, limits, |session| {
+            session.with_statement(
+                sql,
+                phase,
+                |client, statement| client.execute(statement, params),
+                |client| client.execute_typed(sql, &unnamed::with_types(params)),
+            )
+        })
+    }
+
+    /// Runs statements without parameters, separated by semicolons.
+    pub fn batch_execute(&mut self, sql: &str, phase: Phase, limits: &Limits) -> Result<(), Error> {
+        self.timed(sql, phase, limits, |session| {
+            session.client.batch_execute(sql).map_err(|e| (e, phase))
+        })
+    }
+
+    /// Begins a transaction: one message.
+    pub fn begin(&mut self, begin: &Begin, limits: &Limits) -> Result<(), Error> {
+        // Set before it is sent: an answer that is lost may have begun one.
+        self.in_transaction = true;
+        self.timed("BEGIN", Phase::Preparing, limits, |session| {
+            session
+                .client
+                .batch_execute(&begin.sql())
+                .map_err(|e| (e, Phase::Preparing))
+        })
+    }
+
+    /// Commits: one message. In a transaction that the server has aborted, a plain COMMIT would roll back and be answered
+    /// like a success; the statement before it fails there, with 25P02. Never cancelled on the way (see the watchdog).
+    pub fn commit(&mut self, limits: &Limits) -> Result<(), Error> {
+        let started = Instant::now();
+        let armed = self.registration.arm(limits.act_at(started), Plan::Abort);
+        let result = self.client.batch_execute("SELECT 1; COMMIT");
+        drop(armed);
+        self.shared
+            .metrics
+            .operation
+            .observe(started.elapsed().as_secs_f64());
+        match result {
+            Ok(()) => {
+                self.in_transaction = false;
+                Ok(())
+            }
+            Err(e) => {
+                Err(self.failed("COMMIT", e, Phase::Commit, false, started.elapsed(), limits))
+            }
+        }
+    }
+
+    /// Rolls back, within the time for upkeep.
+    pub fn rollback(&mut self) -> Result<(), Error> {
+        let armed = self
+            .registration
+            .arm(Some(Instant::now() + UPKEEP), Plan::Abort);
+        let result = self.client.batch_execute("ROLLBACK");
+        drop(armed);
+        match result {
+            Ok(()) => {
+                self.in_transaction = false;
+                Ok(())
+            }
+            Err(source) => {
+                self.close_for(CloseReason::Broken);
+                Err(Error::Database {
+                    source,
+                    phase: Phase::InTransaction,
+                })
+            }
+        }
+    }
+
+    /// The prepared statement for this text, from the cache or newly prepared (one more round trip).
+    fn prepared(&mut self, sql: &str) -> Result<Option<Statement>, postgres::Error> {
+        let Some(statements) = &mut self.statements else {
+            return Ok(None);
+        };
+        if let Some(statement) = statements.get(sql) {
+            return Ok(Some(statement.clone()));
+        }
+        let statement = self.client.prepare(sql)?;
+        statements.put(sql.into(), statement.clone());
+        Ok(Some(statement))
+    }
+
+    fn forget(&mut self, sql: &str) {
+        if let Some(statements) = &mut self.statements {
+            statements.pop(sql);
+        }
+    }
+
+    /// Runs `named` with the prepared statement, or `unnamed` where none are kept. A stale plan, or a statement that is gone
+    /// (26000, after a DEALLOCATE or behind a pooler), is prepared again, once; not inside a transaction, which it aborts.
+    fn with_statement<T>(
+        &mut self,
+        sql: &str,
+        phase: Phase,
+        mut named: impl FnMut(&mut Client, &Statement) -> Result<T, postgres::Error>,
+        unnamed: impl FnOnce(&mut Client) -> Result<T, postgres::Error>,
+    ) -> Result<T, (postgres::Error, Phase)> {
+        for again in [false, true] {
+            let Some(statement) = self
+                .prepared(sql)
+                .map_err(|e| (e, Phase::Preparing.or_inside(phase)))?
+            else {
+                break;
+            };
+            let error = match named(&mut self.client, &statement) {
+                Ok(value) => return Ok(value),
+                Err(e) => e,
+            };
+            let gone = match Symptom::of(&error) {
+                Symptom::StalePlan => false,
+                Symptom::Server(code) if *code == SqlState::INVALID_SQL_STATEMENT_NAME => true,
+                _ => return Err((error, phase)),
+            };
+            self.forget(sql);
+            if again && gone {
+                // Somebody takes our statements away as soon as we make them: not a session to build on.
+                self.close_for(CloseReason::Broken);
+            }
+            if again || phase == Phase::InTransaction {
+                return Err((error, phase));
+            }
+        }
+        unnamed(&mut self.client).map_err(|e| (e, phase))
+    }
+
+    /// Runs `work` under the limits, measures it, and draws the consequences of a failure.
+    fn timed<T>(
+        &mut self,
+        sql: &str,
+        phase: Phase,
+        limits: &Limits,
+        work: impl FnOnce(&mut Session) -> Result<T, (postgres::Error, Phase)>,
+    ) -> Result<T, Error> {
+        let started = Instant::now();
+        let plan = if phase == Phase::Commit {
+            Plan::Abort
+        } else {
+            Plan::Cancel
+        };
+        let armed = self.registration.arm(limits.act_at(started), plan);
+        let result = work(self);
+        let cancelled = armed.disarm();
+        let took = started.elapsed();
+        self.shared.metrics.operation.observe(took.as_secs_f64());
+        if self
+            .shared
+            .config
+            .slow_query
+            .is_some_and(|limit| took > limit)
+        {
+            self.shared.note_slow(sql, took);
+        }
+        if cancelled {
+            // The signal may still arrive, and would hit the next statement.
+            self.close_for(CloseReason::Broken);
+        }
+        result.map_err(|(error, phase)| self.failed(sql, error, phase, cancelled, took, limits))
+    }
+
+    fn failed(
+        &mut self,
+        sql: &str,
+        source: postgres::Error,
+        phase: Phase,
+        cancelled: bool,
+        took: Duration,
+        limits: &Limits,
+    ) -> Error {
+        if verdict(&Symptom::of(&source), phase).session == Fate::Discard {
+            self.close_for(CloseReason::Broken);
+            self.shared.note_trouble();
+        }
+        let cut_by_us = cancelled || self.tracked().wire.is_aborted();
+        let stopped =
+            source.code() == Some(&SqlState::QUERY_CANCELED) || self.tracked().wire.is_aborted();
+        match limits.reached(took, cut_by_us).filter(|_| stopped) {
+            Some(limit) => Error::QueryTimeout {
+                limit,
+                sql: excerpt(sql),
+                source,
+                phase,
+            },
+            None => Error::Database { source, phase },
+        }
+    }
+}
+
+impl Phase {
+    /// The phase of a preparation: inside a transaction, losing it loses the transaction.
+    fn or_inside(self, statement: Phase) -> Phase {
+        if statement == Phase::InTransaction {
+            statement
+        } else {
+            self
+        }
+    }
+}
+
+fn upkeep_until(deadline: Option<Instant>) -> Instant {
+    let own = Instant::now() + UPKEEP;
+    deadline.map_or(own, |at| at.min(own))
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // r2d2 drops the idle connections of its own that outlived their time, without a word.
+        let unsaid = if self.shared.closing.load(Ordering::Relaxed) {
+            CloseReason::Drained
+        } else {
+            CloseReason::MaxLifetime
+        };
+        let reason = self.closing.unwrap_or(unsaid);
+        if reason == CloseReason::Broken {
+            self.tracked().wire.abort();
+        } else {
+            // Stays armed until the client, which is dropped next, has said goodbye; the registration goes after it.
+            self.registration
+                .arm_for_good(Some(Instant::now() + GOODBYE), Plan::Abort);
+        }
+        let (id, age, uses) = (self.id(), self.opened_at.elapsed(), self.uses);
+        match reason {
+            CloseReason::Broken | CloseReason::LeakedState => {
+                warn!("closed conn={id} reason={reason} age={age:.1?} uses={uses}");
+            }
+            _ => info!("closed conn={id} reason={reason} age={age:.1?} uses={uses}"),
+        }
+        self.shared
+            .metrics
+            .closed
+            .with_label_values(&[reason.as_str()])
+            .inc();
+        self.shared.observe(|o| o.closed(id, reason, age, uses));
+    }
+}
+
+/// What a session has gone through, in the order in which it counts.
+#[derive(Clone, Copy, Default)]
+struct Wear {
+    closing: Option<CloseReason>,
+    broken: bool,
+    draining: bool,
+    outlived: bool,
+    expired: bool,
+    worn_out: bool,
+}
+
+impl Wear {
+    fn reason(self) -> Option<CloseReason> {
+        match self {
+            Wear {
+                closing: Some(reason),
+                ..
+            } => Some(reason),
+            Wear { broken: true, .. } => Some(CloseReason::Broken),
+            Wear { draining: true, .. } => Some(CloseReason::Drained),
+            Wear { outlived: true, .. } => Some(CloseReason::FailedOver),
+            Wear { expired: true, .. } => Some(CloseReason::MaxLifetime),
+            Wear { worn_out: true, .. } => Some(CloseReason::MaxUses),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_closed_for_the_gravest_reason() {
+        let fresh = Wear::default();
+        let rows = [
+            (fresh, None),
+            (
+                Wear {
+                    worn_out: true,
+                    ..fresh
+                },
+                Some(CloseReason::MaxUses),
+            ),
+            (
+                Wear {
+                    expired: true,
+                    worn_out: true,
+                    ..fresh
+                },
+                Some(CloseReason::MaxLifetime),
+            ),
+            (
+                Wear {
+                    outlived: true,
+                    expired: true,
+                    ..fresh
+                },
+                Some(CloseReason::FailedOver),
+            ),
+            (
+                Wear {
+                    draining: true,
+                    expired: true,
+                    ..fresh
+                },
+                Some(CloseReason::Drained),
+            ),
+            (
+                Wear {
+                    broken: true,
+                    draining: true,
+                    ..fresh
+                },
+                Some(CloseReason::Broken),
+            ),
+            (
+                Wear {
+                    closing: Some(CloseReason::LeakedState),
+                    broken: true,
+                    ..fresh
+                },
+                Some(CloseReason::LeakedState),
+            ),
+        ];
+        for (wear, reason) in rows {
+            assert_eq!(wear.reason(), reason);
+        }
+    }
+
+    #[test]
+    fn the_servers_own_timeout_goes_first_where_both_are_about_the_same() {
+        let now = Instant::now();
+        let ms = Duration::from_millis;
+        let act = |server: Option<u64>, client: Option<u64>, deadline: Option<u64>| {
+            let limits = Limits {
+                server: server.map(ms),
+                client: client.map(ms),
+                deadline: deadline.map(|d| now + ms(d)),
+            };
+            limits.act_at(now).map(|at| (at - now).as_millis())
+        };
+        assert_eq!(act(Some(5000), Some(5000), None), Some(5250));
+        assert_eq!(act(Some(4900), Some(5000), None), Some(5150));
+        assert_eq!(act(Some(3000), Some(5000), None), Some(5000));
+        assert_eq!(act(Some(9000), Some(5000), None), Some(5000));
+        assert_eq!(act(None, Some(5000), None), Some(5000));
+        assert_eq!(act(Some(5000), None, None), None);
+        assert_eq!(act(Some(5000), Some(5000), Some(40)), Some(40));
+    }
+
+    #[test]
+    fn begin_is_one_message_of_our_own_words() {
+        let begin = Begin {
+            isolation: Some("SERIALIZABLE"),
+            read_only: true,
+            statement_timeout: Some(Duration::ZERO),
+        };
+        assert_eq!(
+            begin.sql(),
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SET LOCAL statement_timeout = 0"
+        );
+        assert_eq!(Begin::default().sql(), "BEGIN");
+    }
+}

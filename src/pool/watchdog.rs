@@ -1,0 +1,464 @@
+//! Deadlines of work on the wire, kept by one thread for a whole pool.
+//!
+//! Every connection has a [`Tracked`] beside it: what other threads may know of it and do to it. Work that waits for the
+//! server arms a deadline there, which costs two atomic stores; the watchdog sleeps until the earliest. At a statement's
+//! deadline it asks the server to cancel; 500 ms later it cuts the wire, which never waits for the cancel. While a COMMIT
+//! is on the wire nothing is cancelled, since a cancel during the wait for a synchronous standby makes the server answer
+//! COMMIT with a mere warning: the wire is cut at the deadline. A connection to which a cancel was sent is spent: the
+//! signal may arrive late and would end the next statement.
+
+use super::wire;
+use crate::error::HeldBy;
+use log::{debug, error};
+use postgres::{CancelToken, NoTls};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+/// How long the server may take to obey a cancel before the wire is cut.
+pub(crate) const CANCEL_GRACE: Duration = Duration::from_millis(500);
+/// The most cancel requests under way at once: each holds a thread, for as long as the server does not answer.
+const MOST_CANCELS: usize = 4;
+/// A cancel request that is not through by then never will be.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+/// What happens at the deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Ask the server to cancel; cut the wire when it does not.
+    Cancel,
+    /// Cut the wire.
+    Abort,
+}
+
+/// The deadline of one connection in one word: nanoseconds since the watchdog's start, and in the two lowest bits what is
+/// to happen then. 0 = nothing is on the wire.
+mod word {
+    pub const CANCEL: u64 = 1;
+    pub const ABORT: u64 = 2;
+    pub const CANCELLED: u64 = 3;
+    /// On the wire without a deadline.
+    pub const NEVER: u64 = u64::MAX >> 2;
+
+    pub fn pack(nanos: u64, stage: u64) -> u64 {
+        (nanos.min(NEVER) << 2) | stage
+    }
+
+    pub fn unpack(word: u64) -> (u64, u64) {
+        (word >> 2, word & 3)
+    }
+}
+
+/// What other threads may know of a connection, and do to it.
+pub(crate) struct Tracked {
+    pub id: u64,
+    pub wire: Arc<wire::Handle>,
+    word: AtomicU64,
+    /// Set once the server has let us in; whether it goes over TCP (and so through a wire).
+    cancel: OnceLock<(CancelToken, bool)>,
+    holder: Mutex<Option<Holder>>,
+}
+
+struct Holder {
+    place: &'static Location<'static>,
+    thread: Thread,
+    since: Instant,
+    /// It has been named in a warning.
+    warned: bool,
+}
+
+impl Tracked {
+    pub fn set_cancel(&self, token: CancelToken, tcp: bool) {
+        // Set once, right after opening; a second call would be the same token.
+        let _ = self.cancel.set((token, tcp));
+    }
+
+    fn holder(&self) -> MutexGuard<'_, Option<Holder>> {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn held_by(&self, place: &'static Location<'static>) {
+        *self.holder() = Some(Holder {
+            place,
+            thread: thread::current(),
+            since: Instant::now(),
+            warned: false,
+        });
+    }
+
+    /// Ends the hold and says how long it was.
+    pub fn released(&self) -> Option<Duration> {
+        self.holder().take().map(|h| h.since.elapsed())
+    }
+
+    fn describe_holder(&self, holder: &Holder) -> HeldBy {
+        HeldBy {
+            connection: self.id,
+            place: holder.place,
+            thread: holder.thread.name().map(str::to_owned),
+            held: holder.since.elapsed(),
+        }
+    }
+}
+
+pub(crate) struct Watchdog {
+    start: Instant,
+    tracked: Mutex<Vec<Arc<Tracked>>>,
+    /// When the thread wakes next; `u64::MAX` while it is looking around.
+    next_wake: AtomicU64,
+    thread: OnceLock<Thread>,
+    cancels: Arc<AtomicUsize>,
+    stop: AtomicBool,
+}
+
+impl Watchdog {
+    /// Starts the thread; it ends with [`Watchdog::stop`].
+    pub fn start() -> std::io::Result<Arc<Watchdog>> {
+        let watchdog = Arc::new(Watchdog {
+            start: Instant::now(),
+            tracked: Mutex::default(),
+            next_wake: AtomicU64::new(u64::MAX),
+            thread: OnceLock::new(),
+            cancels: Arc::default(),
+            stop: AtomicBool::new(false),
+        });
+        let worker = Arc::clone(&watchdog);
+        let handle = thread::Builder::new()
+            .name("millpond-watchdog".into())
+            .spawn(move || {
+                // A panic here would leave every deadline unkept: start over.
+                while catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
+                    error!("the watchdog panicked and goes on");
+                }
+            })?;
+        let _ = watchdog.thread.set(handle.thread().clone());
+        Ok(watchdog)
+    }
+
+    pub fn stop(&self) {
+        self.stop.store(true, SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Arc<Tracked>>> {
+        self.tracked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a connection about to be opened, until the registration is dropped.
+    pub fn register(self: &Arc<Self>, id: u64) -> Registration {
+        let tracked = Arc::new(Tracked {
+            id,
+            wire: Arc::default(),
+            word: AtomicU64::new(0),
+            cancel: OnceLock::new(),
+            holder: Mutex::default(),
+        });
+        self.all().push(Arc::clone(&tracked));
+        Registration {
+            watchdog: Arc::clone(self),
+            tracked,
+        }
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start)
+            .as_nanos()
+            .min(u128::from(word::NEVER - 1)) as u64
+    }
+
+    fn run(&self) {
+        while !self.stop.load(SeqCst) {
+            // Whoever arms a deadline from here on wakes us, so that none is missed between the look and the sleep.
+            self.next_wake.store(u64::MAX, SeqCst);
+            let now = self.nanos(Instant::now());
+            let mut next = word::NEVER;
+            let all: Vec<_> = self.all().clone();
+            for tracked in &all {
+                next = next.min(self.look_at(tracked, now));
+            }
+            drop(all);
+            self.next_wake.store(next, SeqCst);
+            if next == word::NEVER {
+                thread::park();
+            } else {
+                let now = self.nanos(Instant::now());
+                thread::park_timeout(Duration::from_nanos(next.saturating_sub(now)));
+            }
+        }
+    }
+
+    /// Acts where the deadline has passed; says when to look again.
+    fn look_at(&self, tracked: &Arc<Tracked>, now: u64) -> u64 {
+        let seen = tracked.word.load(SeqCst);
+        let (at, stage) = word::unpack(seen);
+        if seen == 0 {
+            return word::NEVER;
+        }
+        if at > now {
+            return at;
+        }
+        match stage {
+            word::CANCEL => {
+                let then = now + CANCEL_GRACE.as_nanos() as u64;
+                if tracked
+                    .word
+                    .compare_exchange(seen, word::pack(then, word::CANCELLED), SeqCst, SeqCst)
+                    .is_ok()
+                {
+                    self.send_cancel(tracked);
+                    return then;
+                }
+                0 // the statement ended in this moment: look again at once
+            }
+            _ => {
+                if tracked
+                    .word
+                    .compare_exchange(seen, word::pack(word::NEVER, stage), SeqCst, SeqCst)
+                    .is_ok()
+                {
+                    debug!("aborting conn={}: no answer by its deadline", tracked.id);
+                    tracked.wire.abort();
+                }
+                word::NEVER
+            }
+        }
+    }
+
+    /// Sends a cancel request from a helper thread, or none when all helpers are busy.
+    fn send_cancel(&self, tracked: &Arc<Tracked>) {
+        let Some((token, tcp)) = tracked.cancel.get().cloned() else {
+            return;
+        };
+        if self.cancels.fetch_add(1, SeqCst) >= MOST_CANCELS {
+            self.cancels.fetch_sub(1, SeqCst);
+            debug!(
+                "no cancel for conn={}: {MOST_CANCELS} are under way",
+                tracked.id
+            );
+            return;
+        }
+        let (cancels, id) = (Arc::clone(&self.cancels), tracked.id);
+        let helper = thread::Builder::new()
+            .name("millpond-cancel".into())
+            .spawn(move || {
+                // The driver unwraps the building of its runtime, which fails when file descriptors run out.
+                match catch_unwind(AssertUnwindSafe(|| cancel(&token, tcp))) {
+                    Ok(Ok(())) => debug!("cancel sent for conn={id}"),
+                    Ok(Err(e)) => {
+                        debug!("cancel failed for conn={id}: {}", crate::error::Chain(&e))
+                    }
+                    Err(_) => debug!("cancel panicked for conn={id}"),
+                }
+                cancels.fetch_sub(1, SeqCst);
+            });
+        if helper.is_err() {
+            self.cancels.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// Cancels whatever statement is on a checked-out connection's wire, for a drain; a COMMIT is left alone. The wire is
+    /// cut `grace` later. Returns how many cancels were asked for.
+    pub fn cancel_all_held(&self, grace: Duration) -> usize {
+        let all: Vec<_> = self.all().clone();
+        let then = self.nanos(Instant::now() + grace);
+        let mut asked = 0;
+        for tracked in all.iter().filter(|t| t.holder().is_some()) {
+            let seen = tracked.word.load(SeqCst);
+            let running = seen != 0 && word::unpack(seen).1 == word::CANCEL;
+            if running
+                && tracked
+                    .word
+                    .compare_exchange(seen, word::pack(then, word::CANCELLED), SeqCst, SeqCst)
+                    .is_ok()
+            {
+                asked += 1;
+                self.send_cancel(tracked);
+            }
+        }
+        self.wake();
+        asked
+    }
+
+    /// Cuts every checked-out connection. Returns how many.
+    pub fn abort_all_held(&self) -> usize {
+        let all: Vec<_> = self.all().clone();
+        all.iter()
+            .filter(|t| t.holder().is_some())
+            .map(|t| t.wire.abort())
+            .count()
+    }
+
+    /// Who holds a connection longest.
+    pub fn longest_held(&self) -> Option<HeldBy> {
+        let all: Vec<_> = self.all().clone();
+        let held = all
+            .iter()
+            .filter_map(|t| t.holder().as_ref().map(|h| t.describe_holder(h)));
+        held.max_by_key(|h| h.held)
+    }
+
+    /// Those who have held a connection longer than `threshold` since their check-out, each named once.
+    pub fn newly_held_longer_than(&self, threshold: Duration) -> Vec<HeldBy> {
+        let all: Vec<_> = self.all().clone();
+        let mut found = Vec::new();
+        for tracked in &all {
+            if let Some(holder) = tracked.holder().as_mut()
+                && !holder.warned
+                && holder.since.elapsed() > threshold
+            {
+                holder.warned = true;
+                found.push(tracked.describe_holder(holder));
+            }
+        }
+        found
+    }
+}
+
+fn cancel(token: &CancelToken, tcp: bool) -> Result<(), postgres::Error> {
+    if !tcp {
+        return token.cancel_query(NoTls);
+    }
+    // The request has a wire of its own. It is cut by a thread that sleeps: a cancel is rare, and the watchdog must not
+    // know of it, or it would have to watch itself.
+    let wire = Arc::<wire::Handle>::default();
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let cut = Arc::clone(&wire);
+    let timer = thread::Builder::new()
+        .name("millpond-cancel-timer".into())
+        .spawn(move || {
+            if wait.recv_timeout(CANCEL_LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                cut.abort();
+            }
+        });
+    let result = token.cancel_query(wire::Connector(wire));
+    drop(done);
+    drop(timer);
+    result
+}
+
+/// A connection is known to the watchdog while this lives.
+pub(crate) struct Registration {
+    watchdog: Arc<Watchdog>,
+    pub tracked: Arc<Tracked>,
+}
+
+impl Registration {
+    /// Arms a deadline for the work that begins now; `None` has no deadline, but can be cancelled by a drain.
+    pub fn arm(&self, at: Option<Instant>, plan: Plan) -> Armed {
+        self.arm_for_good(at, plan);
+        Armed {
+            tracked: Arc::clone(&self.tracked),
+        }
+    }
+
+    /// Arms a deadline that only the end of the registration takes away.
+    pub fn arm_for_good(&self, at: Option<Instant>, plan: Plan) {
+        let nanos = at.map_or(word::NEVER, |at| self.watchdog.nanos(at));
+        let stage = if plan == Plan::Cancel {
+            word::CANCEL
+        } else {
+            word::ABORT
+        };
+        self.tracked.word.store(word::pack(nanos, stage), SeqCst);
+        if nanos < self.watchdog.next_wake.load(SeqCst) {
+            self.watchdog.wake();
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.watchdog
+            .all()
+            .retain(|t| !Arc::ptr_eq(t, &self.tracked));
+    }
+}
+
+/// Work on the wire under a deadline.
+pub(crate) struct Armed {
+    tracked: Arc<Tracked>,
+}
+
+impl Armed {
+    /// The work is done. True when a cancel was asked for in the meantime.
+    pub fn disarm(self) -> bool {
+        word::unpack(self.tracked.word.swap(0, SeqCst)).1 == word::CANCELLED
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        self.tracked.word.store(0, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_that_passes_cuts_the_wire_and_one_that_is_kept_does_not() {
+        let watchdog = Watchdog::start().unwrap();
+        let late = watchdog.register(1);
+        let kept = watchdog.register(2);
+        let armed = kept.arm(
+            Some(Instant::now() + Duration::from_millis(20)),
+            Plan::Abort,
+        );
+        assert!(!armed.disarm());
+        let armed = late.arm(
+            Some(Instant::now() + Duration::from_millis(20)),
+            Plan::Abort,
+        );
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !late.tracked.wire.is_aborted() {
+            assert!(Instant::now() < patience, "the watchdog did not act");
+            thread::yield_now();
+        }
+        drop(armed);
+        assert!(!kept.tracked.wire.is_aborted());
+        watchdog.stop();
+    }
+
+    #[test]
+    fn a_statement_is_cancelled_first_and_a_deadline_in_the_past_counts() {
+        let watchdog = Watchdog::start().unwrap();
+        let registration = watchdog.register(1);
+        let armed = registration.arm(Some(Instant::now()), Plan::Cancel);
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !registration.tracked.wire.is_aborted() {
+            assert!(Instant::now() < patience, "the watchdog did not act");
+            thread::yield_now();
+        }
+        assert!(armed.disarm(), "a cancel came before the cut");
+        watchdog.stop();
+    }
+
+    #[test]
+    fn a_drain_cancels_statements_of_holders_but_no_commit() {
+        let watchdog = Watchdog::start().unwrap();
+        let (statement, commit, idle) = (
+            watchdog.register(1),
+            watchdog.register(2),
+            watchdog.register(3),
+        );
+        for r in [&statement, &commit, &idle] {
+            r.tracked.held_by(Location::caller());
+        }
+        let running = statement.arm(None, Plan::Cancel);
+        let committing = commit.arm(None, Plan::Abort);
+        assert_eq!(watchdog.cancel_all_held(Duration::from_secs(60)), 1);
+        assert!(running.disarm());
+        assert!(!committing.disarm());
+        assert_eq!(watchdog.abort_all_held(), 3);
+        watchdog.stop();
+    }
+}

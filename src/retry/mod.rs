@@ -1,0 +1,434 @@
+//! Repeating what may be repeated.
+//!
+//! `backoff`, `budget` and `verdict` are pure. The loop is here: it checks a session out, lets the work run, asks the verdict,
+//! pauses the thread, and starts over, until the work is done, the policy says stop, or the caller's deadline would be
+//! outlived. What may have taken effect is never repeated: it ends as [`Error::OutcomeUnknown`].
+
+mod backoff;
+mod budget;
+mod verdict;
+
+pub use backoff::RetryPolicy;
+pub(crate) use budget::Budget;
+pub use verdict::{Fate, Phase, Repeat, Symptom, Verdict, verdict};
+pub(crate) use verdict::{commits_inside, controls_transaction};
+
+use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
+use crate::pool::{Begin, Lease, Limits, Pool, Session};
+use log::{debug, info, warn};
+use postgres::error::SqlState;
+use postgres::types::ToSql;
+use postgres::{IsolationLevel, Row};
+use std::panic::Location;
+use std::time::{Duration, Instant};
+
+type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+impl Pool {
+    /// Runs any one statement and returns its rows. Repeated only when it provably took no effect.
+    ///
+    /// A warm call costs one round trip: the statement is prepared once per connection. A parameter `$1` takes a Rust value
+    /// that fits the type which the server expects there ([`postgres::types::ToSql`]).
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`] when it was sent and its answer lost; else the last attempt's error, in
+    /// [`Error::GaveUp`] when there was more than one.
+    #[track_caller]
+    pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        self.call().query(sql, params)
+    }
+
+    /// Runs any one statement and returns the number of rows that it touched; else as [`query`](Pool::query).
+    ///
+    /// # Errors
+    /// As [`query`](Pool::query).
+    #[track_caller]
+    pub fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64> {
+        self.call().execute(sql, params)
+    }
+
+    /// Runs a statement that only reads. Repeated also when its answer was lost, and then in a READ ONLY transaction: a write
+    /// passed by mistake is refused there and reported as [`Error::OutcomeUnknown`], never done twice.
+    ///
+    /// # Errors
+    /// As [`query`](Pool::query).
+    #[track_caller]
+    pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        self.call().read(sql, params)
+    }
+
+    /// For one call: replaces both timeouts of a statement, the server's and ours; zero = off.
+    pub fn with_timeout(&self, limit: Duration) -> Call<'_> {
+        self.call().with_timeout(limit)
+    }
+
+    /// For one call: replaces the retry policy.
+    pub fn with_policy(&self, policy: RetryPolicy) -> Call<'_> {
+        self.call().with_policy(policy)
+    }
+
+    /// For one call: a moment by which it must have ended, with all its waiting, its attempts and their pauses.
+    pub fn with_deadline(&self, at: Instant) -> Call<'_> {
+        self.call().with_deadline(at)
+    }
+
+    /// A call with options.
+    pub fn call(&self) -> Call<'_> {
+        Call {
+            pool: self,
+            timeout: None,
+            policy: None,
+            deadline: None,
+            begin: Begin::default(),
+        }
+    }
+}
+
+/// One call on a pool, with options of its own. Made by [`Pool::with_timeout`] and its like; may be used again.
+#[derive(Clone)]
+#[must_use = "options do nothing before a statement is run with them"]
+pub struct Call<'p> {
+    pub(crate) pool: &'p Pool,
+    pub(crate) timeout: Option<Duration>,
+    policy: Option<RetryPolicy>,
+    deadline: Option<Instant>,
+    pub(crate) begin: Begin,
+}
+
+impl Call<'_> {
+    /// Replaces both timeouts of a statement, the server's and ours; zero = off.
+    pub fn with_timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
+        self
+    }
+
+    /// Replaces the retry policy.
+    pub fn with_policy(mut self, policy: RetryPolicy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// A moment by which the call must have ended, with all its waiting, its attempts and their pauses. In a call with a
+    /// deadline, the wait for a connection is bounded by it alone, and no attempt.
+    pub fn with_deadline(mut self, at: Instant) -> Self {
+        self.deadline = Some(at);
+        self
+    }
+
+    /// The isolation level of its transaction.
+    pub fn isolation_level(mut self, level: IsolationLevel) -> Self {
+        self.begin.isolation = match level {
+            IsolationLevel::ReadUncommitted => Some("READ UNCOMMITTED"),
+            IsolationLevel::ReadCommitted => Some("READ COMMITTED"),
+            IsolationLevel::RepeatableRead => Some("REPEATABLE READ"),
+            IsolationLevel::Serializable => Some("SERIALIZABLE"),
+            _ => self.begin.isolation,
+        };
+        self
+    }
+
+    /// Its transaction is READ ONLY.
+    pub fn read_only(mut self) -> Self {
+        self.begin.read_only = true;
+        self
+    }
+
+    /// As [`Pool::query`].
+    ///
+    /// # Errors
+    /// As [`Pool::query`].
+    #[track_caller]
+    pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        self.lone(sql, |session, phase, limits| {
+            session.query(sql, params, phase, limits)
+        })
+    }
+
+    /// As [`Pool::execute`].
+    ///
+    /// # Errors
+    /// As [`Pool::query`].
+    #[track_caller]
+    pub fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64> {
+        self.lone(sql, |session, phase, limits| {
+            session.execute(sql, params, phase, limits)
+        })
+    }
+
+    /// As [`Pool::read`].
+    ///
+    /// # Errors
+    /// As [`Pool::query`].
+    #[track_caller]
+    pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        if commits_inside(sql) {
+            return self.query(sql, params);
+        }
+        let limits = self.limits();
+        let mut lost = false;
+        self.run(Location::caller(), |session| {
+            let answer = if lost {
+                let begin = Begin {
+                    read_only: true,
+                    ..self.begin_with_timeout()
+                };
+                transact(session, &begin, &limits, |s| {
+                    s.query(sql, params, Phase::InTransaction, &limits)
+                })
+            } else {
+                self.in_own_transaction_if_longer(session, |s, phase| {
+                    s.query(sql, params, phase, &limits)
+                })
+            };
+            answer.map_err(|error| {
+                let verdict = error.verdict();
+                if lost && error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+                    // It writes, and the attempt whose answer was lost may have done so.
+                    return Stop::from(Error::OutcomeUnknown {
+                        source: Box::new(error),
+                    });
+                }
+                let repeat = match verdict.repeat {
+                    // A read that was cut off at its deadline has no outcome that anybody could want to know.
+                    Repeat::Ambiguous if error.is_timeout() => Repeat::Permanent,
+                    Repeat::Ambiguous => {
+                        lost = true;
+                        Repeat::RolledBack
+                    }
+                    other => other,
+                };
+                Stop {
+                    error,
+                    verdict: Verdict { repeat, ..verdict },
+                }
+            })
+        })
+    }
+
+    #[track_caller]
+    fn lone<T>(
+        &self,
+        sql: &str,
+        work: impl Fn(&mut Session, Phase, &Limits) -> Result<T>,
+    ) -> Result<T> {
+        let limits = self.limits();
+        let inside = commits_inside(sql);
+        self.run(Location::caller(), |session| {
+            if inside {
+                return work(session, Phase::CommitsInside, &limits).map_err(Stop::from);
+            }
+            self.in_own_transaction_if_longer(session, |session, phase| {
+                work(session, phase, &limits)
+            })
+            .map_err(Stop::from)
+        })
+    }
+
+    /// A limit longer than the server's own needs the server's lifted, for this statement alone: a transaction with SET LOCAL
+    /// in the message that begins it, never a SET on the session. A shorter one is kept by us, at no cost.
+    fn in_own_transaction_if_longer<T>(
+        &self,
+        session: &mut Session,
+        work: impl FnOnce(&mut Session, Phase) -> Result<T>,
+    ) -> Result<T> {
+        let server = self.pool.inner.shared.server_timeout();
+        let longer = match (self.timeout, server) {
+            (None, _) => false,
+            (Some(_), None) => self.pool.inner.shared.server_timeout_is_theirs,
+            (Some(limit), Some(server)) => limit.is_zero() || limit > server,
+        };
+        if !longer {
+            return work(session, Phase::Statement);
+        }
+        let limits = self.limits();
+        transact(session, &self.begin_with_timeout(), &limits, |session| {
+            work(session, Phase::InTransaction)
+        })
+    }
+
+    pub(crate) fn begin_with_timeout(&self) -> Begin {
+        Begin {
+            statement_timeout: self.timeout,
+            ..self.begin
+        }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        let config = self.pool.config();
+        match self.timeout {
+            None => Limits {
+                server: self.pool.inner.shared.server_timeout(),
+                client: config.query_timeout,
+                deadline: self.deadline,
+            },
+            Some(limit) => {
+                let limit = Some(limit).filter(|l| !l.is_zero());
+                let server = match (limit, self.pool.inner.shared.server_timeout()) {
+                    // Not lifted: still the server's own.
+                    (Some(limit), Some(server)) if server >= limit => Some(server),
+                    _ => limit,
+                };
+                Limits {
+                    server,
+                    client: limit,
+                    deadline: self.deadline,
+                }
+            }
+        }
+    }
+
+    /// The loop.
+    pub(crate) fn run<T>(
+        &self,
+        place: &'static Location<'static>,
+        mut attempt: impl FnMut(&mut Session) -> Result<T, Stop>,
+    ) -> Result<T> {
+        let inner = &self.pool.inner;
+        let policy = self.policy.as_ref().unwrap_or(&self.pool.config().retry);
+        let mut attempts = 1;
+        loop {
+            let checked_out = self.check_out(place);
+            let stop = match checked_out
+                .map_err(Stop::from)
+                .and_then(|mut lease| attempt(&mut lease))
+            {
+                Ok(value) => {
+                    inner.budget.earn();
+                    return Ok(value);
+                }
+                Err(stop) => stop,
+            };
+            let (error, verdict) = (stop.error, stop.verdict);
+            let code = error
+                .sqlstate()
+                .map_or(String::new(), |s| s.code().to_owned());
+            let outcome = |error: Error| -> Error {
+                match (verdict.repeat, &error) {
+                    (Repeat::Ambiguous, Error::OutcomeUnknown { .. }) => error,
+                    (Repeat::Ambiguous, _) => Error::OutcomeUnknown {
+                        source: Box::new(error),
+                    },
+                    _ => error,
+                }
+            };
+            let next = self.next_attempt(policy, attempts, &error, verdict);
+            let pause = match next {
+                Next::Pause(pause) => pause,
+                Next::Return => return Err(outcome(error)),
+                Next::GiveUp(GaveUpReason::MaxRetries) if policy.max_retries == 0 => {
+                    return Err(outcome(error));
+                }
+                Next::GiveUp(reason) => {
+                    return Err(Error::GaveUp {
+                        attempts,
+                        reason,
+                        source: Box::new(outcome(error)),
+                    });
+                }
+            };
+            inner
+                .shared
+                .metrics
+                .retries
+                .with_label_values(&[code.as_str(), verdict.repeat.as_str()])
+                .inc();
+            info!(
+                "retrying attempt={attempts} pause={pause:.1?} sqlstate={} verdict={} error={}",
+                if code.is_empty() { "-" } else { &code },
+                verdict.repeat.as_str(),
+                Chain(&error)
+            );
+            std::thread::sleep(pause);
+            attempts += 1;
+        }
+    }
+
+    fn check_out(&self, place: &'static Location<'static>) -> Result<Lease> {
+        let until = self
+            .deadline
+            .or_else(|| Instant::now().checked_add(self.pool.config().connection_timeout));
+        self.pool.check_out_at(until, place)
+    }
+
+    fn next_attempt(
+        &self,
+        policy: &RetryPolicy,
+        attempts: u32,
+        error: &Error,
+        verdict: Verdict,
+    ) -> Next {
+        if !matches!(verdict.repeat, Repeat::NeverSent | Repeat::RolledBack) {
+            return Next::Return;
+        }
+        // With a deadline, that wait was bounded by it, and it has passed.
+        let waited_to_the_end =
+            matches!(error, Error::Checkout(e) if e.reason == CheckoutFailure::Timeout);
+        if waited_to_the_end && self.deadline.is_some() {
+            return Next::Return;
+        }
+        let retry = attempts - 1;
+        if retry >= policy.max_retries {
+            return Next::GiveUp(GaveUpReason::MaxRetries);
+        }
+        let pause = policy.pause(retry, fastrand::f64());
+        if self.deadline.is_some_and(|at| Instant::now() + pause >= at) {
+            return Next::GiveUp(GaveUpReason::Deadline);
+        }
+        // The first retry is free; so is what never reached the server: one opener guards a database that is away.
+        let draws = retry > 0 && verdict.repeat != Repeat::NeverSent;
+        if draws && !self.pool.inner.budget.spend() {
+            warn!("no retry: the retry budget of the pool is empty");
+            self.pool.inner.shared.metrics.retry_budget_empty.inc();
+            return Next::GiveUp(GaveUpReason::Budget);
+        }
+        Next::Pause(pause)
+    }
+}
+
+enum Next {
+    Pause(Duration),
+    /// Not to be repeated.
+    Return,
+    /// It could be repeated, and will not be.
+    GiveUp(GaveUpReason),
+}
+
+/// Why an attempt ended, and what that means for the next.
+pub(crate) struct Stop {
+    pub error: Error,
+    pub verdict: Verdict,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop {
+            verdict: error.verdict(),
+            error,
+        }
+    }
+}
+
+/// Runs `work` in a transaction. Trouble with the rollback never hides the first error.
+pub(crate) fn transact<T>(
+    session: &mut Session,
+    begin: &Begin,
+    limits: &Limits,
+    work: impl FnOnce(&mut Session) -> Result<T>,
+) -> Result<T> {
+    session.begin(begin, limits)?;
+    match work(session) {
+        Ok(value) => session.commit(limits).map(|()| value),
+        Err(error) => {
+            if !session.is_closing()
+                && let Err(trouble) = session.rollback()
+            {
+                debug!(
+                    "rollback failed on conn={}: {}",
+                    session.id(),
+                    Chain(&trouble)
+                );
+            }
+            Err(error)
+        }
+    }
+}

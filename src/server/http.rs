@@ -1,0 +1,381 @@
+//! Requests, responses and problems as the routes see them. Beside `lane.rs` the only file that names tiny_http.
+
+use crate::error::{Chain, CheckoutFailure, Error};
+use log::{error, warn};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// A request, read to its end.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Request {
+    /// In capitals.
+    pub method: String,
+    /// Without the query.
+    pub path: String,
+    /// Behind the question mark; empty where there is none.
+    pub query: String,
+    /// As they came.
+    pub headers: Vec<(String, String)>,
+    /// At most `HTTP_MAX_BODY_BYTES`.
+    pub body: Vec<u8>,
+    /// Who asks.
+    pub remote: Option<SocketAddr>,
+    /// The client's `X-Request-Id` where it is well formed, else one of ours.
+    pub id: String,
+    /// By then it must have been answered.
+    pub deadline: Instant,
+    pub(crate) params: Vec<(&'static str, String)>,
+}
+
+impl Request {
+    /// A header by name, in any case; the first where there are several.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.as_str())
+    }
+
+    /// The part of the path that stands for `{name}` in the route.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.params
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, v)| v.as_str())
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// All but those that the connection needs.
+    pub headers: Vec<(&'static str, String)>,
+    /// The whole body.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// A JSON body.
+    pub fn json(status: u16, body: &impl Serialize) -> Response {
+        match serde_json::to_vec(body) {
+            Ok(body) => Response::bytes(status, "application/json", body),
+            Err(e) => {
+                error!("an answer could not be written as JSON: {e}");
+                Problem::internal().into()
+            }
+        }
+    }
+
+    /// A body of any type.
+    pub fn bytes(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Response {
+        Response {
+            status,
+            headers: vec![("Content-Type", content_type.to_owned())],
+            body: body.into(),
+        }
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Response {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+/// An error as RFC 9457 has it.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    status: u16,
+    /// The last part of a `urn:millpond:`; none is `about:blank`.
+    kind: Option<&'static str>,
+    detail: String,
+    headers: Vec<(&'static str, String)>,
+    more: Map<String, Value>,
+}
+
+impl Problem {
+    /// One that has no type of its own: the status says it all.
+    pub fn plain(status: u16, detail: impl Into<String>) -> Problem {
+        Problem {
+            status,
+            kind: None,
+            detail: detail.into(),
+            headers: Vec::new(),
+            more: Map::new(),
+        }
+    }
+
+    /// One of a stable type, `urn:millpond:` + `kind`.
+    pub fn of_kind(status: u16, kind: &'static str, detail: impl Into<String>) -> Problem {
+        Problem {
+            kind: Some(kind),
+            ..Problem::plain(status, detail)
+        }
+    }
+
+    /// 500, and no word about why: that is in the log.
+    pub fn internal() -> Problem {
+        Problem::plain(500, "something went wrong on our side")
+    }
+
+    /// 503, to be tried again after some seconds.
+    pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Problem {
+        Problem::of_kind(503, kind, detail).header("Retry-After", "1")
+    }
+
+    /// Adds a header to the answer.
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Problem {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Adds a member to the body.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Problem {
+        self.more.insert(name.to_owned(), value.into());
+        self
+    }
+
+    pub(crate) fn into_response(self, request_id: Option<&str>) -> Response {
+        let kind = self.kind.map_or("about:blank".to_owned(), |kind| {
+            format!("urn:millpond:{kind}")
+        });
+        let mut body = json!({
+            "type": kind,
+            "title": reason(self.status),
+            "status": self.status,
+            "detail": self.detail,
+        });
+        if let Some(fields) = body.as_object_mut() {
+            if let Some(id) = request_id {
+                fields.insert("requestId".into(), id.into());
+            }
+            fields.extend(self.more);
+        }
+        let mut response =
+            Response::bytes(self.status, "application/problem+json", body.to_string());
+        response.headers.extend(self.headers);
+        response
+    }
+}
+
+impl From<Problem> for Response {
+    fn from(problem: Problem) -> Response {
+        problem.into_response(None)
+    }
+}
+
+/// What a failed call on the pool means to the client; the server's own words stay in the log.
+impl From<Error> for Problem {
+    fn from(error: Error) -> Problem {
+        let problem = match &error {
+            _ if error.is_outcome_unknown() => Problem::of_kind(
+                500,
+                "outcome-unknown",
+                "it is not known whether this was done",
+            ),
+            Error::Checkout(e) if e.reason == CheckoutFailure::LineFull => {
+                Problem::unavailable("overloaded", "too many requests wait for the database")
+            }
+            Error::Checkout(e) if e.reason == CheckoutFailure::Closed => {
+                Problem::unavailable("draining", "the server is shutting down")
+            }
+            // The database is there, and all connections were in use for as long as the request could wait.
+            Error::Checkout(e)
+                if e.reason == CheckoutFailure::Timeout && e.last_open_error.is_none() =>
+            {
+                Problem::unavailable("timeout", "no connection to the database came free in time")
+            }
+            Error::QueryTimeout { .. } => {
+                Problem::unavailable("timeout", "the database did not answer in time")
+            }
+            _ if error.is_retryable() || matches!(error, Error::Checkout(_) | Error::Open(_)) => {
+                Problem::unavailable("database-unavailable", "the database cannot be reached")
+            }
+            _ => Problem::internal(),
+        };
+        match problem.status {
+            500 => error!("request failed: {}", Chain(&error)),
+            _ => warn!("request failed: {}", Chain(&error)),
+        }
+        problem
+    }
+}
+
+/// What was wrong with a request before a handler saw it.
+pub(super) enum Unreadable {
+    Problem(Problem),
+    /// The client is gone.
+    Gone(io::Error),
+}
+
+/// A request whose head has been read.
+pub(super) struct Incoming {
+    raw: tiny_http::Request,
+    pub arrived: Instant,
+}
+
+impl Incoming {
+    pub fn new(raw: tiny_http::Request) -> Incoming {
+        Incoming {
+            raw,
+            arrived: Instant::now(),
+        }
+    }
+
+    pub fn method(&self) -> &str {
+        self.raw.method().as_str()
+    }
+
+    pub fn path(&self) -> &str {
+        self.raw.url().split('?').next().unwrap_or_default()
+    }
+
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.raw.remote_addr().copied()
+    }
+
+    fn header(&self, name: &'static str) -> Option<&str> {
+        self.raw
+            .headers()
+            .iter()
+            .find(|h| h.field.equiv(name))
+            .map(|h| h.value.as_str())
+    }
+
+    /// The client's request id, when it is 1 to 128 of `[A-Za-z0-9._-]`, else one of ours.
+    pub fn id(&self) -> String {
+        let good = |id: &&str| {
+            (1..=128).contains(&id.len())
+                && id
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        match self.header("X-Request-Id").filter(good) {
+            Some(id) => id.to_owned(),
+            None => format!("{:016x}", fastrand::u64(..)),
+        }
+    }
+
+    /// Reads the body, and all that the routes want to know.
+    pub fn read(
+        &mut self,
+        id: String,
+        budget: Duration,
+        max_body: usize,
+    ) -> Result<Request, Unreadable> {
+        if self.header("Transfer-Encoding").is_some() {
+            return Err(Unreadable::Problem(Problem::plain(
+                411,
+                "a body needs a Content-Length",
+            )));
+        }
+        let too_large = || Problem::plain(413, format!("the body is larger than {max_body} bytes"));
+        if self
+            .raw
+            .body_length()
+            .is_some_and(|length| length > max_body)
+        {
+            return Err(Unreadable::Problem(too_large()));
+        }
+        let mut body = Vec::new();
+        let limit = max_body as u64 + 1;
+        self.raw
+            .as_reader()
+            .take(limit)
+            .read_to_end(&mut body)
+            .map_err(Unreadable::Gone)?;
+        if body.len() > max_body {
+            return Err(Unreadable::Problem(too_large()));
+        }
+        let (path, query) = self
+            .raw
+            .url()
+            .split_once('?')
+            .unwrap_or((self.raw.url(), ""));
+        Ok(Request {
+            method: self.raw.method().as_str().to_owned(),
+            path: path.to_owned(),
+            query: query.to_owned(),
+            headers: self
+                .raw
+                .headers()
+                .iter()
+                .map(|h| (h.field.to_string(), h.value.to_string()))
+                .collect(),
+            body,
+            remote: self.remote(),
+            id,
+            deadline: self.arrived + budget,
+            params: Vec::new(),
+        })
+    }
+
+    /// Answers in one write. tiny_http's own responses cannot say `Connection: close`.
+    pub fn answer(self, response: Response, id: &str, close: bool) -> io::Result<()> {
+        let old = *self.raw.http_version() < tiny_http::HTTPVersion(1, 1);
+        let head_only = self.method() == "HEAD";
+        let mut out = format!(
+            "HTTP/1.1 {} {}\r\n",
+            response.status,
+            reason(response.status)
+        );
+        let mut add = |name: &str, value: &str| {
+            // A header is one line, whatever it was made of.
+            let value: String = value.chars().filter(|c| !c.is_control()).collect();
+            out += &format!("{name}: {value}\r\n");
+        };
+        add("Server", "millpond");
+        add(
+            "Date",
+            &jiff::Timestamp::now()
+                .strftime("%a, %d %b %Y %H:%M:%S GMT")
+                .to_string(),
+        );
+        for (name, value) in &response.headers {
+            add(name, value);
+        }
+        add("X-Request-Id", id);
+        add("Content-Length", &response.body.len().to_string());
+        if close || old {
+            add("Connection", "close");
+        }
+        out += "\r\n";
+        let mut out = out.into_bytes();
+        if !head_only {
+            out.extend_from_slice(&response.body);
+        }
+        let mut writer = self.raw.into_writer();
+        writer.write_all(&out)?;
+        writer.flush()
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        201 => "Created",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        415 => "Unsupported Media Type",
+        422 => "Unprocessable Content",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "Unknown",
+    }
+}

@@ -1,0 +1,191 @@
+//! Method and path to a handler. Pure.
+
+use super::http::{Problem, Request, Response};
+use std::sync::Arc;
+
+/// Which worker threads a route runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Never behind requests that use the pool.
+    Health,
+    /// `HTTP_WORKERS` threads.
+    Api,
+}
+
+/// Which token a route asks for, where one is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// None.
+    Open,
+    /// `METRICS_TOKEN`.
+    Metrics,
+    /// `API_TOKEN`.
+    Api,
+}
+
+/// What a route does.
+pub type Handler = Arc<dyn Fn(&Request) -> Result<Response, Problem> + Send + Sync>;
+
+/// One route.
+#[derive(Clone)]
+pub(crate) struct Route {
+    pub method: &'static str,
+    /// As `/api/things/{id}`.
+    pub pattern: &'static str,
+    pub lane: Lane,
+    pub access: Access,
+    pub handler: Handler,
+}
+
+/// All routes of a server.
+#[derive(Clone, Default)]
+pub struct Router {
+    routes: Vec<Route>,
+}
+
+/// What a method and a path lead to.
+pub(crate) enum Found<'r> {
+    Route(&'r Route, Vec<(&'static str, String)>),
+    /// The path exists; these methods lead somewhere.
+    OtherMethods(Vec<&'static str>),
+    Nothing,
+}
+
+impl Router {
+    /// A router without routes.
+    pub fn new() -> Router {
+        Router::default()
+    }
+
+    /// Adds a route. `{name}` in the pattern stands for one part of the path ([`Request::param`]).
+    pub fn route<F>(
+        mut self,
+        method: &'static str,
+        pattern: &'static str,
+        lane: Lane,
+        access: Access,
+        handler: F,
+    ) -> Router
+    where
+        F: Fn(&Request) -> Result<Response, Problem> + Send + Sync + 'static,
+    {
+        self.routes.push(Route {
+            method,
+            pattern,
+            lane,
+            access,
+            handler: Arc::new(handler),
+        });
+        self
+    }
+
+    /// HEAD leads where GET does.
+    pub(crate) fn find(&self, method: &str, path: &str) -> Found<'_> {
+        let method = if method == "HEAD" { "GET" } else { method };
+        let mut others = Vec::new();
+        for route in &self.routes {
+            let Some(params) = matches(route.pattern, path) else {
+                continue;
+            };
+            if route.method == method {
+                return Found::Route(route, params);
+            }
+            others.push(route.method);
+            if route.method == "GET" {
+                others.push("HEAD");
+            }
+        }
+        if others.is_empty() {
+            Found::Nothing
+        } else {
+            Found::OtherMethods(others)
+        }
+    }
+
+    /// Which lane a path belongs to; what leads nowhere must not keep the health lane busy.
+    pub(crate) fn lane(&self, path: &str) -> Lane {
+        let health = self
+            .routes
+            .iter()
+            .any(|r| r.lane == Lane::Health && matches(r.pattern, path).is_some());
+        if health { Lane::Health } else { Lane::Api }
+    }
+}
+
+fn matches(pattern: &'static str, path: &str) -> Option<Vec<(&'static str, String)>> {
+    let mut params = Vec::new();
+    let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return Some(params),
+            (Some(w), Some(g)) => match w.strip_prefix('{').and_then(|w| w.strip_suffix('}')) {
+                Some(name) if !g.is_empty() => params.push((name, g.to_owned())),
+                None if w == g => {}
+                _ => return None,
+            },
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router() -> Router {
+        let ok = |_: &Request| Ok(Response::bytes(200, "text/plain", ""));
+        Router::new()
+            .route("GET", "/health", Lane::Health, Access::Open, ok)
+            .route("GET", "/things", Lane::Api, Access::Api, ok)
+            .route("POST", "/things", Lane::Api, Access::Api, ok)
+            .route("GET", "/things/{id}", Lane::Api, Access::Api, ok)
+            .route("POST", "/things/{id}/pay", Lane::Api, Access::Api, ok)
+    }
+
+    #[test]
+    fn paths_lead_to_patterns_with_their_parts() {
+        let router = router();
+        for (method, path, pattern, part) in [
+            ("GET", "/health", "/health", None),
+            ("HEAD", "/things", "/things", None),
+            ("GET", "/things/7", "/things/{id}", Some("7")),
+            ("POST", "/things/7/pay", "/things/{id}/pay", Some("7")),
+        ] {
+            let Found::Route(route, params) = router.find(method, path) else {
+                panic!("{method} {path}")
+            };
+            assert_eq!(route.pattern, pattern);
+            assert_eq!(params.first().map(|(_, v)| v.as_str()), part);
+        }
+        for path in [
+            "/",
+            "/health/",
+            "/things/",
+            "/things/7/8",
+            "//things",
+            "/Health",
+        ] {
+            assert!(matches!(router.find("GET", path), Found::Nothing), "{path}");
+        }
+    }
+
+    #[test]
+    fn another_method_is_told_which_lead_somewhere() {
+        let router = router();
+        let Found::OtherMethods(allow) = router.find("DELETE", "/things") else {
+            panic!()
+        };
+        assert_eq!(allow, ["GET", "HEAD", "POST"]);
+        let Found::OtherMethods(allow) = router.find("GET", "/things/7/pay") else {
+            panic!()
+        };
+        assert_eq!(allow, ["POST"]);
+    }
+
+    #[test]
+    fn only_what_is_health_runs_on_its_lane() {
+        assert_eq!(router().lane("/health"), Lane::Health);
+        assert_eq!(router().lane("/things"), Lane::Api);
+        assert_eq!(router().lane("/nowhere"), Lane::Api);
+    }
+}

@@ -1,0 +1,129 @@
+//! `/health`, `/health/db`, `/health/live`, `/health/ready`: answered whatever the pool is doing, and never with a token.
+
+use super::{as_ms, timestamp};
+use crate::health::Health;
+use crate::pool::Pool;
+use crate::server::http::Response;
+use crate::server::router::{Access, Lane, Router};
+use crate::server::shutdown::{Phase, PhaseFlag};
+use serde::Serialize;
+use serde_json::json;
+use std::sync::Arc;
+
+#[derive(Serialize)]
+struct Body {
+    status: &'static str,
+    timestamp: String,
+    database: Database,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    draining: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    private: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Database {
+    healthy: bool,
+    total_connections: usize,
+    idle_connections: usize,
+    active_connections: usize,
+    waiting_requests: usize,
+    max_connections: usize,
+    utilization_percent: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sqlstate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probe: Option<&'static str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    failing_fast: bool,
+}
+
+pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, private: bool) -> Router {
+    let health = {
+        let (pool, phase) = (pool.clone(), Arc::clone(phase));
+        move |_: &_| {
+            Ok(report(
+                &pool.health(),
+                pool.is_failing_fast(),
+                phase.get(),
+                private,
+            ))
+        }
+    };
+    let ready = {
+        let (pool, phase) = (pool.clone(), Arc::clone(phase));
+        move |_: &_| {
+            let (status, word) =
+                readiness(phase.get(), pool.has_connected(), pool.is_failing_fast());
+            Ok(Response::json(status, &json!({ "status": word })))
+        }
+    };
+    router
+        .route("GET", "/health", Lane::Health, Access::Open, health.clone())
+        .route("GET", "/health/db", Lane::Health, Access::Open, health)
+        .route("GET", "/health/live", Lane::Health, Access::Open, |_| {
+            Ok(Response::json(200, &json!({ "status": "alive" })))
+        })
+        .route("GET", "/health/ready", Lane::Health, Access::Open, ready)
+}
+
+fn report(health: &Health, failing_fast: bool, phase: Phase, private: bool) -> Response {
+    let stats = &health.stats;
+    let body = Body {
+        status: if health.healthy {
+            "healthy"
+        } else {
+            "unhealthy"
+        },
+        timestamp: timestamp(),
+        database: Database {
+            healthy: health.healthy,
+            total_connections: stats.total,
+            idle_connections: stats.idle,
+            active_connections: stats.active,
+            waiting_requests: stats.waiting,
+            max_connections: stats.max,
+            utilization_percent: stats.utilization_percent(),
+            latency_ms: health.latency.map(as_ms),
+            error: health.error.map(|e| e.to_string()),
+            sqlstate: health.sqlstate.clone(),
+            probe: health.probe_refused.then_some("refused"),
+            failing_fast,
+        },
+        draining: phase > Phase::Running,
+        private,
+    };
+    Response::json(if health.healthy { 200 } else { 503 }, &body)
+}
+
+/// Whether requests should be sent here.
+fn readiness(phase: Phase, has_connected: bool, failing_fast: bool) -> (u16, &'static str) {
+    match (phase, has_connected, failing_fast) {
+        (Phase::Unready | Phase::Draining, _, _) => (503, "draining"),
+        (Phase::Running, _, true) => (503, "database-unavailable"),
+        (Phase::Running, false, false) => (503, "starting"),
+        (Phase::Running, true, false) => (200, "ready"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_is_about_this_program_and_lasting_trouble_only() {
+        assert_eq!(readiness(Phase::Running, false, false), (503, "starting"));
+        assert_eq!(readiness(Phase::Running, true, false), (200, "ready"));
+        assert_eq!(
+            readiness(Phase::Running, true, true),
+            (503, "database-unavailable")
+        );
+        assert_eq!(readiness(Phase::Unready, true, false), (503, "draining"));
+        assert_eq!(readiness(Phase::Draining, false, true), (503, "draining"));
+    }
+}

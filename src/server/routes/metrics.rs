@@ -1,0 +1,61 @@
+//! `/metrics` for Prometheus, `/api/metrics/db` for whoever reads JSON.
+
+use super::{as_ms, timestamp};
+use crate::metrics::prometheus::CONTENT_TYPE;
+use crate::pool::Pool;
+use crate::server::http::Response;
+use crate::server::router::{Access, Lane, Router};
+use serde_json::json;
+
+pub(super) fn add_to(router: Router, pool: &Pool) -> Router {
+    let (for_prometheus, for_json) = (pool.clone(), pool.clone());
+    router
+        .route(
+            "GET",
+            "/metrics",
+            Lane::Health,
+            Access::Metrics,
+            move |_| {
+                // The probe is asked first, so that what it shows is not of long ago.
+                for_prometheus.health();
+                Ok(Response::bytes(
+                    200,
+                    CONTENT_TYPE,
+                    for_prometheus.metrics_text(),
+                ))
+            },
+        )
+        .route(
+            "GET",
+            "/api/metrics/db",
+            Lane::Health,
+            Access::Metrics,
+            move |_| Ok(as_json(&for_json)),
+        )
+}
+
+fn as_json(pool: &Pool) -> Response {
+    let health = pool.health();
+    let (stats, config) = (&health.stats, pool.config());
+    Response::json(
+        200,
+        &json!({
+            "timestamp": timestamp(),
+            "pool": {
+                "total": stats.total,
+                "idle": stats.idle,
+                "active": stats.active,
+                "waiting": stats.waiting,
+                "max": stats.max,
+                "utilizationPercent": stats.utilization_percent(),
+            },
+            "performance": { "latencyMs": health.latency.map(as_ms) },
+            "config": {
+                "maxConnections": config.max_size,
+                "idleTimeoutMs": config.idle_timeout.map_or(0, |t| t.as_millis() as u64),
+                "connectionTimeoutMs": config.connection_timeout.as_millis() as u64,
+            },
+            "failingFast": pool.is_failing_fast(),
+        }),
+    )
+}

@@ -1,0 +1,225 @@
+//! Transactions: the closure runs, the transaction commits, and the whole of it is repeated where that is safe.
+//!
+//! A transaction begins in one message and commits in one. A statement that failed inside leaves PostgreSQL's transaction
+//! aborted; should the closure swallow that error, the commit still fails (see `Session::commit`), and the swallowed error is
+//! what the caller gets. Where the answer to COMMIT is lost, the outcome is unknown, and nothing is repeated.
+
+use crate::error::{Chain, Error, Result};
+use crate::pool::{Limits, Pool, Session};
+use crate::retry::{Call, Phase, Repeat, Stop, Verdict, controls_transaction, transact};
+use postgres::Row;
+use postgres::error::SqlState;
+use postgres::types::ToSql;
+use std::panic::Location;
+
+impl Pool {
+    /// Runs `work` in a transaction and commits it. The closure may run more than once: when the transaction was rolled back
+    /// for a reason that may pass (a deadlock, a serialization failure, a lost connection), the whole of it is repeated, so
+    /// whatever it does besides the database must bear that. An error that it returns rolls back.
+    ///
+    /// # Errors
+    /// The closure's error; the database's; [`Error::OutcomeUnknown`] when the answer to COMMIT was lost.
+    #[track_caller]
+    pub fn transaction<T>(&self, work: impl FnMut(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.call().transaction(work)
+    }
+}
+
+impl Call<'_> {
+    /// As [`Pool::transaction`], with this call's options; its timeout is that of each statement.
+    ///
+    /// # Errors
+    /// As [`Pool::transaction`].
+    #[track_caller]
+    pub fn transaction<T>(
+        &self,
+        mut work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let (begin, limits) = (self.begin_with_timeout(), self.limits());
+        self.run(Location::caller(), |session| {
+            let mut failure = None;
+            let done = transact(session, &begin, &limits, |session| {
+                let mut tx = Transaction {
+                    session,
+                    limits,
+                    failure: None,
+                    savepoints: 0,
+                };
+                let result = work(&mut tx);
+                failure = tx.failure;
+                match (result, &failure) {
+                    // A statement failed and the closure went on: nothing of this can be committed.
+                    (Ok(_), Some(Failure { text, sqlstate, .. })) => {
+                        Err(Error::TransactionAborted {
+                            cause: text.clone(),
+                            sqlstate: sqlstate.clone(),
+                        })
+                    }
+                    (result, _) => result,
+                }
+            });
+            done.map_err(|error| Self::judge(error, failure))
+        })
+    }
+
+    /// What the failed statement says about repeating counts, also where the closure made an error of its own of it.
+    fn judge(error: Error, failure: Option<Failure>) -> Stop {
+        let verdict = error.verdict();
+        let Some(failure) = failure else {
+            return Stop { error, verdict };
+        };
+        let repeat = match (verdict.repeat, failure.verdict.repeat) {
+            (Repeat::Ambiguous, _) => Repeat::Ambiguous,
+            (_, repeat) => repeat,
+        };
+        Stop {
+            error,
+            verdict: Verdict {
+                repeat,
+                session: failure.verdict.session,
+            },
+        }
+    }
+}
+
+/// The first statement that failed and was not undone by a savepoint.
+struct Failure {
+    verdict: Verdict,
+    sqlstate: Option<SqlState>,
+    /// For the caller, should the closure have swallowed the error itself.
+    text: Box<str>,
+}
+
+/// A transaction under way. COMMIT and ROLLBACK are not its business: the closure's result decides.
+pub struct Transaction<'s> {
+    session: &'s mut Session,
+    limits: Limits,
+    failure: Option<Failure>,
+    savepoints: u32,
+}
+
+impl std::fmt::Debug for Transaction<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transaction")
+            .field("connection", &self.session.id())
+            .finish()
+    }
+}
+
+impl Transaction<'_> {
+    /// Runs a statement and returns its rows.
+    ///
+    /// # Errors
+    /// The database's. The transaction is aborted then; only a savepoint around the statement saves it.
+    pub fn query(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.run(sql, |session, limits| {
+            session.query(sql, params, Phase::InTransaction, limits)
+        })
+    }
+
+    /// Runs a statement and returns its only row.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query), and when there is no row or more than one.
+    pub fn query_one(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Row> {
+        self.query_opt(sql, params)?.ok_or(Error::Misuse(
+            "the query returned no row where one was expected",
+        ))
+    }
+
+    /// Runs a statement and returns its row, if there is one.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query), and when there is more than one row.
+    pub fn query_opt(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>> {
+        let mut rows = self.query(sql, params)?;
+        if rows.len() > 1 {
+            return Err(Error::Misuse(
+                "the query returned more than one row where one was expected",
+            ));
+        }
+        Ok(rows.pop())
+    }
+
+    /// Runs a statement and returns the number of rows that it touched.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub fn execute(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64> {
+        self.run(sql, |session, limits| {
+            session.execute(sql, params, Phase::InTransaction, limits)
+        })
+    }
+
+    /// Runs several statements without parameters, separated by semicolons. Never build this text from values.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub fn batch_execute(&mut self, sql: &str) -> Result<()> {
+        self.run(sql, |session, limits| {
+            session.batch_execute(sql, Phase::InTransaction, limits)
+        })
+    }
+
+    /// Runs `work` behind a savepoint: when it returns an error, what it did is undone, and the transaction goes on.
+    ///
+    /// # Errors
+    /// The closure's, and the database's.
+    pub fn savepoint<T>(
+        &mut self,
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.savepoints += 1;
+        let name = format!("millpond_{}", self.savepoints);
+        self.control(&format!("SAVEPOINT {name}"))?;
+        let failed_before = self.failure.is_some();
+        let result = work(self);
+        let failed_inside = self.failure.is_some() && !failed_before;
+        if result.is_ok() && !failed_inside {
+            self.control(&format!("RELEASE SAVEPOINT {name}"))?;
+        } else {
+            self.control(&format!("ROLLBACK TO SAVEPOINT {name}"))?;
+            if failed_inside {
+                self.failure = None;
+            }
+        }
+        match result {
+            Ok(_) if failed_inside => Err(Error::Misuse(
+                "a statement failed behind the savepoint and was undone",
+            )),
+            other => other,
+        }
+    }
+
+    fn run<T>(
+        &mut self,
+        sql: &str,
+        work: impl FnOnce(&mut Session, &Limits) -> Result<T>,
+    ) -> Result<T> {
+        if controls_transaction(sql) {
+            return Err(self.note(Error::Misuse(
+                "a transaction is ended by its closure's result, not by a statement",
+            )));
+        }
+        work(self.session, &self.limits).map_err(|error| self.note(error))
+    }
+
+    /// A statement of ours around the closure's: words and integers only.
+    fn control(&mut self, sql: &str) -> Result<()> {
+        let limits = self.limits;
+        self.session
+            .batch_execute(sql, Phase::InTransaction, &limits)
+            .map_err(|error| self.note(error))
+    }
+
+    fn note(&mut self, error: Error) -> Error {
+        if self.failure.is_none() {
+            self.failure = Some(Failure {
+                verdict: error.verdict(),
+                sqlstate: error.sqlstate().cloned(),
+                text: Chain(&error).to_string().into(),
+            });
+        }
+        error
+    }
+}

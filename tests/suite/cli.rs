@@ -1,0 +1,469 @@
+//! The program itself, as a user runs it.
+
+use super::support::{MS, SECOND, database, eventually};
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The program in this directory, with nothing of the tester's own environment that could matter.
+fn millpond(dir: &Path, args: &[&str]) -> Command {
+    // Elsewhere than where it was built when the tests run as another user.
+    let program = std::env::var_os("MILLPOND_BIN").unwrap_or(env!("CARGO_BIN_EXE_millpond").into());
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .current_dir(dir)
+        .env_clear()
+        .stdin(Stdio::null());
+    for name in ["PATH", "HOME", "PG_BIN_DIR", "TMPDIR"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
+fn run(dir: &Path, args: &[&str], vars: &[(&str, &str)]) -> Output {
+    millpond(dir, args)
+        .envs(vars.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A running server.
+struct Serving {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    port: u16,
+}
+
+fn serve(dir: &Path, vars: &[(&str, &str)]) -> Serving {
+    let mut command = millpond(dir, &[]);
+    command
+        .env("HTTP_ADDR", "127.0.0.1:0")
+        .envs(vars.iter().copied());
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = Arc::new(Mutex::new(String::new()));
+    let (lines, copy) = (
+        BufReader::new(child.stderr.take().unwrap()),
+        Arc::clone(&log),
+    );
+    thread::spawn(move || {
+        for line in lines.lines().map_while(Result::ok) {
+            copy.lock().unwrap().push_str(&(line + "\n"));
+        }
+    });
+    let mut serving = Serving {
+        child,
+        log,
+        port: 0,
+    };
+    eventually("it listens", || {
+        let log = serving.log();
+        assert!(
+            serving.child.try_wait().unwrap().is_none(),
+            "it ended: {log}"
+        );
+        let port = log
+            .lines()
+            .find_map(|l| l.split_once("listening on http://127.0.0.1:"))
+            .map(|(_, port)| port.to_owned());
+        serving.port = port.and_then(|p| p.trim().parse().ok()).unwrap_or(0);
+        serving.port != 0
+    });
+    serving
+}
+
+impl Serving {
+    fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    fn ends(&mut self) -> Option<i32> {
+        let patience = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < patience, "it does not end: {}", self.log());
+            thread::sleep(10 * MS);
+        }
+    }
+
+    fn check(&self, dir: &Path, more: &[&str]) -> Output {
+        let url = format!("http://127.0.0.1:{}", self.port);
+        run(dir, &[&["check", "--url", &url], more].concat(), &[])
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Processes that have this directory in their command line.
+fn processes_in(dir: &Path) -> Vec<String> {
+    let needle = dir.file_name().unwrap().to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let mut line = String::new();
+        if let Ok(mut file) = std::fs::File::open(entry.path().join("cmdline")) {
+            let _ = file.read_to_string(&mut line);
+        }
+        if line.contains(&needle) {
+            found.push(line.replace('\0', " "));
+        }
+    }
+    found
+}
+
+/// Where the private server of this directory keeps its log: there, or elsewhere when its user cannot go there.
+fn server_log(log_of_program: &str) -> String {
+    let dir = log_of_program
+        .lines()
+        .find_map(|l| l.split_once("data in "))
+        .expect("the start says where the data are")
+        .1;
+    std::fs::read_to_string(Path::new(dir.trim()).join("postgres.log")).unwrap()
+}
+
+#[test]
+fn without_a_database_it_brings_its_own_and_leaves_nothing_running() {
+    // As tempdir makes it, 0700: when this is root, the server's user cannot get in.
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = serve(dir.path(), &[]);
+    eventually("it is ready", || {
+        first.check(dir.path(), &["--ready"]).status.code() == Some(0)
+    });
+    let health = first.check(dir.path(), &[]);
+    let body: serde_json::Value = serde_json::from_slice(&health.stdout).unwrap();
+    assert_eq!(
+        (&body["status"], &body["private"]),
+        (&"healthy".into(), &true.into())
+    );
+
+    // A second one in the same directory is told why not, and by whom.
+    let second = run(dir.path(), &["serve"], &[("HTTP_ADDR", "127.0.0.1:0")]);
+    assert_eq!(second.status.code(), Some(1));
+    let said = stderr(&second);
+    assert!(
+        said.contains("in use by another program") && said.contains(&first.child.id().to_string()),
+        "{said}"
+    );
+
+    // The load test joins it.
+    let load = run(
+        dir.path(),
+        &["load-test", "--workers", "10", "--queries", "20", "--json"],
+        &[],
+    );
+    assert_eq!(load.status.code(), Some(0), "{}", stderr(&load));
+    let report: serde_json::Value = serde_json::from_slice(&load.stdout).unwrap();
+    assert_eq!(
+        (report["queries"].as_u64(), report["errors"].as_u64()),
+        (Some(200), Some(0))
+    );
+    assert!(
+        report["meanMs"].as_f64().unwrap() > 0.0
+            && report["pool"]["mostOpen"].as_u64().unwrap() <= 20
+    );
+
+    first.signal("INT");
+    assert_eq!(first.ends(), Some(0), "{}", first.log());
+    assert!(
+        processes_in(dir.path()).is_empty(),
+        "{:?}",
+        processes_in(dir.path())
+    );
+    let log = server_log(&first.log());
+    assert!(log.contains("database system is shut down"), "{log}");
+    assert!(!log.contains("unexpected EOF"), "{log}");
+
+    // The data are kept, and without a server to join the load test brings one up.
+    let load = run(
+        dir.path(),
+        &["load-test", "--workers", "2", "--queries", "5"],
+        &[],
+    );
+    let printed = String::from_utf8_lossy(&load.stdout).into_owned();
+    assert_eq!(load.status.code(), Some(0), "{}", stderr(&load));
+    assert!(
+        printed.contains("queries      10 from 2 threads") && printed.contains("p99"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_killed_program_leaves_no_server_and_its_data_can_be_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = serve(dir.path(), &[]);
+    first.signal("KILL");
+    assert_eq!(first.ends(), None);
+    let second = serve(dir.path(), &[]);
+    eventually("it is ready", || {
+        second.check(dir.path(), &["--ready"]).status.code() == Some(0)
+    });
+    drop(second);
+    eventually("nothing is left", || processes_in(dir.path()).is_empty());
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let db = database();
+    let dir = tempfile::tempdir().unwrap();
+    let vars = [
+        ("DATABASE_URL", db.url.as_str()),
+        ("SHUTDOWN_DELAY_MS", "60000"),
+        ("SHUTDOWN_TIMEOUT_MS", "60000"),
+    ];
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut serving = serve(dir.path(), &vars);
+        eventually("it is ready", || {
+            serving.check(dir.path(), &["--ready"]).status.code() == Some(0)
+        });
+        serving.signal("TERM");
+        eventually("it is not ready", || {
+            serving.check(dir.path(), &["--ready"]).status.code() == Some(1)
+        });
+        assert_eq!(
+            serving.check(dir.path(), &["--live"]).status.code(),
+            Some(0)
+        );
+        serving.signal(signal);
+        assert_eq!(serving.ends(), Some(code));
+    }
+}
+
+#[test]
+fn it_serves_while_the_database_is_down() {
+    let unused = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("postgresql://u:s3cret@127.0.0.1:{unused}/d");
+    let mut serving = serve(
+        dir.path(),
+        &[("DATABASE_URL", &url), ("LOG_LEVEL", "trace")],
+    );
+    assert_eq!(
+        serving.check(dir.path(), &["--live"]).status.code(),
+        Some(0)
+    );
+    let health = serving.check(dir.path(), &[]);
+    assert_eq!(health.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&health.stdout).contains(r#""error":"refused""#));
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0));
+    assert!(!serving.log().contains("s3cret"), "{}", serving.log());
+}
+
+#[test]
+fn bad_settings_are_all_named_and_no_secret_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let vars = [
+        ("DB_POOL_MAX", "many"),
+        ("DB_POOL_MIN", "-1"),
+        ("DATABASE_URL", "postgresql://u:s3cret@h/d?nonsense=1"),
+    ];
+    for command in [&[][..], &["serve"], &["config"], &["load-test"]] {
+        let output = run(dir.path(), command, &vars);
+        assert_eq!(output.status.code(), Some(2));
+        let said = stderr(&output);
+        for word in [
+            "DB_POOL_MAX",
+            "\"many\"",
+            "DB_POOL_MIN",
+            "\"-1\"",
+            "nonsense",
+            "a whole number from 1 to 10000",
+        ] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}
+
+#[test]
+fn what_would_be_open_to_everybody_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = ("DATABASE_URL", "postgresql://u:s3cret@h/d");
+    let public = ("HTTP_ADDR", "0.0.0.0:0");
+    let output = run(dir.path(), &[], &[url, public]);
+    assert_eq!(output.status.code(), Some(2));
+    for word in [
+        "API_TOKEN",
+        "STUDIO_API",
+        "API_ALLOW_ANONYMOUS",
+        "HTTP_ADDR",
+    ] {
+        assert!(stderr(&output).contains(word), "{}", stderr(&output));
+    }
+    // And no private database is started where others could reach the server.
+    for vars in [
+        &[public, ("STUDIO_API", "off")][..],
+        &[("API_TOKEN", "t")],
+        &[("PGHOST", "h")],
+        &[("PRIVATE_DATABASE", "off")],
+    ] {
+        let output = run(dir.path(), &[], vars);
+        assert_eq!(output.status.code(), Some(2), "{vars:?}");
+        assert!(
+            stderr(&output).contains("DATABASE_URL"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    assert!(!dir.path().join(".millpond").exists());
+}
+
+#[test]
+fn config_shows_values_and_sources_but_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join(".env"),
+        "DB_POOL_MAX=7\nDB_POOL_MIN=3\nAPI_TOKEN=t0ken\n",
+    )
+    .unwrap();
+    let vars = [
+        ("DB_POOL_MIN", "4"),
+        (
+            "DATABASE_URL",
+            "postgresql://u:s3cret@h/d?application_name=mine",
+        ),
+    ];
+    let output = run(dir.path(), &["config"], &vars);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let row = |name: &str| {
+        let line = text
+            .lines()
+            .find(|l| l.split_whitespace().next() == Some(name))
+            .unwrap();
+        line.split_whitespace()
+            .skip(1)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(row("DB_POOL_MAX"), "7 .env");
+    assert_eq!(row("DB_POOL_MIN"), "4 environment");
+    assert_eq!(row("DB_MAX_USES"), "7500 default");
+    assert_eq!(row("HTTP_WORKERS"), "14 default");
+    assert_eq!(row("DB_APPLICATION_NAME"), "mine DATABASE_URL");
+    assert_eq!(
+        row("DATABASE_URL"),
+        "postgresql://u:***@h:5432/d environment"
+    );
+    assert_eq!(row("API_TOKEN"), "*** .env");
+    assert!(
+        !text.contains("s3cret") && !text.contains("t0ken"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_broken_env_file_is_named_without_its_words() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(".env"), "DB_POOL_MAX=7\nthis is s3cret\n").unwrap();
+    let output = run(dir.path(), &["config"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains(".env") && !stderr(&output).contains("s3cret"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn arguments_are_checked_and_help_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [
+        &["check", "--live", "--ready"][..],
+        &["check", "--timeout-ms", "0"],
+        &["dance"],
+        &["load-test", "--workers", "0"],
+    ] {
+        assert_eq!(
+            run(dir.path(), args, &[]).status.code(),
+            Some(2),
+            "{args:?}"
+        );
+    }
+    let help = String::from_utf8(run(dir.path(), &["--help"], &[]).stdout).unwrap();
+    for command in ["serve", "check", "load-test", "config"] {
+        assert!(help.contains(command), "{help}");
+    }
+    let version = String::from_utf8(run(dir.path(), &["--version"], &[]).stdout).unwrap();
+    assert_eq!(
+        version.trim(),
+        concat!("millpond ", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn check_fails_where_nobody_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let started = Instant::now();
+    let output = run(
+        dir.path(),
+        &["check", "--url", &url, "--timeout-ms", "200"],
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(started.elapsed() < 10 * SECOND);
+    let addr = silent.local_addr().unwrap().to_string();
+    drop(silent);
+    assert_eq!(
+        run(dir.path(), &["check"], &[("HTTP_ADDR", &addr)])
+            .status
+            .code(),
+        Some(1)
+    );
+}
+
+#[test]
+fn a_load_test_that_cannot_connect_fails() {
+    let unused = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("postgresql://u:s3cret@127.0.0.1:{unused}/d");
+    let vars = [
+        ("DATABASE_URL", url.as_str()),
+        ("DB_CONNECTION_TIMEOUT_MS", "100"),
+        ("DB_MAX_RETRIES", "0"),
+    ];
+    let output = run(dir.path(), &["load-test"], &vars);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("refused") && !stderr(&output).contains("s3cret"),
+        "{}",
+        stderr(&output)
+    );
+}

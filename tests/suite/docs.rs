@@ -1,0 +1,67 @@
+//! The documentation says what the program does.
+
+use millpond::{Config, config};
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// `NAME` and value of every line `# NAME=value` or `NAME=value`.
+fn example() -> Vec<(String, String)> {
+    let text = read(".env.example");
+    let assignments = text.lines().filter_map(|line| {
+        let (name, value) = line.trim_start_matches('#').trim_start().split_once('=')?;
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        is_name.then(|| (name.to_owned(), value.to_owned()))
+    });
+    assignments.collect()
+}
+
+#[test]
+fn the_example_names_every_variable_with_its_default() {
+    let defaults = Config::default();
+    let effective = defaults.effective();
+    let example = example();
+    let names: Vec<_> = example.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        config::names().collect::<Vec<_>>(),
+        ".env.example lists other variables than there are"
+    );
+    for (name, shown, _) in &effective {
+        let value = &example.iter().find(|(n, _)| n == name).unwrap().1;
+        // What has no default is shown by an example.
+        if !shown.is_empty() {
+            assert_eq!(value, shown, "{name} in .env.example");
+        }
+    }
+}
+
+#[test]
+fn the_example_is_taken_as_it_stands() {
+    let example = example();
+    let usable = example
+        .iter()
+        .filter(|(name, _)| !name.ends_with("_FILE") && name != "PG_BIN_DIR");
+    Config::from_vars(usable.map(|(n, v)| (n.as_str(), v.as_str()))).unwrap();
+}
+
+#[test]
+fn the_readme_has_every_variable_with_its_default() {
+    let readme = read("README.md");
+    let defaults = Config::default();
+    for (name, shown, _) in defaults.effective() {
+        let row = readme
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("{name} is not in the README's table"));
+        let default = row.split('|').nth(2).unwrap().trim().trim_matches('`');
+        if !shown.is_empty() {
+            assert_eq!(
+                default.split([' ', ',']).next().unwrap().trim_matches('`'),
+                shown,
+                "{name} in the README"
+            );
+        }
+    }
+}

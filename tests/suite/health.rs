@@ -1,0 +1,115 @@
+//! Health, whatever the pool and the database are doing.
+
+use super::proxy::{Mode, Proxy};
+use super::support::{MS, SECOND, database, eventually};
+use millpond::pool::ProbeError;
+use std::thread;
+use std::time::Instant;
+
+#[test]
+fn a_live_database_is_healthy_with_the_time_of_a_round_trip() {
+    let pool = database().pool().build().unwrap();
+    let health = pool.health();
+    assert!(health.healthy && health.error.is_none(), "{health:?}");
+    assert!(health.latency.unwrap() < SECOND);
+}
+
+#[test]
+fn a_saturated_pool_on_a_live_database_is_healthy_and_shows_its_waiters() {
+    let pool = database()
+        .pool()
+        .max_size(2)
+        .connection_timeout(20 * SECOND)
+        .build()
+        .unwrap();
+    let held: Vec<_> = (0..2).map(|_| pool.get().unwrap()).collect();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| drop(pool.get().unwrap()));
+        }
+        eventually("three are in line", || pool.stats().waiting == 3);
+        let health = pool.health();
+        assert!(health.healthy, "{health:?}");
+        let stats = health.stats;
+        assert_eq!(
+            (stats.active, stats.waiting, stats.utilization_percent()),
+            (2, 3, 100.0)
+        );
+        drop(held);
+    });
+}
+
+#[test]
+fn those_who_ask_together_share_one_answer() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .min_idle(0)
+        .build()
+        .unwrap();
+    assert!(pool.health().healthy);
+    thread::sleep(300 * MS);
+    proxy.take_log();
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| assert!(pool.health().healthy));
+        }
+    });
+    let asked = proxy
+        .take_log()
+        .iter()
+        .filter(|p| **p == super::proxy::Passed::Frontend('Q'))
+        .count();
+    assert!((1..=2).contains(&asked), "{asked} probes");
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let db = database();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let wrong_password = {
+        let (before, after) = db.url.split_once('@').unwrap();
+        format!("{}:wrong@{after}", before.rsplit_once(':').unwrap().0)
+    };
+    for (url, error, code) in [
+        (db.url_by(unused), ProbeError::Refused, None),
+        (wrong_password, ProbeError::Authentication, Some("28P01")),
+        (
+            format!("{}_not", db.url),
+            ProbeError::UnknownDatabase,
+            Some("3D000"),
+        ),
+    ] {
+        let health = super::support::pool(&url).build().unwrap().health();
+        assert!(!health.healthy && health.latency.is_none());
+        assert_eq!(
+            (health.error, health.sqlstate.as_deref()),
+            (Some(error), code)
+        );
+    }
+}
+
+#[test]
+fn a_server_that_is_silent_is_a_timeout_and_recovery_is_seen() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .build()
+        .unwrap();
+    assert!(pool.health().healthy);
+    proxy.set(Mode::BlackHole);
+    thread::sleep(300 * MS);
+    for _ in 0..2 {
+        let started = Instant::now();
+        let health = pool.health();
+        assert!(started.elapsed() < 890 * MS, "{:?}", started.elapsed());
+        assert_eq!(health.error, Some(ProbeError::Timeout));
+        thread::sleep(300 * MS);
+    }
+    proxy.set(Mode::Pass);
+    eventually("it is healthy again", || pool.health().healthy);
+}

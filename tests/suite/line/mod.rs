@@ -1,0 +1,249 @@
+//! The line, model-checked: every interleaving of a few threads, with deadlines that may pass at any moment.
+
+#[path = "../../../src/pool/admission.rs"]
+#[allow(dead_code)]
+mod admission;
+mod sync;
+
+use admission::{Arrival, Line, Outcome};
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+use sync::Deadline;
+
+const NEVER: Deadline = Deadline(None);
+
+/// Every interleaving with at most this many forced switches of threads; the literature finds nearly all bugs below that.
+fn check(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+fn line_with(values: usize, max_waiting: usize) -> Arc<Line<usize>> {
+    let line = Line::new(values, max_waiting);
+    (0..values).for_each(|value| assert!(line.offer(value).is_none()));
+    Arc::new(line)
+}
+
+/// Gets a value, whatever it takes.
+fn get(line: &Line<usize>) -> usize {
+    match line.arrive(false) {
+        Arrival::Ready(value) => value,
+        Arrival::Queued(place) => match line.wait(&place, &NEVER) {
+            Outcome::Given(value) => value,
+            other => panic!("{other:?}"),
+        },
+        Arrival::Full | Arrival::Closed => panic!("turned away"),
+    }
+}
+
+fn is_at_rest(line: &Line<usize>, idle: usize) {
+    let figures = line.figures();
+    assert_eq!(
+        (figures.idle, figures.active, figures.waiting),
+        (idle, 0, 0)
+    );
+}
+
+#[test]
+fn no_waiter_is_lost() {
+    check(|| {
+        let line = line_with(1, 10);
+        let users: Vec<_> = (0..2)
+            .map(|_| {
+                let line = line.clone();
+                thread::spawn(move || {
+                    let value = get(&line);
+                    assert!(line.give_back(value).is_none());
+                })
+            })
+            .collect();
+        let value = get(&line);
+        assert!(line.give_back(value).is_none());
+        users.into_iter().for_each(|u| u.join().unwrap());
+        is_at_rest(&line, 1);
+    });
+}
+
+#[test]
+fn a_deadline_and_a_hand_off_may_race() {
+    check(|| {
+        let line = line_with(1, 10);
+        let value = get(&line);
+        let (in_line, passed) = (line.clone(), Arc::new(AtomicBool::new(false)));
+        let deadline = passed.clone();
+        let waiter = thread::spawn(move || {
+            let Arrival::Queued(place) = in_line.arrive(false) else {
+                return;
+            };
+            match in_line.wait(&place, &Deadline(Some(deadline))) {
+                // Given in the moment of the deadline: it counts, and must come back.
+                Outcome::Given(value) => assert!(in_line.give_back(value).is_none()),
+                Outcome::TimedOut => {}
+                Outcome::Closed => panic!("nobody closes"),
+            }
+        });
+        let clock = {
+            let waiter = waiter.thread().clone();
+            thread::spawn(move || {
+                passed.store(true, Ordering::SeqCst);
+                waiter.unpark();
+            })
+        };
+        assert!(line.give_back(value).is_none());
+        waiter.join().unwrap();
+        clock.join().unwrap();
+        let figures = line.figures();
+        // The thread may also have come when the value was back, and taken it without a wait.
+        assert_eq!((figures.idle + figures.active, figures.waiting), (1, 0));
+    });
+}
+
+#[test]
+fn one_who_gives_up_does_not_take_the_value_from_the_next() {
+    check(|| {
+        let line = line_with(1, 10);
+        let value = get(&line);
+        let Arrival::Queued(gives_up) = line.arrive(false) else {
+            panic!("the value is out")
+        };
+        let in_line = line.clone();
+        let next = thread::spawn(move || {
+            let value = get(&in_line);
+            assert!(in_line.give_back(value).is_none());
+        });
+        let gives_back = line.clone();
+        let holder = thread::spawn(move || assert!(gives_back.give_back(value).is_none()));
+        let at_once = Deadline(Some(Arc::new(AtomicBool::new(true))));
+        if let Outcome::Given(value) = line.wait(&gives_up, &at_once) {
+            assert!(line.give_back(value).is_none());
+        }
+        next.join().unwrap();
+        holder.join().unwrap();
+        is_at_rest(&line, 1);
+    });
+}
+
+#[test]
+fn nobody_is_overtaken() {
+    check(|| {
+        let line = line_with(1, 10);
+        let value = get(&line);
+        // Two places in line, in this order, taken by one thread on behalf of two.
+        let Arrival::Queued(first) = line.arrive(false) else {
+            panic!("the value is out")
+        };
+        let in_line = line.clone();
+        let later = thread::spawn(move || {
+            // Behind the first, whenever it comes: it can have the value only after that one gave it back.
+            let value = get(&in_line);
+            assert_eq!(value, 1, "the first in line was overtaken");
+            assert!(in_line.give_back(value).is_none());
+        });
+        assert!(line.give_back(value).is_none());
+        let Outcome::Given(_) = line.wait(&first, &NEVER) else {
+            panic!("nobody closes")
+        };
+        // The first marks the value as seen.
+        assert!(line.give_back(1).is_none());
+        later.join().unwrap();
+        is_at_rest(&line, 1);
+    });
+}
+
+#[test]
+fn one_who_comes_back_for_another_value_keeps_his_turn() {
+    check(|| {
+        let line = line_with(1, 10);
+        let spent = get(&line);
+        let in_line = line.clone();
+        let later = thread::spawn(move || {
+            let value = get(&in_line);
+            assert!(in_line.give_back(value).is_none());
+        });
+        // The value turns out to be spent: it is closed, a new one is opened.
+        let _ = spent;
+        line.discarded();
+        let value = match line.arrive(true) {
+            Arrival::Ready(value) => value,
+            Arrival::Queued(place) => {
+                assert!(line.offer(7).is_none());
+                match line.wait(&place, &NEVER) {
+                    Outcome::Given(value) => value,
+                    other => panic!("{other:?}"),
+                }
+            }
+            Arrival::Full | Arrival::Closed => panic!("turned away"),
+        };
+        assert_eq!(value, 7);
+        assert!(line.give_back(value).is_none());
+        later.join().unwrap();
+        is_at_rest(&line, 1);
+    });
+}
+
+#[test]
+fn an_opener_comes_for_everybody_who_finds_nothing() {
+    check(|| {
+        let line: Arc<Line<usize>> = Arc::new(Line::new(1, 10));
+        let opens = line.clone();
+        let opener = thread::spawn(move || {
+            while opens.await_demand() {
+                let _ = opens.offer(0);
+                opens.opener_done();
+            }
+        });
+        let in_line = line.clone();
+        let user = thread::spawn(move || {
+            let Arrival::Queued(place) = in_line.arrive(false) else {
+                panic!("nothing was opened yet")
+            };
+            in_line.call_opener();
+            let Outcome::Given(value) = in_line.wait(&place, &NEVER) else {
+                panic!("nobody closes yet")
+            };
+            assert!(in_line.give_back(value).is_none());
+        });
+        user.join().unwrap();
+        line.close();
+        opener.join().unwrap();
+    });
+}
+
+#[test]
+fn closing_turns_everybody_away_and_loses_nothing() {
+    check(|| {
+        let line = line_with(1, 10);
+        let value = get(&line);
+        let in_line = line.clone();
+        let waiter = thread::spawn(move || match in_line.arrive(false) {
+            Arrival::Ready(value) => in_line.give_back(value).is_some() as usize,
+            Arrival::Queued(place) => match in_line.wait(&place, &NEVER) {
+                Outcome::Given(value) => in_line.give_back(value).is_some() as usize,
+                Outcome::Closed => 0,
+                Outcome::TimedOut => panic!("there is no deadline"),
+            },
+            Arrival::Closed => 0,
+            Arrival::Full => panic!("there is room"),
+        });
+        let closes = line.clone();
+        let closer = thread::spawn(move || closes.close().len());
+        let returned = line.give_back(value).is_some() as usize;
+        let closed = waiter.join().unwrap() + closer.join().unwrap() + returned;
+        assert_eq!(closed, 1, "the value is closed by exactly one");
+        assert!(matches!(line.arrive(false), Arrival::Closed));
+        assert_eq!(line.figures().waiting, 0);
+    });
+}
+
+#[test]
+fn a_full_line_turns_away() {
+    check(|| {
+        let line = line_with(1, 0);
+        let value = get(&line);
+        assert!(matches!(line.arrive(false), Arrival::Full));
+        assert!(line.give_back(value).is_none());
+        is_at_rest(&line, 1);
+    });
+}

@@ -1,0 +1,14 @@
+//! The tests that need a database, a network or the program itself. One binary, one module for each behaviour.
+
+mod checkout;
+mod cli;
+mod docs;
+mod health;
+mod http;
+mod line;
+mod outage;
+mod proxy;
+mod retry;
+mod sessions;
+mod support;
+mod wire;

@@ -1,0 +1,243 @@
+//! The database goes away, and comes back.
+
+use super::proxy::{Mode, Proxy};
+use super::support::{MS, SECOND, database, eventually, pool, server};
+use millpond::embedded::Stop;
+use millpond::error::CheckoutFailure;
+use millpond::pool::ProbeError;
+use millpond::{Error, RetryPolicy};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[test]
+fn fifty_readers_live_through_three_restarts_without_an_error() {
+    let mut server = server(&[]);
+    let pool = millpond::Pool::builder()
+        .database_url(&server.url())
+        .build()
+        .unwrap();
+    let over = AtomicBool::new(false);
+    let reads = AtomicUsize::new(0);
+    let last_read = Mutex::new(Instant::now());
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..50)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        pool.read("SELECT 1", &[]).unwrap();
+                        reads.fetch_add(1, Ordering::Relaxed);
+                        *last_read.lock().unwrap() = Instant::now();
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            let before = reads.load(Ordering::Relaxed);
+            eventually("the readers read", || {
+                reads.load(Ordering::Relaxed) > before + 1000
+            });
+            server.stop(Stop::Fast);
+            server.start_again().unwrap();
+            let accepting = Instant::now();
+            eventually("a read succeeds again", || {
+                *last_read.lock().unwrap() > accepting
+            });
+            println!(
+                "first success {:?} after the server was ready",
+                last_read.lock().unwrap().duration_since(accepting)
+            );
+        }
+        over.store(true, Ordering::Relaxed);
+        readers
+            .into_iter()
+            .for_each(|r| r.join().expect("no read failed"));
+    });
+}
+
+#[test]
+fn a_pool_is_built_while_the_database_is_down_and_finds_it() {
+    let mut server = server(&[]);
+    let url = server.url();
+    server.stop(Stop::Fast);
+    let started = Instant::now();
+    let pool = pool(&url).connection_timeout(200 * MS).build().unwrap();
+    assert!(started.elapsed() < SECOND);
+    assert_eq!(pool.health().error, Some(ProbeError::Refused));
+    let error = pool
+        .with_policy(RetryPolicy::none())
+        .query("SELECT 1", &[])
+        .unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    let chain = millpond::error::Chain(&error).to_string();
+    assert!(
+        chain.contains("no connection within") && chain.contains("refused"),
+        "{chain}"
+    );
+    server.start_again().unwrap();
+    eventually("a query succeeds", || pool.query("SELECT 1", &[]).is_ok());
+    eventually("it is healthy", || pool.health().healthy);
+}
+
+#[test]
+fn a_caller_with_a_deadline_waits_through_the_outage() {
+    let mut server = server(&[]);
+    let pool = pool(&server.url())
+        .connection_timeout(100 * MS)
+        .build()
+        .unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    server.stop(Stop::Immediate);
+    thread::scope(|scope| {
+        let caller = scope.spawn(|| {
+            pool.call()
+                .with_deadline(Instant::now() + 60 * SECOND)
+                .read("SELECT 1", &[])
+        });
+        thread::sleep(SECOND);
+        server.start_again().unwrap();
+        caller.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_server_without_room_is_named_and_what_is_open_goes_on() {
+    let server = server(&[
+        ("max_connections", "8"),
+        ("superuser_reserved_connections", "0"),
+    ]);
+    // Other pools may have the rest; this one gets six of its ten.
+    let mut others: Vec<_> = (0..2)
+        .map(|_| super::support::admin(&server.url()))
+        .collect();
+    let pool = pool(&server.url())
+        .max_size(10)
+        .connection_timeout(300 * MS)
+        .build()
+        .unwrap();
+    let mut held = Vec::new();
+    let error = loop {
+        match pool.get() {
+            Ok(connection) => held.push(connection),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(held.len(), 6);
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("53300"));
+    assert!(error.is_retryable() && error.is_timeout());
+    // The probe has no room either, which says nothing about the database.
+    let health = pool.health();
+    assert!(health.healthy && health.probe_refused, "{health:?}");
+    assert!(!pool.is_failing_fast());
+    held.pop();
+    pool.query("SELECT 1", &[]).unwrap();
+    drop(held);
+    others.clear();
+    let mut held = Vec::new();
+    eventually("there is room again", || {
+        held.extend(pool.get().ok());
+        held.len() > 6
+    });
+}
+
+#[test]
+fn a_wrong_password_is_not_tried_again_and_again() {
+    let db = database();
+    let url = db.url.replace("postgres:", "nobody_here:");
+    let pool = pool(&url).connection_timeout(SECOND).build().unwrap();
+    let started = Instant::now();
+    let error = pool.query("SELECT 1", &[]).unwrap_err();
+    assert!(started.elapsed() < 3 * SECOND, "not repeated");
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("28P01"));
+    assert!(!error.is_retryable());
+    let failures = pool.metrics_text();
+    let line = failures
+        .lines()
+        .find(|l| l.starts_with("millpond_connect_failures_total{sqlstate=\"28P01\"}"))
+        .unwrap();
+    let count: u32 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
+    assert!(count <= 3, "{line}");
+}
+
+#[test]
+fn after_a_while_check_outs_fail_at_once_until_a_connection_opens() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = pool(&db.url_by(proxy.port))
+        .connection_timeout(10 * SECOND)
+        .fail_fast_after(300 * MS)
+        .build()
+        .unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    // Whoever comes first finds out; in the end nobody waits.
+    let call = pool.with_policy(RetryPolicy::none());
+    eventually("check-outs fail fast", || {
+        let _ = call
+            .clone()
+            .with_deadline(Instant::now() + 50 * MS)
+            .read("SELECT 1", &[]);
+        pool.is_failing_fast()
+    });
+    let started = Instant::now();
+    let error = call.query("SELECT 1", &[]).unwrap_err();
+    assert!(started.elapsed() < 5 * SECOND);
+    assert!(
+        matches!(&error, Error::Checkout(e) if e.reason == CheckoutFailure::FailingFast),
+        "{error:?}"
+    );
+    assert!(pool.metrics_text().contains("millpond_failing_fast 1"));
+    proxy.set(Mode::Pass);
+    eventually("the database is found again", || !pool.is_failing_fast());
+    pool.query("SELECT 1", &[]).unwrap();
+}
+
+#[test]
+fn an_outage_sees_few_attempts_to_connect() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = pool(&db.url_by(proxy.port)).build().unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    let before = proxy.accepted();
+    let over = Instant::now() + 2 * SECOND;
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                while Instant::now() < over {
+                    let _ = pool.call().with_deadline(over).read("SELECT 1", &[]);
+                }
+            });
+        }
+    });
+    let attempts = proxy.accepted() - before;
+    assert!((2..=120).contains(&attempts), "{attempts} attempts in 2 s");
+}
+
+#[test]
+fn a_query_on_a_black_hole_ends_at_its_deadline() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = pool(&db.url_by(proxy.port))
+        .query_timeout(300 * MS)
+        .statement_timeout(Duration::ZERO)
+        .build()
+        .unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    proxy.set(Mode::BlackHole);
+    let started = Instant::now();
+    let error = pool.query("SELECT 1", &[]).unwrap_err();
+    let took = started.elapsed();
+    assert!(
+        error.is_timeout() && error.is_outcome_unknown(),
+        "{error:?}"
+    );
+    assert!(took >= 800 * MS && took < 3 * SECOND, "{took:?}");
+    proxy.set(Mode::Pass);
+    eventually("the pool works again", || {
+        pool.query("SELECT 1", &[]).is_ok()
+    });
+}

@@ -1,0 +1,203 @@
+//! A TCP relay in front of PostgreSQL that writes down what passes, and can be told to misbehave.
+
+use super::support::MS;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// A message that passed: its tag, and who sent it. The startup message, which has no tag, is `^`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    Frontend(char),
+    Backend(char),
+}
+
+/// What the proxy does with new connections, and with what is on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Pass,
+    /// Accepts, and closes at once.
+    Refuse,
+    /// Accepts, and lets nothing through in either direction.
+    BlackHole,
+}
+
+pub struct Proxy {
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    upstream: u16,
+    mode: Mutex<Mode>,
+    log: Mutex<Vec<Passed>>,
+    sockets: Mutex<Vec<TcpStream>>,
+    accepted: AtomicUsize,
+    /// The next message with this tag from the backend is not delivered; its connection is closed instead.
+    cut_at: Mutex<Option<char>>,
+    stop: AtomicBool,
+}
+
+impl Proxy {
+    pub fn in_front_of(upstream: u16) -> Proxy {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let shared = Arc::new(Shared {
+            upstream,
+            mode: Mutex::new(Mode::Pass),
+            log: Mutex::default(),
+            sockets: Mutex::default(),
+            accepted: AtomicUsize::new(0),
+            cut_at: Mutex::default(),
+            stop: AtomicBool::new(false),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                if accepting.stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                let Ok(client) = client else { continue };
+                accepting.accepted.fetch_add(1, Ordering::SeqCst);
+                accepting.relay(client);
+            }
+        });
+        Proxy { port, shared }
+    }
+
+    pub fn set(&self, mode: Mode) {
+        *self.shared.mode.lock().unwrap() = mode;
+    }
+
+    /// Closes every connection that there is.
+    pub fn cut(&self) {
+        for socket in self.shared.sockets.lock().unwrap().drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Loses the next answer that begins with this message, and its connection.
+    pub fn lose_next(&self, backend_message: char) {
+        *self.shared.cut_at.lock().unwrap() = Some(backend_message);
+    }
+
+    /// What has passed since the last call.
+    pub fn take_log(&self) -> Vec<Passed> {
+        std::mem::take(&mut self.shared.log.lock().unwrap())
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.cut();
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+    }
+}
+
+impl Shared {
+    fn relay(self: &Arc<Self>, client: TcpStream) {
+        let mode = *self.mode.lock().unwrap();
+        if mode == Mode::Refuse {
+            return;
+        }
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.upstream)) else {
+            return;
+        };
+        for socket in [&client, &server] {
+            socket.set_nodelay(true).expect("TCP_NODELAY");
+        }
+        let clone = |s: &TcpStream| s.try_clone().expect("a second handle");
+        self.sockets
+            .lock()
+            .unwrap()
+            .extend([clone(&client), clone(&server)]);
+        let (up, down) = (Arc::clone(self), Arc::clone(self));
+        let (from_client, to_server) = (clone(&client), clone(&server));
+        thread::spawn(move || up.pump(from_client, to_server, true));
+        thread::spawn(move || down.pump(server, client, false));
+    }
+
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, frontend: bool) {
+        let mut framer = Framer {
+            startup: frontend,
+            rest: Vec::new(),
+        };
+        let mut buffer = [0; 64 * 1024];
+        while let Ok(count) = from.read(&mut buffer) {
+            if count == 0 {
+                break;
+            }
+            while *self.mode.lock().unwrap() == Mode::BlackHole {
+                if self.stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                thread::sleep(MS);
+            }
+            let tags = framer.tags(&buffer[..count]);
+            if !frontend && self.is_to_be_lost(&tags) {
+                break;
+            }
+            let named = |tag| {
+                if frontend {
+                    Passed::Frontend(tag)
+                } else {
+                    Passed::Backend(tag)
+                }
+            };
+            self.log.lock().unwrap().extend(tags.into_iter().map(named));
+            if to.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        for socket in [from, to] {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn is_to_be_lost(&self, tags: &[char]) -> bool {
+        let mut wanted = self.cut_at.lock().unwrap();
+        let lost = wanted.is_some_and(|tag| tags.contains(&tag));
+        if lost {
+            *wanted = None;
+        }
+        lost
+    }
+}
+
+/// Finds the messages in a stream of bytes (PostgreSQL's manual, section 55.7).
+struct Framer {
+    startup: bool,
+    rest: Vec<u8>,
+}
+
+impl Framer {
+    fn tags(&mut self, bytes: &[u8]) -> Vec<char> {
+        self.rest.extend_from_slice(bytes);
+        let mut tags = Vec::new();
+        loop {
+            let head = if self.startup { 0 } else { 1 };
+            let Some(length) = self.rest.get(head..head + 4) else {
+                break;
+            };
+            let length = u32::from_be_bytes(length.try_into().expect("four bytes")) as usize + head;
+            if self.rest.len() < length {
+                break;
+            }
+            tags.push(if self.startup {
+                '^'
+            } else {
+                char::from(self.rest[0])
+            });
+            self.startup = false;
+            self.rest.drain(..length);
+        }
+        tags
+    }
+}

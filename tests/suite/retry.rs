@@ -1,0 +1,520 @@
+//! What is repeated, how often, and what never is.
+
+use super::proxy::Proxy;
+use super::support::{MS, SECOND, database, eventually};
+use millpond::error::GaveUpReason;
+use millpond::{Error, Pool, RetryPolicy};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+fn fails_with(code: &str) -> String {
+    format!("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$")
+}
+
+fn count(pool: &Pool, table: &str) -> i64 {
+    pool.query(&format!("SELECT count(*) FROM {table}"), &[])
+        .unwrap()[0]
+        .get(0)
+}
+
+fn counter(pool: &Pool, name: &str) -> u64 {
+    let text = pool.metrics_text();
+    text.lines()
+        .filter(|l| l.starts_with(name))
+        .filter_map(|l| l.rsplit_once(' ')?.1.parse::<u64>().ok())
+        .sum()
+}
+
+// The four cases of the plan.
+
+#[test]
+fn a_first_attempt_that_succeeds_is_the_only_one() {
+    let pool = database().pool().build().unwrap();
+    let attempts = Cell::new(0);
+    let value = pool.transaction(|tx| {
+        attempts.set(attempts.get() + 1);
+        Ok(tx.query_one("SELECT 7", &[])?.get::<_, i32>(0))
+    });
+    assert_eq!((value.unwrap(), attempts.get()), (7, 1));
+    assert_eq!(counter(&pool, "millpond_retries_total"), 0);
+}
+
+#[test]
+fn a_transaction_is_repeated_on_08000() {
+    let pool = database().pool().build().unwrap();
+    let attempts = Cell::new(0);
+    let value = pool.transaction(|tx| {
+        attempts.set(attempts.get() + 1);
+        if attempts.get() == 1 {
+            tx.batch_execute(&fails_with("08000"))?;
+        }
+        Ok(attempts.get())
+    });
+    assert_eq!(value.unwrap(), 2);
+    assert!(
+        pool.metrics_text()
+            .contains(r#"millpond_retries_total{sqlstate="08000",verdict="rolled_back"} 1"#)
+    );
+}
+
+#[test]
+fn a_syntax_error_is_not_repeated() {
+    let pool = database().pool().build().unwrap();
+    let error = pool.query("SELEC 1", &[]).unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("42601"));
+    assert!(
+        !error.is_retryable() && matches!(error, Error::Database { .. }),
+        "{error:?}"
+    );
+    assert_eq!(counter(&pool, "millpond_retries_total"), 0);
+}
+
+#[test]
+fn the_most_retries_are_respected() {
+    let pool = database().pool().build().unwrap();
+    for retries in [0, 1, 4] {
+        let attempts = Cell::new(0);
+        let policy = RetryPolicy::default()
+            .max_retries(retries)
+            .initial_delay(MS);
+        let error = pool
+            .with_policy(policy)
+            .transaction(|tx| {
+                attempts.set(attempts.get() + 1);
+                tx.batch_execute(&fails_with("40001"))
+            })
+            .unwrap_err();
+        assert_eq!(attempts.get(), 1 + retries);
+        assert_eq!(error.sqlstate().map(|s| s.code()), Some("40001"));
+        match error {
+            Error::GaveUp {
+                attempts,
+                reason: GaveUpReason::MaxRetries,
+                ..
+            } => assert_eq!(attempts, 1 + retries),
+            Error::Database { .. } if retries == 0 => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_retry_never_outlives_the_deadline() {
+    let pool = database().pool().build().unwrap();
+    let policy = RetryPolicy::default()
+        .max_retries(1000)
+        .initial_delay(50 * MS)
+        .max_delay(50 * MS);
+    let deadline = Instant::now() + 400 * MS;
+    let error = pool
+        .with_policy(policy)
+        .with_deadline(deadline)
+        .transaction(|tx| tx.batch_execute(&fails_with("40001")))
+        .unwrap_err();
+    assert!(Instant::now() < deadline + 5 * SECOND);
+    assert!(
+        matches!(
+            error,
+            Error::GaveUp {
+                reason: GaveUpReason::Deadline,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn an_empty_budget_ends_retries_and_says_so() {
+    let pool = database().pool().max_size(1).build().unwrap();
+    let policy = RetryPolicy::default()
+        .max_retries(1000)
+        .initial_delay(Duration::ZERO);
+    let error = pool
+        .with_policy(policy)
+        .transaction(|tx| tx.batch_execute(&fails_with("40P01")))
+        .unwrap_err();
+    // The first retry is free, then 200.
+    match error {
+        Error::GaveUp {
+            attempts,
+            reason: GaveUpReason::Budget,
+            ..
+        } => assert_eq!(attempts, 202),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(counter(&pool, "millpond_retry_budget_empty_total"), 1);
+}
+
+#[test]
+fn two_transactions_that_deadlock_both_succeed() {
+    let db = database();
+    db.admin()
+        .batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (1, 0), (2, 0)",
+        )
+        .unwrap();
+    let pool = db.pool().build().unwrap();
+    let met = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        for (first, second) in [(1, 2), (2, 1)] {
+            let (pool, met) = (&pool, &met);
+            scope.spawn(move || {
+                let mut meet = true;
+                pool.transaction(|tx| {
+                    tx.execute("UPDATE t SET n = n + 1 WHERE id = $1", &[&first])?;
+                    if std::mem::take(&mut meet) {
+                        met.wait();
+                    }
+                    tx.execute("UPDATE t SET n = n + 1 WHERE id = $1", &[&second])
+                })
+                .unwrap();
+            });
+        }
+    });
+    let rows = pool.query("SELECT n FROM t", &[]).unwrap();
+    assert!(rows.iter().all(|row| row.get::<_, i32>(0) == 2));
+    assert!(
+        pool.metrics_text()
+            .contains(r#"millpond_retries_total{sqlstate="40P01",verdict="rolled_back"} 1"#)
+    );
+}
+
+#[test]
+fn a_lone_write_whose_answer_was_lost_is_not_repeated() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .max_size(1)
+        .build()
+        .unwrap();
+    pool.execute("INSERT INTO t VALUES (0)", &[]).unwrap();
+    proxy.lose_next('2');
+    let error = pool.execute("INSERT INTO t VALUES (0)", &[]).unwrap_err();
+    assert!(error.is_outcome_unknown(), "{error:?}");
+    // It was done, in this case; done twice it must never be.
+    eventually("the lost insert is there", || count(&pool, "t") == 2);
+}
+
+#[test]
+fn a_read_whose_answer_was_lost_is_repeated() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .max_size(1)
+        .build()
+        .unwrap();
+    pool.read("SELECT 1", &[]).unwrap();
+    proxy.lose_next('2');
+    assert_eq!(pool.read("SELECT 1", &[]).unwrap()[0].get::<_, i32>(0), 1);
+    assert_eq!(counter(&pool, "millpond_retries_total"), 1);
+}
+
+#[test]
+fn a_write_passed_to_read_by_mistake_is_never_done_twice() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .max_size(1)
+        .build()
+        .unwrap();
+    let sql = "INSERT INTO t VALUES (0) RETURNING n";
+    pool.read(sql, &[]).unwrap();
+    proxy.lose_next('2');
+    let error = pool.read(sql, &[]).unwrap_err();
+    assert!(error.is_outcome_unknown(), "{error:?}");
+    assert_eq!(count(&pool, "t"), 2);
+}
+
+#[test]
+fn a_commit_whose_answer_was_lost_is_unknown_and_not_repeated() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .max_size(1)
+        .build()
+        .unwrap();
+    let attempts = Cell::new(0);
+    let error = pool
+        .transaction(|tx| {
+            attempts.set(attempts.get() + 1);
+            tx.execute("INSERT INTO t VALUES (0)", &[])?;
+            // The commit is the only message with a row description from here on.
+            proxy.lose_next('T');
+            Ok(())
+        })
+        .unwrap_err();
+    assert!(error.is_outcome_unknown(), "{error:?}");
+    assert_eq!(attempts.get(), 1);
+    assert_eq!(count(&pool, "t"), 1);
+}
+
+#[test]
+fn a_connection_lost_inside_a_transaction_repeats_the_whole_of_it() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().max_size(2).build().unwrap();
+    let attempts = Cell::new(0);
+    pool.transaction(|tx| {
+        attempts.set(attempts.get() + 1);
+        tx.execute("INSERT INTO t VALUES (0)", &[])?;
+        if attempts.get() == 1 {
+            let pid: i32 = tx.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+            db.admin()
+                .execute("SELECT pg_terminate_backend($1, 5000)", &[&pid])
+                .unwrap();
+        }
+        tx.execute("INSERT INTO t VALUES (1)", &[])
+    })
+    .unwrap();
+    assert_eq!((attempts.get(), count(&pool, "t")), (2, 2));
+}
+
+#[test]
+fn a_backend_that_is_terminated_while_idle_is_noticed_before_it_matters() {
+    let db = database();
+    let pool = db
+        .pool()
+        .max_size(4)
+        .min_idle(4)
+        .application_name("victim")
+        .build()
+        .unwrap();
+    let mut admin = db.admin();
+    eventually("all are open", || pool.stats().idle == 4);
+    for pid in super::support::backends(&mut admin, "victim") {
+        admin
+            .execute("SELECT pg_terminate_backend($1, 5000)", &[&pid])
+            .unwrap();
+    }
+    std::thread::sleep(600 * MS);
+    // Idle for longer than they are trusted: each is asked before it is used, so that even a write goes through.
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    for _ in 0..8 {
+        pool.execute("INSERT INTO t VALUES (0)", &[]).unwrap();
+    }
+    assert_eq!(count(&pool, "t"), 8);
+}
+
+#[test]
+fn statements_that_commit_inside_are_never_repeated_once_sent() {
+    let pool = database().pool().build().unwrap();
+    let error = pool.execute(&fails_with("40001"), &[]).unwrap_err();
+    assert!(
+        matches!(error, Error::Database { .. }) && !error.is_retryable(),
+        "{error:?}"
+    );
+    assert_eq!(counter(&pool, "millpond_retries_total"), 0);
+}
+
+#[test]
+fn an_error_swallowed_by_the_closure_still_fails_the_transaction() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    let error = pool
+        .transaction(|tx| {
+            tx.execute("INSERT INTO t VALUES (1)", &[])?;
+            let _ = tx.query("SELECT 1/0", &[]);
+            Ok(())
+        })
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::TransactionAborted { .. }),
+        "{error:?}"
+    );
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("22012"));
+    assert_eq!(count(&pool, "t"), 0);
+}
+
+#[test]
+fn a_savepoint_undoes_its_own_part_only() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    pool.transaction(|tx| {
+        tx.execute("INSERT INTO t VALUES (1)", &[])?;
+        let inner = tx.savepoint(|tx| {
+            tx.execute("INSERT INTO t VALUES (2)", &[])?;
+            tx.savepoint(|tx| tx.execute("INSERT INTO t VALUES (3)", &[]))?;
+            tx.query("SELECT 1/0", &[])
+        });
+        assert_eq!(
+            inner.unwrap_err().sqlstate().map(|s| s.code()),
+            Some("22012")
+        );
+        tx.savepoint(|tx| tx.execute("INSERT INTO t VALUES (4)", &[]))
+    })
+    .unwrap();
+    let rows = pool.query("SELECT n FROM t ORDER BY n", &[]).unwrap();
+    assert_eq!(
+        rows.iter().map(|r| r.get::<_, i32>(0)).collect::<Vec<_>>(),
+        [1, 4]
+    );
+}
+
+#[test]
+fn a_closure_cannot_end_its_transaction_by_itself() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    for sql in ["COMMIT", "/* so */ rollback", "BEGIN"] {
+        let error = pool
+            .transaction(|tx| {
+                tx.execute("INSERT INTO t VALUES (1)", &[])?;
+                tx.batch_execute(sql)
+            })
+            .unwrap_err();
+        assert!(matches!(error, Error::Misuse(_)), "{error:?}");
+    }
+    assert_eq!(count(&pool, "t"), 0);
+}
+
+#[test]
+fn the_applications_own_error_rolls_back_and_comes_out_as_it_was() {
+    #[derive(Debug, PartialEq)]
+    struct Empty(u8);
+    impl std::fmt::Display for Empty {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the till is empty")
+        }
+    }
+    impl std::error::Error for Empty {}
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    let error = pool
+        .transaction(|tx| -> millpond::Result<()> {
+            tx.execute("INSERT INTO t VALUES (1)", &[])?;
+            Err(Error::application(Empty(3)))
+        })
+        .unwrap_err();
+    assert_eq!(error.downcast::<Empty>().unwrap(), Empty(3));
+    assert_eq!(count(&pool, "t"), 0);
+}
+
+#[test]
+fn the_servers_statement_timeout_is_named_with_the_statement() {
+    let pool = database()
+        .pool()
+        .max_size(1)
+        .statement_timeout(100 * MS)
+        .build()
+        .unwrap();
+    let pid = || pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get::<_, i32>(0);
+    let before = pid();
+    let error = pool
+        .query("SELECT pg_sleep(60) /* in vain */", &[])
+        .unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "query timeout after 100 ms: SELECT pg_sleep(60) /* in vain */"
+    );
+    assert_eq!(pid(), before, "the connection is kept");
+}
+
+#[test]
+fn a_timeout_of_one_call_may_be_shorter_or_longer_or_off() {
+    let pool = database()
+        .pool()
+        .max_size(1)
+        .statement_timeout(300 * MS)
+        .query_timeout(300 * MS)
+        .build()
+        .unwrap();
+    let started = Instant::now();
+    let error = pool
+        .with_timeout(100 * MS)
+        .query("SELECT pg_sleep(60)", &[])
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("query timeout after 100 ms: SELECT pg_sleep"),
+        "{error}"
+    );
+    assert!(started.elapsed() < 10 * SECOND);
+    pool.with_timeout(20 * SECOND)
+        .query("SELECT pg_sleep(0.7)", &[])
+        .unwrap();
+    pool.with_timeout(Duration::ZERO)
+        .read("SELECT pg_sleep(0.7)", &[])
+        .unwrap();
+    pool.with_timeout(20 * SECOND)
+        .transaction(|tx| tx.query("SELECT pg_sleep(0.7)", &[]))
+        .unwrap();
+    // Nothing of it stays on the session.
+    assert!(
+        pool.query("SELECT pg_sleep(60)", &[])
+            .unwrap_err()
+            .is_timeout()
+    );
+    assert_eq!(
+        pool.query("SHOW statement_timeout", &[]).unwrap()[0].get::<_, String>(0),
+        "300ms"
+    );
+}
+
+#[test]
+fn our_own_deadline_holds_where_the_server_has_none() {
+    let pool = database()
+        .pool()
+        .statement_timeout(Duration::ZERO)
+        .query_timeout(150 * MS)
+        .build()
+        .unwrap();
+    let started = Instant::now();
+    let error = pool.query("SELECT pg_sleep(60)", &[]).unwrap_err();
+    assert!(
+        error.to_string().starts_with("query timeout after 150 ms"),
+        "{error}"
+    );
+    assert!(started.elapsed() < 10 * SECOND);
+    // A cancel may come late: what was sent one is not used again, and nobody else is hit.
+    for n in 0..50i32 {
+        assert_eq!(
+            pool.query("SELECT $1::int", &[&n]).unwrap()[0].get::<_, i32>(0),
+            n
+        );
+    }
+}
+
+#[test]
+fn isolation_and_read_only_are_as_asked() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    let call = pool
+        .call()
+        .isolation_level(millpond::postgres::IsolationLevel::Serializable)
+        .read_only();
+    let level = call.transaction(|tx| {
+        Ok(tx
+            .query_one("SHOW transaction_isolation", &[])?
+            .get::<_, String>(0))
+    });
+    assert_eq!(level.unwrap(), "serializable");
+    let error = call
+        .transaction(|tx| tx.execute("INSERT INTO t VALUES (1)", &[]))
+        .unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+}
+
+#[test]
+fn no_parameter_value_is_in_an_error() {
+    let db = database();
+    db.admin()
+        .batch_execute("CREATE TABLE t (secret text UNIQUE)")
+        .unwrap();
+    let pool = db.pool().build().unwrap();
+    let insert = || pool.execute("INSERT INTO t VALUES ($1)", &[&"s3cret"]);
+    insert().unwrap();
+    let error = insert().unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("23505"));
+    let chain = millpond::error::Chain(&error).to_string();
+    assert!(!chain.contains("s3cret"), "{chain}");
+}

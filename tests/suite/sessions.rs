@@ -1,0 +1,349 @@
+//! A connection's life: opened, kept, retired, cleaned.
+
+use super::support::{MS, SECOND, backends, database, eventually};
+use millpond::pool::{CloseReason, Observer};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+#[derive(Default)]
+struct Diary(Mutex<Vec<(CloseReason, u64)>>);
+
+impl Observer for Diary {
+    fn closed(&self, _: u64, reason: CloseReason, _: Duration, uses: u64) {
+        self.0.lock().unwrap().push((reason, uses));
+    }
+}
+
+impl Diary {
+    fn reasons(&self) -> Vec<CloseReason> {
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(reason, _)| *reason)
+            .collect()
+    }
+}
+
+#[test]
+fn the_minimum_is_opened_ahead_and_kept() {
+    let db = database();
+    let pool = db
+        .pool()
+        .min_idle(3)
+        .application_name("minimum")
+        .build()
+        .unwrap();
+    eventually("the minimum is idle", || pool.stats().idle == 3);
+    assert_eq!(backends(&mut db.admin(), "minimum").len(), 3);
+}
+
+#[test]
+fn a_burst_shrinks_to_the_minimum_without_reopening() {
+    let db = database();
+    let pool = db
+        .pool()
+        .max_size(12)
+        .min_idle(2)
+        .idle_timeout(400 * MS)
+        .application_name("burst")
+        .build()
+        .unwrap();
+    let all: Vec<_> = (0..12)
+        .map(|_| pool.get_timeout(20 * SECOND).unwrap())
+        .collect();
+    drop(all);
+    let mut admin = db.admin();
+    eventually("the minimum is left", || {
+        backends(&mut admin, "burst").len() == 2
+    });
+    let left = backends(&mut admin, "burst");
+    // Several idle timeouts later the same backends are still there.
+    for _ in 0..20 {
+        thread::sleep(100 * MS);
+        assert_eq!(backends(&mut admin, "burst"), left);
+    }
+    assert_eq!(pool.stats().idle, 2);
+}
+
+#[test]
+fn a_busy_connection_is_retired_at_its_age() {
+    let db = database();
+    let diary = Arc::new(Diary::default());
+    let pool = db
+        .pool()
+        .max_size(1)
+        .max_lifetime(300 * MS)
+        .observer(diary.clone())
+        .build()
+        .unwrap();
+    let pid = |pool: &millpond::Pool| {
+        pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get::<_, i32>(0)
+    };
+    let first = pid(&pool);
+    // Never idle for long: only the check-in can retire it.
+    eventually("another backend serves", || pid(&pool) != first);
+    assert!(diary.reasons().contains(&CloseReason::MaxLifetime));
+}
+
+#[test]
+fn a_connection_is_retired_after_its_uses() {
+    let db = database();
+    let diary = Arc::new(Diary::default());
+    let pool = db
+        .pool()
+        .max_size(1)
+        .min_idle(0)
+        .max_uses(3)
+        .observer(diary.clone())
+        .build()
+        .unwrap();
+    for _ in 0..7 {
+        pool.query("SELECT 1", &[]).unwrap();
+    }
+    assert_eq!(
+        *diary.0.lock().unwrap(),
+        [(CloseReason::MaxUses, 3), (CloseReason::MaxUses, 3)]
+    );
+}
+
+#[test]
+fn what_a_raw_borrower_leaves_behind_is_gone() {
+    let db = database();
+    db.admin()
+        .batch_execute("CREATE TABLE left_behind (n int); CREATE SEQUENCE s")
+        .unwrap();
+    let pool = db
+        .pool()
+        .max_size(1)
+        .statement_timeout(7 * SECOND)
+        .build()
+        .unwrap();
+    {
+        let mut client = pool.get().unwrap();
+        client
+            .batch_execute(
+                "SET statement_timeout = 1; RESET statement_timeout; SET search_path = pg_catalog; SET TIME ZONE 'Asia/Tokyo'; \
+                 LISTEN news; SELECT pg_advisory_lock(7); CREATE TEMP TABLE mine (n int); SELECT nextval('public.s'); \
+                 SET ROLE pg_monitor; BEGIN; SET LOCAL ROLE postgres; INSERT INTO public.left_behind VALUES (1)",
+            )
+            .unwrap();
+    }
+    let one = |sql: &str| pool.query(sql, &[]).unwrap()[0].get::<_, String>(0);
+    assert_eq!(one("SHOW statement_timeout"), "7s");
+    assert_eq!(one("SHOW search_path"), "\"$user\", public");
+    assert_ne!(one("SHOW TimeZone"), "Asia/Tokyo");
+    assert_eq!(one("SELECT current_user::text"), "postgres");
+    assert_eq!(one("SELECT count(*)::text FROM left_behind"), "0");
+    assert_eq!(
+        one("SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory'"),
+        "0"
+    );
+    assert_eq!(
+        one("SELECT count(*)::text FROM pg_listening_channels()"),
+        "0"
+    );
+    assert_eq!(
+        one("SELECT (to_regclass('pg_temp.mine') IS NULL)::text"),
+        "true"
+    );
+    // It was cleaned, not replaced.
+    assert!(
+        !pool
+            .metrics_text()
+            .contains("millpond_connections_closed_total{reason=\"leaked_state\"} 1")
+    );
+}
+
+#[test]
+fn statements_stay_prepared_through_a_cleaning_and_are_prepared_again_after_deallocate() {
+    let db = database();
+    let pool = db.pool().max_size(1).build().unwrap();
+    let prepared = || {
+        pool.query("SELECT count(*) FROM pg_prepared_statements", &[])
+            .unwrap()[0]
+            .get::<_, i64>(0)
+    };
+    let before = prepared();
+    pool.get().unwrap().batch_execute("SELECT 1").unwrap();
+    assert_eq!(prepared(), before);
+    pool.get().unwrap().batch_execute("DEALLOCATE ALL").unwrap();
+    assert_eq!(prepared(), 1);
+}
+
+#[test]
+fn a_changed_table_is_prepared_again() {
+    let db = database();
+    let mut admin = db.admin();
+    admin
+        .batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
+        .unwrap();
+    let pool = db.pool().max_size(1).build().unwrap();
+    assert_eq!(pool.query("SELECT * FROM t", &[]).unwrap()[0].len(), 1);
+    admin.batch_execute("ALTER TABLE t ADD b int").unwrap();
+    assert_eq!(pool.query("SELECT * FROM t", &[]).unwrap()[0].len(), 2);
+    admin.batch_execute("ALTER TABLE t ADD c int").unwrap();
+    let columns = pool
+        .transaction(|tx| Ok(tx.query("SELECT * FROM t", &[])?[0].len()))
+        .unwrap();
+    assert_eq!(columns, 3);
+}
+
+#[test]
+fn the_statement_cache_is_bounded_and_may_be_off() {
+    let db = database();
+    let pool = db.pool().max_size(1).statement_cache(5).build().unwrap();
+    for n in 0..20 {
+        pool.query(&format!("SELECT {n}"), &[]).unwrap();
+    }
+    let count = |pool: &millpond::Pool| {
+        pool.query("SELECT count(*) FROM pg_prepared_statements", &[])
+            .unwrap()[0]
+            .get::<_, i64>(0)
+    };
+    assert!(count(&pool) <= 6, "{}", count(&pool));
+
+    let unnamed = db.pool().max_size(1).statement_cache(0).build().unwrap();
+    let rows = unnamed.query(
+        "SELECT $1::int + 1, $2::text || '!', $3::timestamptz",
+        &[&41i32, &"so", &std::time::SystemTime::UNIX_EPOCH],
+    );
+    let row = &rows.unwrap()[0];
+    assert_eq!(
+        (row.get::<_, i32>(0), row.get::<_, String>(1)),
+        (42, "so!".to_owned())
+    );
+    assert_eq!(unnamed.execute("SELECT $1::bigint", &[&1i64]).unwrap(), 1);
+    assert_eq!(count(&unnamed), 0);
+}
+
+#[test]
+fn startup_options_are_set_without_a_statement_and_on_connect_runs_once() {
+    let db = database();
+    let times = Arc::new(Mutex::new(0));
+    let counted = times.clone();
+    let pool = db
+        .pool()
+        .max_size(1)
+        .application_name("named")
+        .statement_timeout(1234 * MS)
+        .on_connect(move |client| {
+            *counted.lock().unwrap() += 1;
+            client.batch_execute("SET search_path = pg_catalog")
+        })
+        .build()
+        .unwrap();
+    let one = |sql: &str| pool.query(sql, &[]).unwrap()[0].get::<_, String>(0);
+    assert_eq!(one("SHOW statement_timeout"), "1234ms");
+    assert_eq!(one("SHOW application_name"), "named");
+    assert_eq!(one("SHOW search_path"), "pg_catalog");
+    assert_eq!(*times.lock().unwrap(), 1);
+    // A raw borrower's reset takes on_connect's settings away as well; they are made again.
+    pool.get()
+        .unwrap()
+        .batch_execute("SET search_path = public")
+        .unwrap();
+    assert_eq!(one("SHOW search_path"), "pg_catalog");
+}
+
+#[test]
+fn options_of_the_url_win_over_a_default_but_not_over_a_setting() {
+    let db = database();
+    let url = format!(
+        "{}?options=-c%20statement_timeout%3D4321%20-c%20work_mem%3D8MB",
+        db.url
+    );
+    let show = |builder: millpond::pool::Builder, name: &str| {
+        let pool = builder.build().unwrap();
+        pool.query(&format!("SHOW {name}"), &[]).unwrap()[0].get::<_, String>(0)
+    };
+    assert_eq!(
+        show(super::support::pool(&url), "statement_timeout"),
+        "4321ms"
+    );
+    assert_eq!(show(super::support::pool(&url), "work_mem"), "8MB");
+    assert_eq!(
+        show(
+            super::support::pool(&url).statement_timeout(SECOND),
+            "statement_timeout"
+        ),
+        "1s"
+    );
+}
+
+#[test]
+fn a_failing_on_connect_is_named_as_the_cause() {
+    let db = database();
+    let pool = db
+        .pool()
+        .connection_timeout(300 * MS)
+        .on_connect(|client| client.batch_execute("SET nonsense.such = "))
+        .build()
+        .unwrap();
+    let error = pool.get().unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("42601"));
+    let chain = millpond::error::Chain(&error).to_string();
+    assert!(chain.contains("on_connect failed"), "{chain}");
+}
+
+#[test]
+fn observers_see_every_event_and_their_panics_end_there() {
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<&'static str>>);
+    impl Observer for Seen {
+        fn opened(&self, _: u64, _: Duration) {
+            self.0.lock().unwrap().push("opened");
+        }
+        fn checked_out(&self, _: u64, _: Duration) {
+            self.0.lock().unwrap().push("checked_out");
+        }
+        fn checked_in(&self, _: u64, _: Duration) {
+            self.0.lock().unwrap().push("checked_in");
+        }
+        fn closed(&self, _: u64, _: CloseReason, _: Duration, _: u64) {
+            self.0.lock().unwrap().push("closed");
+        }
+    }
+    struct Panics;
+    impl Observer for Panics {
+        fn checked_in(&self, _: u64, _: Duration) {
+            panic!("an observer of the test panics, as it should");
+        }
+    }
+    let db = database();
+    let seen = Arc::new(Seen::default());
+    let pool = db
+        .pool()
+        .max_size(1)
+        .min_idle(0)
+        .observer(Arc::new(Panics))
+        .observer(seen.clone())
+        .build()
+        .unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    pool.close(SECOND);
+    assert_eq!(
+        *seen.0.lock().unwrap(),
+        ["opened", "checked_out", "checked_in", "closed"]
+    );
+}
+
+#[test]
+fn a_panic_in_a_transaction_rolls_back_and_the_pool_goes_on() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().max_size(1).build().unwrap();
+    let panicked = thread::scope(|scope| {
+        let work = || {
+            pool.transaction(|tx| -> millpond::Result<()> {
+                tx.execute("INSERT INTO t VALUES (1)", &[])?;
+                panic!("a closure of the test panics, as it should");
+            })
+        };
+        scope.spawn(work).join().is_err()
+    });
+    assert!(panicked);
+    assert_eq!(pool.query("SELECT n FROM t", &[]).unwrap().len(), 0);
+    assert_eq!(pool.stats().active, 0);
+}

@@ -1,0 +1,103 @@
+//! What the tests share: private PostgreSQL servers, a database each, and waiting for a condition.
+
+use millpond::embedded::{Options, PrivateServer};
+use millpond::pool::Builder;
+use millpond::{Pool, RetryPolicy};
+use postgres::{Client, NoTls};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub const MS: Duration = Duration::from_millis(1);
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// The server that all tests share which do it no harm. It ends with this process.
+fn shared_server() -> &'static PrivateServer {
+    static SERVER: OnceLock<PrivateServer> = OnceLock::new();
+    SERVER.get_or_init(|| server(&[("max_connections", "400")]))
+}
+
+/// A server for a test that restarts it, fills it up, or takes it away.
+pub fn server(settings: &[(&str, &str)]) -> PrivateServer {
+    let options = settings
+        .iter()
+        .fold(Options::temporary(), |options, (name, value)| {
+            options.setting(name, value)
+        });
+    PrivateServer::start(options).expect("a private PostgreSQL")
+}
+
+/// A database of its own on the shared server.
+pub struct Database {
+    pub url: String,
+    pub port: u16,
+}
+
+pub fn database() -> Database {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let server = shared_server();
+    let name = format!("test_{}", NEXT.fetch_add(1, Ordering::SeqCst));
+    admin(&server.url())
+        .batch_execute(&format!("CREATE DATABASE {name}"))
+        .expect("a database");
+    let base = server.url();
+    let url = format!(
+        "{}/{name}",
+        base.rsplit_once('/').expect("a URL with a database").0
+    );
+    Database {
+        url,
+        port: server.port(),
+    }
+}
+
+impl Database {
+    pub fn pool(&self) -> Builder {
+        pool(&self.url)
+    }
+
+    /// The same database by another port, where a proxy listens.
+    pub fn url_by(&self, port: u16) -> String {
+        self.url
+            .replace(&format!(":{}/", self.port), &format!(":{port}/"))
+    }
+
+    pub fn admin(&self) -> Client {
+        admin(&self.url)
+    }
+}
+
+/// A pool whose retries do not take long.
+pub fn pool(url: &str) -> Builder {
+    Pool::builder().database_url(url).retry_policy(
+        RetryPolicy::default()
+            .initial_delay(5 * MS)
+            .max_delay(50 * MS),
+    )
+}
+
+/// A plain connection beside the pool.
+pub fn admin(url: &str) -> Client {
+    Client::connect(url, NoTls).expect("a plain connection")
+}
+
+/// Backends of this database that belong to a pool with this application name.
+pub fn backends(client: &mut Client, application: &str) -> Vec<i32> {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = $1 ORDER BY pid";
+    client
+        .query(sql, &[&application])
+        .expect("pg_stat_activity")
+        .iter()
+        .map(|row| row.get(0))
+        .collect()
+}
+
+/// Waits until the condition holds.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < patience, "it never happened: {what}");
+        std::thread::sleep(5 * MS);
+    }
+}

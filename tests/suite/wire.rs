@@ -1,0 +1,113 @@
+//! What goes over the wire: no more round trips than needed, and no byte where TLS was asked for.
+
+use super::proxy::{Passed, Proxy};
+use super::support::{SECOND, database};
+use Passed::{Backend, Frontend};
+
+/// Frontend messages by flight: those that went out before an answer came.
+fn flights(log: &[Passed]) -> Vec<String> {
+    let mut flights: Vec<String> = Vec::new();
+    let mut answered = true;
+    for passed in log {
+        match passed {
+            Frontend(tag) => {
+                if std::mem::take(&mut answered) {
+                    flights.push(String::new());
+                }
+                flights.last_mut().expect("just pushed").push(*tag);
+            }
+            Backend(_) => answered = true,
+        }
+    }
+    flights
+}
+
+#[test]
+fn a_warm_query_is_one_round_trip() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .max_size(1)
+        .build()
+        .unwrap();
+    let query = |n: i32| {
+        assert_eq!(
+            pool.query("SELECT $1::int", &[&n]).unwrap()[0].get::<_, i32>(0),
+            n
+        )
+    };
+    query(0);
+    proxy.take_log();
+    for n in 1..=5 {
+        query(n);
+    }
+    // Bind, Execute, Sync; and back: BindComplete, DataRow, CommandComplete, ReadyForQuery.
+    let log = proxy.take_log();
+    assert_eq!(flights(&log), ["BES"; 5]);
+    assert_eq!(log.iter().filter(|p| **p == Backend('Z')).count(), 5);
+}
+
+#[test]
+fn a_transaction_begins_in_one_flight_and_commits_in_one() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .max_size(1)
+        .build()
+        .unwrap();
+    let run = || {
+        let call = pool
+            .with_timeout(30 * SECOND)
+            .isolation_level(millpond::postgres::IsolationLevel::Serializable);
+        call.transaction(|tx| tx.query("SELECT 1", &[])).unwrap()
+    };
+    run();
+    proxy.take_log();
+    run();
+    assert_eq!(flights(&proxy.take_log()), ["Q", "BES", "Q"]);
+}
+
+#[test]
+fn a_check_out_that_is_not_used_sends_nothing() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .max_size(1)
+        .build()
+        .unwrap();
+    drop(pool.get().unwrap());
+    proxy.take_log();
+    for _ in 0..5 {
+        drop(pool.get().unwrap());
+    }
+    assert_eq!(proxy.take_log(), []);
+}
+
+#[test]
+fn a_url_that_asks_for_tls_is_refused_before_a_byte_leaves() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    for asks in [
+        "sslmode=require",
+        "sslmode=verify-full",
+        "sslnegotiation=direct",
+        "channel_binding=require",
+    ] {
+        let url = format!("{}?{asks}", db.url_by(proxy.port));
+        let errors = super::support::pool(&url).build().unwrap_err().to_string();
+        assert!(errors.contains("DATABASE_URL"), "{errors}");
+        assert!(errors.contains("sslmode"), "{errors}");
+    }
+    assert_eq!(proxy.accepted(), 0);
+}
+
+#[test]
+fn sslmode_disable_and_prefer_connect_in_the_clear() {
+    let db = database();
+    for mode in ["disable", "prefer"] {
+        let pool = super::support::pool(&format!("{}?sslmode={mode}", db.url))
+            .build()
+            .unwrap();
+        pool.query("SELECT 1", &[]).unwrap();
+    }
+}
