@@ -50,7 +50,11 @@ pub enum Arrival<T> {
     /// An idle value; it counts as checked out now.
     Ready(T),
     /// A place in line.
-    Queued(Arc<Waiter<T>>),
+    Queued {
+        place: Arc<Waiter<T>>,
+        /// Not all values that there may be are out: another could be had from elsewhere.
+        room: bool,
+    },
     /// As many are in line as may be.
     Full,
     /// The line is closed.
@@ -112,16 +116,17 @@ impl<T> Line<T> {
         if state.waiters.len() >= self.max_waiting && !first {
             return Arrival::Full;
         }
-        let waiter = Arc::new(Waiter {
+        let place = Arc::new(Waiter {
             thread: current_thread(),
             slot: Mutex::new(Slot::Empty),
         });
         if first {
-            state.waiters.push_front(Arc::clone(&waiter));
+            state.waiters.push_front(Arc::clone(&place));
         } else {
-            state.waiters.push_back(Arc::clone(&waiter));
+            state.waiters.push_back(Arc::clone(&place));
         }
-        Arrival::Queued(waiter)
+        let room = state.active < self.max;
+        Arrival::Queued { place, room }
     }
 
     /// Asks for a connection to be opened for those in line. Called by a thread that queued and found nothing else.

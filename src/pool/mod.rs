@@ -171,7 +171,7 @@ impl Pool {
     pub fn try_get(&self) -> Option<PooledConnection> {
         let lease = match self.inner.line.arrive(false) {
             Arrival::Ready(held) => self.inner.lease(held),
-            Arrival::Queued(place) => {
+            Arrival::Queued { place, .. } => {
                 self.inner.feed_spares();
                 match self
                     .inner
@@ -232,18 +232,15 @@ impl Inner {
         loop {
             let held = match self.line.arrive(spent_before) {
                 Arrival::Ready(held) => held,
-                Arrival::Queued(ticket) => {
-                    self.feed_spares();
-                    let failing_fast = self.shared.failing_fast();
+                Arrival::Queued { place, room } => {
+                    // With every connection out there is nothing to do but to wait for one to come back.
+                    let failing_fast = room && self.fetch_for_the_line();
                     let until = if failing_fast {
-                        Some(Instant::now())
+                        Some(started)
                     } else {
                         deadline
                     };
-                    if !failing_fast {
-                        self.line.call_opener();
-                    }
-                    match self.line.wait(&ticket, &Deadline(until)) {
+                    match self.line.wait(&place, &Deadline(until)) {
                         Outcome::Given(held) => held,
                         Outcome::Closed => {
                             return Err(self.refuse(CheckoutFailure::Closed, started));
@@ -268,6 +265,17 @@ impl Inner {
                 Err(()) => spent_before = true,
             }
         }
+    }
+
+    /// Gets connections for those in line: r2d2's spares at once, else an opener is sent for one. True when nobody should
+    /// wait for that, because the database has been away for long.
+    fn fetch_for_the_line(&self) -> bool {
+        self.feed_spares();
+        let failing_fast = self.shared.failing_fast();
+        if !failing_fast {
+            self.line.call_opener();
+        }
+        failing_fast
     }
 
     /// Gives those in line the spares that r2d2 keeps.

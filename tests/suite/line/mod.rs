@@ -30,7 +30,7 @@ fn line_with(values: usize, max_waiting: usize) -> Arc<Line<usize>> {
 fn get(line: &Line<usize>) -> usize {
     match line.arrive(false) {
         Arrival::Ready(value) => value,
-        Arrival::Queued(place) => match line.wait(&place, &NEVER) {
+        Arrival::Queued { place, .. } => match line.wait(&place, &NEVER) {
             Outcome::Given(value) => value,
             other => panic!("{other:?}"),
         },
@@ -74,7 +74,7 @@ fn a_deadline_and_a_hand_off_may_race() {
         let (in_line, passed) = (line.clone(), Arc::new(AtomicBool::new(false)));
         let deadline = passed.clone();
         let waiter = thread::spawn(move || {
-            let Arrival::Queued(place) = in_line.arrive(false) else {
+            let Arrival::Queued { place, .. } = in_line.arrive(false) else {
                 return;
             };
             match in_line.wait(&place, &Deadline(Some(deadline))) {
@@ -105,7 +105,10 @@ fn one_who_gives_up_does_not_take_the_value_from_the_next() {
     check(|| {
         let line = line_with(1, 10);
         let value = get(&line);
-        let Arrival::Queued(gives_up) = line.arrive(false) else {
+        let Arrival::Queued {
+            place: gives_up, ..
+        } = line.arrive(false)
+        else {
             panic!("the value is out")
         };
         let in_line = line.clone();
@@ -131,7 +134,7 @@ fn nobody_is_overtaken() {
         let line = line_with(1, 10);
         let value = get(&line);
         // Two places in line, in this order, taken by one thread on behalf of two.
-        let Arrival::Queued(first) = line.arrive(false) else {
+        let Arrival::Queued { place: first, .. } = line.arrive(false) else {
             panic!("the value is out")
         };
         let in_line = line.clone();
@@ -167,7 +170,7 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
         line.discarded();
         let value = match line.arrive(true) {
             Arrival::Ready(value) => value,
-            Arrival::Queued(place) => {
+            Arrival::Queued { place, .. } => {
                 assert!(line.offer(7).is_none());
                 match line.wait(&place, &NEVER) {
                     Outcome::Given(value) => value,
@@ -196,7 +199,7 @@ fn an_opener_comes_for_everybody_who_finds_nothing() {
         });
         let in_line = line.clone();
         let user = thread::spawn(move || {
-            let Arrival::Queued(place) = in_line.arrive(false) else {
+            let Arrival::Queued { place, .. } = in_line.arrive(false) else {
                 panic!("nothing was opened yet")
             };
             in_line.call_opener();
@@ -219,7 +222,7 @@ fn closing_turns_everybody_away_and_loses_nothing() {
         let in_line = line.clone();
         let waiter = thread::spawn(move || match in_line.arrive(false) {
             Arrival::Ready(value) => in_line.give_back(value).is_some() as usize,
-            Arrival::Queued(place) => match in_line.wait(&place, &NEVER) {
+            Arrival::Queued { place, .. } => match in_line.wait(&place, &NEVER) {
                 Outcome::Given(value) => in_line.give_back(value).is_some() as usize,
                 Outcome::Closed => 0,
                 Outcome::TimedOut => panic!("there is no deadline"),
