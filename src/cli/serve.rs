@@ -1,15 +1,20 @@
 //! `millpond serve`.
 
 use super::{Failure, database, logger, signals};
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::pool::Builder;
 use crate::server::{Router, Server};
-use log::info;
+use log::{info, warn};
 
 pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     refuse_open_studio(&config)?;
     let private = database::is_private(&config)?;
     logger::start(config.log_level);
+    for name in ["STUDIO_API", "STUDIO_CURRENCY"] {
+        if config.studio_api && config.source(name) != Source::Default {
+            warn!("{name} is set, but the studio's routes are not in this version");
+        }
+    }
     let stop = signals::listen()?;
     let server = if private {
         Some(database::start_private(&mut config)?)

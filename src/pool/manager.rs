@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     pub generation: AtomicU64,
     /// Connections being opened at this moment.
     pub opening: AtomicUsize,
+    /// A pooler in front of the server refuses options in the startup packet (08P01): SET stands in for them.
+    without_options: AtomicBool,
     /// The URL's options set `statement_timeout`, and nothing wins over them.
     pub server_timeout_is_theirs: bool,
     start: Instant,
@@ -87,6 +89,7 @@ impl Shared {
             has_connected: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             opening: AtomicUsize::new(0),
+            without_options: AtomicBool::new(false),
             start: Instant::now(),
             trouble_at: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
@@ -166,6 +169,10 @@ impl Shared {
     /// Does what a new connection needs before it is used: what a pooler did not let into the startup packet, and the
     /// application's `on_connect`.
     pub fn restore(&self, client: &mut Client) -> Result<(), postgres::Error> {
+        if self.without_options.load(Ordering::Relaxed) {
+            let limit = self.statement_timeout_ms();
+            client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
+        }
         match &self.on_connect {
             Some(on_connect) => on_connect(client),
             None => Ok(()),
@@ -213,25 +220,19 @@ impl Shared {
             }
         };
         let opened = caught(|| {
-            let config = self.startup(host, limit);
-            match connect(config.clone()) {
-                // A pooler that does not pass options on (08P01): without them, and set afterwards.
-                Err(e)
-                    if e.code() == Some(&SqlState::PROTOCOL_VIOLATION)
-                        && host.get_options().is_none() =>
-                {
-                    debug!(
-                        "the server refuses startup options; setting them after connecting: {}",
-                        Chain(&e)
-                    );
-                    let mut plain = config;
-                    plain.options("");
-                    let mut client = connect(plain)?;
-                    client.batch_execute(&self.settings_as_sql())?;
-                    Ok(client)
+            if !self.without_options.load(Ordering::Relaxed) {
+                match connect(self.startup(host, limit, true)) {
+                    Err(e)
+                        if e.code() == Some(&SqlState::PROTOCOL_VIOLATION)
+                            && host.get_options().is_none() =>
+                    {
+                        info!("startup options are refused, as poolers do: {}", Chain(&e));
+                        self.without_options.store(true, Ordering::Relaxed);
+                    }
+                    other => return other,
                 }
-                other => other,
             }
+            connect(self.startup(host, limit, false))
         });
         let opened = match opened {
             Ok(Ok(client)) => Ok(client),
@@ -265,7 +266,12 @@ impl Shared {
     }
 
     /// The settings of the startup packet. Later options win over earlier ones, so the order says who wins.
-    fn startup(&self, host: &postgres::Config, limit: Duration) -> postgres::Config {
+    fn startup(
+        &self,
+        host: &postgres::Config,
+        limit: Duration,
+        with_options: bool,
+    ) -> postgres::Config {
         let mut config = host.clone();
         if is_tcp(host) {
             // The wire's way in; what the user asked for in the way of TLS was settled when the URL was read.
@@ -278,26 +284,23 @@ impl Shared {
         let own = host.get_connect_timeout().copied().unwrap_or(limit);
         config.connect_timeout(own.min(limit).max(Duration::from_millis(1)));
         config.application_name(&self.application_name());
-        let ours = format!(
-            "-c statement_timeout={}",
-            as_ms(self.config.statement_timeout)
-        );
-        let options = match host.get_options() {
-            Some(theirs) if self.config.statement_timeout_wins => format!("{theirs} {ours}"),
-            Some(theirs) => format!("{ours} {theirs}"),
-            None => ours,
-        };
-        config.options(&options);
+        if with_options {
+            let ours = format!("-c statement_timeout={}", self.statement_timeout_ms());
+            let options = match host.get_options() {
+                Some(theirs) if self.config.statement_timeout_wins => format!("{theirs} {ours}"),
+                Some(theirs) => format!("{ours} {theirs}"),
+                None => ours,
+            };
+            config.options(&options);
+        }
         // A notice may quote values.
         config.notice_callback(|notice| debug!("notice from the server: {}", notice.code().code()));
         config
     }
 
-    fn settings_as_sql(&self) -> String {
-        format!(
-            "SET statement_timeout = {}",
-            as_ms(self.config.statement_timeout)
-        )
+    fn statement_timeout_ms(&self) -> u128 {
+        let limit = self.config.statement_timeout.unwrap_or_default();
+        limit.as_millis().min(i32::MAX as u128)
     }
 
     /// The name shown in `pg_stat_activity`.
@@ -320,10 +323,6 @@ impl Shared {
             self.config.statement_timeout
         }
     }
-}
-
-fn as_ms(limit: Option<Duration>) -> u128 {
-    limit.map_or(0, |d| d.as_millis().min(i32::MAX as u128))
 }
 
 fn is_tcp(host: &postgres::Config) -> bool {

@@ -6,6 +6,7 @@ mod docs;
 mod health;
 mod http;
 mod line;
+mod logs;
 mod outage;
 mod proxy;
 mod retry;

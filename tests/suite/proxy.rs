@@ -22,6 +22,8 @@ pub enum Mode {
     Refuse,
     /// Accepts, and lets nothing through in either direction.
     BlackHole,
+    /// Refuses options in the startup message, as PgBouncer does.
+    RefuseOptions,
 }
 
 pub struct Proxy {
@@ -105,6 +107,10 @@ impl Shared {
     fn relay(self: &Arc<Self>, client: TcpStream) {
         let mode = *self.mode.lock().unwrap();
         if mode == Mode::Refuse {
+            return;
+        }
+        if mode == Mode::RefuseOptions && has_options(&client) {
+            let _ = (&client).write_all(&refusal());
             return;
         }
         let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.upstream)) else {
@@ -200,4 +206,19 @@ impl Framer {
         }
         tags
     }
+}
+
+/// The startup message is short, and comes in one piece over loopback.
+fn has_options(client: &TcpStream) -> bool {
+    let mut startup = [0; 1024];
+    let count = client.peek(&mut startup).unwrap_or(0);
+    let name = b"\0options\0";
+    startup[..count].windows(name.len()).any(|w| w == name)
+}
+
+/// An ErrorResponse with the code of a protocol violation.
+fn refusal() -> Vec<u8> {
+    let fields = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
+    let length = (fields.len() as u32 + 4).to_be_bytes();
+    [b"E".as_slice(), &length, fields].concat()
 }

@@ -1,5 +1,6 @@
 //! A connection's life: opened, kept, retired, cleaned.
 
+use super::proxy::{Mode, Proxy};
 use super::support::{MS, SECOND, backends, database, eventually};
 use millpond::pool::{CloseReason, Observer};
 use std::sync::{Arc, Mutex};
@@ -270,6 +271,26 @@ fn options_of_the_url_win_over_a_default_but_not_over_a_setting() {
         ),
         "1s"
     );
+}
+
+#[test]
+fn where_a_pooler_refuses_startup_options_they_are_set_and_stay_set() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    proxy.set(Mode::RefuseOptions);
+    let pool = super::support::pool(&db.url_by(proxy.port))
+        .max_size(1)
+        .statement_timeout(1234 * MS)
+        .build()
+        .unwrap();
+    let show = || pool.query("SHOW statement_timeout", &[]).unwrap()[0].get::<_, String>(0);
+    assert_eq!(show(), "1234ms");
+    // Also through the cleaning after a raw borrower, which resets to what the startup packet said.
+    pool.get()
+        .unwrap()
+        .batch_execute("SET statement_timeout = 1")
+        .unwrap();
+    assert_eq!(show(), "1234ms");
 }
 
 #[test]

@@ -4,8 +4,8 @@ use millpond::embedded::{Options, PrivateServer};
 use millpond::pool::Builder;
 use millpond::{Pool, RetryPolicy};
 use postgres::{Client, NoTls};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 pub const MS: Duration = Duration::from_millis(1);
@@ -69,6 +69,7 @@ impl Database {
 
 /// A pool whose retries do not take long.
 pub fn pool(url: &str) -> Builder {
+    collect_logs();
     Pool::builder().database_url(url).retry_policy(
         RetryPolicy::default()
             .initial_delay(5 * MS)
@@ -89,6 +90,45 @@ pub fn backends(client: &mut Client, application: &str) -> Vec<i32> {
         .expect("pg_stat_activity")
         .iter()
         .map(|row| row.get(0))
+        .collect()
+}
+
+/// What was logged at info and above, by all tests together.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Collector;
+
+impl log::Log for Collector {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target().starts_with("millpond")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            LOG.lock()
+                .unwrap()
+                .push(format!("{} {}", record.level(), record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn collect_logs() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Collector).expect("no other logger in the tests");
+        log::set_max_level(log::LevelFilter::Info);
+    });
+}
+
+/// The lines so far that contain this.
+pub fn log_lines(needle: &str) -> Vec<String> {
+    LOG.lock()
+        .unwrap()
+        .iter()
+        .filter(|line| line.contains(needle))
+        .cloned()
         .collect()
 }
 
