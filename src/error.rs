@@ -301,6 +301,19 @@ impl Error {
         }
     }
 
+    /// The same, once it is known that the commit which it speaks of did not happen.
+    pub(crate) fn not_committed(self) -> Error {
+        match self {
+            Error::Database { source, .. } | Error::QueryTimeout { source, .. } => {
+                Error::Database {
+                    source,
+                    phase: Phase::InTransaction,
+                }
+            }
+            other => other,
+        }
+    }
+
     /// May it be repeated, and is the connection spent?
     pub(crate) fn verdict(&self) -> Verdict {
         match self {

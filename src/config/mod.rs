@@ -85,6 +85,15 @@ impl PoolConfig {
         self.min_idle.unwrap_or(2).min(self.max_size)
     }
 
+    /// The URL asks for a server that takes no writes (`target_session_attrs=read-only`).
+    pub(crate) fn reads_only(&self) -> bool {
+        let attributes = self
+            .database
+            .as_ref()
+            .map(|d| d.config().get_target_session_attrs());
+        attributes == Some(postgres::config::TargetSessionAttrs::ReadOnly)
+    }
+
     /// Refuses what cannot work, all at once. The names are those of the environment.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut found = Vec::new();

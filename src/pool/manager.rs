@@ -6,7 +6,7 @@
 //! found at once when it is back. A panic in `connect` would leak r2d2's pending slot for ever (r2d2 0.8.10): it is caught.
 
 use super::Observer;
-use super::session::Session;
+use super::session::{Identity, Session};
 use super::watchdog::{Plan, Watchdog};
 use super::wire::Connector;
 use crate::config::PoolConfig;
@@ -59,6 +59,7 @@ pub(crate) struct Shared {
     answered_at: AtomicU64,
     hosts: Vec<postgres::Config>,
     last_good_host: AtomicUsize,
+    warned_of_incarnation: AtomicBool,
     next_id: AtomicU64,
     on_connect: Option<Box<OnConnect>>,
     observers: Vec<Arc<dyn Observer>>,
@@ -95,6 +96,7 @@ impl Shared {
             answered_at: AtomicU64::new(0),
             hosts,
             last_good_host: AtomicUsize::new(0),
+            warned_of_incarnation: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
             on_connect,
             observers,
@@ -179,6 +181,41 @@ impl Shared {
         }
     }
 
+    /// Opens a connection, and keeps trying until that succeeds, the pool is closing, or the deadline has passed. One
+    /// thread at a time tries while the database is down.
+    pub fn open_when_possible(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+    ) -> Result<Session, OpenError> {
+        while self.gate.turn(&self.closing, deadline) {
+            let limit = Instant::now() + self.config.connection_timeout;
+            self.opening.fetch_add(1, Ordering::Relaxed);
+            let result = self.open(deadline.map_or(limit, |at| at.min(limit)));
+            self.opening.fetch_sub(1, Ordering::Relaxed);
+            let error = match result {
+                Ok(session) => {
+                    self.has_connected.store(true, Ordering::SeqCst);
+                    self.gate.opened();
+                    return Ok(session);
+                }
+                Err(e) => Arc::new(e),
+            };
+            let code = error.sqlstate().map_or("", SqlState::code);
+            self.metrics
+                .connect_failures
+                .with_label_values(&[code])
+                .inc();
+            self.observe(|o| o.open_failed(&error));
+            let pause = match () {
+                () if error.is_permanent() => RETRY_PERMANENT,
+                () if code == SqlState::TOO_MANY_CONNECTIONS.code() => RETRY_FULL,
+                () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
+            };
+            self.gate.failed(error, pause);
+        }
+        Err(OpenError::Closed)
+    }
+
     /// Opens a connection to the first host that lets us in, the last good one first.
     pub fn open(self: &Arc<Self>, deadline: Instant) -> Result<Session, OpenError> {
         let first = self.last_good_host.load(Ordering::Relaxed);
@@ -241,6 +278,12 @@ impl Shared {
             Err(panic) => Err(OpenError::Panicked(panic)),
         };
         let mut client = opened?;
+        let identity = match Identity::read(&mut client) {
+            Ok(identity) => identity,
+            Err(_) if wire.is_aborted() => return Err(OpenError::Timeout(limit)),
+            Err(e) => return Err(OpenError::Driver(e)),
+        };
+        self.note_incarnation(&identity);
         registration.tracked.set_cancel(client.cancel_token(), tcp);
         match caught(|| self.restore(&mut client)) {
             Ok(Ok(())) => {}
@@ -259,10 +302,24 @@ impl Shared {
         self.observe(|o| o.opened(id, took));
         Ok(Session::new(
             client,
+            identity,
             registration,
             Arc::clone(self),
             generation,
         ))
+    }
+
+    /// Once, where lost commits can only be unknown. A standby takes no writes.
+    fn note_incarnation(&self, identity: &Identity) {
+        if identity.incarnation.is_none()
+            && !self.config.reads_only()
+            && !self.warned_of_incarnation.swap(true, Ordering::Relaxed)
+        {
+            warn!(
+                "what becomes of a commit whose answer is lost cannot be found out here: \
+                 a standby, or a role that may not read pg_control_system, pg_walfile_name and pg_stat_wal"
+            );
+        }
     }
 
     /// The settings of the startup packet. Later options win over earlier ones, so the order says who wins.
@@ -363,11 +420,12 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until this thread may try. False when the pool is closing.
-    fn turn(&self, closing: &AtomicBool) -> bool {
+    /// Waits until this thread may try. False when the pool is closing, or the deadline has passed.
+    fn turn(&self, closing: &AtomicBool, deadline: Option<Instant>) -> bool {
         let mut state = self.lock();
         loop {
-            if closing.load(Ordering::SeqCst) {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if closing.load(Ordering::SeqCst) || left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
             let wait = match &state.down {
@@ -379,6 +437,7 @@ impl Gate {
                 state.probing = true;
                 return true;
             }
+            let wait = left.map_or(wait, |left| wait.min(left));
             state = self
                 .changed
                 .wait_timeout(state, wait)
@@ -449,35 +508,11 @@ impl ManageConnection for Manager {
     type Error = OpenError;
 
     fn connect(&self) -> Result<Session, OpenError> {
-        let shared = &self.0;
-        while shared.gate.turn(&shared.closing) {
-            shared.opening.fetch_add(1, Ordering::Relaxed);
-            let result = shared.open(Instant::now() + shared.config.connection_timeout);
-            shared.opening.fetch_sub(1, Ordering::Relaxed);
-            let error = match result {
-                Ok(_) if shared.closing.load(Ordering::SeqCst) => break,
-                Ok(session) => {
-                    shared.has_connected.store(true, Ordering::SeqCst);
-                    shared.gate.opened();
-                    return Ok(session);
-                }
-                Err(e) => Arc::new(e),
-            };
-            let code = error.sqlstate().map_or("", SqlState::code);
-            shared
-                .metrics
-                .connect_failures
-                .with_label_values(&[code])
-                .inc();
-            shared.observe(|o| o.open_failed(&error));
-            let pause = match () {
-                () if error.is_permanent() => RETRY_PERMANENT,
-                () if code == SqlState::TOO_MANY_CONNECTIONS.code() => RETRY_FULL,
-                () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
-            };
-            shared.gate.failed(error, pause);
+        let session = self.0.open_when_possible(None)?;
+        if self.0.closing.load(Ordering::SeqCst) {
+            return Err(OpenError::Closed);
         }
-        Err(OpenError::Closed)
+        Ok(session)
     }
 
     /// Never asked by r2d2 (`test_on_check_out` is off): the pool validates by itself, and only who was idle for a while.

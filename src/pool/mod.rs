@@ -28,13 +28,14 @@ pub use builder::Builder;
 pub use close::Report;
 pub use probe::ProbeError;
 
-pub(crate) use session::{Begin, Limits, Session};
+pub(crate) use manager::Shared;
+pub(crate) use session::{BACKEND_START, Begin, Identity, Incarnation, Limits, Session};
 
 use crate::error::{CheckoutError, CheckoutFailure, Error, OpenError, Result};
 use crate::retry::Budget;
 use admission::{Arrival, Line, Outcome};
 use log::{trace, warn};
-use manager::{Manager, Shared};
+use manager::Manager;
 use probe::Probe;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;

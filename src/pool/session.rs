@@ -9,11 +9,12 @@ use super::watchdog::{Plan, Registration, Tracked};
 use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
 use crate::retry::{Fate, Phase, Symptom, verdict};
+use crate::transaction::LostCommit;
 use log::{debug, info, warn};
 use lru::LruCache;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
-use postgres::{Client, Row, Statement};
+use postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow, Statement};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -62,6 +63,68 @@ impl Limits {
     }
 }
 
+/// Which backend of which server a session is; see `transaction::outcome` for what it is good for.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub pid: i32,
+    /// Microseconds since 1970, by the server's clock.
+    pub backend_start: i64,
+    /// None on a standby, and for a role that may not read it.
+    pub incarnation: Option<Incarnation>,
+}
+
+/// A span of a server's life in which the numbers of its transactions only go up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Incarnation {
+    pub system_identifier: String,
+    pub timeline: String,
+    pub stats_reset: String,
+}
+
+/// A backend's start in a form that no setting of a session changes.
+pub(crate) const BACKEND_START: &str = "(extract(epoch FROM backend_start) * 1000000)::bigint";
+
+impl Identity {
+    /// Reads it in one round trip. What a role may not read costs it the incarnation, not the session.
+    pub fn read(client: &mut Client) -> Result<Identity, postgres::Error> {
+        let who = format!(
+            "SELECT pid, {BACKEND_START} FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        );
+        let full = format!(
+            "SELECT pid, {BACKEND_START}, CASE WHEN NOT pg_is_in_recovery() THEN (SELECT system_identifier::text \
+             FROM pg_control_system()) END, CASE WHEN NOT pg_is_in_recovery() THEN \
+             left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END, (SELECT extract(epoch FROM stats_reset)::text \
+             FROM pg_stat_wal) FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        );
+        let messages = match client.simple_query(&full) {
+            Err(e) if e.as_db_error().is_some() => client.simple_query(&who)?,
+            other => other?,
+        };
+        let row = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let text = |column| {
+            row.and_then(|row| row.try_get(column).ok().flatten())
+                .map(str::to_owned)
+        };
+        let incarnation = match (text(2), text(3), text(4)) {
+            (Some(system_identifier), Some(timeline), Some(stats_reset)) => Some(Incarnation {
+                system_identifier,
+                timeline,
+                stats_reset,
+            }),
+            _ => None,
+        };
+        let number = |column| text(column).and_then(|t| t.parse::<i64>().ok());
+        Ok(Identity {
+            pid: number(0).and_then(|n| i32::try_from(n).ok()).unwrap_or(0),
+            backend_start: number(1).unwrap_or(0),
+            incarnation: incarnation.filter(|_| number(1).is_some()),
+        })
+    }
+}
+
 /// What a transaction begins with.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Begin {
@@ -88,6 +151,10 @@ impl Begin {
                 limit.as_millis().min(i32::MAX as u128)
             );
         }
+        if !self.read_only {
+            // The number tells later what became of the commit; the process, whether a pooler stands between.
+            sql += "; SELECT pg_current_xact_id()::text, pg_backend_pid()";
+        }
         sql
     }
 }
@@ -108,11 +175,15 @@ pub(crate) struct Session {
     /// It was lent out raw and touched; whatever its borrower left is still there.
     dirty: bool,
     in_transaction: bool,
+    identity: Identity,
+    /// The number of the transaction under way, when it may write and its backend is the one we know.
+    xid: Option<u64>,
 }
 
 impl Session {
     pub fn new(
         client: Client,
+        identity: Identity,
         registration: Registration,
         shared: Arc<Shared>,
         generation: u64,
@@ -136,6 +207,8 @@ impl Session {
             closing: None,
             dirty: false,
             in_transaction: false,
+            identity,
+            xid: None,
             shared,
         }
     }
@@ -310,12 +383,22 @@ impl Session {
     pub fn begin(&mut self, begin: &Begin, limits: &Limits) -> Result<(), Error> {
         // Set before it is sent: an answer that is lost may have begun one.
         self.in_transaction = true;
-        self.timed("BEGIN", Phase::Preparing, limits, |session| {
-            session
-                .client
-                .batch_execute(&begin.sql())
-                .map_err(|e| (e, Phase::Preparing))
-        })
+        self.xid = None;
+        let answer = self.timed("BEGIN", Phase::Preparing, limits, |session| {
+            let answer = session.client.simple_query(&begin.sql());
+            answer.map_err(|e| (e, Phase::Preparing))
+        })?;
+        let number =
+            |row: &SimpleQueryRow, column| row.try_get(column).ok().flatten()?.parse::<u64>().ok();
+        self.xid = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row)
+                if number(row, 1) == u64::try_from(self.identity.pid).ok() =>
+            {
+                number(row, 0)
+            }
+            _ => None,
+        });
+        Ok(())
     }
 
     /// Commits: one message. In a transaction that the server has aborted, a plain COMMIT would roll back and be answered
@@ -338,6 +421,31 @@ impl Session {
                 Err(self.failed("COMMIT", e, Phase::Commit, false, started.elapsed(), limits))
             }
         }
+    }
+
+    /// What is needed to find out about a COMMIT whose answer was lost.
+    pub fn lost_commit(&self) -> LostCommit {
+        LostCommit {
+            shared: Arc::clone(&self.shared),
+            identity: self.identity.clone(),
+            xid: self.xid,
+        }
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// A question of the pool's own, in words of its own; its wire is cut at the deadline.
+    pub fn ask(
+        &mut self,
+        sql: &str,
+        deadline: Instant,
+    ) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+        let armed = self.registration.arm(Some(deadline), Plan::Abort);
+        let result = self.client.simple_query(sql);
+        drop(armed);
+        result
     }
 
     /// Rolls back, within the time for upkeep.
@@ -650,6 +758,9 @@ mod tests {
             begin.sql(),
             "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SET LOCAL statement_timeout = 0"
         );
-        assert_eq!(Begin::default().sql(), "BEGIN");
+        assert_eq!(
+            Begin::default().sql(),
+            "BEGIN; SELECT pg_current_xact_id()::text, pg_backend_pid()"
+        );
     }
 }

@@ -15,6 +15,7 @@ pub(crate) use verdict::{commits_inside, controls_transaction};
 
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
 use crate::pool::{Begin, Lease, Limits, Pool, Session};
+use crate::transaction::Outcome;
 use log::{debug, info, warn};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
@@ -249,6 +250,8 @@ impl Call<'_> {
     pub(crate) fn begin_with_timeout(&self) -> Begin {
         Begin {
             statement_timeout: self.timeout,
+            // A standby gives out no transaction numbers, and takes no writes.
+            read_only: self.begin.read_only || self.pool.config().reads_only(),
             ..self.begin
         }
     }
@@ -417,7 +420,22 @@ pub(crate) fn transact<T>(
 ) -> Result<T> {
     session.begin(begin, limits)?;
     match work(session) {
-        Ok(value) => session.commit(limits).map(|()| value),
+        Ok(value) => match session.commit(limits) {
+            Ok(()) => Ok(value),
+            Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
+                if begin.read_only {
+                    // There was nothing to commit; but only the commit says that what was read holds together.
+                    return Err(lost.not_committed());
+                }
+                // Only the server knows, and has to be asked on another connection.
+                match session.lost_commit().resolve() {
+                    Outcome::Committed => Ok(value),
+                    Outcome::NotCommitted => Err(lost.not_committed()),
+                    Outcome::Unknown => Err(lost),
+                }
+            }
+            Err(error) => Err(error),
+        },
         Err(error) => {
             if !session.is_closing()
                 && let Err(trouble) = session.rollback()

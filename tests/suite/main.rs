@@ -2,6 +2,7 @@
 
 mod checkout;
 mod cli;
+mod commit;
 mod docs;
 mod health;
 mod http;

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// A message that passed: its tag, and who sent it. The startup message, which has no tag, is `^`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,25 @@ pub enum Mode {
     RefuseOptions,
 }
 
+/// What happens once, to the next bytes that hold what it waits for.
+struct Fault {
+    from_frontend: bool,
+    needle: Vec<u8>,
+    act: Act,
+}
+
+/// What happens to them.
+pub enum Act {
+    /// Not delivered; the connection is closed.
+    Lose,
+    /// The sender loses the connection; they are delivered after this time all the same.
+    DeliverLate(Duration),
+    /// Not delivered; the connection is closed when this has run.
+    LoseAfter(Box<dyn FnOnce() + Send>),
+    /// Delivered, but the answer is not; then this runs.
+    DeliverThen(Box<dyn FnOnce() + Send>),
+}
+
 pub struct Proxy {
     pub port: u16,
     shared: Arc<Shared>,
@@ -37,8 +57,7 @@ struct Shared {
     log: Mutex<Vec<Passed>>,
     sockets: Mutex<Vec<TcpStream>>,
     accepted: AtomicUsize,
-    /// The next message with this tag from the backend is not delivered; its connection is closed instead.
-    cut_at: Mutex<Option<char>>,
+    fault: Mutex<Option<Fault>>,
     stop: AtomicBool,
 }
 
@@ -52,7 +71,7 @@ impl Proxy {
             log: Mutex::default(),
             sockets: Mutex::default(),
             accepted: AtomicUsize::new(0),
-            cut_at: Mutex::default(),
+            fault: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -80,9 +99,23 @@ impl Proxy {
         }
     }
 
-    /// Loses the next answer that begins with this message, and its connection.
-    pub fn lose_next(&self, backend_message: char) {
-        *self.shared.cut_at.lock().unwrap() = Some(backend_message);
+    /// The next bytes from the server that hold `needle` meet this.
+    pub fn on_answer(&self, needle: &[u8], act: Act) {
+        self.arm(false, needle, act);
+    }
+
+    /// The next bytes from the client that hold `needle` meet this.
+    pub fn on_request(&self, needle: &[u8], act: Act) {
+        self.arm(true, needle, act);
+    }
+
+    fn arm(&self, from_frontend: bool, needle: &[u8], act: Act) {
+        let needle = needle.to_vec();
+        *self.shared.fault.lock().unwrap() = Some(Fault {
+            from_frontend,
+            needle,
+            act,
+        });
     }
 
     /// What has passed since the last call.
@@ -146,10 +179,27 @@ impl Shared {
                 }
                 thread::sleep(MS);
             }
-            let tags = framer.tags(&buffer[..count]);
-            if !frontend && self.is_to_be_lost(&tags) {
-                break;
+            match self.fault_for(&buffer[..count], frontend) {
+                None => {}
+                Some(Act::Lose) => break,
+                Some(Act::LoseAfter(work)) => {
+                    work();
+                    break;
+                }
+                Some(Act::DeliverLate(time)) => {
+                    let _ = from.shutdown(Shutdown::Both);
+                    thread::sleep(time);
+                    let _ = to.write_all(&buffer[..count]);
+                    break;
+                }
+                Some(Act::DeliverThen(work)) => {
+                    let _ = from.shutdown(Shutdown::Both);
+                    let _ = to.write_all(&buffer[..count]);
+                    work();
+                    break;
+                }
             }
+            let tags = framer.tags(&buffer[..count]);
             let named = |tag| {
                 if frontend {
                     Passed::Frontend(tag)
@@ -167,13 +217,15 @@ impl Shared {
         }
     }
 
-    fn is_to_be_lost(&self, tags: &[char]) -> bool {
-        let mut wanted = self.cut_at.lock().unwrap();
-        let lost = wanted.is_some_and(|tag| tags.contains(&tag));
-        if lost {
-            *wanted = None;
-        }
-        lost
+    fn fault_for(&self, bytes: &[u8], frontend: bool) -> Option<Act> {
+        let holds = |f: &Fault| {
+            f.from_frontend == frontend && bytes.windows(f.needle.len()).any(|w| w == f.needle)
+        };
+        self.fault
+            .lock()
+            .unwrap()
+            .take_if(|fault| holds(fault))
+            .map(|fault| fault.act)
     }
 }
 

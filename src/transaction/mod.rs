@@ -2,7 +2,12 @@
 //!
 //! A transaction begins in one message and commits in one. A statement that failed inside leaves PostgreSQL's transaction
 //! aborted; should the closure swallow that error, the commit still fails (see `Session::commit`), and the swallowed error is
-//! what the caller gets. Where the answer to COMMIT is lost, the outcome is unknown, and nothing is repeated.
+//! what the caller gets. Where the answer to COMMIT is lost, it is found out what became of it (`outcome`); only where that
+//! cannot be known is the outcome unknown, and then nothing is repeated.
+
+mod outcome;
+
+pub(crate) use outcome::{LostCommit, Outcome};
 
 use crate::error::{Chain, Error, Result};
 use crate::pool::{Limits, Pool, Session};
