@@ -463,12 +463,17 @@ impl Gate {
         let since = before.map_or(now, |(since, _)| since);
         let logged_at = match before {
             Some((_, logged_at)) if now - logged_at < REMIND_EVERY => logged_at,
-            _ => {
-                warn!(
-                    "no connection to the database for {:.1?}, trying on: {}",
-                    now - since,
-                    Chain(&*error)
-                );
+            before => {
+                let error = Chain(&*error);
+                match before {
+                    None => warn!("could not open a connection, trying on: {error}"),
+                    Some(_) => {
+                        warn!(
+                            "no connection could be opened for {:.0?}: {error}",
+                            now - since
+                        );
+                    }
+                }
                 now
             }
         };

@@ -58,7 +58,9 @@ impl Pool {
         self.call().read(sql, params)
     }
 
-    /// For one call: replaces both timeouts of a statement, the server's and ours; zero = off.
+    /// For one call: replaces both timeouts of a statement, the server's and ours; zero = off. The server's cannot be replaced
+    /// for what commits inside (`CALL`, `VACUUM`, ..): for a long one, `SET statement_timeout` on a [plain
+    /// connection](Pool::get), which is cleaned afterwards.
     pub fn with_timeout(&self, limit: Duration) -> Call<'_> {
         self.call().with_timeout(limit)
     }
@@ -216,6 +218,9 @@ impl Call<'_> {
         let inside = commits_inside(sql);
         self.run(Location::caller(), |session| {
             if inside {
+                // Not for a transaction, so that the server's own timeout stays as it is.
+                let server = self.pool.inner.shared.server_timeout();
+                let limits = Limits { server, ..limits };
                 return work(session, Phase::CommitsInside, &limits).map_err(Stop::from);
             }
             self.in_own_transaction_if_longer(session, |session, phase| {
