@@ -6,7 +6,7 @@
 
 use crate::metrics::Stats;
 use crate::retry::{self, Phase, Repeat, Symptom, Verdict};
-use postgres::error::SqlState;
+use postgres::error::{DbError, SqlState};
 use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
@@ -17,14 +17,12 @@ use std::time::Duration;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// No connection could be had; the database was never asked.
     Checkout(Box<CheckoutError>),
-    /// A connection to the server could not be opened.
-    Open(Arc<OpenError>),
-    /// A statement ran longer than its limit and was stopped. Nothing of it took effect, unless it commits inside.
+    /// A statement ran longer than its limit and was stopped. Where the server said so nothing of it took effect, unless it
+    /// commits inside; a write whose connection was cut ends as [`Error::OutcomeUnknown`] around this.
     QueryTimeout {
         /// The limit that was passed.
         limit: Duration,
@@ -259,7 +257,6 @@ impl Error {
     pub fn is_timeout(&self) -> bool {
         match self {
             Error::Checkout(e) => e.reason == CheckoutFailure::Timeout,
-            Error::Open(e) => matches!(**e, OpenError::Timeout(_)),
             Error::QueryTimeout { .. } => true,
             Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.is_timeout(),
             Error::Database { .. }
@@ -273,6 +270,14 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::GaveUp { source, .. } => source.is_retryable(),
+            // Not repeated by the pool, which would only lengthen the line; the caller may try later.
+            Error::Checkout(e) => {
+                let hopeless = e
+                    .last_open_error
+                    .as_ref()
+                    .is_some_and(|open| open.is_permanent());
+                e.reason != CheckoutFailure::Closed && !hopeless
+            }
             other => matches!(
                 other.verdict().repeat,
                 Repeat::NeverSent | Repeat::RolledBack
@@ -293,7 +298,6 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Error::Checkout(e) => e.last_open_error.as_ref()?.sqlstate(),
-            Error::Open(e) => e.sqlstate(),
             Error::QueryTimeout { source, .. } | Error::Database { source, .. } => source.code(),
             Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.sqlstate(),
             Error::TransactionAborted { sqlstate, .. } => sqlstate.as_ref(),
@@ -301,13 +305,13 @@ impl Error {
         }
     }
 
-    /// The same, once it is known that the commit which it speaks of did not happen.
-    pub(crate) fn not_committed(self) -> Error {
+    /// The same, once it is known that what it speaks of took no effect.
+    pub(crate) fn without_effect(self) -> Error {
         match self {
             Error::Database { source, .. } | Error::QueryTimeout { source, .. } => {
                 Error::Database {
                     source,
-                    phase: Phase::InTransaction,
+                    phase: Phase::Preparing,
                 }
             }
             other => other,
@@ -324,7 +328,6 @@ impl Error {
                 (CheckoutFailure::LineFull | CheckoutFailure::FailingFast, _) => Verdict::PERMANENT,
                 (CheckoutFailure::Timeout, _) => Verdict::NEVER_SENT,
             },
-            Error::Open(e) => retry::verdict(&e.symptom(), Phase::Opening),
             Error::Database { source, phase } => retry::verdict(&Symptom::of(source), *phase),
             // A timeout is not repeated: the next attempt would most likely end the same way, and cost as much. Where the
             // server did not say that it stopped, a write may have been done all the same.
@@ -350,16 +353,45 @@ impl Error {
     }
 }
 
+/// The server's message and code. Never the detail, which holds row values; nor the message of a data exception (class 22),
+/// which quotes the value that did not fit.
+fn server_said(db: &DbError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let code = db.code().code();
+    match db.routine() {
+        Some(routine) if code.starts_with("22") => {
+            write!(f, "data exception in {routine} ({code})")
+        }
+        _ if code.starts_with("22") => write!(f, "data exception ({code})"),
+        _ => write!(f, "{} ({code})", db.message()),
+    }
+}
+
+/// As the chain of its causes: a derived one would print the detail of the server's error, which holds row values.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Error::Checkout(_) => "Checkout",
+            Error::QueryTimeout { .. } => "QueryTimeout",
+            Error::Database { .. } => "Database",
+            Error::OutcomeUnknown { .. } => "OutcomeUnknown",
+            Error::TransactionAborted { .. } => "TransactionAborted",
+            Error::GaveUp { .. } => "GaveUp",
+            Error::Misuse(_) => "Misuse",
+            Error::Application(_) => "Application",
+        };
+        write!(f, "{name}({})", Chain(self))
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Checkout(e) => write!(f, "{e}"),
-            Error::Open(e) => write!(f, "{e}"),
             Error::QueryTimeout { limit, sql, .. } => {
                 write!(f, "query timeout after {} ms: {sql}", limit.as_millis())
             }
             Error::Database { source, .. } => match source.as_db_error() {
-                Some(db) => write!(f, "{} ({})", db.message(), db.code().code()),
+                Some(db) => server_said(db, f),
                 None => write!(f, "{source}"),
             },
             Error::OutcomeUnknown { .. } => {
@@ -391,7 +423,6 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Error::Checkout(e) => e.source(),
-            Error::Open(e) => e.source(),
             Error::QueryTimeout { source, .. } => Some(source),
             // The server's message is in our own line already; what is below it is the same once more.
             Error::Database { source, .. } => match source.as_db_error() {
@@ -430,8 +461,8 @@ impl fmt::Display for Chain<'_> {
                 f.write_str(": ")?;
             }
             first = false;
-            match error.downcast_ref::<postgres::error::DbError>() {
-                Some(db) => write!(f, "{} ({})", db.message(), db.code().code())?,
+            match error.downcast_ref::<DbError>() {
+                Some(db) => server_said(db, f)?,
                 None => write!(f, "{error}")?,
             }
             next = error.source();

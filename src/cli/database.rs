@@ -42,7 +42,11 @@ pub(super) fn is_private(config: &Config) -> Result<bool, Failure> {
 
 /// Starts the private server and points the configuration at it.
 pub(super) fn start_private(config: &mut Config) -> Result<PrivateServer, Failure> {
-    let options = Options::kept(DIR).bin_dir(config.pg_bin_dir.clone());
+    // Room for the pool, the probe, a load test beside it, and somebody with psql.
+    let connections = (2 * config.pool.max_size + 20).max(100).to_string();
+    let options = Options::kept(DIR)
+        .bin_dir(config.pg_bin_dir.clone())
+        .setting("max_connections", &connections);
     let server = PrivateServer::start(options).map_err(|e| Failure::of(&e))?;
     warn!(
         "DATABASE_URL is not set: using a private PostgreSQL on port {}, data in {}",

@@ -134,7 +134,13 @@ fn measure(config: &Config, arguments: &Arguments) -> Result<Report, Failure> {
             .collect();
         let results: Vec<_> = workers
             .into_iter()
-            .map(|w| w.join().unwrap_or_default())
+            .map(|w| {
+                w.join().unwrap_or_else(|_| Results {
+                    errors: arguments.queries as usize,
+                    first_error: Some("a thread panicked".into()),
+                    ..Results::default()
+                })
+            })
             .collect();
         let wall = begun.elapsed();
         over.store(true, Ordering::Relaxed);

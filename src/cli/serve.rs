@@ -36,7 +36,7 @@ fn serve(
     let http = config.http.clone();
     let server = Server::start(http, pool, Router::new(), private)
         .map_err(|e| Failure::because(format!("cannot listen on {}: {e}", config.http.addr)))?;
-    // An error means that the listening thread is gone, which is a reason to stop as well.
+    // The sender lives as long as the signal handler: this returns when a signal came.
     let _ = stop.recv();
     info!(
         "stopping: draining for at most {:?}",

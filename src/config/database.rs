@@ -106,6 +106,10 @@ impl FromStr for Database {
             .or_else(|| text.strip_prefix("postgres://"));
         if let Some(rest) = url {
             // The driver takes the host from behind the first @, wherever that stands.
+            let before_host = rest.split('@').next().unwrap_or_default();
+            if rest.contains('@') && before_host.contains(['/', '?']) {
+                return Err("has a / or ? before its @, or an @ behind its host; write them as %2F, %3F and %40".into());
+            }
             if rest.matches('@').count() > 1 {
                 return Err(
                     "holds more than one @; write an @ of the user or the password as %40".into(),

@@ -94,6 +94,27 @@ impl PoolConfig {
         attributes == Some(postgres::config::TargetSessionAttrs::ReadOnly)
     }
 
+    /// Times beyond `longest` mean "for ever" to whoever set them, and would overflow.
+    pub(crate) fn bound_times(&mut self, longest: std::time::Duration) {
+        for time in [
+            &mut self.idle_timeout,
+            &mut self.max_lifetime,
+            &mut self.statement_timeout,
+            &mut self.query_timeout,
+            &mut self.slow_query,
+            &mut self.leak_threshold,
+        ] {
+            *time = time.map(|t| t.min(longest));
+        }
+        for time in [
+            &mut self.connection_timeout,
+            &mut self.fail_fast_after,
+            &mut self.retry.max_delay,
+        ] {
+            *time = (*time).min(longest);
+        }
+    }
+
     /// Refuses what cannot work, all at once. The names are those of the environment.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut found = Vec::new();

@@ -113,7 +113,9 @@ impl<T> Line<T> {
             state.active += 1;
             return Arrival::Ready(value);
         }
-        if state.waiters.len() >= self.max_waiting && !first {
+        // Those for whom a value can be had from elsewhere do not count: they are not waiting for anybody.
+        let room = self.max.saturating_sub(state.active);
+        if state.waiters.len() >= self.max_waiting + room && !first {
             return Arrival::Full;
         }
         let place = Arc::new(Waiter {
@@ -125,8 +127,10 @@ impl<T> Line<T> {
         } else {
             state.waiters.push_back(Arc::clone(&place));
         }
-        let room = state.active < self.max;
-        Arrival::Queued { place, room }
+        Arrival::Queued {
+            place,
+            room: room > 0,
+        }
     }
 
     /// Asks for a connection to be opened for those in line. Called by a thread that queued and found nothing else.

@@ -4,7 +4,7 @@ use super::admission::Line;
 use super::manager::{Manager, OnConnect, Shared};
 use super::probe::Probe;
 use super::watchdog::Watchdog;
-use super::{Inner, Observer, Pool, upkeep};
+use super::{Inner, LONGEST, Observer, Pool, upkeep};
 use crate::config::{ConfigErrors, Database, PoolConfig, Problem};
 use crate::retry::{Budget, RetryPolicy};
 use postgres::Client;
@@ -167,7 +167,8 @@ impl Builder {
     /// # Errors
     /// Every setting that cannot work, all at once.
     pub fn build(self) -> Result<Pool, ConfigErrors> {
-        let config = self.config;
+        let mut config = self.config;
+        config.bound_times(LONGEST);
         let mut problems = config.problems();
         let url = |takes: String| Problem {
             name: "DATABASE_URL",

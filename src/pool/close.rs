@@ -1,6 +1,6 @@
 //! Closing a pool: refuse what is new, let what runs finish, cancel what does not, cut what does not answer.
 
-use super::{CloseReason, Inner, Pool};
+use super::{CloseReason, Inner, LONGEST, Pool};
 use log::info;
 use std::fmt;
 use std::sync::PoisonError;
@@ -40,17 +40,18 @@ impl Pool {
 
 impl Inner {
     fn close(&self, timeout: Duration) -> Report {
+        let timeout = timeout.min(LONGEST);
         let deadline = Instant::now() + timeout;
         // The last part of the time is for those who must be told: a cancel, then the cut.
         let grace = (timeout / 2).min(Duration::from_secs(2));
         let before = self.stats();
-        self.shut_line_in_parallel();
+        self.shut_line();
         self.probe.close();
-        let mut report = Report::default();
+        let (mut cancelled, mut aborted) = (Vec::new(), Vec::new());
         if !self.wait_until_returned(deadline - grace) {
-            report.cancelled = self.shared.watchdog.cancel_all_held(grace);
+            cancelled = self.shared.watchdog.cancel_all_held(grace);
             if !self.wait_until_returned(deadline) {
-                report.aborted = self.shared.watchdog.abort_all_held();
+                aborted = self.shared.watchdog.abort_all_held();
                 // Freed at once by the cut, unless its thread is at something else.
                 self.wait_until_returned(Instant::now() + Duration::from_millis(100));
             }
@@ -59,15 +60,19 @@ impl Inner {
         while let Some(spare) = self.r2d2.try_get() {
             self.discard(spare, CloseReason::Drained);
         }
-        report.cancelled = report.cancelled.saturating_sub(report.aborted);
-        report.drained =
-            (before.idle + before.active).saturating_sub(report.cancelled + report.aborted);
+        cancelled.retain(|id| !aborted.contains(id));
+        let told = cancelled.len() + aborted.len();
+        let report = Report {
+            drained: (before.idle + before.active).saturating_sub(told),
+            cancelled: cancelled.len(),
+            aborted: aborted.len(),
+        };
         info!("pool closed: {report}");
         report
     }
 
     /// Saying goodbye takes a system call each, or as long as its deadline where a buffer is full: not one after the other.
-    fn shut_line_in_parallel(&self) {
+    pub(super) fn shut_line(&self) {
         self.shared
             .closing
             .store(true, std::sync::atomic::Ordering::SeqCst);

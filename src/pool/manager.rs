@@ -6,7 +6,7 @@
 //! found at once when it is back. A panic in `connect` would leak r2d2's pending slot for ever (r2d2 0.8.10): it is caught.
 
 use super::Observer;
-use super::session::{Identity, Session};
+use super::session::{Identity, Session, as_server_ms};
 use super::watchdog::{Plan, Watchdog};
 use super::wire::Connector;
 use crate::config::PoolConfig;
@@ -14,7 +14,7 @@ use crate::error::{Chain, Error, OpenError, excerpt};
 use crate::metrics::Metrics;
 use crate::retry::Phase;
 use log::{debug, error, info, warn};
-use postgres::config::{Host, SslMode, SslNegotiation};
+use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 use r2d2::ManageConnection;
@@ -131,9 +131,9 @@ impl Shared {
         trouble > 0 && last_used.saturating_duration_since(self.start).as_nanos() as u64 <= trouble
     }
 
-    /// All sessions there are were opened to a server that is gone.
-    pub fn retire_generation(&self) {
-        self.generation.fetch_add(1, Ordering::Relaxed);
+    /// The sessions of this generation and older were opened to a server that is gone; newer ones were not.
+    pub fn retire_generation(&self, generation: u64) {
+        self.generation.fetch_max(generation + 1, Ordering::Relaxed);
     }
 
     /// No connection could be opened for so long that nobody should wait for one, and none of the open ones works.
@@ -218,7 +218,14 @@ impl Shared {
 
     /// Opens a connection to the first host that lets us in, the last good one first.
     pub fn open(self: &Arc<Self>, deadline: Instant) -> Result<Session, OpenError> {
-        let first = self.last_good_host.load(Ordering::Relaxed);
+        let first = match self
+            .hosts
+            .first()
+            .map(postgres::Config::get_load_balance_hosts)
+        {
+            Some(LoadBalanceHosts::Random) => fastrand::usize(..self.hosts.len()),
+            _ => self.last_good_host.load(Ordering::Relaxed),
+        };
         let count = self.hosts.len();
         let mut last_error = OpenError::Closed;
         for nth in 0..count {
@@ -356,8 +363,7 @@ impl Shared {
     }
 
     fn statement_timeout_ms(&self) -> u128 {
-        let limit = self.config.statement_timeout.unwrap_or_default();
-        limit.as_millis().min(i32::MAX as u128)
+        as_server_ms(self.config.statement_timeout.unwrap_or_default())
     }
 
     /// The name shown in `pg_stat_activity`.
@@ -386,7 +392,8 @@ fn is_tcp(host: &postgres::Config) -> bool {
     !matches!(host.get_hosts().first(), Some(Host::Unix(_)))
 }
 
-fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+/// A panic as an error.
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
         text.or_else(|| panic.downcast_ref::<String>().cloned())

@@ -48,6 +48,11 @@ use sync::Deadline;
 /// A session that was idle longer is asked for a sign of life before it is used.
 const TRUSTED_FOR: Duration = Duration::from_millis(500);
 
+/// Longer is never: an [`Instant`] cannot be moved much further.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// A validation takes a round trip, also for a caller who is out of time.
+const LEAST_VALIDATION: Duration = Duration::from_millis(50);
+
 /// Told what happens to connections; every method does nothing by itself. Called outside locks, on the thread that did it,
 /// so it should be quick; a panic ends there and is logged.
 pub trait Observer: Send + Sync {
@@ -163,8 +168,11 @@ impl Pool {
     /// As [`get`](Pool::get).
     #[track_caller]
     pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
-        self.check_out_at(Instant::now().checked_add(timeout), Location::caller())
-            .map(|lease| PooledConnection { lease })
+        self.check_out_at(
+            Some(Instant::now() + timeout.min(LONGEST)),
+            Location::caller(),
+        )
+        .map(|lease| PooledConnection { lease })
     }
 
     /// A connection that is idle now, or none. Waits for nothing but a sign of life from a connection idle for long.
@@ -263,6 +271,9 @@ impl Inner {
                     return Ok(lease);
                 }
                 // The session was spent; the next one is had ahead of the line, where this thread has been before.
+                Err(()) if deadline.is_some_and(|at| Instant::now() >= at) => {
+                    return Err(self.refuse(CheckoutFailure::Timeout, started));
+                }
                 Err(()) => spent_before = true,
             }
         }
@@ -314,13 +325,18 @@ impl Inner {
                 Err(())
             };
         }
-        if (session.idle_for(now) > TRUSTED_FOR || self.shared.trouble_since(session.last_used()))
-            && session.validate(deadline).is_err()
-        {
-            // What happened to this one has most likely happened to all that are as old.
-            self.shared.note_trouble();
-            self.shared.retire_generation();
-            return Err(());
+        if session.idle_for(now) > TRUSTED_FOR || self.shared.trouble_since(session.last_used()) {
+            let least = now + LEAST_VALIDATION;
+            let until = deadline.map(|at| at.max(least));
+            if session.validate(until).is_err() {
+                // What has happened to this one has most likely happened to all that are as old; unless it is only that
+                // its borrower had no time.
+                if until.is_none_or(|at| Instant::now() < at) {
+                    self.shared.note_trouble();
+                    self.shared.retire_generation(session.generation());
+                }
+                return Err(());
+            }
         }
         Ok(lease)
     }
@@ -410,14 +426,6 @@ impl Inner {
     fn discard(&self, mut held: Held, reason: CloseReason) {
         held.close_for(reason);
         drop(held);
-    }
-
-    fn shut_line(&self) {
-        self.shared.closing.store(true, Ordering::SeqCst);
-        self.shared.gate.close();
-        for held in self.line.close() {
-            self.discard(held, CloseReason::Drained);
-        }
     }
 
     fn wake_keeper(&self) {

@@ -97,8 +97,14 @@ impl Probe {
         {
             return reading.clone();
         }
+        if self.state.closed.load(Ordering::SeqCst) {
+            return inner
+                .last
+                .as_ref()
+                .map_or(Err((ProbeError::Other, None)), |(_, last)| last.clone());
+        }
         let asked_at = Instant::now();
-        if !inner.asking && !self.state.closed.load(Ordering::SeqCst) {
+        if !inner.asking {
             inner.asking = true;
             let (state, shared) = (Arc::clone(&self.state), Arc::clone(shared));
             let asker = thread::Builder::new()

@@ -3,16 +3,17 @@
 //! A session is owned by one thread at a time. Whatever waits for the server here does so under a deadline that the
 //! watchdog keeps.
 
-use super::manager::Shared;
+use super::manager::{Shared, caught};
 use super::unnamed;
 use super::watchdog::{Plan, Registration, Tracked};
 use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
-use crate::retry::{Fate, Phase, Symptom, verdict};
+use crate::retry::{Fate, Phase, Symptom, leaves_state, verdict};
 use crate::transaction::LostCommit;
 use log::{debug, info, warn};
 use lru::LruCache;
 use postgres::error::SqlState;
+use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::ToSql;
 use postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow, Statement};
 use std::num::NonZeroUsize;
@@ -125,6 +126,11 @@ impl Identity {
     }
 }
 
+/// In the server's unit, which has no smaller one: rounded up, since 0 is off.
+pub(crate) fn as_server_ms(limit: Duration) -> u128 {
+    limit.as_micros().div_ceil(1000).min(i32::MAX as u128)
+}
+
 /// What a transaction begins with.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Begin {
@@ -146,10 +152,7 @@ impl Begin {
             sql += " READ ONLY";
         }
         if let Some(limit) = self.statement_timeout {
-            sql += &format!(
-                "; SET LOCAL statement_timeout = {}",
-                limit.as_millis().min(i32::MAX as u128)
-            );
+            sql += &format!("; SET LOCAL statement_timeout = {}", as_server_ms(limit));
         }
         if !self.read_only {
             // The number tells later what became of the commit; the process, whether a pooler stands between.
@@ -239,6 +242,10 @@ impl Session {
         now.saturating_duration_since(self.last_used)
     }
 
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     pub fn last_used(&self) -> Instant {
         self.last_used
     }
@@ -278,13 +285,24 @@ impl Session {
         }
     }
 
+    /// Runs `work` on the wire, which is cut at the deadline. A session whose deadline fired is spent, even where the answer
+    /// came in the same moment: the cut would hit whoever uses it next.
+    fn bounded<T>(
+        &mut self,
+        at: Option<Instant>,
+        work: impl FnOnce(&mut Session) -> Result<T, postgres::Error>,
+    ) -> Result<T, postgres::Error> {
+        let armed = self.registration.arm(at, Plan::Abort);
+        let result = work(self);
+        if armed.disarm() {
+            self.close_for(CloseReason::Broken);
+        }
+        result
+    }
+
     /// Asks the server for a sign of life, at most until `deadline`.
     pub fn validate(&mut self, deadline: Option<Instant>) -> Result<(), postgres::Error> {
-        let armed = self
-            .registration
-            .arm(Some(upkeep_until(deadline)), Plan::Abort);
-        let result = self.client.batch_execute("");
-        drop(armed);
+        let result = self.bounded(Some(upkeep_until(deadline)), |s| s.client.batch_execute(""));
         match &result {
             Ok(()) => self.last_used = Instant::now(),
             Err(_) => self.close_for(CloseReason::Broken),
@@ -294,46 +312,39 @@ impl Session {
 
     /// Takes away what a raw borrower left behind, and does again what `on_connect` did.
     pub fn clean(&mut self, deadline: Option<Instant>) -> bool {
-        let armed = self
-            .registration
-            .arm(Some(upkeep_until(deadline)), Plan::Abort);
-        let mut result = self
-            .client
-            .batch_execute(CLEAN)
-            .and_then(|()| self.shared.restore(&mut self.client));
-        if result.is_ok() {
-            // What was notified so far is nobody's. The iterator does not wait.
-            let mut pending = self.client.notifications();
-            let mut iter = pending.iter();
-            loop {
-                match postgres::fallible_iterator::FallibleIterator::next(&mut iter) {
-                    Ok(Some(_)) => {}
-                    Ok(None) => break,
-                    Err(e) => {
-                        result = Err(e);
-                        break;
-                    }
-                }
-            }
-        }
-        drop(armed);
-        match result {
-            Ok(()) => {
+        let cleaned = caught(|| {
+            self.bounded(Some(upkeep_until(deadline)), |s| {
+                s.client.batch_execute(CLEAN)?;
+                s.shared.restore(&mut s.client)?;
+                // What was notified so far is nobody's. The iterator does not wait.
+                let mut pending = s.client.notifications();
+                let mut iter = pending.iter();
+                while iter.next()?.is_some() {}
+                Ok(())
+            })
+        });
+        let reason = match cleaned {
+            Ok(Ok(())) => {
                 self.dirty = false;
                 self.last_used = Instant::now();
-                true
+                return !self.is_closing();
             }
-            Err(e) => {
+            Ok(Err(e)) => {
                 debug!("conn={} could not be cleaned up: {}", self.id(), Chain(&e));
                 let lost = matches!(Symptom::of(&e), Symptom::Lost);
-                self.close_for(if lost {
+                if lost {
                     CloseReason::Broken
                 } else {
                     CloseReason::LeakedState
-                });
-                false
+                }
             }
-        }
+            Err(panic) => {
+                warn!("on_connect panicked: {panic}");
+                CloseReason::LeakedState
+            }
+        };
+        self.close_for(reason);
+        false
     }
 
     /// Runs a statement and returns its rows. `phase` says what it means when its answer is lost.
@@ -402,23 +413,64 @@ impl Session {
     }
 
     /// Commits: one message. In a transaction that the server has aborted, a plain COMMIT would roll back and be answered
-    /// like a success; the statement before it fails there, with 25P02. Never cancelled on the way (see the watchdog).
+    /// like a success; the statement before it fails there, with 25P02. It fails as well when this is not the
+    /// transaction that was begun: the closure has ended that one by itself. Never cancelled on the way (see the watchdog).
     pub fn commit(&mut self, limits: &Limits) -> Result<(), Error> {
-        let started = Instant::now();
-        let armed = self.registration.arm(limits.act_at(started), Plan::Abort);
-        let result = self.client.batch_execute("SELECT 1; COMMIT");
-        drop(armed);
-        self.shared
-            .metrics
-            .operation
-            .observe(started.elapsed().as_secs_f64());
+        let sql = match self.xid {
+            Some(xid) => format!(
+                "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
+                 THEN current_setting('{ENDED_INSIDE}') END; COMMIT"
+            ),
+            None => "SELECT 1; COMMIT".to_owned(),
+        };
+        let result = self.timed("COMMIT", Phase::Commit, limits, |session| {
+            session
+                .client
+                .batch_execute(&sql)
+                .map_err(|e| (e, Phase::Commit))
+        });
         match result {
+            Err(e) if says_ended_inside(&e) => Err(self.ended_inside()),
             Ok(()) => {
                 self.in_transaction = false;
                 Ok(())
             }
-            Err(e) => {
-                Err(self.failed("COMMIT", e, Phase::Commit, false, started.elapsed(), limits))
+            Err(e) => Err(e),
+        }
+    }
+
+    fn ended_inside(&mut self) -> Error {
+        self.close_for(CloseReason::LeakedState);
+        Error::Misuse(
+            "the transaction was ended by a statement of its own closure; what that committed stays",
+        )
+    }
+
+    /// Rolls back, within the time for upkeep, and makes sure that there was something to roll back.
+    pub fn rollback(&mut self) -> Result<(), Error> {
+        let sql = match self.xid {
+            Some(xid) => format!("ROLLBACK; SELECT pg_xact_status('{xid}'::xid8)"),
+            None => "ROLLBACK".to_owned(),
+        };
+        let until = Some(Instant::now() + UPKEEP);
+        match self.bounded(until, |s| s.client.simple_query(&sql)) {
+            Ok(answer) => {
+                self.in_transaction = false;
+                let committed = answer.iter().any(|message| {
+                    matches!(message, SimpleQueryMessage::Row(row) if row.try_get(0).ok().flatten() == Some("committed"))
+                });
+                if committed {
+                    Err(self.ended_inside())
+                } else {
+                    Ok(())
+                }
+            }
+            Err(source) => {
+                self.close_for(CloseReason::Broken);
+                Err(Error::Database {
+                    source,
+                    phase: Phase::InTransaction,
+                })
             }
         }
     }
@@ -442,32 +494,7 @@ impl Session {
         sql: &str,
         deadline: Instant,
     ) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-        let armed = self.registration.arm(Some(deadline), Plan::Abort);
-        let result = self.client.simple_query(sql);
-        drop(armed);
-        result
-    }
-
-    /// Rolls back, within the time for upkeep.
-    pub fn rollback(&mut self) -> Result<(), Error> {
-        let armed = self
-            .registration
-            .arm(Some(Instant::now() + UPKEEP), Plan::Abort);
-        let result = self.client.batch_execute("ROLLBACK");
-        drop(armed);
-        match result {
-            Ok(()) => {
-                self.in_transaction = false;
-                Ok(())
-            }
-            Err(source) => {
-                self.close_for(CloseReason::Broken);
-                Err(Error::Database {
-                    source,
-                    phase: Phase::InTransaction,
-                })
-            }
-        }
+        self.bounded(Some(deadline), |s| s.client.simple_query(sql))
     }
 
     /// The prepared statement for this text, from the cache or newly prepared (one more round trip).
@@ -519,7 +546,7 @@ impl Session {
                 // Somebody takes our statements away as soon as we make them: not a session to build on.
                 self.close_for(CloseReason::Broken);
             }
-            if again || phase == Phase::InTransaction {
+            if again || matches!(phase, Phase::InTransaction | Phase::CommitsInside) {
                 return Err((error, phase));
             }
         }
@@ -534,6 +561,16 @@ impl Session {
         limits: &Limits,
         work: impl FnOnce(&mut Session) -> Result<T, (postgres::Error, Phase)>,
     ) -> Result<T, Error> {
+        if self.is_closing() {
+            // A cancel is on its way, or the deadline fired in the moment of the last answer.
+            return Err(Error::TransactionAborted {
+                cause: "its connection was given up at a deadline".into(),
+                sqlstate: None,
+            });
+        }
+        if leaves_state(sql) {
+            self.dirty = true;
+        }
         let started = Instant::now();
         let plan = if phase == Phase::Commit {
             Plan::Abort
@@ -586,6 +623,15 @@ impl Session {
             None => Error::Database { source, phase },
         }
     }
+}
+
+/// A setting that nobody has: asking for it fails with its name, which is how a commit finds itself in another transaction
+/// than the one that was begun.
+const ENDED_INSIDE: &str = "millpond.transaction_ended_inside";
+
+fn says_ended_inside(error: &Error) -> bool {
+    matches!(error, Error::Database { source, .. }
+        if source.as_db_error().is_some_and(|db| db.message().contains(ENDED_INSIDE)))
 }
 
 impl Phase {

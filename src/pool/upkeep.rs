@@ -2,9 +2,10 @@
 //! out raw, closes what has been idle for too long, and names who holds a connection for too long.
 
 use super::admission::Line;
+use super::manager::caught;
 use super::sync::unpoison;
 use super::{CloseReason, Held, Inner, Manager, Session};
-use log::warn;
+use log::{error, warn};
 use std::io;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// As many as r2d2 has threads to open with.
 const OPENERS: usize = 3;
-/// How long an opener waits inside r2d2 before it looks again whether anybody is still in line.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How long an opener waits inside r2d2 before it asks anew: r2d2 does not wake it when a broken connection makes room.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
     for _ in 0..OPENERS {
@@ -46,10 +47,18 @@ fn keep(pool: &Weak<Inner>) {
     // The pool is held only while there is work, so that dropping it ends this thread.
     while let Some(inner) = pool.upgrade() {
         let pause = tick(&inner);
-        inner.clean_idle();
-        if Instant::now() >= next_sweep {
-            inner.sweep();
-            inner.name_leaks();
+        let due = Instant::now() >= next_sweep;
+        let work = caught(|| {
+            inner.clean_idle();
+            if due {
+                inner.sweep();
+                inner.name_leaks();
+            }
+        });
+        if let Err(panic) = work {
+            error!("the pool's upkeep panicked and goes on: {panic}");
+        }
+        if due {
             next_sweep = Instant::now() + pause;
         }
         drop(inner);
@@ -92,6 +101,7 @@ impl Inner {
             let reason = held.retire(now).unwrap_or(CloseReason::MaxLifetime);
             held.close_for(reason);
         }
+        self.sweep_spares(now);
         let Some(idle_timeout) = self.shared.config.idle_timeout else {
             return;
         };
@@ -113,6 +123,21 @@ impl Inner {
         drop(idle.drain(..given));
         for held in idle {
             self.discard(held, CloseReason::IdleTimeout);
+        }
+    }
+
+    /// r2d2 may have more spares than the minimum: those that nobody fetched any more after an outage.
+    fn sweep_spares(&self, now: Instant) {
+        let Some(idle_timeout) = self.shared.config.idle_timeout else {
+            return;
+        };
+        let min = self.shared.config.effective_min_idle() as usize;
+        let spares = self.r2d2.state().idle_connections as usize;
+        let taken: Vec<_> = (min..spares).map_while(|_| self.r2d2.try_get()).collect();
+        for held in taken {
+            if held.idle_for(now) >= idle_timeout {
+                self.discard(held, CloseReason::IdleTimeout);
+            }
         }
     }
 

@@ -11,8 +11,9 @@ use super::wire;
 use crate::error::HeldBy;
 use log::{debug, error};
 use postgres::{CancelToken, NoTls};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -109,12 +110,12 @@ pub(crate) struct Watchdog {
     /// When the thread wakes next; `u64::MAX` while it is looking around.
     next_wake: AtomicU64,
     thread: OnceLock<Thread>,
-    cancels: Arc<AtomicUsize>,
+    cancels: Arc<Mutex<Cancels>>,
     stop: AtomicBool,
 }
 
 impl Watchdog {
-    /// Starts the thread; it ends with [`Watchdog::stop`].
+    /// Starts the thread; it ends after [`Watchdog::stop`], when no connection is left.
     pub fn start() -> std::io::Result<Arc<Watchdog>> {
         let watchdog = Arc::new(Watchdog {
             start: Instant::now(),
@@ -175,7 +176,7 @@ impl Watchdog {
     }
 
     fn run(&self) {
-        while !self.stop.load(SeqCst) {
+        while !(self.stop.load(SeqCst) && self.all().is_empty()) {
             // Whoever arms a deadline from here on wakes us, so that none is missed between the look and the sleep.
             self.next_wake.store(u64::MAX, SeqCst);
             let now = self.nanos(Instant::now());
@@ -219,10 +220,13 @@ impl Watchdog {
                 0 // the statement ended in this moment: look again at once
             }
             _ => {
-                if tracked
-                    .word
-                    .compare_exchange(seen, word::pack(word::NEVER, stage), SeqCst, SeqCst)
-                    .is_ok()
+                // Marked first, so that whoever got his answer in this moment knows that the wire is cut behind it.
+                let fired = word::pack(word::NEVER, word::CANCELLED);
+                if seen != fired
+                    && tracked
+                        .word
+                        .compare_exchange(seen, fired, SeqCst, SeqCst)
+                        .is_ok()
                 {
                     debug!("aborting conn={}: no answer by its deadline", tracked.id);
                     tracked.wire.abort();
@@ -232,44 +236,38 @@ impl Watchdog {
         }
     }
 
-    /// Sends a cancel request from a helper thread, or none when all helpers are busy.
+    /// Has a helper thread send a cancel request; of the helpers there are only a few, the rest wait for one.
     fn send_cancel(&self, tracked: &Arc<Tracked>) {
-        let Some((token, tcp)) = tracked.cancel.get().cloned() else {
-            return;
-        };
-        if self.cancels.fetch_add(1, SeqCst) >= MOST_CANCELS {
-            self.cancels.fetch_sub(1, SeqCst);
-            debug!(
-                "no cancel for conn={}: {MOST_CANCELS} are under way",
-                tracked.id
-            );
+        let mut cancels = self.cancels();
+        cancels.waiting.push_back(Arc::clone(tracked));
+        if cancels.helpers >= MOST_CANCELS {
             return;
         }
-        let (cancels, id) = (Arc::clone(&self.cancels), tracked.id);
+        cancels.helpers += 1;
+        drop(cancels);
+        let queue = Arc::clone(&self.cancels);
         let helper = thread::Builder::new()
             .name("millpond-cancel".into())
             .spawn(move || {
-                // The driver unwraps the building of its runtime, which fails when file descriptors run out.
-                match catch_unwind(AssertUnwindSafe(|| cancel(&token, tcp))) {
-                    Ok(Ok(())) => debug!("cancel sent for conn={id}"),
-                    Ok(Err(e)) => {
-                        debug!("cancel failed for conn={id}: {}", crate::error::Chain(&e))
-                    }
-                    Err(_) => debug!("cancel panicked for conn={id}"),
+                while let Some(tracked) = next_cancel(&queue) {
+                    cancel_one(&tracked);
                 }
-                cancels.fetch_sub(1, SeqCst);
             });
         if helper.is_err() {
-            self.cancels.fetch_sub(1, SeqCst);
+            self.cancels().helpers -= 1;
         }
     }
 
+    fn cancels(&self) -> MutexGuard<'_, Cancels> {
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Cancels whatever statement is on a checked-out connection's wire, for a drain; a COMMIT is left alone. The wire is
-    /// cut `grace` later. Returns how many cancels were asked for.
-    pub fn cancel_all_held(&self, grace: Duration) -> usize {
+    /// cut `grace` later. Returns the connections.
+    pub fn cancel_all_held(&self, grace: Duration) -> Vec<u64> {
         let all: Vec<_> = self.all().clone();
         let then = self.nanos(Instant::now() + grace);
-        let mut asked = 0;
+        let mut asked = Vec::new();
         for tracked in all.iter().filter(|t| t.holder().is_some()) {
             let seen = tracked.word.load(SeqCst);
             let running = seen != 0 && word::unpack(seen).1 == word::CANCEL;
@@ -279,7 +277,7 @@ impl Watchdog {
                     .compare_exchange(seen, word::pack(then, word::CANCELLED), SeqCst, SeqCst)
                     .is_ok()
             {
-                asked += 1;
+                asked.push(tracked.id);
                 self.send_cancel(tracked);
             }
         }
@@ -287,13 +285,15 @@ impl Watchdog {
         asked
     }
 
-    /// Cuts every checked-out connection. Returns how many.
-    pub fn abort_all_held(&self) -> usize {
+    /// Cuts every checked-out connection. Returns which.
+    pub fn abort_all_held(&self) -> Vec<u64> {
         let all: Vec<_> = self.all().clone();
-        all.iter()
-            .filter(|t| t.holder().is_some())
-            .map(|t| t.wire.abort())
-            .count()
+        let held = all.iter().filter(|t| t.holder().is_some());
+        held.map(|t| {
+            t.wire.abort();
+            t.id
+        })
+        .collect()
     }
 
     /// Who holds a connection longest.
@@ -319,6 +319,38 @@ impl Watchdog {
             }
         }
         found
+    }
+}
+
+/// Cancel requests that wait for a helper, and the helpers there are.
+#[derive(Default)]
+struct Cancels {
+    waiting: VecDeque<Arc<Tracked>>,
+    helpers: usize,
+}
+
+fn next_cancel(queue: &Mutex<Cancels>) -> Option<Arc<Tracked>> {
+    let mut cancels = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let next = cancels.waiting.pop_front();
+    if next.is_none() {
+        cancels.helpers -= 1;
+    }
+    next
+}
+
+fn cancel_one(tracked: &Tracked) {
+    // What has ended meanwhile needs none; it is closed in any case.
+    if word::unpack(tracked.word.load(SeqCst)).1 != word::CANCELLED || tracked.wire.is_aborted() {
+        return;
+    }
+    let (Some((token, tcp)), id) = (tracked.cancel.get(), tracked.id) else {
+        return;
+    };
+    // The driver unwraps the building of its runtime, which fails when file descriptors run out.
+    match catch_unwind(AssertUnwindSafe(|| cancel(token, *tcp))) {
+        Ok(Ok(())) => debug!("cancel sent for conn={id}"),
+        Ok(Err(e)) => debug!("cancel failed for conn={id}: {}", crate::error::Chain(&e)),
+        Err(_) => debug!("cancel panicked for conn={id}"),
     }
 }
 
@@ -379,6 +411,9 @@ impl Drop for Registration {
         self.watchdog
             .all()
             .retain(|t| !Arc::ptr_eq(t, &self.tracked));
+        if self.watchdog.stop.load(SeqCst) {
+            self.watchdog.wake();
+        }
     }
 }
 
@@ -388,7 +423,7 @@ pub(crate) struct Armed {
 }
 
 impl Armed {
-    /// The work is done. True when a cancel was asked for in the meantime.
+    /// The work is done. True when its deadline fired in the meantime: the session is spent.
     pub fn disarm(self) -> bool {
         word::unpack(self.tracked.word.swap(0, SeqCst)).1 == word::CANCELLED
     }
@@ -455,10 +490,10 @@ mod tests {
         }
         let running = statement.arm(None, Plan::Cancel);
         let committing = commit.arm(None, Plan::Abort);
-        assert_eq!(watchdog.cancel_all_held(Duration::from_secs(60)), 1);
+        assert_eq!(watchdog.cancel_all_held(Duration::from_secs(60)), [1]);
         assert!(running.disarm());
         assert!(!committing.disarm());
-        assert_eq!(watchdog.abort_all_held(), 3);
+        assert_eq!(watchdog.abort_all_held(), [1, 2, 3]);
         watchdog.stop();
     }
 }

@@ -11,7 +11,7 @@ mod verdict;
 pub use backoff::RetryPolicy;
 pub(crate) use budget::Budget;
 pub use verdict::{Fate, Phase, Repeat, Symptom, Verdict, verdict};
-pub(crate) use verdict::{commits_inside, controls_transaction};
+pub(crate) use verdict::{commits_inside, controls_transaction, leaves_state};
 
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
 use crate::pool::{Begin, Lease, Limits, Pool, Session};
@@ -101,7 +101,7 @@ pub struct Call<'p> {
 impl Call<'_> {
     /// Replaces both timeouts of a statement, the server's and ours; zero = off.
     pub fn with_timeout(mut self, limit: Duration) -> Self {
-        self.timeout = Some(limit);
+        self.timeout = Some(limit.min(LONGEST_TIMEOUT));
         self
     }
 
@@ -167,42 +167,45 @@ impl Call<'_> {
         if commits_inside(sql) {
             return self.query(sql, params);
         }
+        refuse_control(sql)?;
         let limits = self.limits();
         let mut lost = false;
         self.run(Location::caller(), |session| {
-            let answer = if lost {
-                let begin = Begin {
-                    read_only: true,
-                    ..self.begin_with_timeout()
-                };
+            // Where it needs a transaction it is a READ ONLY one: a standby has no others.
+            let begin = Begin {
+                read_only: true,
+                ..self.begin_with_timeout()
+            };
+            let answer = if lost || self.needs_transaction() {
+                let limits = self.limits_in_transaction();
                 transact(session, &begin, &limits, |s| {
                     s.query(sql, params, Phase::InTransaction, &limits)
                 })
             } else {
-                self.in_own_transaction_if_longer(session, |s, phase| {
-                    s.query(sql, params, phase, &limits)
-                })
+                session.query(sql, params, Phase::Statement, &limits)
             };
             answer.map_err(|error| {
-                let verdict = error.verdict();
                 if lost && error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
                     // It writes, and the attempt whose answer was lost may have done so.
                     return Stop::from(Error::OutcomeUnknown {
                         source: Box::new(error),
                     });
                 }
-                let repeat = match verdict.repeat {
+                let verdict = error.verdict();
+                match verdict.repeat {
                     // A read that was cut off at its deadline has no outcome that anybody could want to know.
-                    Repeat::Ambiguous if error.is_timeout() => Repeat::Permanent,
+                    Repeat::Ambiguous if error.is_timeout() => Stop {
+                        error,
+                        verdict: Verdict {
+                            repeat: Repeat::Permanent,
+                            ..verdict
+                        },
+                    },
                     Repeat::Ambiguous => {
                         lost = true;
-                        Repeat::RolledBack
+                        Stop::from(error.without_effect())
                     }
-                    other => other,
-                };
-                Stop {
-                    error,
-                    verdict: Verdict { repeat, ..verdict },
+                    _ => Stop { error, verdict },
                 }
             })
         })
@@ -214,42 +217,55 @@ impl Call<'_> {
         sql: &str,
         work: impl Fn(&mut Session, Phase, &Limits) -> Result<T>,
     ) -> Result<T> {
-        let limits = self.limits();
+        refuse_control(sql)?;
         let inside = commits_inside(sql);
         self.run(Location::caller(), |session| {
-            if inside {
+            let result = if inside {
                 // Not for a transaction, so that the server's own timeout stays as it is.
                 let server = self.pool.inner.shared.server_timeout();
-                let limits = Limits { server, ..limits };
-                return work(session, Phase::CommitsInside, &limits).map_err(Stop::from);
-            }
-            self.in_own_transaction_if_longer(session, |session, phase| {
-                work(session, phase, &limits)
-            })
-            .map_err(Stop::from)
+                work(
+                    session,
+                    Phase::CommitsInside,
+                    &Limits {
+                        server,
+                        ..self.limits()
+                    },
+                )
+            } else if self.needs_transaction() {
+                let limits = self.limits_in_transaction();
+                let begin = self.begin_with_timeout();
+                transact(session, &begin, &limits, |s| {
+                    work(s, Phase::InTransaction, &limits)
+                })
+            } else {
+                work(session, Phase::Statement, &self.limits())
+            };
+            result.map_err(Stop::from)
         })
     }
 
     /// A limit longer than the server's own needs the server's lifted, for this statement alone: a transaction with SET LOCAL
     /// in the message that begins it, never a SET on the session. A shorter one is kept by us, at no cost.
-    fn in_own_transaction_if_longer<T>(
-        &self,
-        session: &mut Session,
-        work: impl FnOnce(&mut Session, Phase) -> Result<T>,
-    ) -> Result<T> {
-        let server = self.pool.inner.shared.server_timeout();
-        let longer = match (self.timeout, server) {
+    fn needs_transaction(&self) -> bool {
+        let shared = &self.pool.inner.shared;
+        let longer = match (self.timeout, shared.server_timeout()) {
             (None, _) => false,
-            (Some(_), None) => self.pool.inner.shared.server_timeout_is_theirs,
+            (Some(_), None) => shared.server_timeout_is_theirs,
             (Some(limit), Some(server)) => limit.is_zero() || limit > server,
         };
-        if !longer {
-            return work(session, Phase::Statement);
-        }
+        longer || self.begin.read_only || self.begin.isolation.is_some()
+    }
+
+    /// In a transaction of its own, a call's timeout is the server's as well.
+    pub(crate) fn limits_in_transaction(&self) -> Limits {
+        let own = self
+            .timeout
+            .map(|limit| Some(limit).filter(|l| !l.is_zero()));
         let limits = self.limits();
-        transact(session, &self.begin_with_timeout(), &limits, |session| {
-            work(session, Phase::InTransaction)
-        })
+        Limits {
+            server: own.unwrap_or(limits.server),
+            ..limits
+        }
     }
 
     pub(crate) fn begin_with_timeout(&self) -> Begin {
@@ -393,12 +409,25 @@ impl Call<'_> {
     }
 }
 
+/// More is for ever: the server takes no more, about 24 days.
+const LONGEST_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
+
 enum Next {
     Pause(Duration),
     /// Not to be repeated.
     Return,
     /// It could be repeated, and will not be.
     GiveUp(GaveUpReason),
+}
+
+/// A lone BEGIN would stay on a connection that the next caller gets, whose writes it would swallow.
+fn refuse_control(sql: &str) -> Result<()> {
+    if controls_transaction(sql) {
+        return Err(Error::Misuse(
+            "a transaction is not begun or ended by a statement of its own; use transaction()",
+        ));
+    }
+    Ok(())
 }
 
 /// Why an attempt ended, and what that means for the next.
@@ -430,28 +459,34 @@ pub(crate) fn transact<T>(
             Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
                 if begin.read_only {
                     // There was nothing to commit; but only the commit says that what was read holds together.
-                    return Err(lost.not_committed());
+                    return Err(lost.without_effect());
                 }
                 // Only the server knows, and has to be asked on another connection.
                 match session.lost_commit().resolve() {
                     Outcome::Committed => Ok(value),
-                    Outcome::NotCommitted => Err(lost.not_committed()),
+                    Outcome::NotCommitted => Err(lost.without_effect()),
                     Outcome::Unknown => Err(lost),
                 }
             }
             Err(error) => Err(error),
         },
         Err(error) => {
-            if !session.is_closing()
-                && let Err(trouble) = session.rollback()
-            {
-                debug!(
-                    "rollback failed on conn={}: {}",
-                    session.id(),
-                    Chain(&trouble)
-                );
+            if session.is_closing() {
+                return Err(error);
             }
-            Err(error)
+            match session.rollback() {
+                Ok(()) => Err(error),
+                // The closure had committed by itself: nothing of this may be repeated.
+                Err(ended @ Error::Misuse(_)) => Err(ended),
+                Err(trouble) => {
+                    debug!(
+                        "rollback failed on conn={}: {}",
+                        session.id(),
+                        Chain(&trouble)
+                    );
+                    Err(error)
+                }
+            }
         }
     }
 }

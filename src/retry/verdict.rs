@@ -3,7 +3,7 @@
 //! The codes are those of appendix A of PostgreSQL's manual. Two rules carry the table: what was never sent, or was
 //! rolled back for certain, may be repeated; what may have taken effect may not.
 
-use postgres::error::SqlState;
+use postgres::error::{Severity, SqlState};
 use std::error::Error as _;
 use std::io;
 
@@ -30,6 +30,8 @@ pub enum Phase {
 pub enum Symptom<'a> {
     /// The server answered with this code.
     Server(&'a SqlState),
+    /// The server answered with this code and ended the session (FATAL), or all of them (PANIC).
+    Fatal(&'a SqlState),
     /// A prepared statement's plan no longer fits ("cached plan must not change result type").
     StalePlan,
     /// The connection broke without a word from the server.
@@ -47,10 +49,10 @@ impl<'a> Symptom<'a> {
             // 0A000 is also what a plain "not supported" says; the server's routine tells, in every language.
             let stale = db.code() == &SqlState::FEATURE_NOT_SUPPORTED
                 && db.routine() == Some("RevalidateCachedQuery");
-            return if stale {
-                Symptom::StalePlan
-            } else {
-                Symptom::Server(db.code())
+            return match db.parsed_severity() {
+                _ if stale => Symptom::StalePlan,
+                Some(Severity::Fatal | Severity::Panic) => Symptom::Fatal(db.code()),
+                _ => Symptom::Server(db.code()),
             };
         }
         // The driver keeps its kinds private (tokio-postgres 0.7.18), its texts are all there is to tell them apart.
@@ -134,10 +136,18 @@ pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
     use Repeat::{Ambiguous, NeverSent, Permanent, RolledBack};
     let (repeat, session) = match symptom {
         Symptom::Server(code) => return server_said(code.code(), phase),
+        Symptom::Fatal(code) if phase == Phase::Opening || says_what_ran(code.code()) => {
+            return Verdict::new(server_said(code.code(), phase).repeat, Discard);
+        }
+        // What commits inside may have committed a part before its plan went stale.
+        Symptom::StalePlan if phase == Phase::CommitsInside => (Permanent, Keep),
         Symptom::StalePlan => (RolledBack, Keep),
         Symptom::BadCall => (Permanent, Keep),
-        Symptom::BadAnswer => (Permanent, Discard),
-        Symptom::Lost => match phase {
+        Symptom::BadAnswer if matches!(phase, Phase::Opening | Phase::Preparing) => {
+            (Permanent, Discard)
+        }
+        // Any other end of the session, and an answer that is none, say nothing about what ran.
+        Symptom::Lost | Symptom::Fatal(_) | Symptom::BadAnswer => match phase {
             Phase::Opening | Phase::Preparing => (NeverSent, Discard),
             Phase::InTransaction => (RolledBack, Discard),
             Phase::Statement | Phase::CommitsInside | Phase::Commit => (Ambiguous, Discard),
@@ -158,6 +168,7 @@ fn server_said(code: &str, phase: Phase) -> Verdict {
         (_, Phase::Opening) => (Permanent, Discard),
 
         // The server says itself that it does not know.
+        ("08007" | "40003", Phase::Preparing) => (NeverSent, Discard),
         ("08007" | "40003", _) => (Ambiguous, Discard),
 
         // The connection is gone. 57P01 (terminated by an administrator), 57P05 and 25P03 (idle too long) come between
@@ -184,6 +195,7 @@ fn server_said(code: &str, phase: Phase) -> Verdict {
         }
 
         // A prepared statement that is gone: nothing ran, and the repetition prepares it again.
+        ("26000", Phase::CommitsInside) => (Permanent, Keep),
         ("26000", _) => (RolledBack, Keep),
 
         // Internal errors: data corruption among them; nothing on this session is to be trusted.
@@ -191,6 +203,11 @@ fn server_said(code: &str, phase: Phase) -> Verdict {
         _ => (Permanent, Keep),
     };
     Verdict::new(repeat, session)
+}
+
+/// FATAL errors that are in the table for what they say of the work.
+fn says_what_ran(code: &str) -> bool {
+    matches!(code, "57P01" | "57P02" | "57P03" | "57P05" | "25P03") || is_lost(code)
 }
 
 fn is_lost(code: &str) -> bool {
@@ -217,7 +234,25 @@ pub(crate) fn commits_inside(sql: &str) -> bool {
     false
 }
 
-/// True for a statement that ends or begins a transaction by itself.
+/// True for a statement that leaves something on its session: a setting, a subscription, a cursor.
+pub(crate) fn leaves_state(sql: &str) -> bool {
+    const WORDS: [&str; 8] = [
+        "SET",
+        "RESET",
+        "LISTEN",
+        "PREPARE",
+        "DECLARE",
+        "DISCARD",
+        "DEALLOCATE",
+        "LOAD",
+    ];
+    Keywords(sql)
+        .next()
+        .is_some_and(|first| WORDS.iter().any(|w| first.eq_ignore_ascii_case(w)))
+}
+
+/// True for a statement that ends or begins a transaction by itself; going back to a savepoint is one, too: it is a method
+/// of the transaction.
 pub(crate) fn controls_transaction(sql: &str) -> bool {
     let Some(first) = Keywords(sql).next() else {
         return false;
@@ -229,11 +264,7 @@ pub(crate) fn controls_transaction(sql: &str) -> bool {
         .any(|w| is(first, w)))
         || (is(first, "START") && is(second, "TRANSACTION"))
         || (is(first, "PREPARE") && is(second, "TRANSACTION"))
-        || (is(first, "ROLLBACK")
-            && !sql
-                .to_ascii_uppercase()
-                .split_whitespace()
-                .any(|w| w == "TO"))
+        || is(first, "ROLLBACK")
 }
 
 /// The words at the start of a statement, comments skipped.
@@ -373,7 +404,38 @@ mod tests {
             RolledBack
         );
         assert_eq!(verdict(&Symptom::BadCall, Statement), Verdict::PERMANENT);
-        assert_eq!(verdict(&Symptom::BadAnswer, Statement).repeat, Permanent);
+        assert_eq!(verdict(&Symptom::BadAnswer, Statement).repeat, Ambiguous);
+        assert_eq!(verdict(&Symptom::BadAnswer, Commit).repeat, Ambiguous);
+        assert_eq!(verdict(&Symptom::BadAnswer, Opening).repeat, Permanent);
+        assert_eq!(
+            verdict(&Symptom::StalePlan, CommitsInside).repeat,
+            Permanent
+        );
+    }
+
+    #[test]
+    fn a_session_that_the_server_ended_is_discarded_whatever_the_code() {
+        for (code, phase, repeat) in [
+            ("57P01", Statement, RolledBack),
+            ("57P01", Commit, Ambiguous),
+            ("08P01", Statement, Ambiguous),
+            ("25P04", Statement, Ambiguous),
+            ("25P04", InTransaction, RolledBack),
+            ("53100", Commit, Ambiguous),
+            ("XX000", Statement, Ambiguous),
+            ("28P01", Opening, Permanent),
+            ("53300", Opening, NeverSent),
+        ] {
+            let seen = verdict(&Symptom::Fatal(&SqlState::from_code(code)), phase);
+            assert_eq!(
+                seen,
+                Verdict {
+                    repeat,
+                    session: Discard
+                },
+                "{code} while {phase:?}"
+            );
+        }
     }
 
     #[test]
@@ -420,6 +482,7 @@ mod tests {
         for sql in [
             "COMMIT",
             "rollback",
+            "ROLLBACK TO SAVEPOINT a",
             "/* x */ end",
             "abort",
             "BEGIN",
@@ -429,7 +492,6 @@ mod tests {
             assert!(controls_transaction(sql), "{sql}");
         }
         for sql in [
-            "ROLLBACK TO SAVEPOINT a",
             "SELECT 1",
             "PREPARE p AS SELECT 1",
             "endless",

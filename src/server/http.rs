@@ -1,6 +1,6 @@
 //! Requests, responses and problems as the routes see them. Beside `lane.rs` the only file that names tiny_http.
 
-use crate::error::{Chain, CheckoutFailure, Error};
+use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
 use log::{error, warn};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -174,37 +174,46 @@ impl From<Problem> for Response {
 /// What a failed call on the pool means to the client; the server's own words stay in the log.
 impl From<Error> for Problem {
     fn from(error: Error) -> Problem {
-        let problem = match &error {
-            _ if error.is_outcome_unknown() => Problem::of_kind(
-                500,
-                "outcome-unknown",
-                "it is not known whether this was done",
-            ),
-            Error::Checkout(e) if e.reason == CheckoutFailure::LineFull => {
-                Problem::unavailable("overloaded", "too many requests wait for the database")
-            }
-            Error::Checkout(e) if e.reason == CheckoutFailure::Closed => {
-                Problem::unavailable("draining", "the server is shutting down")
-            }
-            // The database is there, and all connections were in use for as long as the request could wait.
-            Error::Checkout(e)
-                if e.reason == CheckoutFailure::Timeout && e.last_open_error.is_none() =>
-            {
-                Problem::unavailable("timeout", "no connection to the database came free in time")
-            }
-            Error::QueryTimeout { .. } => {
-                Problem::unavailable("timeout", "the database did not answer in time")
-            }
-            _ if error.is_retryable() || matches!(error, Error::Checkout(_) | Error::Open(_)) => {
-                Problem::unavailable("database-unavailable", "the database cannot be reached")
-            }
-            _ => Problem::internal(),
-        };
+        let problem = problem_for(&error);
         match problem.status {
             500 => error!("request failed: {}", Chain(&error)),
             _ => warn!("request failed: {}", Chain(&error)),
         }
         problem
+    }
+}
+
+fn problem_for(error: &Error) -> Problem {
+    let timeout = |detail| Problem::unavailable("timeout", detail);
+    match error {
+        _ if error.is_outcome_unknown() => Problem::of_kind(
+            500,
+            "outcome-unknown",
+            "it is not known whether this was done",
+        ),
+        Error::GaveUp {
+            reason: GaveUpReason::Deadline,
+            ..
+        } => timeout("the request's time is spent"),
+        Error::GaveUp { source, .. } => problem_for(source),
+        Error::QueryTimeout { .. } => timeout("the database did not answer in time"),
+        Error::Checkout(e) => match (e.reason, &e.last_open_error) {
+            (CheckoutFailure::LineFull, _) => {
+                Problem::unavailable("overloaded", "too many requests wait for the database")
+            }
+            (CheckoutFailure::Closed, _) => {
+                Problem::unavailable("draining", "the server is shutting down")
+            }
+            // The database is there, and all connections were in use for as long as the request could wait.
+            (CheckoutFailure::Timeout, None) => {
+                timeout("no connection to the database came free in time")
+            }
+            _ => Problem::unavailable("database-unavailable", "the database cannot be reached"),
+        },
+        _ if error.is_retryable() => {
+            Problem::unavailable("database-unavailable", "the database could not do this now")
+        }
+        _ => Problem::internal(),
     }
 }
 
@@ -261,6 +270,12 @@ impl Incoming {
             Some(id) => id.to_owned(),
             None => format!("{:016x}", fastrand::u64(..)),
         }
+    }
+
+    /// The client says that a body follows.
+    pub fn has_body(&self) -> bool {
+        self.raw.body_length().is_some_and(|length| length > 0)
+            || self.header("Transfer-Encoding").is_some()
     }
 
     /// Reads the body, and all that the routes want to know.

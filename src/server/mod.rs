@@ -132,6 +132,11 @@ impl Server {
         self.addr
     }
 
+    /// API requests in line or being served.
+    pub fn in_flight(&self) -> usize {
+        self.api.in_flight()
+    }
+
     /// Stops: not ready at once, still serving for `delay`, then the drain; all within `timeout`, and a little for what must
     /// be cut.
     pub fn shut_down(self, delay: Duration, timeout: Duration) -> DrainReport {
@@ -168,14 +173,17 @@ impl Drop for Server {
 }
 
 impl Service {
-    fn serve(&self, mut incoming: Incoming, lane: Lane) {
+    fn serve(self: &Arc<Self>, mut incoming: Incoming, lane: Lane) {
         let id = incoming.id();
+        if lane == Lane::Health && incoming.has_body() {
+            // A body that never comes must not keep one of the two threads.
+            return self.refuse(incoming, Problem::plain(413, "no body is taken here"));
+        }
         let read = incoming.read(
             id.clone(),
             self.config.request_timeout,
             self.config.max_body_bytes,
         );
-        let mut close = false;
         let (route, response) = match read {
             Ok(mut request) => {
                 let late = lane == Lane::Api && Instant::now() >= request.deadline;
@@ -189,22 +197,29 @@ impl Service {
                     self.answer(&mut request)
                 }
             }
-            Err(Unreadable::Problem(problem)) => {
-                // The rest of its body stands before the next request.
-                close = true;
-                ("", problem.into_response(Some(&id)))
-            }
+            Err(Unreadable::Problem(problem)) => return self.refuse(incoming, problem),
             Err(Unreadable::Gone(e)) => {
                 debug!("request id={id} was not read to its end: {e}");
                 return;
             }
         };
-        self.send(incoming, &id, route, response, close);
+        self.send(incoming, &id, route, response, false);
     }
 
-    fn refuse(&self, incoming: Incoming, problem: Problem) {
-        let id = incoming.id();
-        self.send(incoming, &id, "", problem.into_response(Some(&id)), false);
+    /// Answers a request that is not read to its end. tiny_http 0.12 swallows the rest of a body before it lets go of a
+    /// request, and answers in the order of the requests: that may take as long as the client likes, on a thread of its own.
+    fn refuse(self: &Arc<Self>, incoming: Incoming, problem: Problem) {
+        let service = Arc::clone(self);
+        let refusal = thread::Builder::new()
+            .name("millpond-refusal".into())
+            .spawn(move || {
+                let id = incoming.id();
+                let close = incoming.has_body();
+                service.send(incoming, &id, "", problem.into_response(Some(&id)), close);
+            });
+        if let Err(e) = refusal {
+            debug!("no thread for a refusal: {e}");
+        }
     }
 
     fn send(&self, incoming: Incoming, id: &str, route: &str, response: Response, close: bool) {

@@ -40,7 +40,7 @@ impl Call<'_> {
         &self,
         mut work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
-        let (begin, limits) = (self.begin_with_timeout(), self.limits());
+        let (begin, limits) = (self.begin_with_timeout(), self.limits_in_transaction());
         self.run(Location::caller(), |session| {
             let mut failure = None;
             let done = transact(session, &begin, &limits, |session| {
@@ -182,17 +182,24 @@ impl Transaction<'_> {
         let failed_inside = self.failure.is_some() && !failed_before;
         if result.is_ok() && !failed_inside {
             self.control(&format!("RELEASE SAVEPOINT {name}"))?;
-        } else {
-            self.control(&format!("ROLLBACK TO SAVEPOINT {name}"))?;
-            if failed_inside {
-                self.failure = None;
-            }
+            return result;
         }
-        match result {
-            Ok(_) if failed_inside => Err(Error::Misuse(
-                "a statement failed behind the savepoint and was undone",
-            )),
-            other => other,
+        let undone = self.control(&format!("ROLLBACK TO SAVEPOINT {name}"));
+        match (result, undone) {
+            // Trouble with the rollback never hides the first error.
+            (Err(first), Err(_)) => Err(first),
+            (Ok(_), Err(trouble)) => Err(trouble),
+            (result, Ok(())) => {
+                if failed_inside {
+                    self.failure = None;
+                }
+                match result {
+                    Ok(_) => Err(Error::Misuse(
+                        "a statement failed behind the savepoint and was undone",
+                    )),
+                    error => error,
+                }
+            }
         }
     }
 
