@@ -179,6 +179,8 @@ pub enum OpenError {
     Driver(postgres::Error),
     /// The server took longer than allowed to accept and to authenticate.
     Timeout(Duration),
+    /// The host's name could not be resolved.
+    Resolve(std::io::Error),
     /// The application's `on_connect` failed.
     OnConnect(Box<Error>),
     /// The driver, or `on_connect`, panicked.
@@ -193,7 +195,10 @@ impl OpenError {
         match self {
             OpenError::Driver(e) => e.code(),
             OpenError::OnConnect(e) => e.sqlstate(),
-            OpenError::Timeout(_) | OpenError::Panicked(_) | OpenError::Closed => None,
+            OpenError::Timeout(_)
+            | OpenError::Resolve(_)
+            | OpenError::Panicked(_)
+            | OpenError::Closed => None,
         }
     }
 
@@ -205,7 +210,7 @@ impl OpenError {
     fn symptom(&self) -> Symptom<'_> {
         match self {
             OpenError::Driver(e) => Symptom::of(e),
-            OpenError::Timeout(_) => Symptom::Lost,
+            OpenError::Timeout(_) | OpenError::Resolve(_) => Symptom::Lost,
             OpenError::OnConnect(e) => match &**e {
                 Error::Database { source, .. } | Error::QueryTimeout { source, .. } => {
                     Symptom::of(source)
@@ -222,6 +227,7 @@ impl fmt::Display for OpenError {
         match self {
             OpenError::Driver(_) => f.write_str("could not open a connection"),
             OpenError::Timeout(limit) => write!(f, "the server did not let us in within {limit:?}"),
+            OpenError::Resolve(_) => f.write_str("the host's name could not be resolved"),
             OpenError::OnConnect(_) => f.write_str("on_connect failed"),
             OpenError::Panicked(what) => write!(f, "panicked while opening a connection: {what}"),
             OpenError::Closed => f.write_str("the pool is closed"),
@@ -233,6 +239,7 @@ impl StdError for OpenError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             OpenError::Driver(e) => Some(e),
+            OpenError::Resolve(e) => Some(e),
             OpenError::OnConnect(e) => Some(e),
             OpenError::Timeout(_) | OpenError::Panicked(_) | OpenError::Closed => None,
         }

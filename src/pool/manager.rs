@@ -20,9 +20,11 @@ use postgres::{Client, NoTls};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Between two attempts while the database is down.
@@ -233,11 +235,30 @@ impl Shared {
             // A share of what is left for each host: one that accepts and stays silent must not eat the others' time.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / (count - nth) as u32;
-            match self.open_at(&self.hosts[at], share) {
+            match self.open_host(&self.hosts[at], Instant::now() + share) {
                 Ok(session) => {
                     self.last_good_host.store(at, Ordering::Relaxed);
                     return Ok(session);
                 }
+                Err(e) => last_error = e,
+            }
+        }
+        Err(last_error)
+    }
+
+    /// Opens a connection to one host, at whichever of its addresses lets us in.
+    fn open_host(
+        self: &Arc<Self>,
+        host: &postgres::Config,
+        deadline: Instant,
+    ) -> Result<Session, OpenError> {
+        let mut last_error = OpenError::Closed;
+        let each = addresses(host, deadline)?;
+        let count = each.len();
+        for (nth, one) in each.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.open_at(one, left / (count - nth) as u32) {
+                Ok(session) => return Ok(session),
                 Err(e) => last_error = e,
             }
         }
@@ -390,6 +411,47 @@ impl Shared {
 
 fn is_tcp(host: &postgres::Config) -> bool {
     !matches!(host.get_hosts().first(), Some(Host::Unix(_)))
+}
+
+/// One setting for each address of a host. The driver would walk them inside one connect, each with the whole of the time;
+/// and the system's resolver knows no deadline, so it is asked on a thread that can be left behind.
+fn addresses(
+    host: &postgres::Config,
+    deadline: Instant,
+) -> Result<Vec<postgres::Config>, OpenError> {
+    let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
+        return Ok(vec![host.clone()]);
+    };
+    let port = host.get_ports().first().copied().unwrap_or(5432);
+    let found = match name.parse::<IpAddr>() {
+        Ok(addr) => vec![addr],
+        Err(_) => {
+            let (sender, resolved) = mpsc::channel();
+            let wanted = (name.clone(), port);
+            let resolve = move || sender.send(wanted.to_socket_addrs().map(Vec::from_iter));
+            thread::Builder::new()
+                .name("millpond-resolver".into())
+                .spawn(resolve)
+                .map_err(OpenError::Resolve)?;
+            let limit = deadline.saturating_duration_since(Instant::now());
+            let answer = resolved
+                .recv_timeout(limit)
+                .map_err(|_| OpenError::Timeout(limit))?;
+            let mut found: Vec<_> = answer
+                .map_err(OpenError::Resolve)?
+                .iter()
+                .map(SocketAddr::ip)
+                .collect();
+            found.dedup();
+            found
+        }
+    };
+    let with = |addr: IpAddr| {
+        let mut one = host.clone();
+        one.hostaddr(addr);
+        one
+    };
+    Ok(found.into_iter().map(with).collect())
 }
 
 /// A panic as an error.

@@ -222,6 +222,7 @@ fn classify(error: &OpenError) -> ProbeError {
         Some(_) => ProbeError::Other,
         None => match error {
             OpenError::Timeout(_) => ProbeError::Timeout,
+            OpenError::Resolve(_) => ProbeError::Unreachable,
             OpenError::Driver(e) => by_cause(e),
             _ => ProbeError::Other,
         },

@@ -67,9 +67,13 @@ impl Call<'_> {
         })
     }
 
-    /// What the failed statement says about repeating counts, also where the closure made an error of its own of it.
+    /// What the failed statement says about repeating counts, also where the closure made an error of its own of it; but
+    /// misuse stays misuse, and what ended its own transaction is not repeated.
     fn judge(error: Error, failure: Option<Failure>) -> Stop {
         let verdict = error.verdict();
+        if matches!(error, Error::Misuse(_)) {
+            return Stop { error, verdict };
+        }
         let Some(failure) = failure else {
             return Stop { error, verdict };
         };

@@ -128,6 +128,66 @@ fn a_full_line_refuses_at_once() {
 }
 
 #[test]
+fn a_line_of_no_length_still_hands_out_every_connection() {
+    let db = database();
+    let pool = db
+        .pool()
+        .max_size(3)
+        .max_waiting(0)
+        .connection_timeout(20 * SECOND)
+        .build()
+        .unwrap();
+    let held: Vec<_> = (0..3).map(|_| pool.get().unwrap()).collect();
+    assert_eq!(
+        refused(pool.get().unwrap_err()).reason,
+        CheckoutFailure::LineFull
+    );
+    drop(held);
+    pool.query("SELECT 1", &[]).unwrap();
+}
+
+#[test]
+fn a_caller_without_time_does_not_cost_the_pool_its_connections() {
+    let db = database();
+    let pool = db
+        .pool()
+        .max_size(4)
+        .min_idle(4)
+        .application_name("impatient")
+        .build()
+        .unwrap();
+    eventually("all are open", || pool.stats().idle == 4);
+    let mut admin = db.admin();
+    let before = super::support::backends(&mut admin, "impatient");
+    // Idle for longer than they are trusted, so that each is asked for a sign of life.
+    thread::sleep(600 * MS);
+    for _ in 0..4 {
+        drop(pool.get_timeout(Duration::ZERO));
+    }
+    assert_eq!(super::support::backends(&mut admin, "impatient"), before);
+}
+
+#[test]
+fn times_without_end_are_taken_as_such() {
+    let db = database();
+    let forever = Duration::MAX;
+    let pool = db
+        .pool()
+        .connection_timeout(forever)
+        .idle_timeout(forever)
+        .max_lifetime(forever)
+        .statement_timeout(forever)
+        .query_timeout(forever)
+        .fail_fast_after(forever)
+        .build()
+        .unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    pool.with_timeout(forever).query("SELECT 1", &[]).unwrap();
+    drop(pool.get_timeout(forever).unwrap());
+    pool.close(forever);
+}
+
+#[test]
 fn try_get_does_not_wait() {
     let db = database();
     let pool = db.pool().max_size(1).build().unwrap();
@@ -185,18 +245,23 @@ fn closing_cancels_what_still_runs() {
         .build()
         .unwrap();
     thread::scope(|scope| {
-        let sleeper = scope.spawn(|| pool.query("SELECT pg_sleep(600)", &[]).map(|_| ()));
+        // More than there are threads to send cancels.
+        let sleepers: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| pool.query("SELECT pg_sleep(600)", &[]).map(|_| ())))
+            .collect();
         let mut admin = db.admin();
         let sql = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
-        eventually("the statement runs", || {
-            !admin.query(sql, &[]).unwrap().is_empty()
+        eventually("all statements run", || {
+            admin.query(sql, &[]).unwrap().len() == 8
         });
         let started = Instant::now();
         let report = pool.close(4 * SECOND);
         assert!(started.elapsed() < 10 * SECOND);
-        assert_eq!((report.cancelled, report.aborted), (1, 0), "{report}");
-        let error = sleeper.join().unwrap().unwrap_err();
-        assert_eq!(error.sqlstate().map(|s| s.code()), Some("57014"));
+        assert_eq!((report.cancelled, report.aborted), (8, 0), "{report}");
+        for sleeper in sleepers {
+            let error = sleeper.join().unwrap().unwrap_err();
+            assert_eq!(error.sqlstate().map(|s| s.code()), Some("57014"));
+        }
     });
 }
 

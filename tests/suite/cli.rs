@@ -122,9 +122,9 @@ impl Drop for Serving {
     }
 }
 
-/// Processes that have this directory in their command line.
-fn processes_in(dir: &Path) -> Vec<String> {
-    let needle = dir.file_name().unwrap().to_string_lossy().into_owned();
+/// Processes of the private server whose start this log tells of.
+fn server_processes(log_of_program: &str) -> Vec<String> {
+    let needle = data_dir(log_of_program);
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let mut line = String::new();
@@ -139,13 +139,29 @@ fn processes_in(dir: &Path) -> Vec<String> {
 }
 
 /// Where the private server of this directory keeps its log: there, or elsewhere when its user cannot go there.
-fn server_log(log_of_program: &str) -> String {
-    let dir = log_of_program
+fn data_dir(log_of_program: &str) -> String {
+    let line = log_of_program
         .lines()
-        .find_map(|l| l.split_once("data in "))
-        .expect("the start says where the data are")
-        .1;
-    std::fs::read_to_string(Path::new(dir.trim()).join("postgres.log")).unwrap()
+        .find_map(|l| l.split_once("data in "));
+    line.expect("the start says where the data are")
+        .1
+        .trim()
+        .to_owned()
+}
+
+/// Takes the data away again that are not in the test's own directory.
+struct Cleared(String);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        if self.0.starts_with("/var/lib/millpond/") {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+fn server_log(log_of_program: &str) -> String {
+    std::fs::read_to_string(Path::new(&data_dir(log_of_program)).join("postgres.log")).unwrap()
 }
 
 #[test]
@@ -162,6 +178,9 @@ fn without_a_database_it_brings_its_own_and_leaves_nothing_running() {
         (&body["status"], &body["private"]),
         (&"healthy".into(), &true.into())
     );
+
+    let _cleared = Cleared(data_dir(&first.log()));
+    assert!(!server_processes(&first.log()).is_empty());
 
     // A second one in the same directory is told why not, and by whom.
     let second = run(dir.path(), &["serve"], &[("HTTP_ADDR", "127.0.0.1:0")]);
@@ -192,9 +211,9 @@ fn without_a_database_it_brings_its_own_and_leaves_nothing_running() {
     first.signal("INT");
     assert_eq!(first.ends(), Some(0), "{}", first.log());
     assert!(
-        processes_in(dir.path()).is_empty(),
+        server_processes(&first.log()).is_empty(),
         "{:?}",
-        processes_in(dir.path())
+        server_processes(&first.log())
     );
     let log = server_log(&first.log());
     assert!(log.contains("database system is shut down"), "{log}");
@@ -224,8 +243,11 @@ fn a_killed_program_leaves_no_server_and_its_data_can_be_used_again() {
     eventually("it is ready", || {
         second.check(dir.path(), &["--ready"]).status.code() == Some(0)
     });
+    let log = second.log();
+    let _cleared = Cleared(data_dir(&log));
+    assert!(!server_processes(&log).is_empty());
     drop(second);
-    eventually("nothing is left", || processes_in(dir.path()).is_empty());
+    eventually("nothing is left", || server_processes(&log).is_empty());
 }
 
 #[test]

@@ -77,6 +77,11 @@ fn what_is_wrong_is_named() {
     };
     for (url, error, code) in [
         (db.url_by(unused), ProbeError::Refused, None),
+        (
+            db.url.replace("127.0.0.1", "no-such-host.invalid"),
+            ProbeError::Unreachable,
+            None,
+        ),
         (wrong_password, ProbeError::Authentication, Some("28P01")),
         (
             format!("{}_not", db.url),

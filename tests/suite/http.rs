@@ -397,7 +397,7 @@ fn a_full_queue_and_a_spent_budget_are_503_with_retry_after() {
         let first = scope.spawn(move || get(addr, "/api/sleep?60"));
         eventually("the worker is busy", || pool.stats().active == 1);
         let second = scope.spawn(move || get(addr, "/api/sleep?60"));
-        thread::sleep(100 * MS);
+        eventually("the second is in line", || server.in_flight() == 2);
         let third = get(addr, "/api/sleep?60");
         vec![first.join().unwrap(), second.join().unwrap(), third]
     });
@@ -427,9 +427,9 @@ fn a_drain_finishes_what_is_in_flight_and_refuses_what_is_new() {
     let (server, pool) = serve(&database(), 2, &[]);
     let addr = server.addr();
     let report: DrainReport = thread::scope(|scope| {
-        let sleeper = scope.spawn(move || get(addr, "/api/sleep?1"));
+        let sleeper = scope.spawn(move || get(addr, "/api/sleep?3"));
         eventually("the request runs", || pool.stats().active == 1);
-        let stopping = scope.spawn(move || server.shut_down(300 * MS, 20 * SECOND));
+        let stopping = scope.spawn(move || server.shut_down(2 * SECOND, 20 * SECOND));
         eventually("it is not ready", || {
             get(addr, "/health/ready").status == 503
         });

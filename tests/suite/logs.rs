@@ -5,6 +5,7 @@ use super::support::{MS, SECOND, database, eventually, log_lines};
 #[test]
 fn a_slow_statement_is_named_without_its_values_and_not_over_and_over() {
     let pool = database().pool().slow_query(50 * MS).build().unwrap();
+    let started = std::time::Instant::now();
     for _ in 0..3 {
         pool.query("SELECT pg_sleep(0.1), $1::text AS named_slow", &[&"s3cret"])
             .unwrap();
@@ -14,8 +15,10 @@ fn a_slow_statement_is_named_without_its_values_and_not_over_and_over() {
         lines[0].starts_with("WARN slow statement took="),
         "{lines:?}"
     );
-    // Three within a second or so: at most one in each second.
-    assert!(lines.len() <= 2, "{lines:?}");
+    assert!(
+        lines.len() as u64 <= 1 + started.elapsed().as_secs(),
+        "{lines:?}"
+    );
     assert!(log_lines("s3cret").is_empty());
 }
 

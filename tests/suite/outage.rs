@@ -241,3 +241,29 @@ fn a_query_on_a_black_hole_ends_at_its_deadline() {
         pool.query("SELECT 1", &[]).is_ok()
     });
 }
+
+#[test]
+fn a_first_host_that_is_silent_or_gone_does_not_keep_the_pool_from_the_second() {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    proxy.set(Mode::BlackHole);
+    let unused = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    for first in [proxy.port, unused] {
+        let here = format!("127.0.0.1:{}", db.port);
+        let url = db
+            .url
+            .replace(&here, &format!("127.0.0.1:{first},localhost:{}", db.port));
+        let pool = pool(&url).connection_timeout(2 * SECOND).build().unwrap();
+        let started = Instant::now();
+        pool.call()
+            .with_deadline(started + 20 * SECOND)
+            .read("SELECT 1", &[])
+            .unwrap();
+        // The first had its share of one attempt, and is asked last from now on.
+        assert!(started.elapsed() < 4 * SECOND, "{:?}", started.elapsed());
+    }
+}

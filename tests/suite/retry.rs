@@ -353,6 +353,84 @@ fn a_closure_cannot_end_its_transaction_by_itself() {
 }
 
 #[test]
+fn a_closure_that_ends_its_transaction_behind_our_back_is_found_out_and_not_repeated() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    for then in ["SELECT 1", &fails_with("40001")] {
+        let attempts = Cell::new(0);
+        let error = pool
+            .transaction(|tx| {
+                attempts.set(attempts.get() + 1);
+                tx.batch_execute("INSERT INTO t VALUES (1); COMMIT; BEGIN")?;
+                tx.batch_execute(then)
+            })
+            .unwrap_err();
+        assert!(matches!(error, Error::Misuse(_)), "{error:?}");
+        assert_eq!(attempts.get(), 1);
+    }
+    assert_eq!(count(&pool, "t"), 2);
+}
+
+#[test]
+fn a_lone_begin_is_refused_and_a_lone_set_does_not_stay() {
+    let db = database();
+    let pool = db.pool().max_size(1).build().unwrap();
+    for sql in ["BEGIN", "start transaction", "COMMIT", " rollback"] {
+        assert!(
+            matches!(pool.execute(sql, &[]), Err(Error::Misuse(_))),
+            "{sql}"
+        );
+        assert!(
+            matches!(pool.read(sql, &[]), Err(Error::Misuse(_))),
+            "{sql}"
+        );
+    }
+    pool.execute("SET TIME ZONE 'Asia/Tokyo'", &[]).unwrap();
+    pool.transaction(|tx| tx.execute("SET work_mem = '77MB'", &[]))
+        .unwrap();
+    let show =
+        |name: &str| pool.query(&format!("SHOW {name}"), &[]).unwrap()[0].get::<_, String>(0);
+    assert_ne!(show("TimeZone"), "Asia/Tokyo");
+    assert_ne!(show("work_mem"), "77MB");
+}
+
+#[test]
+fn a_procedure_that_committed_a_part_is_not_repeated_whatever_it_raises() {
+    let db = database();
+    db.admin()
+        .batch_execute(
+            "CREATE TABLE t (n int); CREATE PROCEDURE p(code text) LANGUAGE plpgsql AS $$ BEGIN \
+             INSERT INTO t VALUES (1); COMMIT; RAISE EXCEPTION USING ERRCODE = code; END $$",
+        )
+        .unwrap();
+    let pool = db.pool().build().unwrap();
+    for code in ["26000", "40001", "55P03"] {
+        pool.execute(&format!("CALL p('{code}')"), &[]).unwrap_err();
+    }
+    assert_eq!(count(&pool, "t"), 3);
+}
+
+#[test]
+fn a_read_only_call_does_not_write() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    let error = pool
+        .call()
+        .read_only()
+        .execute("INSERT INTO t VALUES (1)", &[])
+        .unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    let error = pool
+        .with_timeout(60 * SECOND)
+        .read("INSERT INTO t VALUES (1)", &[])
+        .unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(count(&pool, "t"), 0);
+}
+
+#[test]
 fn the_applications_own_error_rolls_back_and_comes_out_as_it_was() {
     #[derive(Debug, PartialEq)]
     struct Empty(u8);
@@ -494,6 +572,13 @@ fn no_parameter_value_is_in_an_error() {
     insert().unwrap();
     let error = insert().unwrap_err();
     assert_eq!(error.sqlstate().map(|s| s.code()), Some("23505"));
-    let chain = millpond::error::Chain(&error).to_string();
-    assert!(!chain.contains("s3cret"), "{chain}");
+    // Data exceptions quote the value that did not fit.
+    let quoted = pool
+        .query("SELECT ($1::text)::int", &[&"s3cret"])
+        .unwrap_err();
+    assert_eq!(quoted.sqlstate().map(|s| s.code()), Some("22P02"));
+    for error in [error, quoted] {
+        let said = format!("{} {error} {error:?}", millpond::error::Chain(&error));
+        assert!(!said.contains("s3cret"), "{said}");
+    }
 }

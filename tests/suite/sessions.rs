@@ -309,6 +309,37 @@ fn a_failing_on_connect_is_named_as_the_cause() {
 }
 
 #[test]
+fn a_panic_in_on_connect_costs_a_connection_and_nothing_else() {
+    let db = database();
+    let times = Arc::new(Mutex::new(0));
+    let counted = times.clone();
+    let pool = db
+        .pool()
+        .max_size(1)
+        .on_connect(move |_| {
+            let nth = {
+                let mut times = counted.lock().unwrap();
+                *times += 1;
+                *times
+            };
+            assert!(
+                nth != 1 && nth != 3,
+                "an on_connect of the test panics, as it should"
+            );
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    // The first opening panics, the second succeeds; the clean-up after a raw borrower panics, and so on.
+    pool.get_timeout(20 * SECOND)
+        .unwrap()
+        .batch_execute("SELECT 1")
+        .unwrap();
+    eventually("the clean-up ran", || *times.lock().unwrap() >= 4);
+    assert_eq!(pool.query("SELECT 1", &[]).unwrap().len(), 1);
+}
+
+#[test]
 fn observers_see_every_event_and_their_panics_end_there() {
     #[derive(Default)]
     struct Seen(Mutex<Vec<&'static str>>);
