@@ -152,8 +152,8 @@ impl Pool {
             .text(&self.inner.shared.application_name(), gauges)
     }
 
-    /// Checks a connection out, waiting up to `connection_timeout`. What runs on it is not retried; when it comes back it
-    /// is rolled back and cleaned of whatever was left on it.
+    /// Checks a connection out, waiting up to `connection_timeout`. What runs on it is not retried, and has no deadline but the
+    /// server's `statement_timeout`; when it comes back it is rolled back and cleaned of whatever was left on it.
     ///
     /// # Errors
     /// [`Error::Checkout`], with the reason and the pool's figures.
@@ -402,7 +402,7 @@ impl Inner {
         }
         session.settle(now);
         let dirty = session.is_dirty();
-        match session.retire(now) {
+        match session.retire(now).or_else(|| self.retire_in_turn(session)) {
             Some(reason) => {
                 self.discard(held, reason);
                 self.line.discarded();
@@ -420,6 +420,17 @@ impl Inner {
             drop(self.returned.0.lock());
             self.returned.1.notify_all();
         }
+    }
+
+    /// Connections that were opened together are worn out together, and under load: replacing them all at once would take
+    /// the pool's capacity away just then. So the last tenth of their uses is given up where that lets them go one by one.
+    fn retire_in_turn(&self, session: &Session) -> Option<CloseReason> {
+        if !session.is_nearly_worn_out() {
+            return None;
+        }
+        let line = self.line.figures();
+        let whole = line.active + line.idle == self.shared.config.max_size as usize;
+        (whole && line.waiting > 0).then_some(CloseReason::MaxUses)
     }
 
     /// Closes a session, which r2d2 then counts no more.

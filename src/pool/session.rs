@@ -268,6 +268,12 @@ impl Session {
         .reason()
     }
 
+    /// It is in the last tenth of its uses.
+    pub fn is_nearly_worn_out(&self) -> bool {
+        let most = self.shared.config.max_uses;
+        most > 0 && self.uses >= most - most / 10
+    }
+
     /// Settles that it is to be closed; the first reason stays.
     pub fn close_for(&mut self, reason: CloseReason) {
         self.closing.get_or_insert(reason);
