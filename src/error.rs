@@ -266,10 +266,10 @@ impl Error {
             Error::Checkout(e) => e.reason == CheckoutFailure::Timeout,
             Error::QueryTimeout { .. } => true,
             Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.is_timeout(),
-            Error::Database { .. }
-            | Error::TransactionAborted { .. }
-            | Error::Misuse(_)
-            | Error::Application(_) => false,
+            Error::TransactionAborted { sqlstate, .. } => {
+                sqlstate.as_ref() == Some(&SqlState::QUERY_CANCELED)
+            }
+            Error::Database { .. } | Error::Misuse(_) | Error::Application(_) => false,
         }
     }
 

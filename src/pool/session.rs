@@ -571,7 +571,7 @@ impl Session {
             // A cancel is on its way, or the deadline fired in the moment of the last answer.
             return Err(Error::TransactionAborted {
                 cause: "its connection was given up at a deadline".into(),
-                sqlstate: None,
+                sqlstate: Some(SqlState::QUERY_CANCELED),
             });
         }
         if leaves_state(sql) {

@@ -196,7 +196,9 @@ fn problem_for(error: &Error) -> Problem {
             ..
         } => timeout("the request's time is spent"),
         Error::GaveUp { source, .. } => problem_for(source),
-        Error::QueryTimeout { .. } => timeout("the database did not answer in time"),
+        Error::QueryTimeout { .. } | Error::TransactionAborted { .. } if error.is_timeout() => {
+            timeout("the database did not answer in time")
+        }
         Error::Checkout(e) => match (e.reason, &e.last_open_error) {
             (CheckoutFailure::LineFull, _) => {
                 Problem::unavailable("overloaded", "too many requests wait for the database")

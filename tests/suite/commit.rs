@@ -213,10 +213,7 @@ fn a_reset_of_the_statistics_leads_to_unknown_rather_than_to_a_guess() {
 #[test]
 fn a_server_that_stays_away_leads_to_unknown_in_time() {
     let (server, proxy, _direct, by_proxy) = own_server(false);
-    let pool = pool(&by_proxy)
-        .connection_timeout(500 * MS)
-        .build()
-        .unwrap();
+    let pool = pool(&by_proxy).connection_timeout(SECOND).build().unwrap();
     let act = Act::DeliverThen(Box::new(move || {
         server.lock().unwrap().stop(Stop::Immediate)
     }));

@@ -115,16 +115,15 @@ fn a_retry_never_outlives_the_deadline() {
         .transaction(|tx| tx.batch_execute(&fails_with("40001")))
         .unwrap_err();
     assert!(Instant::now() < deadline + 5 * SECOND);
-    assert!(
-        matches!(
-            error,
-            Error::GaveUp {
-                reason: GaveUpReason::Deadline,
-                ..
-            }
-        ),
-        "{error:?}"
+    // The deadline may also pass in the middle of an attempt.
+    let gave_up = matches!(
+        error,
+        Error::GaveUp {
+            reason: GaveUpReason::Deadline,
+            ..
+        }
     );
+    assert!(gave_up || error.is_timeout(), "{error:?}");
 }
 
 #[test]

@@ -298,7 +298,7 @@ fn a_failing_on_connect_is_named_as_the_cause() {
     let db = database();
     let pool = db
         .pool()
-        .connection_timeout(300 * MS)
+        .connection_timeout(2 * SECOND)
         .on_connect(|client| client.batch_execute("SET nonsense.such = "))
         .build()
         .unwrap();
