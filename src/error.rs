@@ -45,6 +45,9 @@ pub enum Error {
         /// What was lost.
         source: Box<Error>,
     },
+    /// The server gave up its wait for a synchronous standby and said so in a warning only: the write is done there, and may
+    /// be lost with that server.
+    NotReplicated,
     /// A statement failed inside a transaction and its closure went on as if it had not: nothing was committed.
     TransactionAborted {
         /// What the failed statement's error said.
@@ -269,7 +272,10 @@ impl Error {
             Error::TransactionAborted { sqlstate, .. } => {
                 sqlstate.as_ref() == Some(&SqlState::QUERY_CANCELED)
             }
-            Error::Database { .. } | Error::Misuse(_) | Error::Application(_) => false,
+            Error::Database { .. }
+            | Error::NotReplicated
+            | Error::Misuse(_)
+            | Error::Application(_) => false,
         }
     }
 
@@ -308,7 +314,7 @@ impl Error {
             Error::QueryTimeout { source, .. } | Error::Database { source, .. } => source.code(),
             Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.sqlstate(),
             Error::TransactionAborted { sqlstate, .. } => sqlstate.as_ref(),
-            Error::Misuse(_) | Error::Application(_) => None,
+            Error::NotReplicated | Error::Misuse(_) | Error::Application(_) => None,
         }
     }
 
@@ -321,6 +327,11 @@ impl Error {
                     phase: Phase::Preparing,
                 }
             }
+            // The server that had it is gone, and the one that took its place has not.
+            Error::NotReplicated => Error::TransactionAborted {
+                cause: "its server was lost before a standby had it".into(),
+                sqlstate: Some(SqlState::ADMIN_SHUTDOWN),
+            },
             other => other,
         }
     }
@@ -354,7 +365,7 @@ impl Error {
             Error::TransactionAborted { .. } | Error::Misuse(_) | Error::Application(_) => {
                 Verdict::PERMANENT
             }
-            Error::OutcomeUnknown { .. } => Verdict::AMBIGUOUS,
+            Error::OutcomeUnknown { .. } | Error::NotReplicated => Verdict::AMBIGUOUS,
             Error::GaveUp { source, .. } => source.verdict(),
         }
     }
@@ -381,6 +392,7 @@ impl fmt::Debug for Error {
             Error::QueryTimeout { .. } => "QueryTimeout",
             Error::Database { .. } => "Database",
             Error::OutcomeUnknown { .. } => "OutcomeUnknown",
+            Error::NotReplicated => "NotReplicated",
             Error::TransactionAborted { .. } => "TransactionAborted",
             Error::GaveUp { .. } => "GaveUp",
             Error::Misuse(_) => "Misuse",
@@ -404,6 +416,9 @@ impl fmt::Display for Error {
             Error::OutcomeUnknown { .. } => {
                 f.write_str("the outcome is unknown: the write may have been done, or not")
             }
+            Error::NotReplicated => f.write_str(
+                "the server gave up its wait for a synchronous standby: the write is done there, and may be lost with it",
+            ),
             Error::GaveUp {
                 attempts, reason, ..
             } => {
@@ -437,7 +452,7 @@ impl StdError for Error {
                 None => source.source(),
             },
             Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => Some(source),
-            Error::TransactionAborted { .. } | Error::Misuse(_) => None,
+            Error::NotReplicated | Error::TransactionAborted { .. } | Error::Misuse(_) => None,
             Error::Application(e) => e.source(),
         }
     }

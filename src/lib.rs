@@ -74,7 +74,7 @@ pub use error::{Error, Result};
 pub use pool::Pool;
 pub use postgres;
 pub use retry::RetryPolicy;
-pub use transaction::Transaction;
+pub use transaction::{Keyed, Transaction};
 
 /// The README's code is compiled as a test.
 #[cfg(doctest)]

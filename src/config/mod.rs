@@ -11,6 +11,7 @@ pub use database::Database;
 pub use table::{Source, names};
 
 use crate::retry::RetryPolicy;
+use crate::transaction::Ledger;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -51,6 +52,10 @@ pub struct PoolConfig {
     pub slow_query: Option<Duration>,
     /// Warn when a connection is held longer. Default off.
     pub leak_threshold: Option<Duration>,
+    /// The schema of the ledger's table. Default `millpond`; small letters, digits and underscores.
+    pub ledger_schema: String,
+    /// How long a key is kept. Default 24 h.
+    pub ledger_ttl: Duration,
     /// `DB_STATEMENT_TIMEOUT_MS` was set, and so wins over the same option in the URL.
     pub(crate) statement_timeout_wins: bool,
 }
@@ -74,6 +79,8 @@ impl Default for PoolConfig {
             fail_fast_after: Duration::from_secs(10),
             slow_query: Some(Duration::from_millis(500)),
             leak_threshold: None,
+            ledger_schema: "millpond".into(),
+            ledger_ttl: Duration::from_secs(24 * 60 * 60),
             statement_timeout_wins: false,
         }
     }
@@ -109,6 +116,7 @@ impl PoolConfig {
         for time in [
             &mut self.connection_timeout,
             &mut self.fail_fast_after,
+            &mut self.ledger_ttl,
             &mut self.retry.max_delay,
         ] {
             *time = (*time).min(longest);
@@ -161,6 +169,18 @@ impl PoolConfig {
                 ),
             );
         }
+        expect(
+            Ledger::is_schema_name(&self.ledger_schema),
+            "ledger_schema",
+            self.ledger_schema.clone(),
+            "small letters, digits and underscores, no digit first, no pg_, at most 63".into(),
+        );
+        expect(
+            !self.ledger_ttl.is_zero(),
+            "ledger_ttl",
+            "0".into(),
+            "at least 1 ms: a key that is not kept is of no use".into(),
+        );
         let growth = self.retry.multiplier;
         expect(
             growth >= 1.0,

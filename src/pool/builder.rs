@@ -146,6 +146,19 @@ impl Builder {
         self
     }
 
+    /// The schema of the table in which [transactions with a key](Pool::transaction_with_key) take note of their keys. Default
+    /// `millpond`; small letters, digits and underscores. [`Pool::create_ledger`] makes it.
+    pub fn ledger_schema(mut self, name: impl Into<String>) -> Self {
+        self.config.ledger_schema = name.into();
+        self
+    }
+
+    /// How long a key is kept, at least. Default 24 h; zero is refused.
+    pub fn ledger_ttl(mut self, time: Duration) -> Self {
+        self.config.ledger_ttl = time;
+        self
+    }
+
     /// Runs once for each new connection, before it is used (`SET search_path`, `SET ROLE`), and again after a connection that
     /// was lent out raw was reset. An error counts as a failure to open.
     pub fn on_connect<F>(mut self, work: F) -> Self

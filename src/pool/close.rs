@@ -77,6 +77,7 @@ impl Inner {
             .closing
             .store(true, std::sync::atomic::Ordering::SeqCst);
         self.shared.gate.close();
+        self.shared.ledger.wake_sweeper();
         let mut idle = self.line.close();
         while let Some(spare) = self.r2d2.try_get() {
             idle.push(spare);

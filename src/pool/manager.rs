@@ -6,13 +6,15 @@
 //! found at once when it is back. A panic in `connect` would leak r2d2's pending slot for ever (r2d2 0.8.10): it is caught.
 
 use super::Observer;
-use super::session::{Identity, Session, as_server_ms};
-use super::watchdog::{Plan, Watchdog};
+use super::identity::Identity;
+use super::session::{Session, as_server_ms};
+use super::watchdog::{Plan, Tracked, Watchdog};
 use super::wire::Connector;
 use crate::config::PoolConfig;
 use crate::error::{Chain, Error, OpenError, excerpt};
-use crate::metrics::Metrics;
+use crate::metrics::{CloseReason, Metrics};
 use crate::retry::Phase;
+use crate::transaction::Ledger;
 use log::{debug, error, info, warn};
 use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
 use postgres::error::SqlState;
@@ -61,7 +63,10 @@ pub(crate) struct Shared {
     answered_at: AtomicU64,
     hosts: Vec<postgres::Config>,
     last_good_host: AtomicUsize,
+    /// A write was refused by a standby: of several hosts, the primary is wanted.
+    wants_primary: AtomicBool,
     warned_of_incarnation: AtomicBool,
+    pub ledger: Ledger,
     next_id: AtomicU64,
     on_connect: Option<Box<OnConnect>>,
     observers: Vec<Arc<dyn Observer>>,
@@ -84,6 +89,7 @@ impl Shared {
         Shared {
             server_timeout_is_theirs: theirs.contains("statement_timeout")
                 && !config.statement_timeout_wins,
+            ledger: Ledger::in_schema(&config.ledger_schema),
             config,
             metrics: Metrics::new(),
             watchdog,
@@ -98,6 +104,7 @@ impl Shared {
             answered_at: AtomicU64::new(0),
             hosts,
             last_good_host: AtomicUsize::new(0),
+            wants_primary: AtomicBool::new(false),
             warned_of_incarnation: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
             on_connect,
@@ -136,6 +143,11 @@ impl Shared {
     /// The sessions of this generation and older were opened to a server that is gone; newer ones were not.
     pub fn retire_generation(&self, generation: u64) {
         self.generation.fetch_max(generation + 1, Ordering::Relaxed);
+    }
+
+    /// From now on, a standby is used only where no host is a primary.
+    pub fn look_for_primary(&self) {
+        self.wants_primary.store(true, Ordering::Relaxed);
     }
 
     /// No connection could be opened for so long that nobody should wait for one, and none of the open ones works.
@@ -230,12 +242,18 @@ impl Shared {
         };
         let count = self.hosts.len();
         let mut last_error = OpenError::Closed;
+        let wants_primary = count > 1 && self.wants_primary.load(Ordering::Relaxed);
+        let mut standby = None;
         for nth in 0..count {
             let at = (first + nth) % count;
             // A share of what is left for each host: one that accepts and stays silent must not eat the others' time.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / (count - nth) as u32;
             match self.open_host(&self.hosts[at], Instant::now() + share) {
+                Ok(mut session) if wants_primary && session.identity().standby => {
+                    session.close_for(CloseReason::FailedOver);
+                    standby.get_or_insert(at);
+                }
                 Ok(session) => {
                     self.last_good_host.store(at, Ordering::Relaxed);
                     return Ok(session);
@@ -243,7 +261,11 @@ impl Shared {
                 Err(e) => last_error = e,
             }
         }
-        Err(last_error)
+        match standby {
+            // Better than nothing: it can be read from, and may be promoted.
+            Some(at) => self.open_host(&self.hosts[at], deadline),
+            None => Err(last_error),
+        }
     }
 
     /// Opens a connection to one host, at whichever of its addresses lets us in.
@@ -286,7 +308,7 @@ impl Shared {
         };
         let opened = caught(|| {
             if !self.without_options.load(Ordering::Relaxed) {
-                match connect(self.startup(host, limit, true)) {
+                match connect(self.startup(host, limit, true, &registration.tracked)) {
                     Err(e)
                         if e.code() == Some(&SqlState::PROTOCOL_VIOLATION)
                             && host.get_options().is_none() =>
@@ -297,7 +319,7 @@ impl Shared {
                     other => return other,
                 }
             }
-            connect(self.startup(host, limit, false))
+            connect(self.startup(host, limit, false, &registration.tracked))
         });
         let opened = match opened {
             Ok(Ok(client)) => Ok(client),
@@ -356,6 +378,7 @@ impl Shared {
         host: &postgres::Config,
         limit: Duration,
         with_options: bool,
+        tracked: &Arc<Tracked>,
     ) -> postgres::Config {
         let mut config = host.clone();
         if is_tcp(host) {
@@ -378,8 +401,14 @@ impl Shared {
             };
             config.options(&options);
         }
-        // A notice may quote values.
-        config.notice_callback(|notice| debug!("notice from the server: {}", notice.code().code()));
+        let tracked = Arc::clone(tracked);
+        config.notice_callback(move |notice| {
+            // A notice may quote values: its text is not for the log. The routine is the same in every language.
+            debug!("notice from the server: {}", notice.code().code());
+            if notice.routine() == Some("SyncRepWaitForLSN") {
+                tracked.gave_up_on_standbys.store(true, Ordering::Relaxed);
+            }
+        });
         config
     }
 

@@ -14,6 +14,7 @@
 mod admission;
 mod builder;
 mod close;
+mod identity;
 mod manager;
 mod probe;
 mod session;
@@ -28,8 +29,9 @@ pub use builder::Builder;
 pub use close::Report;
 pub use probe::ProbeError;
 
+pub(crate) use identity::{BACKEND_START, Identity, Incarnation, first_row};
 pub(crate) use manager::Shared;
-pub(crate) use session::{BACKEND_START, Begin, Identity, Incarnation, Limits, Session};
+pub(crate) use session::{Begin, Limits, Session};
 
 use crate::error::{CheckoutError, CheckoutFailure, Error, OpenError, Result};
 use crate::retry::Budget;

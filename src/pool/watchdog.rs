@@ -60,6 +60,8 @@ pub(crate) struct Tracked {
     /// Set once the server has let us in; whether it goes over TCP (and so through a wire).
     cancel: OnceLock<(CancelToken, bool)>,
     holder: Mutex<Option<Holder>>,
+    /// The server said so, in a warning.
+    pub gave_up_on_standbys: AtomicBool,
 }
 
 struct Holder {
@@ -161,6 +163,7 @@ impl Watchdog {
             word: AtomicU64::new(0),
             cancel: OnceLock::new(),
             holder: Mutex::default(),
+            gave_up_on_standbys: AtomicBool::new(false),
         });
         self.all().push(Arc::clone(&tracked));
         Registration {

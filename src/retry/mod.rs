@@ -14,9 +14,9 @@ pub use verdict::{Fate, Phase, Repeat, Symptom, Verdict, verdict};
 pub(crate) use verdict::{commits_inside, controls_transaction, leaves_state};
 
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
-use crate::pool::{Begin, Lease, Limits, Pool, Session};
-use crate::transaction::Outcome;
-use log::{debug, info, warn};
+use crate::pool::{Begin, CloseReason, Lease, Limits, Pool, Session};
+use crate::transaction::transact;
+use log::{info, warn};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{IsolationLevel, Row};
@@ -200,12 +200,16 @@ impl Call<'_> {
                             repeat: Repeat::Permanent,
                             ..verdict
                         },
+                        refused_write: false,
                     },
                     Repeat::Ambiguous => {
                         lost = true;
                         Stop::from(error.without_effect())
                     }
-                    _ => Stop { error, verdict },
+                    _ => Stop {
+                        refused_write: false,
+                        ..Stop::from(error)
+                    },
                 }
             })
         })
@@ -311,18 +315,19 @@ impl Call<'_> {
         let policy = self.policy.as_ref().unwrap_or(&self.pool.config().retry);
         let mut attempts = 1;
         loop {
-            let checked_out = self.check_out(place);
-            let stop = match checked_out
-                .map_err(Stop::from)
-                .and_then(|mut lease| attempt(&mut lease))
-            {
+            let done = match self.check_out(place) {
+                Ok(mut lease) => {
+                    attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease))
+                }
+                Err(error) => Err(Stop::from(error)),
+            };
+            let Stop { error, verdict, .. } = match done {
                 Ok(value) => {
                     inner.budget.earn();
                     return Ok(value);
                 }
                 Err(stop) => stop,
             };
-            let (error, verdict) = (stop.error, stop.verdict);
             let code = error
                 .sqlstate()
                 .map_or(String::new(), |s| s.code().to_owned());
@@ -364,6 +369,23 @@ impl Call<'_> {
             );
             std::thread::sleep(pause);
             attempts += 1;
+        }
+    }
+
+    /// After a failover, a session may be on what is a standby now, which refuses writes: then nothing was done, and
+    /// another server may do it.
+    fn unless_demoted(&self, stop: Stop, session: &mut Session) -> Stop {
+        let meant_to_write = !self.begin.read_only && !self.pool.config().reads_only();
+        if !(stop.refused_write && meant_to_write && session.is_on_standby()) {
+            return stop;
+        }
+        session.close_for(CloseReason::FailedOver);
+        let shared = &self.pool.inner.shared;
+        shared.retire_generation(session.generation());
+        shared.look_for_primary();
+        Stop {
+            verdict: verdict(&Symptom::Demoted, Phase::InTransaction),
+            ..stop
         }
     }
 
@@ -434,59 +456,16 @@ fn refuse_control(sql: &str) -> Result<()> {
 pub(crate) struct Stop {
     pub error: Error,
     pub verdict: Verdict,
+    /// A write was refused where none was declared read only (25006).
+    pub refused_write: bool,
 }
 
 impl From<Error> for Stop {
     fn from(error: Error) -> Stop {
         Stop {
             verdict: error.verdict(),
+            refused_write: error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
             error,
-        }
-    }
-}
-
-/// Runs `work` in a transaction. Trouble with the rollback never hides the first error.
-pub(crate) fn transact<T>(
-    session: &mut Session,
-    begin: &Begin,
-    limits: &Limits,
-    work: impl FnOnce(&mut Session) -> Result<T>,
-) -> Result<T> {
-    session.begin(begin, limits)?;
-    match work(session) {
-        Ok(value) => match session.commit(limits) {
-            Ok(()) => Ok(value),
-            Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
-                if begin.read_only {
-                    // There was nothing to commit; but only the commit says that what was read holds together.
-                    return Err(lost.without_effect());
-                }
-                // Only the server knows, and has to be asked on another connection.
-                match session.lost_commit().resolve() {
-                    Outcome::Committed => Ok(value),
-                    Outcome::NotCommitted => Err(lost.without_effect()),
-                    Outcome::Unknown => Err(lost),
-                }
-            }
-            Err(error) => Err(error),
-        },
-        Err(error) => {
-            if session.is_closing() {
-                return Err(error);
-            }
-            match session.rollback() {
-                Ok(()) => Err(error),
-                // The closure had committed by itself: nothing of this may be repeated.
-                Err(ended @ Error::Misuse(_)) => Err(ended),
-                Err(trouble) => {
-                    debug!(
-                        "rollback failed on conn={}: {}",
-                        session.id(),
-                        Chain(&trouble)
-                    );
-                    Err(error)
-                }
-            }
         }
     }
 }

@@ -34,6 +34,8 @@ pub enum Symptom<'a> {
     Fatal(&'a SqlState),
     /// A prepared statement's plan no longer fits ("cached plan must not change result type").
     StalePlan,
+    /// The server refused a write because it is a standby now (25006, and it was asked).
+    Demoted,
     /// The connection broke without a word from the server.
     Lost,
     /// The call itself was wrong and never left: a parameter of the wrong type, too few of them.
@@ -142,6 +144,7 @@ pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
         // What commits inside may have committed a part before its plan went stale.
         Symptom::StalePlan if phase == Phase::CommitsInside => (Permanent, Keep),
         Symptom::StalePlan => (RolledBack, Keep),
+        Symptom::Demoted => (RolledBack, Discard),
         Symptom::BadCall => (Permanent, Keep),
         Symptom::BadAnswer if matches!(phase, Phase::Opening | Phase::Preparing) => {
             (Permanent, Discard)

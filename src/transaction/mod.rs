@@ -5,16 +5,22 @@
 //! what the caller gets. Where the answer to COMMIT is lost, it is found out what became of it (`outcome`); only where that
 //! cannot be known is the outcome unknown, and then nothing is repeated.
 
+mod keyed;
+mod ledger;
 mod outcome;
 
+pub use keyed::Keyed;
+pub(crate) use ledger::{Claim, Ledger};
 pub(crate) use outcome::{LostCommit, Outcome};
 
 use crate::error::{Chain, Error, Result};
-use crate::pool::{Limits, Pool, Session};
-use crate::retry::{Call, Phase, Repeat, Stop, Verdict, controls_transaction, transact};
+use crate::pool::{Begin, Limits, Pool, Session};
+use crate::retry::{Call, Phase, Repeat, Stop, Verdict, controls_transaction};
+use log::debug;
 use postgres::Row;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
+use std::ops::ControlFlow;
 use std::panic::Location;
 
 impl Pool {
@@ -44,24 +50,9 @@ impl Call<'_> {
         self.run(Location::caller(), |session| {
             let mut failure = None;
             let done = transact(session, &begin, &limits, |session| {
-                let mut tx = Transaction {
-                    session,
-                    limits,
-                    failure: None,
-                    savepoints: 0,
-                };
-                let result = work(&mut tx);
-                failure = tx.failure;
-                match (result, &failure) {
-                    // A statement failed and the closure went on: nothing of this can be committed.
-                    (Ok(_), Some(Failure { text, sqlstate, .. })) => {
-                        Err(Error::TransactionAborted {
-                            cause: text.clone(),
-                            sqlstate: sqlstate.clone(),
-                        })
-                    }
-                    (result, _) => result,
-                }
+                let run = Run::of(&mut work, session, limits, false);
+                failure = run.failure;
+                run.result
             });
             done.map_err(|error| Self::judge(error, failure))
         })
@@ -71,22 +62,113 @@ impl Call<'_> {
     /// misuse stays misuse, and what ended its own transaction is not repeated.
     fn judge(error: Error, failure: Option<Failure>) -> Stop {
         let verdict = error.verdict();
-        if matches!(error, Error::Misuse(_)) {
-            return Stop { error, verdict };
-        }
-        let Some(failure) = failure else {
-            return Stop { error, verdict };
+        let failure = match failure {
+            Some(failure) if !matches!(error, Error::Misuse(_)) => failure,
+            _ => return Stop::from(error),
         };
         let repeat = match (verdict.repeat, failure.verdict.repeat) {
             (Repeat::Ambiguous, _) => Repeat::Ambiguous,
             (_, repeat) => repeat,
         };
         Stop {
+            refused_write: failure.sqlstate == Some(SqlState::READ_ONLY_SQL_TRANSACTION),
             error,
             verdict: Verdict {
                 repeat,
                 session: failure.verdict.session,
             },
+        }
+    }
+}
+
+/// Runs `work` in a transaction. Trouble with the rollback never hides the first error.
+pub(crate) fn transact<T>(
+    session: &mut Session,
+    begin: &Begin,
+    limits: &Limits,
+    work: impl FnOnce(&mut Session) -> Result<T>,
+) -> Result<T> {
+    session.begin(begin, "", limits)?;
+    let value = match work(session) {
+        Ok(value) => value,
+        Err(error) => return Err(roll_back_after(session, error)),
+    };
+    match session.commit("", limits) {
+        Ok(()) => Ok(value),
+        Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
+            if begin.read_only {
+                // There was nothing to commit; but only the commit says that what was read holds together.
+                return Err(lost.without_effect());
+            }
+            // Only the server knows, and has to be asked on another connection.
+            match session.lost_commit(None, limits).resolve() {
+                Outcome::Committed => Ok(value),
+                Outcome::NotCommitted => Err(lost.without_effect()),
+                Outcome::DoneByAnother(_) | Outcome::Unknown => Err(lost),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The error to return once the transaction in which it happened is rolled back.
+fn roll_back_after(session: &mut Session, error: Error) -> Error {
+    if session.is_closing() {
+        return error;
+    }
+    match session.rollback() {
+        Ok(()) => error,
+        // The closure had committed by itself: nothing of this may be repeated.
+        Err(ended @ Error::Misuse(_)) => ended,
+        Err(trouble) => {
+            debug!(
+                "rollback failed on conn={}: {}",
+                session.id(),
+                Chain(&trouble)
+            );
+            error
+        }
+    }
+}
+
+/// One run of a closure, and what it left.
+struct Run<T> {
+    result: Result<T>,
+    failure: Option<Failure>,
+    answer: Option<Vec<u8>>,
+}
+
+impl<T> Run<T> {
+    fn of(
+        work: &mut impl FnMut(&mut Transaction<'_>) -> Result<T>,
+        session: &mut Session,
+        limits: Limits,
+        keyed: bool,
+    ) -> Run<T> {
+        let mut tx = Transaction {
+            session,
+            limits,
+            failure: None,
+            savepoints: 0,
+            keyed,
+            answer: None,
+        };
+        let result = work(&mut tx);
+        let Transaction {
+            failure, answer, ..
+        } = tx;
+        let result = match (result, &failure) {
+            // A statement failed and the closure went on: nothing of this can be committed.
+            (Ok(_), Some(Failure { text, sqlstate, .. })) => Err(Error::TransactionAborted {
+                cause: text.clone(),
+                sqlstate: sqlstate.clone(),
+            }),
+            (result, _) => result,
+        };
+        Run {
+            result,
+            failure,
+            answer,
         }
     }
 }
@@ -105,6 +187,8 @@ pub struct Transaction<'s> {
     limits: Limits,
     failure: Option<Failure>,
     savepoints: u32,
+    keyed: bool,
+    answer: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Transaction<'_> {
@@ -160,6 +244,45 @@ impl Transaction<'_> {
         })
     }
 
+    /// Runs a statement and hands its rows over as they come, until there are no more or `each` breaks off; for what is too
+    /// much to be held at once. The statement's limit covers all of it, the time that `each` takes included.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query), and what `each` returns.
+    pub fn query_each(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        mut each: impl FnMut(Row) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let mut refused = None;
+        let each = |row| {
+            each(row).unwrap_or_else(|error| {
+                refused = Some(error);
+                ControlFlow::Break(())
+            })
+        };
+        self.run(sql, |session, limits| {
+            session.query_each(sql, params, Phase::InTransaction, limits, each)
+        })?;
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Runs a `COPY .. FROM STDIN` with what `fill` writes, and returns the number of rows. An error that `fill` returns
+    /// fails the COPY, and with it the transaction. The statement's limit covers all of it.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query), and what `fill` returns.
+    pub fn copy_in(
+        &mut self,
+        sql: &str,
+        fill: impl FnOnce(&mut dyn std::io::Write) -> Result<()>,
+    ) -> Result<u64> {
+        self.run(sql, |session, limits| {
+            session.copy_in(sql, Phase::InTransaction, limits, fill)
+        })
+    }
+
     /// Runs several statements without parameters, separated by semicolons. Never build this text from values.
     ///
     /// # Errors
@@ -205,6 +328,20 @@ impl Transaction<'_> {
                 }
             }
         }
+    }
+
+    /// Keeps this with the key, for whoever comes with the same one again; committed with the rest.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] in a transaction without a key.
+    pub fn keep_answer(&mut self, answer: impl Into<Vec<u8>>) -> Result<()> {
+        if !self.keyed {
+            return Err(Error::Misuse(
+                "an answer is kept with a key, and this transaction has none",
+            ));
+        }
+        self.answer = Some(answer.into());
+        Ok(())
     }
 
     fn run<T>(

@@ -1,17 +1,18 @@
 //! What became of a COMMIT whose answer was lost.
 //!
-//! PostgreSQL can be asked for the fate of a transaction by its number (`pg_xact_status`), but the answer alone lies after a
-//! crash: numbers are not durable before the commit is, so the recovered server may hand the same number to another
-//! transaction. Each session therefore takes note, when it is opened, of its backend (process and start time) and of its
-//! server's *incarnation*: the cluster's identifier, the timeline, and the moment of the last reset of the WAL statistics,
-//! which a crash recovery resets. A standby has no incarnation to speak of, and a role that may not read one has none: the
-//! session works, and its lost commits stay unknown.
+//! A transaction with a key has a row in the ledger, which tells (`ledger`). Any other has only its number: PostgreSQL can be
+//! asked for the fate of a transaction by it (`pg_xact_status`), but the answer alone lies after a crash: numbers are not
+//! durable before the commit is, so the recovered server may hand the same number to another transaction. Each session
+//! therefore takes note, when it is opened, of its backend (process and start time) and of its server's *incarnation*: the
+//! cluster's identifier, the timeline, and the moment of the last reset of the WAL statistics, which a crash recovery
+//! resets. A standby has no incarnation to speak of, and a role that may not read one has none: the session works, and its
+//! lost commits stay unknown.
 //!
 //! The question is asked on a new connection to a server that is no standby:
 //!
 //! 1. While our old backend exists, end it and look again: it might still commit. (It is told apart from a later process of
 //!    the same number by its start time.)
-//! 2. Ask for the status of the number.
+//! 2. With a key: settle its row. Without: ask for the status of the number.
 //!    - The same incarnation: *committed* and *aborted* are final, since the numbers went on from there.
 //!    - Another incarnation of the same cluster: the server crashed, was restarted or promoted, or somebody reset the
 //!      statistics. *aborted*, or a number that was never given out (22023), mean that ours did not commit; so does *in
@@ -24,42 +25,48 @@
 //! may be repeated, so the loss of the connection that asks is no harm. Where no answer can be had in time, the outcome is
 //! unknown, and is reported as that.
 
-use crate::pool::{BACKEND_START, Identity, Incarnation, Session, Shared};
+use super::ledger::{Claim, Entry};
+use crate::error::Chain;
+use crate::pool::{BACKEND_START, Identity, Incarnation, Session, Shared, first_row};
 use log::{debug, info, warn};
-use postgres::SimpleQueryMessage;
 use postgres::error::SqlState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two looks at a server that cannot answer yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
-/// The least time that is spent on an answer.
+/// The least time that is spent on an answer, where the caller has it.
 const LEAST: Duration = Duration::from_secs(4);
 
 /// The fate of a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Committed,
     NotCommitted,
+    /// Not committed either, but another has done what its key stands for, and kept this answer.
+    DoneByAnother(Option<Vec<u8>>),
     Unknown,
 }
 
 impl Outcome {
-    fn as_str(self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         match self {
             Outcome::Committed => "committed",
-            Outcome::NotCommitted => "not_committed",
+            Outcome::NotCommitted | Outcome::DoneByAnother(_) => "not_committed",
             Outcome::Unknown => "unknown",
         }
     }
 }
 
 /// A transaction whose COMMIT was sent and not answered.
-pub(crate) struct LostCommit {
+pub(crate) struct LostCommit<'c> {
     pub shared: Arc<Shared>,
     pub identity: Identity,
     /// None where a pooler stands between us and the backend.
     pub xid: Option<u64>,
+    pub claim: Option<&'c Claim>,
+    /// The caller's, for everything.
+    pub deadline: Option<Instant>,
 }
 
 /// What the server says of a number.
@@ -90,14 +97,19 @@ fn judge(same_incarnation: bool, status: Status) -> Option<Outcome> {
     }
 }
 
-impl LostCommit {
-    /// Finds out, for as long as that is worth: twice the time that opening a connection may take, and at least 4 s.
+impl LostCommit<'_> {
+    /// Finds out, for as long as that is worth: twice the time that opening a connection may take, and at least 4 s; but
+    /// not beyond the caller's deadline.
     pub fn resolve(&self) -> Outcome {
         let started = Instant::now();
-        let deadline = started + LEAST.max(2 * self.shared.config.connection_timeout);
-        let outcome = match (self.xid, &self.identity.incarnation) {
-            (Some(xid), Some(before)) => self.ask_until(xid, before, deadline),
-            _ => Outcome::Unknown,
+        let worth = started + LEAST.max(2 * self.shared.config.connection_timeout);
+        let deadline = self.deadline.map_or(worth, |at| at.min(worth));
+        let may_be_known =
+            self.claim.is_some() || (self.xid.is_some() && self.identity.incarnation.is_some());
+        let outcome = if may_be_known {
+            self.ask_until(deadline)
+        } else {
+            Outcome::Unknown
         };
         self.shared
             .metrics
@@ -113,20 +125,25 @@ impl LostCommit {
         outcome
     }
 
-    fn ask_until(&self, xid: u64, before: &Incarnation, deadline: Instant) -> Outcome {
+    fn ask_until(&self, deadline: Instant) -> Outcome {
         while let Ok(mut session) = self.shared.open_when_possible(Some(deadline)) {
-            match self.ask(&mut session, xid, before, deadline) {
-                Ok(Some(outcome)) => return outcome,
-                Ok(None) => {}
-                Err(e) => debug!(
-                    "asking for a lost commit failed: {}",
-                    crate::error::Chain(&e)
-                ),
+            // A standby may be promoted in a moment, or another host be the primary by now: looked for anew.
+            while !session.identity().standby {
+                match self.ask(&mut session, deadline) {
+                    Ok(Some(outcome)) => return outcome,
+                    Ok(None) => {}
+                    Err(e) => {
+                        debug!("asking for a lost commit failed: {}", Chain(&e));
+                        break;
+                    }
+                }
+                if !pause_before(deadline) {
+                    return Outcome::Unknown;
+                }
             }
-            if Instant::now() + LOOK_AGAIN >= deadline {
+            if !pause_before(deadline) {
                 break;
             }
-            std::thread::sleep(LOOK_AGAIN);
         }
         Outcome::Unknown
     }
@@ -135,19 +152,44 @@ impl LostCommit {
     fn ask(
         &self,
         session: &mut Session,
-        xid: u64,
-        before: &Incarnation,
         deadline: Instant,
     ) -> Result<Option<Outcome>, postgres::Error> {
-        let Some(now) = session.identity().incarnation.clone() else {
-            // A standby, which may be promoted in a moment; or a role that lost the right to look.
-            return Ok(None);
-        };
-        if now.system_identifier != before.system_identifier {
-            return Ok(Some(Outcome::Unknown));
-        }
         // A timeout of the server's would end the wait for a standby with a mere warning: ours alone counts.
         ask(session, "SET statement_timeout = 0", deadline)?;
+        if self.xid.is_some() && !self.end_old_backend(session, deadline)? {
+            return Ok(None);
+        }
+        let outcome = match (self.claim, self.xid, &self.identity.incarnation) {
+            (Some(claim), _, _) => {
+                let shared = Arc::clone(&self.shared);
+                shared
+                    .ledger
+                    .settle(claim, session, deadline)?
+                    .map(|entry| match entry {
+                        Entry::Committed => Outcome::Committed,
+                        Entry::NotCommitted => Outcome::NotCommitted,
+                        Entry::DoneByAnother(answer) => Outcome::DoneByAnother(answer),
+                    })
+            }
+            (None, Some(xid), Some(before)) => ask_by_number(session, xid, before, deadline)?,
+            _ => Some(Outcome::Unknown),
+        };
+        let done = matches!(
+            outcome,
+            Some(Outcome::Committed | Outcome::DoneByAnother(_))
+        );
+        if done && !wait_for_standbys(session, deadline)? {
+            return Ok(Some(Outcome::Unknown));
+        }
+        Ok(outcome)
+    }
+
+    /// True when there is none any more.
+    fn end_old_backend(
+        &self,
+        session: &mut Session,
+        deadline: Instant,
+    ) -> Result<bool, postgres::Error> {
         let Identity {
             pid, backend_start, ..
         } = self.identity;
@@ -160,38 +202,53 @@ impl LostCommit {
             &format!("SELECT pg_terminate_backend(pid, 5000) {old}"),
             deadline,
         )?;
-        if ask(session, &format!("SELECT 1 {old}"), deadline)?.is_some() {
-            return Ok(None);
-        }
-        let same = now == *before;
-        let status = match ask(
-            session,
-            &format!("SELECT pg_xact_status('{xid}'::xid8)"),
-            deadline,
-        ) {
-            Ok(Some(text)) => match text.as_str() {
-                "committed" => Status::Committed,
-                "aborted" => Status::Aborted,
-                _ => Status::InProgress,
-            },
-            Ok(None) => Status::Forgotten,
-            Err(e) if e.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => Status::InTheFuture,
-            Err(e) => return Err(e),
-        };
-        let outcome = judge(same, status);
-        if outcome == Some(Outcome::Committed) {
-            wait_for_standbys(session, deadline)?;
-        }
-        Ok(outcome)
+        Ok(ask(session, &format!("SELECT 1 {old}"), deadline)?.is_none())
     }
 }
 
+/// False when there is no time for another look.
+fn pause_before(deadline: Instant) -> bool {
+    let time = Instant::now() + LOOK_AGAIN < deadline;
+    if time {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    time
+}
+
+fn ask_by_number(
+    session: &mut Session,
+    xid: u64,
+    before: &Incarnation,
+    deadline: Instant,
+) -> Result<Option<Outcome>, postgres::Error> {
+    let Some(now) = session.identity().incarnation.clone() else {
+        // A role that lost the right to look.
+        return Ok(Some(Outcome::Unknown));
+    };
+    if now.system_identifier != before.system_identifier {
+        return Ok(Some(Outcome::Unknown));
+    }
+    let status = format!("SELECT pg_xact_status('{xid}'::xid8)");
+    let status = match ask(session, &status, deadline) {
+        Ok(Some(text)) => match text.as_str() {
+            "committed" => Status::Committed,
+            "aborted" => Status::Aborted,
+            _ => Status::InProgress,
+        },
+        Ok(None) => Status::Forgotten,
+        Err(e) if e.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => Status::InTheFuture,
+        Err(e) => return Err(e),
+    };
+    Ok(judge(now == *before, status))
+}
+
 /// What is committed now is behind the transaction in question, and is answered only when the standbys have both. A number
-/// alone would not wait: it takes something that writes WAL, which an ordinary role may do.
+/// alone would not wait: it takes something that writes WAL, which an ordinary role may do. False when the server gave the
+/// wait up, as it does at a statement timeout.
 pub(super) fn wait_for_standbys(
     session: &mut Session,
     deadline: Instant,
-) -> Result<(), postgres::Error> {
+) -> Result<bool, postgres::Error> {
     let standbys = ask(session, "SHOW synchronous_standby_names", deadline)?;
     if standbys.is_some_and(|names| !names.is_empty()) {
         ask(
@@ -200,21 +257,17 @@ pub(super) fn wait_for_standbys(
             deadline,
         )?;
     }
-    Ok(())
+    Ok(!session.gave_up_on_standbys())
 }
 
 /// The first value of the first row. Only our own words and integers are in these statements.
-pub(super) fn ask(
+fn ask(
     session: &mut Session,
     sql: &str,
     deadline: Instant,
 ) -> Result<Option<String>, postgres::Error> {
     let messages = session.ask(sql, deadline)?;
-    let row = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
-    Ok(row
+    Ok(first_row(&messages)
         .and_then(|row| row.try_get(0).ok().flatten())
         .map(str::to_owned))
 }

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
 /// The answer to a COMMIT, and the request for one.
-const COMMITTED: &[u8] = b"COMMIT\0";
-const COMMIT: &[u8] = b"; COMMIT\0";
+pub const COMMITTED: &[u8] = b"COMMIT\0";
+pub const COMMIT: &[u8] = b"; COMMIT\0";
 
 fn set_up() -> (Database, Proxy, Pool) {
     let db = database();
@@ -34,14 +34,14 @@ fn write(pool: &Pool, fault: impl FnOnce()) -> (millpond::Result<()>, u32) {
     (result, attempts.get())
 }
 
-fn rows(url: &str) -> i64 {
+pub fn rows(url: &str) -> i64 {
     admin(url)
         .query_one("SELECT count(*) FROM t", &[])
         .unwrap()
         .get(0)
 }
 
-fn outcomes(pool: &Pool, outcome: &str) -> u64 {
+pub fn outcomes(pool: &Pool, outcome: &str) -> u64 {
     let text = pool.metrics_text();
     let name = format!("millpond_commit_outcomes_total{{outcome=\"{outcome}\"}} ");
     text.lines()
@@ -94,11 +94,13 @@ fn without_retries_not_committed_is_said_and_may_be_repeated() {
 #[test]
 fn one_that_arrives_after_the_question_is_not_committed() {
     let (db, proxy, pool) = set_up();
+    let (arrived, late) = mpsc::channel();
     let (result, attempts) = write(&pool, || {
-        proxy.on_request(COMMIT, Act::DeliverLate(300 * MS))
+        let then = Box::new(move || arrived.send(()).unwrap());
+        proxy.on_request(COMMIT, Act::DeliverLateThen(300 * MS, then))
     });
     result.unwrap();
-    std::thread::sleep(500 * MS);
+    late.recv_timeout(20 * SECOND).expect("it was delivered");
     // The first attempt's backend was ended before its COMMIT came.
     assert_eq!(
         (attempts, rows(&db.url), outcomes(&pool, "not_committed")),
@@ -143,7 +145,7 @@ fn a_lone_statement_in_a_transaction_of_its_own_is_found_out_too() {
 
 /// A server of its own behind a proxy, for faults that all of its clients feel: the server, the proxy, and the URLs past
 /// the proxy and through it.
-fn own_server(durable: bool) -> (Arc<Mutex<PrivateServer>>, Proxy, String, String) {
+pub fn own_server(durable: bool) -> (Arc<Mutex<PrivateServer>>, Proxy, String, String) {
     let on = if durable { "on" } else { "off" };
     let server = server(&[
         ("fsync", on),

@@ -6,6 +6,7 @@ mod commit;
 mod docs;
 mod health;
 mod http;
+mod keyed;
 mod line;
 mod logs;
 mod outage;

@@ -38,8 +38,8 @@ struct Fault {
 pub enum Act {
     /// Not delivered; the connection is closed.
     Lose,
-    /// The sender loses the connection; they are delivered after this time all the same.
-    DeliverLate(Duration),
+    /// The sender loses the connection; they are delivered after this time all the same, then this runs.
+    DeliverLateThen(Duration, Box<dyn FnOnce() + Send>),
     /// Not delivered; the connection is closed when this has run.
     LoseAfter(Box<dyn FnOnce() + Send>),
     /// Delivered, but the answer is not; then this runs.
@@ -90,6 +90,12 @@ impl Proxy {
 
     pub fn set(&self, mode: Mode) {
         *self.shared.mode.lock().unwrap() = mode;
+    }
+
+    /// The same, for a fault's own use.
+    pub fn switch(&self) -> impl Fn(Mode) + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move |mode| *shared.mode.lock().unwrap() = mode
     }
 
     /// Closes every connection that there is.
@@ -186,10 +192,13 @@ impl Shared {
                     work();
                     break;
                 }
-                Some(Act::DeliverLate(time)) => {
+                Some(Act::DeliverLateThen(time, work)) => {
                     let _ = from.shutdown(Shutdown::Both);
                     thread::sleep(time);
                     let _ = to.write_all(&buffer[..count]);
+                    // The server closes when it has seen it, one way or the other.
+                    let _ = to.read(&mut buffer);
+                    work();
                     break;
                 }
                 Some(Act::DeliverThen(work)) => {

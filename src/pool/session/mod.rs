@@ -3,19 +3,22 @@
 //! A session is owned by one thread at a time. Whatever waits for the server here does so under a deadline that the
 //! watchdog keeps.
 
+use super::{LONGEST, unnamed};
+mod stream;
+
+use super::identity::{Identity, first_row};
 use super::manager::{Shared, caught};
-use super::unnamed;
 use super::watchdog::{Plan, Registration, Tracked};
 use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
 use crate::retry::{Fate, Phase, Symptom, leaves_state, verdict};
-use crate::transaction::LostCommit;
+use crate::transaction::{Claim, LostCommit};
 use log::{debug, info, warn};
 use lru::LruCache;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::ToSql;
-use postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow, Statement};
+use postgres::{Client, Row, SimpleQueryMessage, Statement};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,6 +57,12 @@ impl Limits {
         own.into_iter().chain(self.deadline).min()
     }
 
+    /// By when what is asked on the caller's behalf is to be answered.
+    pub fn until(&self) -> Instant {
+        let now = Instant::now();
+        self.act_at(now).unwrap_or(now + LONGEST)
+    }
+
     /// The limit that a statement which was stopped after `took` had run into, for the error's text.
     fn reached(&self, took: Duration, cut_by_us: bool) -> Option<Duration> {
         let of_server = self
@@ -61,68 +70,6 @@ impl Limits {
             .filter(|limit| took + Duration::from_millis(1) >= *limit && !cut_by_us);
         let of_client = self.client.filter(|limit| took >= *limit);
         of_server.or(of_client).or(cut_by_us.then_some(took))
-    }
-}
-
-/// Which backend of which server a session is; see `transaction::outcome` for what it is good for.
-#[derive(Clone, Debug)]
-pub(crate) struct Identity {
-    pub pid: i32,
-    /// Microseconds since 1970, by the server's clock.
-    pub backend_start: i64,
-    /// None on a standby, and for a role that may not read it.
-    pub incarnation: Option<Incarnation>,
-}
-
-/// A span of a server's life in which the numbers of its transactions only go up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Incarnation {
-    pub system_identifier: String,
-    pub timeline: String,
-    pub stats_reset: String,
-}
-
-/// A backend's start in a form that no setting of a session changes.
-pub(crate) const BACKEND_START: &str = "(extract(epoch FROM backend_start) * 1000000)::bigint";
-
-impl Identity {
-    /// Reads it in one round trip. What a role may not read costs it the incarnation, not the session.
-    pub fn read(client: &mut Client) -> Result<Identity, postgres::Error> {
-        let who = format!(
-            "SELECT pid, {BACKEND_START} FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-        );
-        let full = format!(
-            "SELECT pid, {BACKEND_START}, CASE WHEN NOT pg_is_in_recovery() THEN (SELECT system_identifier::text \
-             FROM pg_control_system()) END, CASE WHEN NOT pg_is_in_recovery() THEN \
-             left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END, (SELECT extract(epoch FROM stats_reset)::text \
-             FROM pg_stat_wal) FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-        );
-        let messages = match client.simple_query(&full) {
-            Err(e) if e.as_db_error().is_some() => client.simple_query(&who)?,
-            other => other?,
-        };
-        let row = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        let text = |column| {
-            row.and_then(|row| row.try_get(column).ok().flatten())
-                .map(str::to_owned)
-        };
-        let incarnation = match (text(2), text(3), text(4)) {
-            (Some(system_identifier), Some(timeline), Some(stats_reset)) => Some(Incarnation {
-                system_identifier,
-                timeline,
-                stats_reset,
-            }),
-            _ => None,
-        };
-        let number = |column| text(column).and_then(|t| t.parse::<i64>().ok());
-        Ok(Identity {
-            pid: number(0).and_then(|n| i32::try_from(n).ok()).unwrap_or(0),
-            backend_start: number(1).unwrap_or(0),
-            incarnation: incarnation.filter(|_| number(1).is_some()),
-        })
     }
 }
 
@@ -156,7 +103,7 @@ impl Begin {
         }
         if !self.read_only {
             // The number tells later what became of the commit; the process, whether a pooler stands between.
-            sql += "; SELECT pg_current_xact_id()::text, pg_backend_pid()";
+            sql += "; SELECT pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid";
         }
         sql
     }
@@ -396,38 +343,38 @@ impl Session {
         })
     }
 
-    /// Begins a transaction: one message.
-    pub fn begin(&mut self, begin: &Begin, limits: &Limits) -> Result<(), Error> {
+    /// Begins a transaction: one message, to which `and_then` of our own belongs. Returns what the server answered.
+    pub fn begin(
+        &mut self,
+        begin: &Begin,
+        and_then: &str,
+        limits: &Limits,
+    ) -> Result<Vec<SimpleQueryMessage>, Error> {
         // Set before it is sent: an answer that is lost may have begun one.
         self.in_transaction = true;
         self.xid = None;
+        let sql = begin.sql() + and_then;
         let answer = self.timed("BEGIN", Phase::Preparing, limits, |session| {
-            let answer = session.client.simple_query(&begin.sql());
+            let answer = session.client.simple_query(&sql);
             answer.map_err(|e| (e, Phase::Preparing))
         })?;
-        let number =
-            |row: &SimpleQueryRow, column| row.try_get(column).ok().flatten()?.parse::<u64>().ok();
-        self.xid = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row)
-                if number(row, 1) == u64::try_from(self.identity.pid).ok() =>
-            {
-                number(row, 0)
-            }
-            _ => None,
-        });
-        Ok(())
+        let row = first_row(&answer);
+        let number = |column: &str| row?.try_get(column).ok().flatten()?.parse::<u64>().ok();
+        self.xid = number("xid").filter(|_| number("pid") == u64::try_from(self.identity.pid).ok());
+        Ok(answer)
     }
 
     /// Commits: one message. In a transaction that the server has aborted, a plain COMMIT would roll back and be answered
     /// like a success; the statement before it fails there, with 25P02. It fails as well when this is not the
     /// transaction that was begun: the closure has ended that one by itself. Never cancelled on the way (see the watchdog).
-    pub fn commit(&mut self, limits: &Limits) -> Result<(), Error> {
+    /// `first` of our own belongs to the transaction.
+    pub fn commit(&mut self, first: &str, limits: &Limits) -> Result<(), Error> {
         let sql = match self.xid {
             Some(xid) => format!(
-                "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
+                "{first}SELECT CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
                  THEN current_setting('{ENDED_INSIDE}') END; COMMIT"
             ),
-            None => "SELECT 1; COMMIT".to_owned(),
+            None => format!("{first}SELECT 1; COMMIT"),
         };
         let result = self.timed("COMMIT", Phase::Commit, limits, |session| {
             session
@@ -462,10 +409,8 @@ impl Session {
         match self.bounded(until, |s| s.client.simple_query(&sql)) {
             Ok(answer) => {
                 self.in_transaction = false;
-                let committed = answer.iter().any(|message| {
-                    matches!(message, SimpleQueryMessage::Row(row) if row.try_get(0).ok().flatten() == Some("committed"))
-                });
-                if committed {
+                let status = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+                if status == Some("committed") {
                     Err(self.ended_inside())
                 } else {
                     Ok(())
@@ -482,16 +427,35 @@ impl Session {
     }
 
     /// What is needed to find out about a COMMIT whose answer was lost.
-    pub fn lost_commit(&self) -> LostCommit {
+    pub fn lost_commit<'c>(&self, claim: Option<&'c Claim>, limits: &Limits) -> LostCommit<'c> {
         LostCommit {
             shared: Arc::clone(&self.shared),
             identity: self.identity.clone(),
             xid: self.xid,
+            claim,
+            deadline: limits.deadline,
         }
     }
 
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// True where the server is a standby; asked once nothing is under way any more.
+    pub fn is_on_standby(&mut self) -> bool {
+        if self.is_closing() || (self.in_transaction && self.rollback().is_err()) {
+            return false;
+        }
+        let answer = self.ask("SELECT pg_is_in_recovery()", upkeep_until(None));
+        answer.is_ok_and(|messages| {
+            first_row(&messages).and_then(|row| row.try_get(0).ok().flatten()) == Some("t")
+        })
+    }
+
+    /// The server gave up the wait of a commit for a synchronous standby, since this was last asked.
+    pub fn gave_up_on_standbys(&self) -> bool {
+        let said = &self.tracked().gave_up_on_standbys;
+        said.load(Ordering::Relaxed) && said.swap(false, Ordering::Relaxed)
     }
 
     /// A question of the pool's own, in words of its own; its wire is cut at the deadline.
@@ -599,6 +563,9 @@ impl Session {
         if cancelled {
             // The signal may still arrive, and would hit the next statement.
             self.close_for(CloseReason::Broken);
+        }
+        if self.gave_up_on_standbys() && result.is_ok() {
+            return Err(Error::NotReplicated);
         }
         result.map_err(|(error, phase)| self.failed(sql, error, phase, cancelled, took, limits))
     }
@@ -812,7 +779,7 @@ mod tests {
         );
         assert_eq!(
             Begin::default().sql(),
-            "BEGIN; SELECT pg_current_xact_id()::text, pg_backend_pid()"
+            "BEGIN; SELECT pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid"
         );
     }
 }

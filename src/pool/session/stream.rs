@@ -1,0 +1,108 @@
+//! Statements whose rows or data pass one by one. Their limit is that of the whole, the caller's part included: the server's
+//! own statement timeout counts the same way.
+
+use super::{Limits, Session, unnamed};
+use crate::error::Error;
+use crate::retry::Phase;
+use postgres::fallible_iterator::FallibleIterator;
+use postgres::types::ToSql;
+use postgres::{CopyInWriter, Row};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+
+impl Session {
+    /// Runs a statement and hands over its rows as they come, until there are no more or `each` has enough of them.
+    pub fn query_each(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        phase: Phase,
+        limits: &Limits,
+        mut each: impl FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        self.timed(sql, phase, limits, |session| {
+            let mut pass = || {
+                let mut rows = match session.prepared(sql)? {
+                    Some(statement) => {
+                        let params = params.iter().map(|param| *param as &dyn ToSql);
+                        session.client.query_raw(&statement, params)?
+                    }
+                    None => session
+                        .client
+                        .query_typed_raw(sql, unnamed::with_types(params))?,
+                };
+                while let Some(row) = rows.next()? {
+                    if each(row).is_break() {
+                        break;
+                    }
+                }
+                Ok(())
+            };
+            pass().map_err(|e| {
+                // Its plan may be stale: the next attempt prepares it again.
+                session.forget(sql);
+                (e, phase)
+            })
+        })
+    }
+
+    /// Runs a COPY FROM STDIN with what `fill` writes. Returns the number of rows.
+    pub fn copy_in(
+        &mut self,
+        sql: &str,
+        phase: Phase,
+        limits: &Limits,
+        fill: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+    ) -> Result<u64, Error> {
+        let mut refused = None;
+        let rows = self.timed(sql, phase, limits, |session| {
+            let copy = || {
+                let mut copying = Copying {
+                    writer: session.client.copy_in(sql)?,
+                    lost: None,
+                };
+                let filled = fill(&mut copying);
+                let Copying { writer, lost } = copying;
+                match (lost, filled) {
+                    (Some(lost), _) => Err(lost),
+                    // Not finished, it is undone when the writer is dropped.
+                    (None, Err(error)) => {
+                        refused = Some(error);
+                        Ok(0)
+                    }
+                    (None, Ok(())) => writer.finish(),
+                }
+            };
+            copy().map_err(|e| (e, phase))
+        })?;
+        refused.map_or(Ok(rows), Err)
+    }
+}
+
+/// What a COPY is filled through; keeps the driver's error, which the caller sees as one of writing.
+struct Copying<'c> {
+    writer: CopyInWriter<'c>,
+    lost: Option<postgres::Error>,
+}
+
+impl Copying<'_> {
+    fn keep(&mut self, error: io::Error) -> io::Error {
+        match error.downcast::<postgres::Error>() {
+            Ok(lost) => {
+                self.lost.get_or_insert(lost);
+                io::Error::other("the COPY failed")
+            }
+            Err(other) => other,
+        }
+    }
+}
+
+impl Write for Copying<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.writer.write(data).map_err(|e| self.keep(e))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush().map_err(|e| self.keep(e))
+    }
+}

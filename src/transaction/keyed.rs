@@ -1,0 +1,186 @@
+//! Transactions with a key: done once, however often they are asked for.
+
+use super::ledger::{Claimed, Key, Ledger};
+use super::outcome::wait_for_standbys;
+use super::{Outcome, Run, Transaction, roll_back_after};
+use crate::error::{Error, Result};
+use crate::pool::{Begin, Limits, Pool, Session};
+use crate::retry::{Call, Repeat};
+use postgres::error::SqlState;
+use postgres::types::ToSql;
+use std::panic::Location;
+
+/// What a call with a key came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keyed<T, A = Option<Vec<u8>>> {
+    /// Done, by this call.
+    Done(T),
+    /// Done before, by another call with the same key; what was kept with it.
+    AlreadyDone(A),
+}
+
+const NOT_A_COUNT: Error =
+    Error::Misuse("the key was used before by a call that did not keep a number of rows");
+
+impl Pool {
+    /// As [`transaction`](Pool::transaction), and done once for each `key`: when the key was done before, the closure does not
+    /// run, and the answer kept then ([`Transaction::keep_answer`]) is returned. The closure's result decides over both, the
+    /// write and the key: what fails leaves the key free. What became of a lost COMMIT can always be found out here once the
+    /// database is back, also after a crash; a call that ended as [`Error::OutcomeUnknown`] may be repeated with its key.
+    ///
+    /// Keys are any text; the application decides what makes two writes the same, and should put its name for the
+    /// operation into the key. They are kept for [`ledger_ttl`](crate::pool::Builder::ledger_ttl), in the table that
+    /// [`create_ledger`](Pool::create_ledger) makes. While another transaction has the key in hand, this one waits for it,
+    /// up to the statement timeout.
+    ///
+    /// # Errors
+    /// As [`transaction`](Pool::transaction); [`Error::Misuse`] when the table is not there.
+    #[track_caller]
+    pub fn transaction_with_key<T>(
+        &self,
+        key: &str,
+        work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<Keyed<T>> {
+        self.call().transaction_with_key(key, work)
+    }
+
+    /// Runs one statement as a [transaction with a key](Pool::transaction_with_key). The number of rows that it touched is
+    /// kept, and returned to whoever comes with the same key again.
+    ///
+    /// # Errors
+    /// As [`transaction_with_key`](Pool::transaction_with_key).
+    #[track_caller]
+    pub fn execute_with_key(
+        &self,
+        key: &str,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Keyed<u64, u64>> {
+        self.call().execute_with_key(key, sql, params)
+    }
+}
+
+impl Call<'_> {
+    /// As [`Pool::transaction_with_key`], with this call's options.
+    ///
+    /// # Errors
+    /// As [`Pool::transaction_with_key`].
+    #[track_caller]
+    pub fn transaction_with_key<T>(
+        &self,
+        key: &str,
+        mut work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<Keyed<T>> {
+        let (begin, limits) = (self.begin_with_timeout(), self.limits_in_transaction());
+        if begin.read_only {
+            return Err(Error::Misuse(
+                "a transaction with a key writes, and cannot be read only",
+            ));
+        }
+        let inner = &self.pool.inner;
+        let ledger = &inner.shared.ledger;
+        ledger.keep_swept(inner);
+        let key = Key::of(key);
+        self.run(Location::caller(), |session| {
+            let mut failure = None;
+            let done = transact(session, ledger, &key, &begin, &limits, |session| {
+                let run = Run::of(&mut work, session, limits, true);
+                failure = run.failure;
+                run.result.map(|value| (value, run.answer))
+            });
+            done.map_err(|error| Self::judge(error, failure))
+        })
+    }
+
+    /// As [`Pool::execute_with_key`], with this call's options.
+    ///
+    /// # Errors
+    /// As [`Pool::execute_with_key`].
+    #[track_caller]
+    pub fn execute_with_key(
+        &self,
+        key: &str,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Keyed<u64, u64>> {
+        let done = self.transaction_with_key(key, |tx| {
+            let rows = tx.execute(sql, params)?;
+            tx.keep_answer(rows.to_string())?;
+            Ok(rows)
+        })?;
+        match done {
+            Keyed::Done(rows) => Ok(Keyed::Done(rows)),
+            Keyed::AlreadyDone(answer) => answer
+                .and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok())
+                .map(Keyed::AlreadyDone)
+                .ok_or(NOT_A_COUNT),
+        }
+    }
+}
+
+/// Claims the key, runs `work`, and commits both.
+fn transact<T>(
+    session: &mut Session,
+    ledger: &Ledger,
+    key: &Key,
+    begin: &Begin,
+    limits: &Limits,
+    work: impl FnOnce(&mut Session) -> Result<(T, Option<Vec<u8>>)>,
+) -> Result<Keyed<T>> {
+    let claim = match claim(session, ledger, key, begin, limits)? {
+        Claimed::Ours(claim) => claim,
+        Claimed::Done(answer) => return done_before(session, answer, limits),
+    };
+    let (value, answer) = match work(session) {
+        Ok(done) => done,
+        Err(error) => return Err(roll_back_after(session, error)),
+    };
+    let keep = answer.map(|answer| ledger.keep_sql(&claim, &answer));
+    match session.commit(keep.as_deref().unwrap_or_default(), limits) {
+        Ok(()) => Ok(Keyed::Done(value)),
+        Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
+            match session.lost_commit(Some(&claim), limits).resolve() {
+                Outcome::Committed => Ok(Keyed::Done(value)),
+                Outcome::NotCommitted => Err(lost.without_effect()),
+                Outcome::DoneByAnother(answer) => Ok(Keyed::AlreadyDone(answer)),
+                Outcome::Unknown => Err(lost),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn claim(
+    session: &mut Session,
+    ledger: &Ledger,
+    key: &Key,
+    begin: &Begin,
+    limits: &Limits,
+) -> Result<Claimed> {
+    let answer = session
+        .begin(begin, &ledger.claim_sql(key), limits)
+        .map_err(|error| match error.sqlstate() {
+            Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => Error::Misuse(
+                "the ledger's table is not there; create_ledger makes it, in the schema that ledger_schema names",
+            ),
+            _ => error,
+        })?;
+    Ledger::claimed(key, &answer)
+}
+
+/// What can be seen was committed on this server; it counts when the synchronous standbys have it, too.
+fn done_before<T>(
+    session: &mut Session,
+    answer: Option<Vec<u8>>,
+    limits: &Limits,
+) -> Result<Keyed<T>> {
+    session.rollback()?;
+    match wait_for_standbys(session, limits.until()) {
+        Ok(true) => Ok(Keyed::AlreadyDone(answer)),
+        Ok(false) => Err(Error::NotReplicated),
+        Err(source) => Err(Error::Database {
+            source,
+            phase: crate::retry::Phase::Preparing,
+        }),
+    }
+}

@@ -1,0 +1,448 @@
+//! Writes with a key: done once, whatever happens to the answers.
+
+use super::commit::{COMMIT, COMMITTED, outcomes, own_server, rows};
+use super::proxy::{Act, Mode, Proxy};
+use super::support::{Database, MS, SECOND, admin, database, eventually, pool};
+use millpond::embedded::Stop;
+use millpond::{Error, Keyed, Pool, RetryPolicy};
+use std::cell::Cell;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+fn set_up() -> (Database, Proxy, Pool) {
+    let db = database();
+    let proxy = Proxy::in_front_of(db.port);
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = pool(&db.url_by(proxy.port)).max_size(4).build().unwrap();
+    pool.create_ledger().unwrap();
+    (db, proxy, pool)
+}
+
+/// Writes one row under the key; the fault is armed in the first attempt. Returns what came out, and the attempts.
+fn write(
+    pool: &Pool,
+    key: &str,
+    fault: impl FnOnce(),
+) -> (millpond::Result<Keyed<&'static str>>, u32) {
+    let (attempts, fault) = (Cell::new(0), Cell::new(Some(fault)));
+    let result = pool.transaction_with_key(key, |tx| {
+        attempts.set(attempts.get() + 1);
+        tx.execute("INSERT INTO t VALUES (1)", &[])?;
+        tx.keep_answer("the answer")?;
+        if let Some(fault) = fault.take() {
+            fault();
+        }
+        Ok("done")
+    });
+    (result, attempts.get())
+}
+
+fn already_done<T>() -> Keyed<T> {
+    Keyed::AlreadyDone(Some(b"the answer".to_vec()))
+}
+
+#[test]
+fn a_key_is_done_once_and_its_answer_kept() {
+    let (db, _proxy, pool) = set_up();
+    assert_eq!(write(&pool, "k", || {}).0.unwrap(), Keyed::Done("done"));
+    let (again, attempts) = write(&pool, "k", || {});
+    assert_eq!((again.unwrap(), attempts), (already_done(), 0));
+    assert_eq!(
+        write(&pool, "another", || {}).0.unwrap(),
+        Keyed::Done("done")
+    );
+    assert_eq!(rows(&db.url), 2);
+    // Whoever kept nothing gets nothing.
+    let bare = || pool.transaction_with_key("bare", |_| Ok(())).unwrap();
+    assert_eq!(
+        (bare(), bare()),
+        (Keyed::Done(()), Keyed::AlreadyDone(None))
+    );
+}
+
+#[test]
+fn a_statement_with_a_key_says_how_many_rows_it_touched_then_and_later() {
+    let (db, _proxy, pool) = set_up();
+    let insert = || {
+        pool.execute_with_key("k", "INSERT INTO t VALUES ($1), ($1)", &[&7i32])
+            .unwrap()
+    };
+    assert_eq!(
+        (insert(), insert()),
+        (Keyed::Done(2), Keyed::AlreadyDone(2))
+    );
+    assert_eq!(rows(&db.url), 2);
+    write(&pool, "of a transaction", || {}).0.unwrap();
+    let error = pool
+        .execute_with_key("of a transaction", "INSERT INTO t VALUES (1)", &[])
+        .unwrap_err();
+    assert!(matches!(error, Error::Misuse(_)), "{error:?}");
+}
+
+#[test]
+fn what_fails_leaves_its_key_free() {
+    let (db, _proxy, pool) = set_up();
+    let error = pool
+        .transaction_with_key("k", |tx| {
+            tx.execute("INSERT INTO t VALUES (1)", &[])?;
+            Err::<(), _>(Error::application("no"))
+        })
+        .unwrap_err();
+    assert!(matches!(error, Error::Application(_)), "{error:?}");
+    let error = pool
+        .execute_with_key("k", "INSERT INTO t SELECT 1 / $1", &[&0i32])
+        .unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("22012"));
+    assert_eq!(rows(&db.url), 0);
+    assert_eq!(write(&pool, "k", || {}).0.unwrap(), Keyed::Done("done"));
+}
+
+#[test]
+fn any_text_is_a_key() {
+    let (_db, _proxy, pool) = set_up();
+    let long = "x".repeat(10_000);
+    for key in [
+        "",
+        "'",
+        "\\",
+        "'; DROP TABLE t; --",
+        "a\u{0}b",
+        "ключ",
+        &long,
+    ] {
+        assert_eq!(write(&pool, key, || {}).0.unwrap(), Keyed::Done("done"));
+        assert_eq!(write(&pool, key, || {}).0.unwrap(), already_done());
+    }
+}
+
+#[test]
+fn of_many_at_once_one_does_it_and_all_get_its_answer() {
+    let (db, _proxy, pool) = set_up();
+    let done = thread::scope(|scope| {
+        let callers: Vec<_> = (0..16)
+            .map(|_| scope.spawn(|| write(&pool, "k", || {}).0.unwrap()))
+            .collect();
+        callers
+            .into_iter()
+            .map(|c| c.join().unwrap())
+            .filter(|out| *out == Keyed::Done("done"))
+            .count()
+    });
+    assert_eq!((done, rows(&db.url)), (1, 1));
+}
+
+#[test]
+fn the_table_is_made_by_an_explicit_call_alone_and_by_many_at_once() {
+    let db = database();
+    let make = || db.pool().ledger_schema("of_the_app").build().unwrap();
+    let error = make()
+        .execute_with_key("k", "SELECT 1", &[])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("create_ledger"), "{error}");
+    let schemas = "SELECT count(*) FROM pg_namespace WHERE nspname IN ('millpond', 'of_the_app')";
+    let count = |n: i64| {
+        assert_eq!(
+            db.admin().query_one(schemas, &[]).unwrap().get::<_, i64>(0),
+            n
+        );
+    };
+    count(0);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| make().create_ledger().unwrap());
+        }
+    });
+    count(1);
+    let pool = make();
+    let error = pool.execute_with_key("k", "SELECT 1", &[]).unwrap();
+    assert_eq!(error, Keyed::Done(1));
+    let error = db.pool().ledger_schema("No Such").build().unwrap_err();
+    assert!(error.to_string().contains("ledger_schema"), "{error}");
+}
+
+#[test]
+fn a_key_needs_a_transaction_that_writes_and_an_answer_a_key() {
+    let (_db, _proxy, pool) = set_up();
+    let read_only = pool
+        .call()
+        .read_only()
+        .transaction_with_key("k", |_| Ok(()));
+    assert!(matches!(read_only, Err(Error::Misuse(_))));
+    let no_key = pool.transaction(|tx| tx.keep_answer("x"));
+    assert!(matches!(no_key, Err(Error::Misuse(_))));
+}
+
+#[test]
+fn answered_but_not_delivered_is_done() {
+    let (db, proxy, pool) = set_up();
+    let (result, attempts) = write(&pool, "k", || proxy.on_answer(COMMITTED, Act::Lose));
+    assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 1));
+    assert_eq!(write(&pool, "k", || {}).0.unwrap(), already_done());
+    assert_eq!((rows(&db.url), outcomes(&pool, "committed")), (1, 1));
+}
+
+#[test]
+fn lost_on_the_way_is_done_again() {
+    let (db, proxy, pool) = set_up();
+    let (result, attempts) = write(&pool, "k", || proxy.on_request(COMMIT, Act::Lose));
+    assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 2));
+    assert_eq!((rows(&db.url), outcomes(&pool, "not_committed")), (1, 1));
+}
+
+#[test]
+fn lost_without_retries_is_said_and_the_key_is_free() {
+    let (db, proxy, pool) = set_up();
+    let error = pool
+        .with_policy(RetryPolicy::none())
+        .transaction_with_key("k", |tx| {
+            tx.execute("INSERT INTO t VALUES (1)", &[])?;
+            proxy.on_request(COMMIT, Act::Lose);
+            Ok(())
+        })
+        .unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    assert_eq!(rows(&db.url), 0);
+    assert_eq!(write(&pool, "k", || {}).0.unwrap(), Keyed::Done("done"));
+    assert_eq!(rows(&db.url), 1);
+}
+
+#[test]
+fn one_that_arrives_after_the_question_does_nothing() {
+    let (db, proxy, pool) = set_up();
+    let (arrived, late) = mpsc::channel();
+    let (result, attempts) = write(&pool, "k", || {
+        proxy.on_request(
+            COMMIT,
+            Act::DeliverLateThen(
+                300 * MS,
+                Box::new(move || {
+                    let _ = arrived.send(());
+                }),
+            ),
+        )
+    });
+    assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 2));
+    late.recv_timeout(20 * SECOND)
+        .expect("it was delivered late");
+    assert_eq!((rows(&db.url), outcomes(&pool, "not_committed")), (1, 1));
+}
+
+#[test]
+fn three_lost_in_a_row_on_one_key_are_found_out_one_by_one() {
+    let (db, proxy, pool) = set_up();
+    let attempts = Cell::new(0);
+    let result = pool.transaction_with_key("k", |tx| {
+        attempts.set(attempts.get() + 1);
+        tx.execute("INSERT INTO t VALUES (1)", &[])?;
+        match attempts.get() {
+            1 | 2 => proxy.on_request(COMMIT, Act::Lose),
+            _ => proxy.on_answer(COMMITTED, Act::Lose),
+        }
+        Ok(())
+    });
+    assert_eq!((result.unwrap(), attempts.get()), (Keyed::Done(()), 3));
+    assert_eq!(
+        (
+            rows(&db.url),
+            outcomes(&pool, "not_committed"),
+            outcomes(&pool, "committed")
+        ),
+        (1, 2, 1)
+    );
+}
+
+#[test]
+fn two_callers_on_one_key_while_the_answer_of_the_first_is_cut() {
+    for deliver in [true, false] {
+        let (db, proxy, pool) = set_up();
+        let (in_hand, claimed) = mpsc::channel();
+        let (first, second) = thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                write(&pool, "k", || {
+                    in_hand.send(()).unwrap();
+                    // The second is waiting for the key by now.
+                    eventually("somebody waits for the key", || {
+                        let sql = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
+                        db.admin().query_one(sql, &[]).unwrap().get::<_, i64>(0) > 0
+                    });
+                    match deliver {
+                        true => proxy.on_answer(COMMITTED, Act::Lose),
+                        false => proxy.on_request(COMMIT, Act::Lose),
+                    }
+                })
+                .0
+            });
+            claimed.recv_timeout(20 * SECOND).unwrap();
+            let second = scope.spawn(|| write(&pool, "k", || {}).0);
+            (
+                first.join().unwrap().unwrap(),
+                second.join().unwrap().unwrap(),
+            )
+        });
+        assert_eq!(rows(&db.url), 1, "delivered={deliver}");
+        let both = [&first, &second];
+        let done = both.iter().filter(|o| ***o == Keyed::Done("done")).count();
+        let later = both.iter().filter(|o| ***o == already_done()).count();
+        assert_eq!((done, later), (1, 1), "delivered={deliver}: {both:?}");
+        if deliver {
+            assert_eq!(first, Keyed::Done("done"));
+        }
+    }
+}
+
+#[test]
+fn when_another_did_it_in_the_meantime_its_answer_is_the_answer() {
+    let (db, proxy, pool) = set_up();
+    let other = db.pool().build().unwrap();
+    let url = db.url.clone();
+    let attempts = Cell::new(0);
+    let first = pool
+        .with_policy(RetryPolicy::none())
+        .transaction_with_key("k", |tx| {
+            attempts.set(attempts.get() + 1);
+            let pid: i32 = tx.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+            tx.execute("INSERT INTO t VALUES (1)", &[])?;
+            let (other, url, switch) = (other.clone(), url.clone(), proxy.switch());
+            let act = Box::new(move || {
+                // The first hears of nothing before the other is done.
+                switch(Mode::BlackHole);
+                let end = "SELECT pg_terminate_backend($1, 5000)";
+                admin(&url).execute(end, &[&pid]).unwrap();
+                write(&other, "k", || {}).0.unwrap();
+                switch(Mode::Pass);
+            });
+            proxy.on_request(COMMIT, Act::LoseAfter(act));
+            Ok("by the first")
+        });
+    assert_eq!((first.unwrap(), attempts.get()), (already_done(), 1));
+    assert_eq!((rows(&db.url), outcomes(&pool, "not_committed")), (1, 1));
+}
+
+#[test]
+fn a_reset_of_the_statistics_changes_nothing() {
+    let (_server, proxy, direct, by_proxy) = own_server(false);
+    let pool = pool(&by_proxy).build().unwrap();
+    pool.create_ledger().unwrap();
+    let reset_by = direct.clone();
+    let reset = Box::new(move || {
+        admin(&reset_by)
+            .batch_execute("SELECT pg_stat_reset_shared('wal')")
+            .unwrap()
+    });
+    let (result, attempts) = write(&pool, "k", || {
+        proxy.on_answer(COMMITTED, Act::LoseAfter(reset))
+    });
+    assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 1));
+    assert_eq!((rows(&direct), outcomes(&pool, "committed")), (1, 1));
+}
+
+#[test]
+fn a_server_that_crashes_over_the_commit_is_no_reason_not_to_know() {
+    let (server, proxy, direct, by_proxy) = own_server(true);
+    let pool = pool(&by_proxy)
+        .connection_timeout(10 * SECOND)
+        .build()
+        .unwrap();
+    pool.create_ledger().unwrap();
+    for (nth, deliver) in [true, false, true, false].into_iter().enumerate() {
+        let (crashing, (crashed, done)) = (Arc::clone(&server), mpsc::channel());
+        let crash = Box::new(move || {
+            let mut server = crashing.lock().unwrap();
+            server.stop(Stop::Immediate);
+            server.start_again().unwrap();
+            crashed.send(()).unwrap();
+        });
+        let act = if deliver {
+            Act::DeliverThen(crash)
+        } else {
+            Act::LoseAfter(crash)
+        };
+        let key = format!("k{nth}");
+        let (result, _) = write(&pool, &key, || proxy.on_request(COMMIT, act));
+        done.recv_timeout(60 * SECOND).expect("the crash happened");
+        assert_eq!(result.unwrap(), Keyed::Done("done"));
+        assert_eq!(rows(&direct), nth as i64 + 1);
+        assert_eq!(write(&pool, &key, || {}).0.unwrap(), already_done());
+    }
+    assert_eq!(outcomes(&pool, "unknown"), 0);
+}
+
+#[test]
+fn a_role_that_may_not_look_at_the_server_knows_by_its_key() {
+    let (db, proxy, owner) = set_up();
+    let url = db.url_by(proxy.port);
+    let (_, after) = url.split_once('@').unwrap();
+    db.admin()
+        .batch_execute(
+            "CREATE ROLE keyed_role LOGIN PASSWORD 'keyed'; GRANT ALL ON t TO keyed_role; \
+             GRANT USAGE ON SCHEMA millpond TO keyed_role; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON millpond.ledger TO keyed_role; \
+             REVOKE EXECUTE ON FUNCTION pg_control_system() FROM public",
+        )
+        .unwrap();
+    drop(owner);
+    let pool = pool(&format!("postgresql://keyed_role:keyed@{after}"))
+        .build()
+        .unwrap();
+    let (result, attempts) = write(&pool, "k", || proxy.on_answer(COMMITTED, Act::Lose));
+    assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 1));
+    let (result, attempts) = write(&pool, "l", || proxy.on_request(COMMIT, Act::Lose));
+    assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 2));
+    assert_eq!(rows(&db.url), 2);
+}
+
+/// A pool with a ledger that holds 1100 keys which are 23 hours old, and one from now; and how many there are.
+fn with_old_keys(db: &Database, ttl: Duration) -> (Pool, impl Fn() -> i64 + use<>) {
+    let pool = db.pool().ledger_ttl(ttl).build().unwrap();
+    pool.create_ledger().unwrap();
+    let mut admin = db.admin();
+    admin
+        .batch_execute(
+            "INSERT INTO millpond.ledger SELECT encode(sha256(i::text::bytea), 'hex'), gen_random_uuid(), 'done', NULL, \
+             now() - interval '23 hours' FROM generate_series(1, 1100) AS i",
+        )
+        .unwrap();
+    pool.execute_with_key("new", "SELECT 1", &[]).unwrap();
+    let admin = std::cell::RefCell::new(admin);
+    let sql = "SELECT count(*) FROM millpond.ledger";
+    (pool, move || {
+        admin.borrow_mut().query_one(sql, &[]).unwrap().get(0)
+    })
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn keys_are_kept_for_their_time_and_swept_then() {
+    let (pool, count) = with_old_keys(&database(), 24 * HOUR);
+    assert_eq!((pool.sweep_ledger().unwrap(), count()), (Some(0), 1101));
+    let (pool, count) = with_old_keys(&database(), 22 * HOUR);
+    assert_eq!((pool.sweep_ledger().unwrap(), count()), (Some(1100), 1));
+}
+
+#[test]
+fn one_program_sweeps_at_a_time() {
+    let db = database();
+    let (pool, count) = with_old_keys(&db, 22 * HOUR);
+    let mut other = db.admin();
+    let mut sweeping = other.transaction().unwrap();
+    let lock = "SELECT pg_advisory_xact_lock($1, 'millpond.ledger'::regclass::oid::int)";
+    sweeping.execute(lock, &[&0x6d70_6c64i32]).unwrap();
+    assert_eq!((pool.sweep_ledger().unwrap(), count()), (None, 1101));
+    drop(sweeping);
+    assert_eq!((pool.sweep_ledger().unwrap(), count()), (Some(1100), 1));
+}
+
+#[test]
+fn a_pool_that_writes_with_keys_sweeps_by_itself() {
+    let (pool, count) = with_old_keys(&database(), SECOND);
+    eventually("the old ones are gone", || count() <= 1);
+    // And the one that was new, when its second is over.
+    eventually("all are gone", || count() == 0);
+    assert_eq!(
+        pool.execute_with_key("new", "SELECT 1", &[]).unwrap(),
+        Keyed::Done(1)
+    );
+}
