@@ -7,6 +7,7 @@
 
 use super::Observer;
 use super::identity::Identity;
+use super::scout::{Attempt, Attempts};
 use super::session::{Session, as_server_ms};
 use super::watchdog::{Plan, Tracked, Watchdog};
 use super::wire::Connector;
@@ -51,7 +52,7 @@ pub(crate) struct Shared {
     /// Sessions of an older generation are retired.
     pub generation: AtomicU64,
     /// Connections being opened at this moment.
-    pub opening: AtomicUsize,
+    pub attempts: Attempts,
     /// A pooler in front of the server refuses options in the startup packet (08P01): SET stands in for them.
     without_options: AtomicBool,
     /// The URL's options set `statement_timeout`, and nothing wins over them.
@@ -97,7 +98,7 @@ impl Shared {
             closing: AtomicBool::new(false),
             has_connected: AtomicBool::new(false),
             generation: AtomicU64::new(0),
-            opening: AtomicUsize::new(0),
+            attempts: Attempts::default(),
             without_options: AtomicBool::new(false),
             start: Instant::now(),
             trouble_at: AtomicU64::new(0),
@@ -128,6 +129,11 @@ impl Shared {
 
     pub fn note_trouble(&self) {
         self.trouble_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub fn note_opened(&self) {
+        self.has_connected.store(true, Ordering::SeqCst);
+        self.gate.opened();
     }
 
     pub fn note_answer(&self) {
@@ -202,14 +208,18 @@ impl Shared {
         deadline: Option<Instant>,
     ) -> Result<Session, OpenError> {
         while self.gate.turn(&self.closing, deadline) {
-            let limit = Instant::now() + self.config.connection_timeout;
-            self.opening.fetch_add(1, Ordering::Relaxed);
-            let result = self.open(deadline.map_or(limit, |at| at.min(limit)));
-            self.opening.fetch_sub(1, Ordering::Relaxed);
+            if let Some(session) = self.attempts.take_spare() {
+                return Ok(session);
+            }
+            let started = Instant::now();
+            let limit = started + self.config.connection_timeout;
+            let attempt = self.attempts.begin(self);
+            let result = self.open(deadline.map_or(limit, |at| at.min(limit)), Some(&attempt));
+            let result = result.or_else(|e| attempt.take_found().ok_or(e));
+            self.attempts.end(&attempt);
             let error = match result {
                 Ok(session) => {
-                    self.has_connected.store(true, Ordering::SeqCst);
-                    self.gate.opened();
+                    self.note_opened();
                     return Ok(session);
                 }
                 Err(e) => Arc::new(e),
@@ -225,13 +235,17 @@ impl Shared {
                 () if code == SqlState::TOO_MANY_CONNECTIONS.code() => RETRY_FULL,
                 () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
             };
-            self.gate.failed(error, pause);
+            self.gate.failed(error, started, pause);
         }
         Err(OpenError::Closed)
     }
 
     /// Opens a connection to the first host that lets us in, the last good one first.
-    pub fn open(self: &Arc<Self>, deadline: Instant) -> Result<Session, OpenError> {
+    pub fn open(
+        self: &Arc<Self>,
+        deadline: Instant,
+        attempt: Option<&Attempt>,
+    ) -> Result<Session, OpenError> {
         let first = match self
             .hosts
             .first()
@@ -249,7 +263,7 @@ impl Shared {
             // A share of what is left for each host: one that accepts and stays silent must not eat the others' time.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / (count - nth) as u32;
-            match self.open_host(&self.hosts[at], Instant::now() + share) {
+            match self.open_host(&self.hosts[at], Instant::now() + share, attempt) {
                 Ok(mut session) if wants_primary && session.identity().standby => {
                     session.close_for(CloseReason::FailedOver);
                     standby.get_or_insert(at);
@@ -263,7 +277,7 @@ impl Shared {
         }
         match standby {
             // Better than nothing: it can be read from, and may be promoted.
-            Some(at) => self.open_host(&self.hosts[at], deadline),
+            Some(at) => self.open_host(&self.hosts[at], deadline, attempt),
             None => Err(last_error),
         }
     }
@@ -273,13 +287,14 @@ impl Shared {
         self: &Arc<Self>,
         host: &postgres::Config,
         deadline: Instant,
+        attempt: Option<&Attempt>,
     ) -> Result<Session, OpenError> {
         let mut last_error = OpenError::Closed;
         let each = addresses(host, deadline)?;
         let count = each.len();
         for (nth, one) in each.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.open_at(one, left / (count - nth) as u32) {
+            match self.open_at(one, left / (count - nth) as u32, attempt) {
                 Ok(session) => return Ok(session),
                 Err(e) => last_error = e,
             }
@@ -291,6 +306,7 @@ impl Shared {
         self: &Arc<Self>,
         host: &postgres::Config,
         limit: Duration,
+        attempt: Option<&Attempt>,
     ) -> Result<Session, OpenError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let generation = self.generation.load(Ordering::Relaxed);
@@ -298,6 +314,9 @@ impl Shared {
         let registration = self.watchdog.register(id);
         let armed = registration.arm(Some(started + limit), Plan::Abort);
         let wire = Arc::clone(&registration.tracked.wire);
+        if let Some(attempt) = attempt {
+            attempt.goes_over(&wire);
+        }
         let tcp = is_tcp(host);
         let connect = |config: postgres::Config| {
             if tcp {
@@ -504,6 +523,8 @@ struct GateState {
     down: Option<Down>,
     /// Somebody is trying while it is down.
     probing: bool,
+    /// The newest success.
+    opened_at: Option<Instant>,
 }
 
 struct Down {
@@ -549,14 +570,22 @@ impl Gate {
         if let Some(down) = state.down.take() {
             info!("the database is back after {:.1?}", down.since.elapsed());
         }
+        state.opened_at = Some(Instant::now());
         state.probing = false;
         drop(state);
         self.changed.notify_all();
     }
 
-    fn failed(&self, error: Arc<OpenError>, pause: Duration) {
+    fn failed(&self, error: Arc<OpenError>, started: Instant, pause: Duration) {
         let now = Instant::now();
         let mut state = self.lock();
+        if state.opened_at.is_some_and(|at| at > started) {
+            // Another attempt has found the database since: this one speaks of the past.
+            state.probing = false;
+            drop(state);
+            self.changed.notify_all();
+            return;
+        }
         let before = state.down.as_ref().map(|d| (d.since, d.logged_at));
         let since = before.map_or(now, |(since, _)| since);
         let logged_at = match before {

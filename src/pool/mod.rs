@@ -17,6 +17,7 @@ mod close;
 mod identity;
 mod manager;
 mod probe;
+mod scout;
 mod session;
 mod sync;
 mod unnamed;
@@ -53,7 +54,7 @@ const TRUSTED_FOR: Duration = Duration::from_millis(500);
 /// Longer is never: an [`Instant`] cannot be moved much further.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// A validation takes a round trip, also for a caller who is out of time.
-const LEAST_VALIDATION: Duration = Duration::from_millis(50);
+const LEAST_VALIDATION: Duration = Duration::from_millis(25);
 
 /// Told what happens to connections; every method does nothing by itself. Called outside locks, on the thread that did it,
 /// so it should be quick; a panic ends there and is logged.
@@ -220,7 +221,7 @@ impl Inner {
     fn stats(&self) -> Stats {
         let line = self.line.figures();
         let spares = self.r2d2.state().idle_connections as usize;
-        let opening = self.shared.opening.load(Ordering::Relaxed);
+        let opening = self.shared.attempts.count();
         let idle = line.idle + spares;
         Stats {
             total: idle + line.active + opening,

@@ -225,16 +225,8 @@ impl Call<'_> {
         let inside = commits_inside(sql);
         self.run(Location::caller(), |session| {
             let result = if inside {
-                // Not for a transaction, so that the server's own timeout stays as it is.
-                let server = self.pool.inner.shared.server_timeout();
-                work(
-                    session,
-                    Phase::CommitsInside,
-                    &Limits {
-                        server,
-                        ..self.limits()
-                    },
-                )
+                // Not for a transaction.
+                work(session, Phase::CommitsInside, &self.limits())
             } else if self.needs_transaction() {
                 let limits = self.limits_in_transaction();
                 let begin = self.begin_with_timeout();
@@ -281,27 +273,15 @@ impl Call<'_> {
         }
     }
 
+    /// Outside a transaction of its own, the server's timeout stays as it is.
     pub(crate) fn limits(&self) -> Limits {
-        let config = self.pool.config();
-        match self.timeout {
-            None => Limits {
-                server: self.pool.inner.shared.server_timeout(),
-                client: config.query_timeout,
-                deadline: self.deadline,
+        Limits {
+            server: self.pool.inner.shared.server_timeout(),
+            client: match self.timeout {
+                None => self.pool.config().query_timeout,
+                Some(limit) => Some(limit).filter(|l| !l.is_zero()),
             },
-            Some(limit) => {
-                let limit = Some(limit).filter(|l| !l.is_zero());
-                let server = match (limit, self.pool.inner.shared.server_timeout()) {
-                    // Not lifted: still the server's own.
-                    (Some(limit), Some(server)) if server >= limit => Some(server),
-                    _ => limit,
-                };
-                Limits {
-                    server,
-                    client: limit,
-                    deadline: self.deadline,
-                }
-            }
+            deadline: self.deadline,
         }
     }
 

@@ -5,10 +5,11 @@ use super::outcome::wait_for_standbys;
 use super::{Outcome, Run, Transaction, roll_back_after};
 use crate::error::{Error, Result};
 use crate::pool::{Begin, Limits, Pool, Session};
-use crate::retry::{Call, Repeat};
+use crate::retry::{Call, Phase, Repeat};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use std::panic::Location;
+use std::time::Instant;
 
 /// What a call with a key came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,12 +176,14 @@ fn done_before<T>(
     limits: &Limits,
 ) -> Result<Keyed<T>> {
     session.rollback()?;
-    match wait_for_standbys(session, limits.until()) {
+    let deadline = limits.until();
+    match wait_for_standbys(session, deadline) {
         Ok(true) => Ok(Keyed::AlreadyDone(answer)),
         Ok(false) => Err(Error::NotReplicated),
+        Err(_) if Instant::now() >= deadline => Err(Error::NotReplicated),
         Err(source) => Err(Error::Database {
             source,
-            phase: crate::retry::Phase::Preparing,
+            phase: Phase::Preparing,
         }),
     }
 }

@@ -154,7 +154,7 @@ impl LostCommit<'_> {
         session: &mut Session,
         deadline: Instant,
     ) -> Result<Option<Outcome>, postgres::Error> {
-        // A timeout of the server's would end the wait for a standby with a mere warning: ours alone counts.
+        // Our deadline alone counts: the end of the old backend may be waited for.
         ask(session, "SET statement_timeout = 0", deadline)?;
         if self.xid.is_some() && !self.end_old_backend(session, deadline)? {
             return Ok(None);
@@ -244,7 +244,7 @@ fn ask_by_number(
 
 /// What is committed now is behind the transaction in question, and is answered only when the standbys have both. A number
 /// alone would not wait: it takes something that writes WAL, which an ordinary role may do. False when the server gave the
-/// wait up, as it does at a statement timeout.
+/// wait up.
 pub(super) fn wait_for_standbys(
     session: &mut Session,
     deadline: Instant,

@@ -23,6 +23,8 @@ pub enum Mode {
     Refuse,
     /// Accepts, and lets nothing through in either direction.
     BlackHole,
+    /// Accepts, and never answers, also not later.
+    Silent,
     /// Refuses options in the startup message, as PgBouncer does.
     RefuseOptions,
 }
@@ -146,6 +148,11 @@ impl Shared {
     fn relay(self: &Arc<Self>, client: TcpStream) {
         let mode = *self.mode.lock().unwrap();
         if mode == Mode::Refuse {
+            return;
+        }
+        if mode == Mode::Silent {
+            // Open for as long as the proxy is there, or cuts it.
+            self.sockets.lock().unwrap().push(client);
             return;
         }
         if mode == Mode::RefuseOptions && has_options(&client) {

@@ -1,0 +1,179 @@
+//! A second look beside an attempt to open a connection that gets no answer.
+//!
+//! A server that was frozen after it had accepted, or a network that swallowed a packet, can hold an attempt for as long
+//! as attempts may take, also when the server, or another host, has long been ready for a new one. So when an attempt
+//! has waited for a while, the scout makes short ones beside it, one at a time; the first that succeeds takes the
+//! place of the oldest that waits, which is cut. Nothing is lost where opening is merely slow: it goes on.
+
+use super::manager::Shared;
+use super::session::Session;
+use super::wire;
+use crate::error::Chain;
+use crate::metrics::CloseReason;
+use log::{debug, warn};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long an attempt waits before the scout looks, and how long a look may take.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Between a look without an answer and the next.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// The attempts under way.
+#[derive(Default)]
+pub(crate) struct Attempts(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// The oldest first.
+    waiting: Vec<Arc<Attempt>>,
+    scouting: bool,
+    /// Found when nobody was waiting any more; for whoever comes while the scout is about.
+    spare: Option<Session>,
+}
+
+/// One attempt, which may go from host to host.
+pub(crate) struct Attempt {
+    since: Instant,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    wire: Option<Arc<wire::Handle>>,
+    found: Option<Session>,
+    over: bool,
+}
+
+impl Attempts {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn count(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// What the scout found and nobody has taken yet.
+    pub fn take_spare(&self) -> Option<Session> {
+        self.lock().spare.take()
+    }
+
+    /// Takes note of an attempt that begins, and has somebody look after it.
+    pub fn begin(&self, shared: &Arc<Shared>) -> Arc<Attempt> {
+        let attempt = Arc::new(Attempt {
+            since: Instant::now(),
+            inner: Mutex::default(),
+        });
+        let mut state = self.lock();
+        state.waiting.push(Arc::clone(&attempt));
+        if !state.scouting {
+            let shared = Arc::clone(shared);
+            let scout = thread::Builder::new().name("millpond-scout".into());
+            match scout.spawn(move || scout_for(&shared)) {
+                Ok(_) => state.scouting = true,
+                Err(e) => warn!("no thread for a second look: {e}"),
+            }
+        }
+        attempt
+    }
+
+    /// The attempt is over. What was found in its place, and not needed, is closed.
+    pub fn end(&self, attempt: &Arc<Attempt>) {
+        self.lock().waiting.retain(|a| !Arc::ptr_eq(a, attempt));
+        let mut inner = attempt.lock();
+        inner.over = true;
+        let unneeded = inner.found.take();
+        drop(inner);
+        close(unneeded);
+    }
+
+    /// For how long the oldest has been waiting. With none, the scout's work is done.
+    fn longest_wait(&self) -> Option<Duration> {
+        let mut state = self.lock();
+        let longest = state.waiting.first().map(|a| a.since.elapsed());
+        state.scouting = longest.is_some();
+        let unneeded = state.spare.take_if(|_| longest.is_none());
+        drop(state);
+        close(unneeded);
+        longest
+    }
+
+    /// Gives a session to the oldest that waits.
+    fn found(&self, session: Session) {
+        let mut state = self.lock();
+        let unneeded = if state.waiting.is_empty() {
+            state.spare.replace(session)
+        } else {
+            let oldest = state.waiting.remove(0);
+            drop(state);
+            oldest.replace(session)
+        };
+        close(unneeded);
+    }
+}
+
+impl Attempt {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The attempt goes on over this wire.
+    pub fn goes_over(&self, wire: &Arc<wire::Handle>) {
+        let mut inner = self.lock();
+        if inner.found.is_some() {
+            wire.abort();
+        }
+        inner.wire = Some(Arc::clone(wire));
+    }
+
+    pub fn take_found(&self) -> Option<Session> {
+        self.lock().found.take()
+    }
+
+    /// Gives the session back when the attempt has ended in this moment.
+    fn replace(&self, session: Session) -> Option<Session> {
+        let mut inner = self.lock();
+        if inner.over {
+            return Some(session);
+        }
+        inner.found = Some(session);
+        if let Some(wire) = inner.wire.take() {
+            wire.abort();
+        }
+        None
+    }
+}
+
+fn close(unneeded: Option<Session>) {
+    if let Some(mut session) = unneeded {
+        session.close_for(CloseReason::Drained);
+    }
+}
+
+fn scout_for(shared: &Arc<Shared>) {
+    thread::sleep(PATIENCE);
+    while let Some(waited) = shared.attempts.longest_wait() {
+        if waited < PATIENCE {
+            thread::sleep(PATIENCE - waited);
+            continue;
+        }
+        if shared.closing.load(Ordering::SeqCst) {
+            // Those who wait are told by others.
+            thread::sleep(PATIENCE);
+            continue;
+        }
+        match shared.open(Instant::now() + PATIENCE, None) {
+            Ok(session) => {
+                shared.attempts.found(session);
+                shared.note_opened();
+            }
+            Err(e) => {
+                debug!("a second look found nothing: {}", Chain(&e));
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The primary goes, and a standby takes its place.
+
+use super::commit::{COMMIT, outcomes};
+use super::proxy::{Act, Mode, Proxy};
+use super::servers::{Frozen, Standby, replicate_synchronously};
+use super::support::{MS, SECOND, admin, eventually, log_lines, pool, server};
+use millpond::embedded::{PrivateServer, Stop};
+use millpond::{Error, Keyed, Pool, RetryPolicy};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+/// A primary with a standby.
+fn pair() -> (PrivateServer, Standby) {
+    let primary = server(&[("synchronous_commit", "on")]);
+    admin(&primary.url())
+        .batch_execute("CREATE TABLE t (n int)")
+        .unwrap();
+    let standby = Standby::of(&primary);
+    (primary, standby)
+}
+
+/// A URL with both hosts.
+fn url(primary: &PrivateServer, first: u16, standby: &Standby, attributes: &str) -> String {
+    let both = format!("127.0.0.1:{first},127.0.0.1:{}/", standby.server.port());
+    primary
+        .url()
+        .replace(&format!("127.0.0.1:{}/", primary.port()), &both)
+        + attributes
+}
+
+const READ_WRITE: &str = "?target_session_attrs=read-write";
+
+fn keys(url: &str) -> Vec<i32> {
+    let rows = admin(url).query("SELECT n FROM t ORDER BY n", &[]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[test]
+fn writes_go_on_at_a_promoted_standby_and_none_that_was_acknowledged_is_lost() {
+    let (mut primary, standby) = pair();
+    let pool = pool(&url(&primary, primary.port(), &standby, READ_WRITE))
+        .max_size(4)
+        .connection_timeout(4 * SECOND)
+        .build()
+        .unwrap();
+    pool.create_ledger().unwrap();
+    replicate_synchronously(&primary);
+    let acknowledged = Mutex::new(Vec::new());
+    let count = || acknowledged.lock().unwrap().len();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for writer in 0..4 {
+            let (pool, acknowledged, over) = (&pool, &acknowledged, &over);
+            scope.spawn(move || {
+                for n in (writer..).step_by(4) {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    // With a key it may be asked for until it is known to be done.
+                    let done = loop {
+                        let by = Instant::now() + 30 * SECOND;
+                        let sql = "INSERT INTO t VALUES ($1)";
+                        let call = pool.call().with_deadline(by);
+                        match call.execute_with_key(&n.to_string(), sql, &[&n]) {
+                            Ok(done) => break done,
+                            Err(e) => assert!(e.is_outcome_unknown() || e.is_retryable(), "{e:?}"),
+                        }
+                    };
+                    assert!(matches!(done, Keyed::Done(1) | Keyed::AlreadyDone(1)));
+                    acknowledged.lock().unwrap().push(n);
+                }
+            });
+        }
+        eventually("writes are acknowledged", || count() > 200);
+        primary.stop(Stop::Immediate);
+        standby.promote();
+        let (promoted, before) = (Instant::now(), count());
+        eventually("writes go on", || count() > before + 4);
+        println!("first writes {:?} after the promotion", promoted.elapsed());
+        let so_far = count();
+        eventually("and on", || count() > so_far + 200);
+        over.store(true, Ordering::Relaxed);
+    });
+    let mut acknowledged = acknowledged.into_inner().unwrap();
+    acknowledged.sort_unstable();
+    assert_eq!(keys(&standby.server.url()), acknowledged);
+}
+
+#[test]
+fn a_first_host_that_is_silent_keeps_no_write_from_the_promoted_second() {
+    for frozen in [false, true] {
+        let (primary, standby) = pair();
+        let proxy = Proxy::in_front_of(primary.port());
+        let limit = 2 * SECOND;
+        let pool = pool(&url(&primary, proxy.port, &standby, READ_WRITE))
+            .connection_timeout(limit)
+            .query_timeout(500 * MS)
+            .build()
+            .unwrap();
+        let write = || pool.execute("INSERT INTO t VALUES (1)", &[]);
+        write().unwrap();
+        standby.promote();
+        // Silent to those who are connected, and to those who come: the system accepts for a stopped process.
+        let frozen = frozen.then(|| Frozen::tree(primary.pid().unwrap()));
+        if frozen.is_none() {
+            proxy.set(Mode::BlackHole);
+        }
+        let since = Instant::now();
+        eventually("a write succeeds", || match write() {
+            Ok(_) => true,
+            // It was on its way to the silent one.
+            Err(e) => {
+                assert!(e.is_outcome_unknown() || e.is_retryable(), "{e:?}");
+                false
+            }
+        });
+        let took = since.elapsed();
+        println!("a write after {took:?}, frozen={}", frozen.is_some());
+        assert!(took <= 2 * limit, "{took:?}");
+        assert_eq!(keys(&standby.server.url()).len(), 2);
+        let next = Instant::now();
+        write().unwrap();
+        assert!(next.elapsed() < SECOND, "the silent one is asked last now");
+    }
+}
+
+#[test]
+fn a_commit_that_the_standby_has_not_got_is_not_called_committed() {
+    let (primary, standby) = pair();
+    let proxy = Proxy::in_front_of(primary.port());
+    let by_proxy = primary.url().replace(
+        &format!(":{}/", primary.port()),
+        &format!(":{}/", proxy.port),
+    );
+    let pool = pool(&by_proxy).connection_timeout(SECOND).build().unwrap();
+    pool.create_ledger().unwrap();
+    replicate_synchronously(&primary);
+    let write = |keyed: bool| {
+        let cut = || {
+            let nothing = Box::new(|| {});
+            proxy.on_request(COMMIT, Act::DeliverThen(nothing));
+            Ok(())
+        };
+        if keyed {
+            pool.transaction_with_key("k", |_| cut()).map(|_| ())
+        } else {
+            pool.transaction(|tx| {
+                tx.execute("INSERT INTO t VALUES (1)", &[])?;
+                cut()
+            })
+        }
+    };
+    let stopped = Frozen::tree(standby.server.pid().unwrap());
+    for keyed in [false, true] {
+        let error = write(keyed).unwrap_err();
+        assert!(error.is_outcome_unknown(), "keyed={keyed} {error:?}");
+    }
+    assert_eq!(
+        (outcomes(&pool, "unknown"), outcomes(&pool, "committed")),
+        (2, 0)
+    );
+    // Nor is it called done before by who comes again.
+    let again = pool
+        .with_timeout(300 * MS)
+        .transaction_with_key("k", |_| Ok(()));
+    assert!(again.unwrap_err().is_outcome_unknown());
+    // With the standby back, the truth is known.
+    stopped.thaw();
+    write(false).unwrap();
+    assert_eq!(outcomes(&pool, "committed"), 1);
+    let again = pool.transaction_with_key("k", |_| Ok(())).unwrap();
+    assert_eq!(again, Keyed::AlreadyDone(None));
+}
+
+#[test]
+fn a_wait_for_the_standby_that_the_server_gives_up_is_no_success() {
+    let (primary, standby) = pair();
+    let pool = pool(&primary.url())
+        .connection_timeout(SECOND)
+        .query_timeout(500 * MS)
+        .build()
+        .unwrap();
+    pool.execute("INSERT INTO t VALUES (0)", &[]).unwrap();
+    replicate_synchronously(&primary);
+    let stopped = Frozen::tree(standby.server.pid().unwrap());
+    // The cancel at its deadline ends the wait, and the server answers as if all were well, with a mere warning.
+    let error = pool.execute("INSERT INTO t VALUES (1)", &[]).unwrap_err();
+    let cause = matches!(&error, Error::OutcomeUnknown { source } if matches!(**source, Error::NotReplicated));
+    assert!(cause, "{error:?}");
+    assert_eq!(
+        keys(&primary.url()),
+        [0, 1],
+        "it is there, and may be lost with this server"
+    );
+    // A COMMIT on its way is not cancelled, but asked for.
+    let write = || pool.transaction(|tx| tx.execute("INSERT INTO t VALUES (2)", &[]));
+    assert!(write().unwrap_err().is_outcome_unknown());
+    stopped.thaw();
+    write().unwrap();
+}
+
+#[test]
+fn a_write_that_meets_a_standby_is_done_at_the_primary() {
+    let (primary, standby) = pair();
+    // The standby first, and nothing said about what is wanted.
+    let standby_first = primary.url().replace(
+        &format!("127.0.0.1:{}/", primary.port()),
+        &format!(
+            "127.0.0.1:{},127.0.0.1:{}/",
+            standby.server.port(),
+            primary.port()
+        ),
+    );
+    let pool = pool(&standby_first).max_size(4).build().unwrap();
+    let on_standby =
+        |pool: &Pool| -> bool { pool.read("SELECT pg_is_in_recovery()", &[]).unwrap()[0].get(0) };
+    assert!(on_standby(&pool), "the first host is a standby");
+    pool.execute("INSERT INTO t VALUES (1)", &[]).unwrap();
+    assert!(!on_standby(&pool), "the whole pool has moved");
+    pool.transaction(|tx| tx.execute("INSERT INTO t VALUES (2)", &[]))
+        .unwrap();
+    assert_eq!(keys(&primary.url()), [1, 2]);
+    // What was declared to write nothing is refused as before.
+    let error = pool
+        .call()
+        .read_only()
+        .execute("INSERT INTO t VALUES (3)", &[])
+        .unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert!(!error.is_retryable(), "{error:?}");
+}
+
+#[test]
+fn behind_one_address_the_pool_moves_with_it_to_the_new_primary() {
+    let (mut primary, standby) = pair();
+    let proxy = Proxy::in_front_of(standby.server.port());
+    let by_proxy = primary.url().replace(
+        &format!(":{}/", primary.port()),
+        &format!(":{}/", proxy.port),
+    );
+    let pool = pool(&by_proxy).retry_policy(
+        RetryPolicy::default()
+            .max_retries(1000)
+            .initial_delay(20 * MS)
+            .max_delay(20 * MS),
+    );
+    let pool = pool.build().unwrap();
+    pool.read("SELECT 1", &[]).unwrap();
+    thread::scope(|scope| {
+        let before = log_lines("reason=failed_over").len();
+        let writer =
+            scope.spawn(|| pool.transaction(|tx| tx.execute("INSERT INTO t VALUES (1)", &[])));
+        eventually("its connections are retired as those of a standby", || {
+            log_lines("reason=failed_over").len() > before + 1
+        });
+        primary.stop(Stop::Fast);
+        standby.promote();
+        assert_eq!(writer.join().unwrap().unwrap(), 1);
+    });
+    assert_eq!(keys(&standby.server.url()), [1]);
+}
+
+#[test]
+fn a_pool_that_reads_only_reads_from_a_standby() {
+    let (primary, standby) = pair();
+    let pool = pool(&url(
+        &primary,
+        primary.port(),
+        &standby,
+        "?target_session_attrs=read-only",
+    ))
+    .build()
+    .unwrap();
+    let standby = |rows: Vec<millpond::postgres::Row>| rows[0].get::<_, bool>(0);
+    let sql = "SELECT pg_is_in_recovery()";
+    assert!(standby(pool.query(sql, &[]).unwrap()));
+    assert!(standby(pool.transaction(|tx| tx.query(sql, &[])).unwrap()));
+    let error = pool
+        .transaction(|tx| tx.execute("INSERT INTO t VALUES (1)", &[]))
+        .unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+}

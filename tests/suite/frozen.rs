@@ -1,0 +1,275 @@
+//! A server that is there and does not answer: whoever waits for it is freed in time, and the pool is whole as soon as it is.
+//!
+//! The figures are printed. On a busy machine they say little, so they are held to their bounds only when
+//! `MILLPOND_TEST_FIGURES` is set; else to bounds that a busy machine keeps as well.
+
+use super::proxy::{Mode, Proxy};
+use super::servers::Frozen;
+use super::support::{MS, SECOND, backends, eventually, pool, server};
+use millpond::embedded::PrivateServer;
+use millpond::{Pool, RetryPolicy};
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// In the way of the figure, on a machine that does other things.
+fn slack() -> Duration {
+    match std::env::var_os("MILLPOND_TEST_FIGURES") {
+        Some(_) => Duration::ZERO,
+        None => 2 * SECOND,
+    }
+}
+
+const CHECK_OUT: Duration = Duration::from_millis(400);
+const QUERY: Duration = Duration::from_millis(300);
+const SIZE: u32 = 4;
+
+struct Scene {
+    server: PrivateServer,
+    proxy: Proxy,
+    pool: Pool,
+}
+
+/// A pool with all of its connections open, the proxy between it and its server.
+fn scene() -> Scene {
+    let server = server(&[]);
+    let proxy = Proxy::in_front_of(server.port());
+    let by_proxy = server.url().replace(
+        &format!(":{}/", server.port()),
+        &format!(":{}/", proxy.port),
+    );
+    let pool = pool(&by_proxy)
+        .max_size(SIZE)
+        .connection_timeout(CHECK_OUT)
+        .query_timeout(QUERY)
+        .statement_timeout(Duration::ZERO)
+        .retry_policy(RetryPolicy::none())
+        .application_name("frozen")
+        .build()
+        .unwrap();
+    let scene = Scene {
+        server,
+        proxy,
+        pool,
+    };
+    eventually("the pool is whole", || scene.whole());
+    scene
+}
+
+impl Scene {
+    /// All connections can be had and used at once.
+    fn whole(&self) -> bool {
+        let all_there = Barrier::new(SIZE as usize);
+        thread::scope(|scope| {
+            let users: Vec<_> = (0..SIZE)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let connection = self.pool.get();
+                        all_there.wait();
+                        connection.is_ok_and(|mut c| c.simple_query("SELECT 1").is_ok())
+                    })
+                })
+                .collect();
+            // Every one of them is asked.
+            let good: Vec<_> = users.into_iter().map(|u| u.join().unwrap()).collect();
+            good.into_iter().all(|good| good)
+        })
+    }
+
+    /// Queries from `threads` at once; the longest took this long.
+    fn query_from(&self, threads: usize) -> Duration {
+        thread::scope(|scope| {
+            let users: Vec<_> = (0..threads)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let since = Instant::now();
+                        let _ = self.pool.read("SELECT 1", &[]);
+                        since.elapsed()
+                    })
+                })
+                .collect();
+            let took = users.into_iter().map(|u| u.join().unwrap());
+            took.max().unwrap()
+        })
+    }
+}
+
+/// Makes a fault, looks at what it does to those who wait, and ends it. `end` returns when the fault is over.
+fn look_at<F>(what: &str, start: impl FnOnce(&Scene) -> F, end: impl FnOnce(&Scene, F)) {
+    let scene = scene();
+    let held = scene.pool.get().unwrap();
+    let fault = start(&scene);
+    let since = Instant::now();
+    drop(held);
+    let dropped = since.elapsed();
+    // Trusted, since they were used a moment ago: the fault is met in the query.
+    let queried = scene.query_from(SIZE as usize);
+    let checked_out = (0..3)
+        .map(|_| {
+            let since = Instant::now();
+            let _ = scene.pool.get();
+            since.elapsed()
+        })
+        .max()
+        .unwrap();
+    end(&scene, fault);
+    let since = Instant::now();
+    let patience = since + 20 * SECOND;
+    while !scene.whole() {
+        assert!(Instant::now() < patience, "{what}: never whole again");
+    }
+    let whole = since.elapsed();
+    println!(
+        "{what:20} query {queried:8.1?}  check-out {checked_out:8.1?}  drop {dropped:8.1?}  whole again {whole:8.1?}"
+    );
+    assert!(
+        queried <= QUERY + 550 * MS + slack(),
+        "{what}: query {queried:?}"
+    );
+    assert!(
+        checked_out <= CHECK_OUT + 50 * MS + slack(),
+        "{what}: check-out {checked_out:?}"
+    );
+    assert!(dropped <= 10 * MS + slack(), "{what}: drop {dropped:?}");
+    assert!(whole <= 250 * MS + slack(), "{what}: whole again {whole:?}");
+}
+
+fn pass(scene: &Scene, (): ()) {
+    scene.proxy.set(Mode::Pass);
+}
+
+#[test]
+fn a_black_hole() {
+    look_at("black hole", |s| s.proxy.set(Mode::BlackHole), pass);
+}
+
+#[test]
+fn refused() {
+    let start = |s: &Scene| {
+        s.proxy.set(Mode::Refuse);
+        s.proxy.cut();
+    };
+    look_at("refused", start, pass);
+}
+
+#[test]
+fn accepted_and_never_answered() {
+    let start = |s: &Scene| {
+        s.proxy.set(Mode::Silent);
+        s.proxy.cut();
+    };
+    look_at("half-open accept", start, pass);
+}
+
+#[test]
+fn a_stopped_postmaster() {
+    let start = |s: &Scene| {
+        // Who is connected is served on; so the connections are taken away as well.
+        let frozen = Frozen::process(s.server.pid().unwrap());
+        s.proxy.cut();
+        frozen
+    };
+    look_at("stopped postmaster", start, |_, frozen| frozen.thaw());
+}
+
+#[test]
+fn stopped_backends() {
+    let start = |s: &Scene| {
+        let mut admin = super::support::admin(&s.server.url());
+        let pids = backends(&mut admin, "frozen");
+        assert_eq!(pids.len(), SIZE as usize);
+        pids.iter()
+            .map(|pid| Frozen::process(pid.unsigned_abs()))
+            .collect::<Vec<_>>()
+    };
+    look_at("stopped backends", start, |_, frozen| drop(frozen));
+}
+
+#[test]
+fn a_whole_server_stopped() {
+    let start = |s: &Scene| Frozen::tree(s.server.pid().unwrap());
+    look_at("stopped server", start, |_, frozen| frozen.thaw());
+}
+
+#[test]
+fn twenty_queries_past_their_deadline_at_once_are_all_freed_in_time() {
+    let server = server(&[]);
+    let proxy = Proxy::in_front_of(server.port());
+    let by_proxy = server.url().replace(
+        &format!(":{}/", server.port()),
+        &format!(":{}/", proxy.port),
+    );
+    let pool = pool(&by_proxy)
+        .connection_timeout(20 * SECOND)
+        .query_timeout(3 * SECOND)
+        .build()
+        .unwrap();
+    let (there, gone) = (Barrier::new(21), Barrier::new(21));
+    let longest = thread::scope(|scope| {
+        let users: Vec<_> = (0..20)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut took = Duration::ZERO;
+                    let result = pool.transaction(|tx| {
+                        there.wait();
+                        gone.wait();
+                        let since = Instant::now();
+                        let result = tx.query("SELECT 1", &[]);
+                        took = since.elapsed();
+                        result
+                    });
+                    (result, took)
+                })
+            })
+            .collect();
+        there.wait();
+        proxy.set(Mode::BlackHole);
+        gone.wait();
+        users
+            .into_iter()
+            .map(|user| {
+                let (result, took) = user.join().unwrap();
+                assert!(result.unwrap_err().is_timeout());
+                took
+            })
+            .max()
+            .unwrap()
+    });
+    println!("20 at once on a black hole: {longest:?}");
+    assert!(longest <= 3 * SECOND + 550 * MS + slack());
+}
+
+#[test]
+fn a_cancel_never_hits_the_next_statement() {
+    let server = server(&[]);
+    let pool = pool(&server.url())
+        .max_size(2)
+        .statement_timeout(Duration::ZERO)
+        .retry_policy(RetryPolicy::none())
+        .build()
+        .unwrap();
+    let until = Instant::now() + 5 * SECOND;
+    let (mut timeouts, mut good) = (0, 0);
+    while Instant::now() < until {
+        // Ends at about its deadline: sometimes before the cancel, sometimes by it, sometimes while it is on its way.
+        let limit = Duration::from_micros(2_000 + some_micros(30_000));
+        match pool.with_timeout(limit).query("SELECT pg_sleep(0.02)", &[]) {
+            Ok(_) => good += 1,
+            Err(e) => {
+                assert!(e.is_timeout(), "{e:?}");
+                timeouts += 1;
+            }
+        }
+        for _ in 0..20 {
+            pool.query("SELECT 1", &[]).expect("no stray 57014");
+        }
+    }
+    println!("{timeouts} timeouts, {good} in time, no stray cancel");
+    assert!(timeouts > 20 && good > 0, "{timeouts} {good}");
+}
+
+/// Anything will do that is not always the same.
+fn some_micros(below: u32) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::from(now.unwrap().subsec_nanos() / 1000 % below)
+}
