@@ -271,5 +271,5 @@ fn a_cancel_never_hits_the_next_statement() {
 /// Anything will do that is not always the same.
 fn some_micros(below: u32) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    u64::from(now.unwrap().subsec_nanos() / 1000 % below)
+    u64::from(now.unwrap().subsec_micros() % below)
 }

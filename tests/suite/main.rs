@@ -17,4 +17,5 @@ mod retry;
 mod servers;
 mod sessions;
 mod support;
+mod torture;
 mod wire;

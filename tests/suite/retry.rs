@@ -3,8 +3,10 @@
 use super::proxy::{Act, Proxy};
 use super::support::{MS, SECOND, database, eventually};
 use millpond::error::GaveUpReason;
-use millpond::{Error, Pool, RetryPolicy};
+use millpond::{Error, Pool, RetryPolicy, Transaction};
 use std::cell::Cell;
+use std::io::Write;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 /// The message that every answer to a prepared statement begins with.
@@ -306,6 +308,115 @@ fn an_error_swallowed_by_the_closure_still_fails_the_transaction() {
     );
     assert_eq!(error.sqlstate().map(|s| s.code()), Some("22012"));
     assert_eq!(count(&pool, "t"), 0);
+}
+
+#[test]
+fn a_failure_in_rows_that_nobody_read_or_in_a_copy_fails_the_transaction() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    type Work = fn(&mut Transaction<'_>);
+    let works: [Work; 4] = [
+        // The error comes after the row at which the closure had enough.
+        |tx| {
+            let sql = "SELECT 1 / (3 - i) FROM generate_series(1, 10) AS i";
+            tx.query_each(sql, &[], |_| Ok(ControlFlow::Break(())))
+                .unwrap();
+        },
+        |tx| {
+            let sql = "SELECT 1 / (3 - i) FROM generate_series(1, 10) AS i";
+            let _ = tx.query_each(sql, &[], |_| Ok(ControlFlow::Continue(())));
+        },
+        // Given up half-way, and fed with what is no number.
+        |tx| {
+            let given_up = tx.copy_in("COPY t FROM STDIN", |out| {
+                out.write_all(b"7\n").unwrap();
+                Err(Error::application("no more"))
+            });
+            assert!(matches!(given_up, Err(Error::Application(_))));
+        },
+        |tx| {
+            let fed = tx.copy_in("COPY t FROM STDIN", |out| {
+                out.write_all(b"7\nx\n").map_err(Error::application)
+            });
+            assert_eq!(fed.unwrap_err().sqlstate().unwrap().code(), "22P02");
+        },
+    ];
+    for (nth, work) in works.iter().enumerate() {
+        let result = pool.transaction(|tx| {
+            tx.execute("INSERT INTO t VALUES (1)", &[])?;
+            work(tx);
+            Ok(())
+        });
+        let error = result.expect_err("nothing was committed");
+        assert!(!error.is_outcome_unknown(), "{nth}: {error:?}");
+        assert_eq!(count(&pool, "t"), 0, "{nth}");
+    }
+}
+
+#[test]
+fn rows_and_copies_pass_one_by_one() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    for cache in [256, 0] {
+        let pool = db.pool().statement_cache(cache).build().unwrap();
+        let lines = |out: &mut dyn Write| -> std::io::Result<()> {
+            (0..100_000).try_for_each(|n| writeln!(out, "{n}"))
+        };
+        let sum = pool
+            .transaction(|tx| {
+                tx.execute("TRUNCATE t", &[])?;
+                let copied = tx.copy_in("COPY t FROM STDIN", |out| {
+                    lines(out).map_err(Error::application)
+                })?;
+                assert_eq!(copied, 100_000);
+                let mut sum = 0;
+                tx.query_each("SELECT n FROM t WHERE n >= $1", &[&10i32], |row| {
+                    sum += i64::from(row.try_get::<_, i32>(0)?);
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                // One that has enough leaves the session as good as before.
+                let mut seen = 0;
+                tx.query_each("SELECT n FROM t", &[], |_| {
+                    seen += 1;
+                    Ok(ControlFlow::Break(()))
+                })?;
+                assert_eq!(seen, 1);
+                // The closure's own error comes out as it is, and is no failure of the transaction.
+                let refused = tx.query_each("SELECT n FROM t", &[], |_| {
+                    Err(Error::application("enough"))
+                });
+                assert!(matches!(refused, Err(Error::Application(_))));
+                Ok(sum)
+            })
+            .unwrap();
+        assert_eq!(sum, (10..100_000).sum::<i64>());
+        assert_eq!(count(&pool, "t"), 100_000);
+    }
+}
+
+#[test]
+fn a_copy_that_loses_its_connection_is_repeated_with_its_transaction() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    let mut attempts = 0;
+    let copied = pool
+        .transaction(|tx| {
+            attempts += 1;
+            let pid: i32 = tx.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+            tx.copy_in("COPY t FROM STDIN", |out| {
+                if attempts == 1 {
+                    let end = "SELECT pg_terminate_backend($1, 5000)";
+                    db.admin().execute(end, &[&pid]).unwrap();
+                }
+                // The closure's own view of it is an error of writing; the transaction knows better.
+                let feed = (0..100_000).try_for_each(|n| writeln!(out, "{n}"));
+                feed.map_err(Error::application)
+            })
+        })
+        .unwrap();
+    assert_eq!((attempts, copied, count(&pool, "t")), (2, 100_000, 100_000));
 }
 
 #[test]

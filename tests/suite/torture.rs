@@ -1,0 +1,240 @@
+//! Writers on a server that crashes, restarts and loses its answers. What they were told is held against what is in the
+//! tables afterwards.
+//!
+//! About a minute long; `MILLPOND_TORTURE_SECONDS` makes it longer.
+
+use super::commit::{COMMIT, COMMITTED, outcomes};
+use super::proxy::{Act, Proxy};
+use super::servers::signal;
+use super::support::{MS, SECOND, admin, pool, server};
+use millpond::embedded::{PrivateServer, Stop};
+use millpond::{Pool, RetryPolicy};
+use postgres::{Client, NoTls};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const WRITERS: usize = 8;
+const ACCOUNTS: usize = 20;
+const CENTS: i64 = 1000;
+
+/// What a writer was told of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Done,
+    Refused,
+    Unknown,
+}
+
+impl Told {
+    fn of<T>(result: &millpond::Result<T>) -> Told {
+        match result {
+            Ok(_) => Told::Done,
+            Err(e) if e.is_outcome_unknown() => Told::Unknown,
+            Err(_) => Told::Refused,
+        }
+    }
+}
+
+/// All that was told, by the name of the write: with a key, and without.
+#[derive(Default)]
+struct AllTold {
+    keyed: HashMap<String, Told>,
+    plain: HashMap<String, Told>,
+}
+
+fn write_until(
+    over: &AtomicBool,
+    acknowledged: &AtomicUsize,
+    pool: &Pool,
+    writer: usize,
+) -> AllTold {
+    let mut told = AllTold::default();
+    for n in 0.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        let name = format!("{writer}-{n}");
+        let result = if n % 2 == 0 {
+            let result = pool.transaction_with_key(&name, |tx| {
+                tx.execute("INSERT INTO keyed VALUES ($1)", &[&name])
+            });
+            told.keyed.insert(name, Told::of(&result));
+            result.map(|_| ())
+        } else {
+            let (from, to) = (n * 7 % ACCOUNTS, (n * 3 + writer + 1) % ACCOUNTS);
+            let result = transfer(pool, &name, from, to);
+            told.plain.insert(name, Told::of(&result));
+            result
+        };
+        if result.is_ok() {
+            acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    told
+}
+
+fn transfer(pool: &Pool, name: &str, from: usize, to: usize) -> millpond::Result<()> {
+    let add = "UPDATE accounts SET cents = cents + $1 WHERE id = $2";
+    pool.transaction(|tx| {
+        tx.execute(add, &[&-1i64, &(from as i32)])?;
+        tx.execute(add, &[&1i64, &(to as i32)])?;
+        tx.execute("INSERT INTO transfers VALUES ($1)", &[&name])?;
+        Ok(())
+    })
+}
+
+/// Takes answers away, a COMMIT's and a request's in turn.
+fn lose_answers_until(over: &AtomicBool, proxy: &Proxy) {
+    let mut answer = true;
+    while !over.load(Ordering::Relaxed) {
+        match answer {
+            true => proxy.on_answer(COMMITTED, Act::Lose),
+            false => proxy.on_request(COMMIT, Act::Lose),
+        }
+        answer = !answer;
+        thread::sleep(150 * MS);
+    }
+}
+
+/// Crashes and restarts, in turn.
+fn crash_until(over: &AtomicBool, server: &mut PrivateServer) -> [u32; 3] {
+    let mut done = [0; 3];
+    for turn in (0..3).cycle() {
+        thread::sleep(1500 * MS);
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        match turn {
+            0 => {
+                let Some(pid) = some_backend(&server.url()) else {
+                    continue;
+                };
+                signal(pid, "KILL");
+            }
+            1 => {
+                server.stop(Stop::Fast);
+                server.start_again().expect("a restart");
+            }
+            _ => {
+                server.stop(Stop::Immediate);
+                server.start_again().expect("a restart");
+            }
+        }
+        done[turn] += 1;
+    }
+    done
+}
+
+fn some_backend(url: &str) -> Option<u32> {
+    let mut client = Client::connect(url, NoTls).ok()?;
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'torture' ORDER BY random() LIMIT 1";
+    let pid: i32 = client.query_opt(sql, &[]).ok()??.get(0);
+    Some(pid.unsigned_abs())
+}
+
+/// How often each name is in a table.
+fn counts(admin: &mut Client, table: &str) -> HashMap<String, i64> {
+    let sql = format!("SELECT name, count(*) FROM {table} GROUP BY name");
+    let rows = admin.query(&sql, &[]).unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+/// Each write is there as often as its writer was told.
+fn check(what: &str, told: &HashMap<String, Told>, mut there: HashMap<String, i64>) -> [usize; 3] {
+    let mut figures = [0; 3];
+    for (name, told) in told {
+        let times = there.remove(name).unwrap_or(0);
+        let (right, figure) = match told {
+            Told::Done => (times == 1, 0),
+            Told::Refused => (times == 0, 1),
+            Told::Unknown => (times <= 1, 2),
+        };
+        assert!(right, "{what} {name}: told {told:?}, there {times} times");
+        figures[figure] += 1;
+    }
+    assert!(there.is_empty(), "{what}: nobody wrote {there:?}");
+    figures
+}
+
+#[test]
+fn nobody_was_told_anything_but_the_truth() {
+    let seconds = std::env::var("MILLPOND_TORTURE_SECONDS");
+    let lasts = seconds.map_or(50 * SECOND, |s| {
+        Duration::from_secs(s.parse().expect("MILLPOND_TORTURE_SECONDS: a number"))
+    });
+    let mut server = server(&[("synchronous_commit", "on"), ("full_page_writes", "on")]);
+    let url = server.url();
+    let proxy = Proxy::in_front_of(server.port());
+    let by_proxy = url.replace(
+        &format!(":{}/", server.port()),
+        &format!(":{}/", proxy.port),
+    );
+    admin(&url)
+        .batch_execute(&format!(
+            "CREATE TABLE accounts AS SELECT i AS id, {CENTS}::bigint AS cents FROM generate_series(0, {}) AS i; \
+             CREATE TABLE transfers (name text); CREATE TABLE keyed (name text)",
+            ACCOUNTS - 1
+        ))
+        .unwrap();
+    let pool = pool(&by_proxy)
+        .max_size(WRITERS as u32)
+        .connection_timeout(15 * SECOND)
+        .application_name("torture")
+        .retry_policy(
+            RetryPolicy::default()
+                .initial_delay(10 * MS)
+                .max_delay(200 * MS),
+        )
+        .build()
+        .unwrap();
+    pool.create_ledger().unwrap();
+    let (over, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let enough = || {
+        outcomes(&pool, "committed") >= 20
+            && outcomes(&pool, "not_committed") >= 20
+            && acknowledged.load(Ordering::Relaxed) >= 200
+    };
+    let started = Instant::now();
+    let (told, crashes) = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|w| {
+                let (over, acknowledged, pool) = (&over, &acknowledged, &pool);
+                scope.spawn(move || write_until(over, acknowledged, pool, w))
+            })
+            .collect();
+        scope.spawn(|| lose_answers_until(&over, &proxy));
+        let crashes = scope.spawn(|| crash_until(&over, &mut server));
+        while started.elapsed() < lasts || (!enough() && started.elapsed() < 4 * lasts) {
+            thread::sleep(50 * MS);
+        }
+        over.store(true, Ordering::Relaxed);
+        let crashes = crashes.join().unwrap();
+        let mut told = AllTold::default();
+        for writer in writers {
+            let one = writer.join().unwrap();
+            told.keyed.extend(one.keyed);
+            told.plain.extend(one.plain);
+        }
+        (told, crashes)
+    });
+    drop(proxy);
+    let mut admin = admin(&url);
+    let keyed = check("with a key", &told.keyed, counts(&mut admin, "keyed"));
+    let plain = check("without", &told.plain, counts(&mut admin, "transfers"));
+    let sum = "SELECT sum(cents)::bigint FROM accounts";
+    let sum: i64 = admin.query_one(sum, &[]).unwrap().get(0);
+    println!(
+        "{:?}: backends killed, fast and immediate restarts {crashes:?}; with a key {keyed:?} and without {plain:?} \
+         done, refused, unknown; lost commits resolved: {} committed, {} not, {} unknown",
+        started.elapsed(),
+        outcomes(&pool, "committed"),
+        outcomes(&pool, "not_committed"),
+        outcomes(&pool, "unknown")
+    );
+    assert_eq!(sum, CENTS * ACCOUNTS as i64);
+    assert_eq!(keyed[2], 0, "with a key nothing is unknown");
+    assert!(crashes.iter().all(|times| *times > 0), "{crashes:?}");
+    assert!(enough(), "too few to say anything");
+}
