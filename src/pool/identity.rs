@@ -24,16 +24,17 @@ pub(crate) struct Incarnation {
 pub(crate) const BACKEND_START: &str = "(extract(epoch FROM backend_start) * 1000000)::bigint";
 
 impl Identity {
-    /// Reads it in one round trip. What a role may not read costs it the incarnation, not the session.
+    /// Reads it in one round trip. What a role may not read costs it the incarnation, not the session. The functions below
+    /// the views are asked: a new backend takes 2 ms for them, and 4 ms for the views.
     pub fn read(client: &mut Client) -> Result<Identity, postgres::Error> {
         let who = format!(
-            "SELECT pid, {BACKEND_START}, pg_is_in_recovery() FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            "SELECT pid, {BACKEND_START}, pg_is_in_recovery() FROM pg_stat_get_activity(pg_backend_pid())"
         );
         let full = format!(
             "SELECT pid, {BACKEND_START}, pg_is_in_recovery(), CASE WHEN NOT pg_is_in_recovery() THEN \
              (SELECT system_identifier::text FROM pg_control_system()) END, CASE WHEN NOT pg_is_in_recovery() THEN \
              left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END, (SELECT extract(epoch FROM stats_reset)::text \
-             FROM pg_stat_wal) FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+             FROM pg_stat_get_wal()) FROM pg_stat_get_activity(pg_backend_pid())"
         );
         let messages = match client.simple_query(&full) {
             Err(e) if e.as_db_error().is_some() => client.simple_query(&who)?,

@@ -195,7 +195,7 @@ impl LostCommit<'_> {
         } = self.identity;
         // Where a role may not see the start of another's backend, that one counts as ours: at worst nothing is found out.
         let old = format!(
-            "FROM pg_stat_activity WHERE pid = {pid} AND coalesce({BACKEND_START} = {backend_start}, true)"
+            "FROM pg_stat_get_activity({pid}) WHERE coalesce({BACKEND_START} = {backend_start}, true)"
         );
         ask(
             session,

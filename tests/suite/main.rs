@@ -2,6 +2,7 @@
 
 mod checkout;
 mod cli;
+mod comeback;
 mod commit;
 mod docs;
 mod failover;
