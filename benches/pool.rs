@@ -3,9 +3,15 @@
 //! `cargo bench` prints medians of five rounds; in each round the contenders run one after the other, so that a noisy
 //! machine is noisy for all. Compare the ratios: the absolute numbers are the machine's.
 
+/// The byte stream under the pool's connections, for a bare client on it.
+#[path = "../src/pool/wire.rs"]
+#[allow(dead_code, unused_imports)]
+mod wire;
+
 use millpond::Pool;
 use millpond::embedded::{Options, PrivateServer};
-use postgres::{Client, NoTls};
+use postgres::config::{SslMode, SslNegotiation};
+use postgres::{Client, Config, NoTls};
 use r2d2_postgres::PostgresConnectionManager;
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -105,17 +111,23 @@ fn r2d2_queries(pool: &Plain) -> Figures {
     )
 }
 
-fn bare_queries(url: &str) -> Figures {
-    hammer(
-        || Client::connect(url, NoTls).expect("connection"),
-        |mut client| {
-            let statement = client.prepare(SQL).expect("statement");
-            move |n| {
-                let rows = client.query(&statement, &[&n]).expect("query");
-                assert_eq!(rows[0].get::<_, i32>(0), n);
-            }
-        },
-    )
+fn over_the_wire(url: &str) -> Client {
+    let mut config: Config = url.parse().expect("url");
+    config
+        .ssl_mode(SslMode::Require)
+        .ssl_negotiation(SslNegotiation::Direct);
+    let wire = wire::Connector(Arc::default());
+    config.connect(wire).expect("connection")
+}
+
+fn bare_queries(connect: impl Fn() -> Client + Sync) -> Figures {
+    hammer(connect, |mut client| {
+        let statement = client.prepare(SQL).expect("statement");
+        move |n| {
+            let rows = client.query(&statement, &[&n]).expect("query");
+            assert_eq!(rows[0].get::<_, i32>(0), n);
+        }
+    })
 }
 
 fn deadpool(url: &str) -> deadpool_postgres::Pool {
@@ -192,6 +204,21 @@ fn check_out_ns(mut one: impl FnMut()) -> f64 {
     median(rounds.collect())
 }
 
+/// Microseconds of one transaction, each with a number of its own.
+fn transaction_us(mut one: impl FnMut(i32)) -> f64 {
+    let mut n = 0;
+    let rounds = (0..ROUNDS).map(|_| {
+        let count = 1_000;
+        let begun = Instant::now();
+        for _ in 0..count {
+            n += 1;
+            one(n);
+        }
+        begun.elapsed().as_micros() as f64 / f64::from(count)
+    });
+    median(rounds.collect())
+}
+
 fn main() {
     // `cargo test --benches` runs this too, for a look whether it still works; `cargo bench` says --bench.
     if !std::env::args().any(|arg| arg == "--bench") {
@@ -226,6 +253,9 @@ fn main() {
     );
     println!("  bare          one postgres::Client per thread, statement prepared once");
     println!(
+        "  bare, wire    the same on the byte stream that can be cut, as under millpond's connections"
+    );
+    println!(
         "  deadpool      max_size={CONNECTIONS}, as it comes: RecyclingMethod::Fast, prepare_cached, tokio with 2 workers"
     );
 
@@ -254,17 +284,51 @@ fn main() {
     );
     println!("  bare                  - (nothing to check out)");
 
+    println!("\na transaction with one INSERT, one thread");
+    pool.create_ledger().expect("the ledger");
+    let mut client = Client::connect(&url, NoTls).expect("connection");
+    client
+        .batch_execute("CREATE TABLE t (n int)")
+        .expect("a table");
+    let insert = "INSERT INTO t VALUES ($1)";
+    let statement = client.prepare(insert).expect("statement");
+    let bare = transaction_us(|n| {
+        let mut tx = client.transaction().expect("BEGIN");
+        tx.execute(&statement, &[&n]).expect("INSERT");
+        tx.commit().expect("COMMIT");
+    });
+    let ours = transaction_us(|n| {
+        pool.transaction(|tx| tx.execute(insert, &[&n]))
+            .expect("a transaction");
+    });
+    let keyed = transaction_us(|n| {
+        pool.transaction_with_key(&n.to_string(), |tx| tx.execute(insert, &[&n]))
+            .expect("a transaction with a key");
+    });
+    println!("  bare          {bare:>9.0} us");
+    println!(
+        "  millpond      {ours:>9.0} us  ({:.2} x bare)",
+        ours / bare
+    );
+    println!(
+        "  with a key    {keyed:>9.0} us  ({:.2} x bare)",
+        keyed / bare
+    );
+
     println!(
         "\n{SQL}, {THREADS} threads on {CONNECTIONS} connections, median of {ROUNDS} rounds of {ROUND:?}"
     );
-    let mut rounds: [Vec<Figures>; 4] = Default::default();
+    let mut rounds: [Vec<Figures>; 5] = Default::default();
     for _ in 0..ROUNDS {
         rounds[0].push(millpond_queries(&pool));
         rounds[1].push(r2d2_queries(&plain));
-        rounds[2].push(bare_queries(&url));
-        rounds[3].push(deadpool_queries(&runtime, &dead));
+        rounds[2].push(bare_queries(|| {
+            Client::connect(&url, NoTls).expect("connection")
+        }));
+        rounds[3].push(bare_queries(|| over_the_wire(&url)));
+        rounds[4].push(deadpool_queries(&runtime, &dead));
     }
-    let [ours, plain, bare, dead] = rounds.map(|r| median_figures(&r));
+    let [ours, plain, bare, wire, dead] = rounds.map(|r| median_figures(&r));
     println!(
         "                 queries/s   mean ms    p50 ms    p99 ms  p99/mean  of bare  of r2d2"
     );
@@ -272,6 +336,7 @@ fn main() {
         ("millpond", ours),
         ("r2d2_postgres", plain),
         ("bare", bare),
+        ("bare, wire", wire),
         ("deadpool", dead),
     ] {
         println!(

@@ -1,5 +1,8 @@
 //! The program itself, as a user runs it.
 
+use super::frozen::slack;
+use super::http;
+use super::servers::Frozen;
 use super::support::{MS, SECOND, database, eventually};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -300,6 +303,53 @@ fn it_serves_while_the_database_is_down() {
     serving.signal("TERM");
     assert_eq!(serving.ends(), Some(0));
     assert!(!serving.log().contains("s3cret"), "{}", serving.log());
+}
+
+/// The status, and how long it took.
+fn get(port: u16, path: &str) -> (u16, Duration) {
+    let since = Instant::now();
+    let answer = http::get(([127, 0, 0, 1], port).into(), path);
+    (answer.status, since.elapsed())
+}
+
+#[test]
+fn a_frozen_database_keeps_neither_health_nor_the_shutdown_waiting() {
+    let server = super::support::server(&[]);
+    let url = server.url();
+    let dir = tempfile::tempdir().unwrap();
+    let mut serving = serve(
+        dir.path(),
+        &[("DATABASE_URL", &url), ("SHUTDOWN_TIMEOUT_MS", "3000")],
+    );
+    let port = serving.port;
+    eventually("it is healthy", || get(port, "/health").0 == 200);
+    let tree = || Frozen::tree(server.pid().unwrap());
+    let frozen = tree();
+    // An answer of before is shared for a quarter of a second.
+    eventually("it is not healthy", || get(port, "/health").0 == 503);
+    for _ in 0..3 {
+        // For an answer of its own.
+        thread::sleep(300 * MS);
+        let (status, took) = get(port, "/health");
+        println!("/health {status} after {took:?}");
+        assert_eq!(status, 503);
+        assert!(took <= 900 * MS + slack(), "{took:?}");
+    }
+    let (status, took) = get(port, "/api/metrics/db");
+    println!("/api/metrics/db {status} after {took:?}");
+    assert_eq!(status, 200);
+    assert!(took <= 10 * SECOND + 500 * MS, "{took:?}");
+    frozen.thaw();
+    let thawed = Instant::now();
+    eventually("it is healthy again", || get(port, "/health").0 == 200);
+    println!("/health 200 {:?} after the thaw", thawed.elapsed());
+    assert!(thawed.elapsed() <= SECOND + slack());
+    let _frozen = tree();
+    let signalled = Instant::now();
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0), "{}", serving.log());
+    println!("ended {:?} after SIGTERM", signalled.elapsed());
+    assert!(signalled.elapsed() <= 4 * SECOND + slack());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// In the way of the figure, on a machine that does other things.
-fn slack() -> Duration {
+pub fn slack() -> Duration {
     match std::env::var_os("MILLPOND_TEST_FIGURES") {
         Some(_) => Duration::ZERO,
         None => 2 * SECOND,
