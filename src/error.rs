@@ -45,6 +45,8 @@ pub enum Error {
         /// What was lost.
         source: Box<Error>,
     },
+    /// Another transaction has had the key in hand for as long as the call was to wait for it; nothing was done.
+    KeyInUse,
     /// The server gave up its wait for a synchronous standby and said so in a warning only: the write is done there, and may
     /// be lost with that server.
     NotReplicated,
@@ -273,6 +275,7 @@ impl Error {
                 sqlstate.as_ref() == Some(&SqlState::QUERY_CANCELED)
             }
             Error::Database { .. }
+            | Error::KeyInUse
             | Error::NotReplicated
             | Error::Misuse(_)
             | Error::Application(_) => false,
@@ -291,6 +294,7 @@ impl Error {
                     .is_some_and(|open| open.is_permanent());
                 e.reason != CheckoutFailure::Closed && !hopeless
             }
+            Error::KeyInUse => true,
             other => matches!(
                 other.verdict().repeat,
                 Repeat::NeverSent | Repeat::RolledBack
@@ -314,6 +318,7 @@ impl Error {
             Error::QueryTimeout { source, .. } | Error::Database { source, .. } => source.code(),
             Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.sqlstate(),
             Error::TransactionAborted { sqlstate, .. } => sqlstate.as_ref(),
+            Error::KeyInUse => Some(&SqlState::LOCK_NOT_AVAILABLE),
             Error::NotReplicated | Error::Misuse(_) | Error::Application(_) => None,
         }
     }
@@ -362,9 +367,10 @@ impl Error {
                 sqlstate: Some(code),
                 ..
             } => retry::verdict(&Symptom::Server(code), Phase::InTransaction),
-            Error::TransactionAborted { .. } | Error::Misuse(_) | Error::Application(_) => {
-                Verdict::PERMANENT
-            }
+            Error::TransactionAborted { .. }
+            | Error::KeyInUse
+            | Error::Misuse(_)
+            | Error::Application(_) => Verdict::PERMANENT,
             Error::OutcomeUnknown { .. } | Error::NotReplicated => Verdict::AMBIGUOUS,
             Error::GaveUp { source, .. } => source.verdict(),
         }
@@ -392,6 +398,7 @@ impl fmt::Debug for Error {
             Error::QueryTimeout { .. } => "QueryTimeout",
             Error::Database { .. } => "Database",
             Error::OutcomeUnknown { .. } => "OutcomeUnknown",
+            Error::KeyInUse => "KeyInUse",
             Error::NotReplicated => "NotReplicated",
             Error::TransactionAborted { .. } => "TransactionAborted",
             Error::GaveUp { .. } => "GaveUp",
@@ -416,6 +423,7 @@ impl fmt::Display for Error {
             Error::OutcomeUnknown { .. } => {
                 f.write_str("the outcome is unknown: the write may have been done, or not")
             }
+            Error::KeyInUse => f.write_str("another transaction has the key in hand"),
             Error::NotReplicated => f.write_str(
                 "the server gave up its wait for a synchronous standby: the write is done there, and may be lost with it",
             ),
@@ -452,7 +460,10 @@ impl StdError for Error {
                 None => source.source(),
             },
             Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => Some(source),
-            Error::NotReplicated | Error::TransactionAborted { .. } | Error::Misuse(_) => None,
+            Error::KeyInUse
+            | Error::NotReplicated
+            | Error::TransactionAborted { .. }
+            | Error::Misuse(_) => None,
             Error::Application(e) => e.source(),
         }
     }

@@ -52,7 +52,7 @@
 //! # Features
 //!
 //! Without default features this is the pool alone. `server` adds the HTTP server, `embedded` a private PostgreSQL for
-//! development and tests, `cli` the program.
+//! development and tests, `studio` the application that the pool was built for, `cli` the program.
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -67,6 +67,8 @@ pub mod pool;
 pub mod retry;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "studio")]
+pub mod studio;
 mod transaction;
 
 pub use config::{Config, ConfigErrors};

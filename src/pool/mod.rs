@@ -32,7 +32,7 @@ pub use probe::ProbeError;
 
 pub(crate) use identity::{BACKEND_START, Identity, Incarnation, first_row};
 pub(crate) use manager::Shared;
-pub(crate) use session::{Begin, Limits, Session};
+pub(crate) use session::{Begin, Limits, Session, as_server_ms};
 
 use crate::error::{CheckoutError, CheckoutFailure, Error, OpenError, Result};
 use crate::retry::Budget;

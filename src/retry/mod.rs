@@ -82,6 +82,7 @@ impl Pool {
             timeout: None,
             policy: None,
             deadline: None,
+            key_wait: None,
             begin: Begin::default(),
         }
     }
@@ -95,6 +96,7 @@ pub struct Call<'p> {
     pub(crate) timeout: Option<Duration>,
     policy: Option<RetryPolicy>,
     deadline: Option<Instant>,
+    pub(crate) key_wait: Option<Duration>,
     pub(crate) begin: Begin,
 }
 
@@ -112,9 +114,17 @@ impl Call<'_> {
     }
 
     /// A moment by which the call must have ended, with all its waiting, its attempts and their pauses. In a call with a
-    /// deadline, the wait for a connection is bounded by it alone, and no attempt.
+    /// deadline, the wait for a connection is bounded by it alone, and no attempt. Together with a timeout, what is left of
+    /// the time is the server's timeout of each attempt's transaction, too.
     pub fn with_deadline(mut self, at: Instant) -> Self {
         self.deadline = Some(at);
+        self
+    }
+
+    /// How long a transaction with a key waits for another that has the key in hand, before it ends as
+    /// [`Error::KeyInUse`]. Without this, up to the statement timeout.
+    pub fn with_key_wait(mut self, limit: Duration) -> Self {
+        self.key_wait = Some(limit);
         self
     }
 
@@ -168,9 +178,9 @@ impl Call<'_> {
             return self.query(sql, params);
         }
         refuse_control(sql)?;
-        let limits = self.limits();
         let mut lost = false;
         self.run(Location::caller(), |session| {
+            let limits = self.limits();
             // Where it needs a transaction it is a READ ONLY one: a standby has no others.
             let begin = Begin {
                 read_only: true,
@@ -255,7 +265,7 @@ impl Call<'_> {
     /// In a transaction of its own, a call's timeout is the server's as well.
     pub(crate) fn limits_in_transaction(&self) -> Limits {
         let own = self
-            .timeout
+            .timeout_of_attempt()
             .map(|limit| Some(limit).filter(|l| !l.is_zero()));
         let limits = self.limits();
         Limits {
@@ -264,9 +274,26 @@ impl Call<'_> {
         }
     }
 
+    /// The call's timeout, or what its deadline leaves of it.
+    fn timeout_of_attempt(&self) -> Option<Duration> {
+        let timeout = self.timeout?;
+        let Some(deadline) = self.deadline else {
+            return Some(timeout);
+        };
+        // The server's unit; zero would mean no limit.
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
+        Some(if timeout.is_zero() {
+            left
+        } else {
+            timeout.min(left)
+        })
+    }
+
     pub(crate) fn begin_with_timeout(&self) -> Begin {
         Begin {
-            statement_timeout: self.timeout,
+            statement_timeout: self.timeout_of_attempt(),
             // A standby gives out no transaction numbers, and takes no writes.
             read_only: self.begin.read_only || self.pool.config().reads_only(),
             ..self.begin

@@ -125,6 +125,15 @@ impl Problem {
         Problem::plain(500, "something went wrong on our side")
     }
 
+    /// 500, without a promise: a write may have been done, or not.
+    pub fn outcome_unknown() -> Problem {
+        Problem::of_kind(
+            500,
+            "outcome-unknown",
+            "it is not known whether this was done",
+        )
+    }
+
     /// 503, to be tried again after some seconds.
     pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Problem {
         Problem::of_kind(503, kind, detail).header("Retry-After", "1")
@@ -186,11 +195,7 @@ impl From<Error> for Problem {
 fn problem_for(error: &Error) -> Problem {
     let timeout = |detail| Problem::unavailable("timeout", detail);
     match error {
-        _ if error.is_outcome_unknown() => Problem::of_kind(
-            500,
-            "outcome-unknown",
-            "it is not known whether this was done",
-        ),
+        _ if error.is_outcome_unknown() => Problem::outcome_unknown(),
         Error::GaveUp {
             reason: GaveUpReason::Deadline,
             ..

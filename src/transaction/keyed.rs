@@ -9,7 +9,7 @@ use crate::retry::{Call, Phase, Repeat};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use std::panic::Location;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a call with a key came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +72,7 @@ impl Call<'_> {
         key: &str,
         mut work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
     ) -> Result<Keyed<T>> {
-        let (begin, limits) = (self.begin_with_timeout(), self.limits_in_transaction());
-        if begin.read_only {
+        if self.begin_with_timeout().read_only {
             return Err(Error::Misuse(
                 "a transaction with a key writes, and cannot be read only",
             ));
@@ -83,8 +82,16 @@ impl Call<'_> {
         ledger.keep_swept(inner);
         let key = Key::of(key);
         self.run(Location::caller(), |session| {
+            let wanted = Wanted {
+                ledger,
+                key: &key,
+                wait: self.key_wait,
+                begin: self.begin_with_timeout(),
+                limits: self.limits_in_transaction(),
+            };
+            let limits = wanted.limits;
             let mut failure = None;
-            let done = transact(session, ledger, &key, &begin, &limits, |session| {
+            let done = wanted.transact(session, |session| {
                 let run = Run::of(&mut work, session, limits, true);
                 failure = run.failure;
                 run.result.map(|value| (value, run.answer))
@@ -119,71 +126,71 @@ impl Call<'_> {
     }
 }
 
-/// Claims the key, runs `work`, and commits both.
-fn transact<T>(
-    session: &mut Session,
-    ledger: &Ledger,
-    key: &Key,
-    begin: &Begin,
-    limits: &Limits,
-    work: impl FnOnce(&mut Session) -> Result<(T, Option<Vec<u8>>)>,
-) -> Result<Keyed<T>> {
-    let claim = match claim(session, ledger, key, begin, limits)? {
-        Claimed::Ours(claim) => claim,
-        Claimed::Done(answer) => return done_before(session, answer, limits),
-    };
-    let (value, answer) = match work(session) {
-        Ok(done) => done,
-        Err(error) => return Err(roll_back_after(session, error)),
-    };
-    let keep = answer.map(|answer| ledger.keep_sql(&claim, &answer));
-    match session.commit(keep.as_deref().unwrap_or_default(), limits) {
-        Ok(()) => Ok(Keyed::Done(value)),
-        Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
-            match session.lost_commit(Some(&claim), limits).resolve() {
-                Outcome::Committed => Ok(Keyed::Done(value)),
-                Outcome::NotCommitted => Err(lost.without_effect()),
-                Outcome::DoneByAnother(answer) => Ok(Keyed::AlreadyDone(answer)),
-                Outcome::Unknown => Err(lost),
+/// One attempt at a transaction with a key.
+struct Wanted<'a> {
+    ledger: &'a Ledger,
+    key: &'a Key,
+    wait: Option<Duration>,
+    begin: Begin,
+    limits: Limits,
+}
+
+impl Wanted<'_> {
+    /// Claims the key, runs `work`, and commits both.
+    fn transact<T>(
+        &self,
+        session: &mut Session,
+        work: impl FnOnce(&mut Session) -> Result<(T, Option<Vec<u8>>)>,
+    ) -> Result<Keyed<T>> {
+        let claim = match self.claim(session)? {
+            Claimed::Ours(claim) => claim,
+            Claimed::Done(answer) => return self.done_before(session, answer),
+        };
+        let (value, answer) = match work(session) {
+            Ok(done) => done,
+            Err(error) => return Err(roll_back_after(session, error)),
+        };
+        let keep = answer.map(|answer| self.ledger.keep_sql(&claim, &answer));
+        match session.commit(keep.as_deref().unwrap_or_default(), &self.limits) {
+            Ok(()) => Ok(Keyed::Done(value)),
+            Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
+                match session.lost_commit(Some(&claim), &self.limits).resolve() {
+                    Outcome::Committed => Ok(Keyed::Done(value)),
+                    Outcome::NotCommitted => Err(lost.without_effect()),
+                    Outcome::DoneByAnother(answer) => Ok(Keyed::AlreadyDone(answer)),
+                    Outcome::Unknown => Err(lost),
+                }
             }
+            Err(error) => Err(error),
         }
-        Err(error) => Err(error),
     }
-}
 
-fn claim(
-    session: &mut Session,
-    ledger: &Ledger,
-    key: &Key,
-    begin: &Begin,
-    limits: &Limits,
-) -> Result<Claimed> {
-    let answer = session
-        .begin(begin, &ledger.claim_sql(key), limits)
-        .map_err(|error| match error.sqlstate() {
-            Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => Error::Misuse(
-                "the ledger's table is not there; create_ledger makes it, in the schema that ledger_schema names",
-            ),
-            _ => error,
-        })?;
-    Ledger::claimed(key, &answer)
-}
+    fn claim(&self, session: &mut Session) -> Result<Claimed> {
+        let claim = self.ledger.claim_sql(self.key, self.wait);
+        let answer = session
+            .begin(&self.begin, &claim, &self.limits)
+            .map_err(|error| match error.sqlstate() {
+                Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => Error::Misuse(
+                    "the ledger's table is not there; create_ledger makes it, in the schema that ledger_schema names",
+                ),
+                Some(&SqlState::LOCK_NOT_AVAILABLE) if self.wait.is_some() => Error::KeyInUse,
+                _ => error,
+            })?;
+        Ledger::claimed(self.key, &answer)
+    }
 
-/// What can be seen was committed on this server; it counts when the synchronous standbys have it, too.
-fn done_before<T>(
-    session: &mut Session,
-    answer: Option<Vec<u8>>,
-    limits: &Limits,
-) -> Result<Keyed<T>> {
-    session.rollback()?;
-    let deadline = limits.until();
-    match wait_for_standbys(session, deadline) {
-        Ok(true) => Ok(Keyed::AlreadyDone(answer)),
-        Ok(false) => Err(Error::NotReplicated),
-        Err(_) if Instant::now() >= deadline => Err(Error::NotReplicated),
-        Err(source) => Err(Error::Database {
-            source,
-            phase: Phase::Preparing,
-        }),
+    /// What can be seen was committed on this server; it counts when the synchronous standbys have it, too.
+    fn done_before<T>(&self, session: &mut Session, answer: Option<Vec<u8>>) -> Result<Keyed<T>> {
+        session.rollback()?;
+        let deadline = self.limits.until();
+        match wait_for_standbys(session, deadline) {
+            Ok(true) => Ok(Keyed::AlreadyDone(answer)),
+            Ok(false) => Err(Error::NotReplicated),
+            Err(_) if Instant::now() >= deadline => Err(Error::NotReplicated),
+            Err(source) => Err(Error::Database {
+                source,
+                phase: Phase::Preparing,
+            }),
+        }
     }
 }

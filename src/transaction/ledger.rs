@@ -21,7 +21,7 @@
 //! **Upkeep.** Rows are deleted when they are older than the ledger's time to live: some at a time, by one pool at a time.
 
 use crate::error::{Chain, Error, Result};
-use crate::pool::{Inner, Pool, Session, first_row};
+use crate::pool::{Inner, Pool, Session, as_server_ms, first_row};
 use crate::retry::RetryPolicy;
 use log::{debug, info, warn};
 use postgres::SimpleQueryMessage;
@@ -115,13 +115,24 @@ impl Ledger {
         )
     }
 
-    /// What follows BEGIN in its message.
-    pub fn claim_sql(&self, key: &Key) -> String {
+    /// What follows BEGIN in its message. `wait` is for the claim alone: what `lock_timeout` was, it is again afterwards.
+    pub fn claim_sql(&self, key: &Key, wait: Option<Duration>) -> String {
         let (table, Key(key)) = (&self.table, key);
+        let (before, after) = match wait {
+            None => (String::new(), ""),
+            Some(wait) => (
+                format!(
+                    "; SELECT set_config('millpond.lock_timeout', current_setting('lock_timeout'), true); \
+                     SET LOCAL lock_timeout = {}",
+                    as_server_ms(wait).max(1)
+                ),
+                "; SELECT set_config('lock_timeout', current_setting('millpond.lock_timeout'), true)",
+            ),
+        };
         format!(
-            "; INSERT INTO {table} AS entry (key, attempt, state) VALUES ('{key}', gen_random_uuid(), 'done') \
+            "{before}; INSERT INTO {table} AS entry (key, attempt, state) VALUES ('{key}', gen_random_uuid(), 'done') \
              ON CONFLICT (key) DO UPDATE SET attempt = excluded.attempt, state = 'done', answer = NULL, at = now() \
-             WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed; {}",
+             WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed{after}; {}",
             self.read_sql(key)
         )
     }
@@ -322,7 +333,7 @@ mod tests {
         for key in ["", "'; DROP TABLE t; --", "\\x00\u{0}", "schlüssel"] {
             let Key(hashed) = Key::of(key);
             assert!(hashed.len() == 64 && hashed.bytes().all(|b| b.is_ascii_hexdigit()));
-            let sql = ledger.claim_sql(&Key::of(key));
+            let sql = ledger.claim_sql(&Key::of(key), Some(Duration::from_secs(1)));
             assert!(key.is_empty() || !sql.contains(key), "{sql}");
         }
         let Key(abc) = Key::of("abc");

@@ -46,8 +46,8 @@ impl Call<'_> {
         &self,
         mut work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
-        let (begin, limits) = (self.begin_with_timeout(), self.limits_in_transaction());
         self.run(Location::caller(), |session| {
+            let (begin, limits) = (self.begin_with_timeout(), self.limits_in_transaction());
             let mut failure = None;
             let done = transact(session, &begin, &limits, |session| {
                 let run = Run::of(&mut work, session, limits, false);

@@ -1,0 +1,390 @@
+//! Reads bodies and queries strictly, and names everything that is wrong with them at once.
+//!
+//! Each reader returns a value in any case; what stood in for a bad one is never used, since `finish` fails then.
+
+use crate::server::{Problem, Request};
+use jiff::Timestamp;
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The longest name of a customer, in characters.
+pub(super) const LONGEST_NAME: usize = 200;
+
+/// 422, with every field that is wrong.
+pub(super) fn invalid(errors: Vec<Value>) -> Problem {
+    Problem::of_kind(422, "invalid-fields", "some fields are missing or wrong")
+        .with("errors", errors)
+}
+
+/// One field of the body that is wrong.
+pub(super) fn wrong_field(name: &str, detail: impl Into<String>) -> Value {
+    json!({ "pointer": format!("#/{}", name.replace('~', "~0").replace('/', "~1")), "detail": detail.into() })
+}
+
+/// The fields of a body that is a JSON object.
+pub(super) struct Fields {
+    given: Map<String, Value>,
+    errors: Vec<Value>,
+}
+
+impl Fields {
+    /// Reads the body; also returns it in the form that does not depend on blanks and order.
+    pub fn of(request: &Request) -> Result<(Fields, String), Problem> {
+        expect_type(request, "application/json")?;
+        let body: Body = serde_json::from_slice(&request.body).map_err(|e| {
+            Problem::plain(400, format!("the body is no JSON that is taken here: {e}"))
+        })?;
+        let Body::Object(given) = body else {
+            return Err(invalid(vec![
+                json!({ "pointer": "#", "detail": "takes an object" }),
+            ]));
+        };
+        let canonical = Value::Object(given.clone()).to_string();
+        let errors = Vec::new();
+        Ok((Fields { given, errors }, canonical))
+    }
+
+    /// For a route that takes no body: none, or an object without fields.
+    pub fn none(request: &Request) -> Result<String, Problem> {
+        if request.body.is_empty() {
+            return Ok(String::new());
+        }
+        let (fields, _) = Fields::of(request)?;
+        fields.finish().map(|()| String::new())
+    }
+
+    fn wrong(&mut self, name: &str, detail: impl Into<String>) {
+        self.errors.push(wrong_field(name, detail));
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let value = self.given.remove(name);
+        if value.is_none() {
+            self.wrong(name, "is missing");
+        }
+        value
+    }
+
+    /// The number of a thing: 1 and up.
+    pub fn id(&mut self, name: &str) -> i64 {
+        let Some(value) = self.take(name) else {
+            return 0;
+        };
+        match whole(&value) {
+            Some(id) if id >= 1 => id,
+            _ => {
+                self.wrong(name, "takes a whole number from 1 to 9223372036854775807");
+                0
+            }
+        }
+    }
+
+    /// A name: 1 to 200 characters, no control characters, no blank first.
+    pub fn name(&mut self, name: &str) -> String {
+        match self.take(name) {
+            Some(Value::String(text)) => match check_name(&text) {
+                Ok(()) => return text,
+                Err(detail) => self.wrong(name, detail),
+            },
+            Some(_) => self.wrong(name, NAME),
+            None => {}
+        }
+        String::new()
+    }
+
+    /// A moment.
+    pub fn time(&mut self, name: &str) -> Timestamp {
+        match self.take(name) {
+            Some(Value::String(text)) => match time(&text) {
+                Ok(at) => return at,
+                Err(detail) => self.wrong(name, detail),
+            },
+            Some(_) => self.wrong(name, TIME),
+            None => {}
+        }
+        Timestamp::UNIX_EPOCH
+    }
+
+    /// A time range, which ends after it starts.
+    pub fn range(&mut self) -> (Timestamp, Timestamp) {
+        let before = self.errors.len();
+        let (starts_at, ends_at) = (self.time("startsAt"), self.time("endsAt"));
+        if self.errors.len() == before && starts_at >= ends_at {
+            self.wrong("endsAt", "must be after startsAt");
+        }
+        (starts_at, ends_at)
+    }
+
+    /// Fails when anything was wrong, or is unknown.
+    pub fn finish(mut self) -> Result<(), Problem> {
+        for name in std::mem::take(&mut self.given).keys() {
+            self.wrong(name, "is not known here");
+        }
+        if self.errors.is_empty() {
+            Ok(())
+        } else {
+            Err(invalid(self.errors))
+        }
+    }
+}
+
+/// Refuses a body of another type. A body is taken as one where its type is named, whatever its parameters.
+pub(super) fn expect_type(request: &Request, wanted: &str) -> Result<(), Problem> {
+    let given = request.header("Content-Type").unwrap_or_default();
+    let essence = given.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case(wanted) {
+        return Ok(());
+    }
+    Err(Problem::plain(
+        415,
+        format!("the body must be {wanted}, and its Content-Type say so"),
+    ))
+}
+
+const NAME: &str = "takes 1 to 200 characters, no control characters, no blank first";
+const TIME: &str =
+    "takes a time as 2030-01-02T10:00:00Z or 2030-01-02T11:00:00+01:00, to the microsecond at most";
+
+pub(super) fn check_name(text: &str) -> Result<(), &'static str> {
+    let blank_first = text.chars().next().is_none_or(char::is_whitespace);
+    if blank_first || text.chars().count() > LONGEST_NAME || text.chars().any(char::is_control) {
+        return Err(NAME);
+    }
+    Ok(())
+}
+
+/// RFC 3339, with its offset; more exact than the database would keep is refused rather than rounded.
+pub(super) fn time(text: &str) -> Result<Timestamp, &'static str> {
+    let shape: Vec<u8> = text
+        .bytes()
+        .map(|b| {
+            if b.is_ascii_digit() {
+                b'0'
+            } else {
+                b.to_ascii_uppercase()
+            }
+        })
+        .collect();
+    let Some(rest) = shape.strip_prefix(b"0000-00-00T00:00:00") else {
+        return Err(TIME);
+    };
+    let fraction = match rest.strip_prefix(b".") {
+        None => 0,
+        Some(rest) => rest.iter().take_while(|b| **b == b'0').count(),
+    };
+    let offset = &rest[if fraction > 0 { fraction + 1 } else { 0 }..];
+    if fraction > 6 || !(offset == b"Z" || offset == b"+00:00" || offset == b"-00:00") {
+        return Err(TIME);
+    }
+    text.parse().map_err(|_| TIME)
+}
+
+fn whole(value: &Value) -> Option<i64> {
+    // 1.0 is a whole number to JSON.
+    let from_float = |f: f64| (f.fract() == 0.0 && f.abs() < 9e15).then_some(f as i64);
+    match value {
+        Value::Number(n) => n.as_i64().or_else(|| n.as_f64().and_then(from_float)),
+        _ => None,
+    }
+}
+
+/// A body, in which no name stands twice.
+enum Body {
+    Object(Map<String, Value>),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Body, D::Error> {
+        struct Reads;
+        impl<'de> Visitor<'de> for Reads {
+            type Value = Body;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Body, A::Error> {
+                let mut map = Map::new();
+                while let Some((name, value)) = from.next_entry::<String, Value>()? {
+                    if map.contains_key(&name) {
+                        return Err(A::Error::custom("a name stands twice in it"));
+                    }
+                    map.insert(name, value);
+                }
+                Ok(Body::Object(map))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Body, A::Error> {
+                while from.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Body::Other)
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Body, E> {
+                Ok(Body::Other)
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Body, E> {
+                Ok(Body::Other)
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Body, E> {
+                Ok(Body::Other)
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Body, E> {
+                Ok(Body::Other)
+            }
+            fn visit_str<E>(self, _: &str) -> Result<Body, E> {
+                Ok(Body::Other)
+            }
+            fn visit_unit<E>(self) -> Result<Body, E> {
+                Ok(Body::Other)
+            }
+        }
+        from.deserialize_any(Reads)
+    }
+}
+
+/// The parameters of a query.
+pub(super) struct Parameters {
+    given: BTreeMap<String, String>,
+    errors: Vec<Value>,
+}
+
+impl Parameters {
+    pub fn of(request: &Request) -> Parameters {
+        let mut read = Parameters {
+            given: BTreeMap::new(),
+            errors: Vec::new(),
+        };
+        for (name, value) in form_urlencoded::parse(request.query.as_bytes()) {
+            if read.given.insert(name.to_string(), value.into()).is_some() {
+                read.wrong(&name, "stands twice");
+            }
+        }
+        read
+    }
+
+    fn wrong(&mut self, name: &str, detail: impl Into<String>) {
+        let detail = detail.into();
+        self.errors
+            .push(json!({ "parameter": name, "detail": detail }));
+    }
+
+    fn take<T>(
+        &mut self,
+        name: &str,
+        takes: &str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.given.remove(name)?;
+        let value = read(&text);
+        if value.is_none() {
+            self.wrong(name, takes);
+        }
+        value
+    }
+
+    pub fn whole(&mut self, name: &str, least: i64, most: i64) -> Option<i64> {
+        let takes = format!("takes a whole number from {least} to {most}");
+        self.take(name, &takes, |text| {
+            let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            let number = text.parse().ok().filter(|_| digits)?;
+            (least..=most).contains(&number).then_some(number)
+        })
+    }
+
+    pub fn time(&mut self, name: &str) -> Option<Timestamp> {
+        self.take(name, TIME, |text| time(text).ok())
+    }
+
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        self.given.remove(name)
+    }
+
+    /// Fails when anything was wrong, or is unknown.
+    pub fn finish(mut self) -> Result<(), Problem> {
+        for name in std::mem::take(&mut self.given).keys() {
+            self.wrong(name, "is not known here");
+        }
+        if self.errors.is_empty() {
+            Ok(())
+        } else {
+            let detail = "some parameters are wrong";
+            Err(Problem::of_kind(422, "invalid-fields", detail).with("errors", self.errors))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_needs_its_offset_and_is_kept_as_it_is() {
+        for (text, utc) in [
+            ("2030-01-02T10:00:00Z", "2030-01-02T10:00:00Z"),
+            ("2030-01-02T11:00:00+01:00", "2030-01-02T10:00:00Z"),
+            ("2030-01-02t10:00:00.5z", "2030-01-02T10:00:00.5Z"),
+            (
+                "2030-01-02T10:00:00.123456-00:00",
+                "2030-01-02T10:00:00.123456Z",
+            ),
+        ] {
+            assert_eq!(time(text).unwrap().to_string(), utc, "{text}");
+        }
+        for bad in [
+            "",
+            "2030-01-02",
+            "2030-01-02T10:00:00",
+            "2030-01-02 10:00:00Z",
+            "2030-01-02T10:00Z",
+            "2030-01-02T10:00:00.1234567Z",
+            "2030-01-02T10:00:00.Z",
+            "2030-13-02T10:00:00Z",
+            "2030-02-30T10:00:00Z",
+            "2030-01-02T25:00:00Z",
+            "2030-01-02T10:00:00Z[Europe/Berlin]",
+            "+002030-01-02T10:00:00Z",
+            "2030-01-02T10:00:00+0100",
+            "２030-01-02T10:00:00Z",
+        ] {
+            assert_eq!(time(bad), Err(TIME), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_an_object_whose_names_differ() {
+        let read = |text: &str| serde_json::from_str::<Body>(text);
+        assert!(matches!(read(r#"{"a":1,"b":[{}]}"#), Ok(Body::Object(_))));
+        for other in ["1", "-1", "1.5", "\"x\"", "null", "true", "[1,{\"a\":2}]"] {
+            assert!(matches!(read(other), Ok(Body::Other)), "{other}");
+        }
+        for bad in [
+            "",
+            "{",
+            "{\"a\":1,\"a\":1}",
+            "{} {}",
+            "1e999",
+            "\"\\ud800\"",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_whole_in_any_notation() {
+        for (text, number) in [
+            ("1", Some(1)),
+            ("1.0", Some(1)),
+            ("1e2", Some(100)),
+            ("1.5", None),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("9223372036854775808", None),
+            ("\"1\"", None),
+            ("true", None),
+        ] {
+            assert_eq!(
+                whole(&serde_json::from_str(text).unwrap()),
+                number,
+                "{text}"
+            );
+        }
+    }
+}

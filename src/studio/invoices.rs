@@ -1,0 +1,212 @@
+//! Invoices: one for a reservation, numbered without gaps.
+
+use super::fields::{Fields, Parameters, invalid, wrong_field};
+use super::pages::Page;
+use super::price;
+use super::refusals::{already_invoiced, problem_of, refuse};
+use super::writes::Answer;
+use super::{Studio, id_in_path, nothing_here, openapi};
+use crate::error::{Error, Result};
+use crate::server::{Problem, Request, Response};
+use crate::transaction::Transaction;
+use jiff::Timestamp;
+use postgres::Row;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a reservation costs.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Invoice {
+    id: i64,
+    /// Without gaps.
+    #[schema(example = "INV-000001")]
+    number: String,
+    reservation_id: i64,
+    customer: String,
+    lines: Vec<Line>,
+    /// In cents.
+    total_cents: i64,
+    currency: String,
+    #[schema(inline)]
+    status: Status,
+    #[schema(format = DateTime)]
+    issued_at: String,
+    #[schema(format = DateTime)]
+    paid_at: Option<String>,
+}
+
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    description: String,
+    quantity_minutes: i64,
+    /// In cents.
+    amount_cents: i64,
+}
+
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+enum Status {
+    Issued,
+    Paid,
+}
+
+/// An invoice as it is asked for.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code)] // As with NewReservation.
+struct NewInvoice {
+    #[schema(minimum = 1)]
+    reservation_id: i64,
+}
+
+const SELECT: &str = "SELECT id, number, reservation_id, customer, total_cents, status, issued_at, paid_at, \
+     (SELECT json_agg(json_build_object('description', description, 'quantityMinutes', quantity_minutes, \
+     'amountCents', amount_cents) ORDER BY position)::text FROM studio.invoice_lines WHERE invoice_id = i.id) AS lines \
+     FROM studio.invoices AS i";
+
+impl Invoice {
+    fn of(row: &Row, studio: &Studio) -> Result<Invoice> {
+        let time = |column| {
+            row.try_get::<_, Option<Timestamp>>(column)
+                .map(|at| at.map(|at| at.to_string()))
+        };
+        let lines: Option<&str> = row.try_get("lines")?;
+        Ok(Invoice {
+            id: row.try_get("id")?,
+            number: format!("INV-{:06}", row.try_get::<_, i64>("number")?),
+            reservation_id: row.try_get("reservation_id")?,
+            customer: row.try_get("customer")?,
+            lines: serde_json::from_str(lines.unwrap_or("[]")).map_err(Error::application)?,
+            total_cents: row.try_get("total_cents")?,
+            currency: studio.currency.to_string(),
+            status: match row.try_get("status")? {
+                "paid" => Status::Paid,
+                _ => Status::Issued,
+            },
+            issued_at: time("issued_at")?.unwrap_or_default(),
+            paid_at: time("paid_at")?,
+        })
+    }
+
+    fn with_id(tx: &mut Transaction<'_>, id: i64, studio: &Studio) -> Result<Invoice> {
+        Invoice::of(
+            &tx.query_one(&format!("{SELECT} WHERE id = $1"), &[&id])?,
+            studio,
+        )
+    }
+}
+
+/// Makes the invoice for a reservation: at its quote's price where it has one, else at the studio's rate.
+#[utoipa::path(
+    post, path = "/api/invoices", tag = "invoices",
+    params(openapi::WriteHeaders),
+    request_body = inline(NewInvoice),
+    responses((status = 201, body = Invoice, headers(("Location" = String))), openapi::WriteRefusals)
+)]
+pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let (mut fields, content) = Fields::of(request)?;
+    let reservation = fields.id("reservationId");
+    fields.finish()?;
+    studio.write(request, &content, |tx| {
+        // Locked, so that it is not cancelled, and not invoiced twice.
+        let sql = "SELECT r.customer, r.starts_at, r.ends_at, r.status, s.name, s.hourly_rate_cents, \
+             (SELECT total_cents FROM studio.quotes WHERE reservation_id = r.id) AS quoted, \
+             EXISTS (SELECT FROM studio.invoices WHERE reservation_id = r.id) AS invoiced \
+             FROM studio.reservations AS r JOIN studio.studios AS s ON s.id = r.studio_id \
+             WHERE r.id = $1 FOR UPDATE OF r";
+        let Some(row) = tx.query_opt(sql, &[&reservation])? else {
+            let unknown = wrong_field("reservationId", "there is no such reservation");
+            return Err(refuse(invalid(vec![unknown])));
+        };
+        if row.try_get("invoiced")? {
+            return Err(refuse(already_invoiced()));
+        }
+        if row.try_get::<_, &str>("status")? == "cancelled" {
+            return Err(refuse(cancelled()));
+        }
+        let (starts_at, ends_at) = (row.try_get("starts_at")?, row.try_get("ends_at")?);
+        let quoted: Option<i64> = row.try_get("quoted")?;
+        let total = match quoted {
+            Some(total) => total,
+            None => price::cents(row.try_get("hourly_rate_cents")?, starts_at, ends_at),
+        };
+        // The lock of this one row is what makes the numbers follow each other; so it is taken last.
+        let number = "UPDATE studio.invoice_numbers SET last = last + 1 RETURNING last";
+        let number: i64 = tx.query_one(number, &[])?.try_get(0)?;
+        let invoice = "INSERT INTO studio.invoices (number, reservation_id, customer, total_cents) \
+                       VALUES ($1, $2, $3, $4) RETURNING id";
+        let customer: &str = row.try_get("customer")?;
+        let id: i64 = tx
+            .query_one(invoice, &[&number, &reservation, &customer, &total])?
+            .try_get(0)?;
+        let line = "INSERT INTO studio.invoice_lines VALUES ($1, 1, $2, $3, $4)";
+        let (name, minutes) = (row.try_get::<_, &str>("name")?, price::minutes(starts_at, ends_at));
+        tx.execute(line, &[&id, &name, &minutes, &total])?;
+        Answer::created(format!("/api/invoices/{id}"), &Invoice::with_id(tx, id, studio)?)
+    })
+}
+
+/// The invoices, newest first.
+#[utoipa::path(
+    get, path = "/api/invoices", tag = "invoices",
+    params(openapi::PageParameters),
+    responses((status = 200, body = openapi::Listed<Invoice>), openapi::Refusals)
+)]
+pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let page = Page::of(Parameters::of(request), "invoices".into())?;
+    let sql = format!("{SELECT} WHERE ($1::bigint IS NULL OR id < $1) ORDER BY id DESC LIMIT $2");
+    let rows = studio
+        .call(request)
+        .read(&sql, &[&page.before, &page.rows()])
+        .map_err(problem_of)?;
+    let all: Result<Vec<_>> = rows.iter().map(|row| Invoice::of(row, studio)).collect();
+    Ok(page.answer(all.map_err(problem_of)?, |it| it.id))
+}
+
+/// One invoice.
+#[utoipa::path(
+    get, path = "/api/invoices/{id}", tag = "invoices",
+    params(openapi::IdInPath),
+    responses((status = 200, body = Invoice), openapi::Refusals)
+)]
+pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let id = id_in_path(request)?;
+    let rows = studio
+        .call(request)
+        .read(&format!("{SELECT} WHERE id = $1"), &[&id])
+        .map_err(problem_of)?;
+    let row = rows.first().ok_or_else(nothing_here)?;
+    Ok(Response::json(
+        200,
+        &Invoice::of(row, studio).map_err(problem_of)?,
+    ))
+}
+
+/// Takes note that an invoice was paid.
+#[utoipa::path(
+    post, path = "/api/invoices/{id}/pay", tag = "invoices",
+    params(openapi::IdInPath, openapi::WriteHeaders),
+    responses((status = 200, body = Invoice), openapi::WriteRefusals)
+)]
+pub(super) fn pay(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let id = id_in_path(request)?;
+    let content = Fields::none(request)?;
+    studio.write(request, &content, |tx| {
+        let pay = "UPDATE studio.invoices SET status = 'paid', paid_at = now() WHERE id = $1 AND status = 'issued'";
+        if tx.execute(pay, &[&id])? == 0 {
+            let there = tx.query_opt("SELECT FROM studio.invoices WHERE id = $1", &[&id])?;
+            return Err(refuse(there.map_or_else(nothing_here, |_| already_paid())));
+        }
+        Answer::ok(&Invoice::with_id(tx, id, studio)?)
+    })
+}
+
+fn already_paid() -> Problem {
+    Problem::of_kind(409, "already-paid", "this invoice was paid before")
+}
+
+fn cancelled() -> Problem {
+    Problem::of_kind(409, "cancelled", "this reservation was cancelled")
+}

@@ -1,0 +1,209 @@
+//! The OpenAPI document, made from the handlers' descriptions and the types that they answer.
+
+use super::Studio;
+use crate::server::{Problem, Request, Response};
+use serde::Serialize;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
+
+/// One page of a list.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code)] // A shape for the document; `pages` answers it.
+pub(super) struct Listed<T> {
+    items: Vec<T>,
+    /// For `cursor`, when there is more.
+    next_cursor: Option<String>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code)]
+pub(super) struct PageParameters {
+    /// The most items in the answer.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<i64>,
+    /// The `nextCursor` of the page before, with the same filters.
+    cursor: Option<String>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code)]
+pub(super) struct IdInPath {
+    #[param(minimum = 1)]
+    id: i64,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code)]
+pub(super) struct WriteHeaders {
+    /// Makes it safe to send the request again: it is done once, and answered the same.
+    #[param(
+        rename = "Idempotency-Key",
+        min_length = 1,
+        max_length = 255,
+        pattern = r"^[!#-~]([ !#-~]*[!#-~])?$"
+    )]
+    idempotency_key: Option<String>,
+}
+
+/// An error (RFC 9457). Its `type` is stable.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Problem)]
+#[allow(dead_code)]
+pub(super) struct ProblemShape {
+    r#type: String,
+    title: String,
+    status: u16,
+    detail: String,
+    request_id: String,
+    /// What is wrong, where several things may be.
+    #[schema(required = false)]
+    errors: Option<Vec<WrongField>>,
+    /// With an unknown outcome: repeating the request with this key is safe, and returns the truth.
+    #[schema(required = false, nullable = false)]
+    idempotency_key: Option<String>,
+}
+
+/// A field of the body, a parameter of the query or a line of a file.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code)]
+struct WrongField {
+    #[schema(required = false)]
+    pointer: Option<String>,
+    #[schema(required = false)]
+    parameter: Option<String>,
+    #[schema(required = false)]
+    line: Option<i64>,
+    detail: String,
+}
+
+/// What any request may be answered.
+#[derive(IntoResponses)]
+#[allow(dead_code)]
+pub(super) enum Refusals {
+    /// The request cannot be read.
+    #[response(status = 400, content_type = "application/problem+json")]
+    BadRequest(#[to_schema] ProblemShape),
+    /// A token is missing or wrong.
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unauthorized(#[to_schema] ProblemShape),
+    /// There is no such thing.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(#[to_schema] ProblemShape),
+    /// Fields or parameters are missing or wrong.
+    #[response(status = 422, content_type = "application/problem+json")]
+    Invalid(#[to_schema] ProblemShape),
+    /// Our fault.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(#[to_schema] ProblemShape),
+    /// Not now; nothing was done.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(#[to_schema] ProblemShape),
+}
+
+/// What a write may be answered.
+#[derive(IntoResponses)]
+#[allow(dead_code)]
+pub(super) enum WriteRefusals {
+    /// The request cannot be read.
+    #[response(status = 400, content_type = "application/problem+json")]
+    BadRequest(#[to_schema] ProblemShape),
+    /// A token is missing or wrong.
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unauthorized(#[to_schema] ProblemShape),
+    /// There is no such thing.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(#[to_schema] ProblemShape),
+    /// It cannot be done as things are.
+    #[response(status = 409, content_type = "application/problem+json")]
+    Conflict(#[to_schema] ProblemShape),
+    /// The body is too large.
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(#[to_schema] ProblemShape),
+    /// The body is of another type.
+    #[response(status = 415, content_type = "application/problem+json")]
+    WrongType(#[to_schema] ProblemShape),
+    /// Fields are missing or wrong.
+    #[response(status = 422, content_type = "application/problem+json")]
+    Invalid(#[to_schema] ProblemShape),
+    /// Our fault; only `urn:millpond:outcome-unknown` leaves open whether it was done.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(#[to_schema] ProblemShape),
+    /// Not now; nothing was done.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(#[to_schema] ProblemShape),
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "millpond", description = "A studio's reservations, quotes and invoices. Amounts are whole cents."),
+    modifiers(&Token),
+    security((), ("token" = [])),
+    paths(
+        super::studios::list,
+        super::reservations::list,
+        super::reservations::create,
+        super::import::import,
+        super::reservations::one,
+        super::reservations::cancel,
+        super::quotes::list,
+        super::quotes::create,
+        super::quotes::one,
+        super::quotes::accept,
+        super::invoices::list,
+        super::invoices::create,
+        super::invoices::one,
+        super::invoices::pay,
+    )
+)]
+struct Document;
+
+/// Asked for where the server has one.
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("token", SecurityScheme::Http(bearer));
+    }
+}
+
+/// The document itself.
+pub(super) fn document(_: &Studio, _: &Request) -> Result<Response, Problem> {
+    Ok(Response::json(200, &Document::openapi()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let mut described: Vec<_> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, item)| {
+                let methods = item.as_object().unwrap().keys();
+                methods.map(move |method| (method.to_uppercase(), path.clone()))
+            })
+            .collect();
+        let mut served: Vec<_> = super::super::ROUTES
+            .iter()
+            .filter(|(_, path, _)| path.starts_with("/api/"))
+            .map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned()))
+            .collect();
+        described.sort();
+        served.sort();
+        assert_eq!(described, served);
+        assert_eq!(document["openapi"], "3.1.0");
+    }
+}

@@ -1,0 +1,79 @@
+//! Lists in pages, newest first. A cursor says behind which item the next page begins, and belongs to its filters: items
+//! that come meanwhile do not move it.
+
+use super::fields::Parameters;
+use crate::server::{Problem, Response};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+const MOST: i64 = 200;
+const USUAL: i64 = 50;
+
+/// A page as it was asked for.
+pub(super) struct Page {
+    limit: i64,
+    /// Only what is older than this item.
+    pub before: Option<i64>,
+    filters: String,
+}
+
+/// A page as it is answered.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed<T> {
+    items: Vec<T>,
+    next_cursor: Option<String>,
+}
+
+impl Page {
+    /// Reads `limit` and `cursor`, the last parameters of a list; `filters` are all others, in words of our own.
+    pub fn of(mut parameters: Parameters, filters: String) -> Result<Page, Problem> {
+        let limit = parameters.whole("limit", 1, MOST).unwrap_or(USUAL);
+        let cursor = parameters.text("cursor");
+        parameters.finish()?;
+        let mut page = Page {
+            limit,
+            before: None,
+            filters,
+        };
+        if let Some(cursor) = cursor {
+            let stale = || {
+                Problem::plain(
+                    400,
+                    "the cursor is none of ours, or belongs to other filters",
+                )
+            };
+            let id = cursor
+                .get(..16)
+                .and_then(|id| i64::from_str_radix(id, 16).ok());
+            let id = id.ok_or_else(stale)?;
+            if page.cursor(id) != cursor {
+                return Err(stale());
+            }
+            page.before = Some(id);
+        }
+        Ok(page)
+    }
+
+    /// One more than is shown tells whether there are more.
+    pub fn rows(&self) -> i64 {
+        self.limit + 1
+    }
+
+    fn cursor(&self, id: i64) -> String {
+        let mark = Sha256::digest(format!("{id} {}", self.filters));
+        let mark: String = mark[..8].iter().map(|b| format!("{b:02x}")).collect();
+        format!("{id:016x}{mark}")
+    }
+
+    pub fn answer<T: Serialize>(&self, mut items: Vec<T>, id: impl Fn(&T) -> i64) -> Response {
+        let shown = self.limit as usize;
+        let more = items.len() > shown;
+        items.truncate(shown);
+        let next_cursor = items
+            .last()
+            .filter(|_| more)
+            .map(|last| self.cursor(id(last)));
+        Response::json(200, &Listed { items, next_cursor })
+    }
+}

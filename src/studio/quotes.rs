@@ -1,0 +1,186 @@
+//! Quotes: what a reservation would cost, good for 14 days.
+
+use super::fields::{Fields, Parameters};
+use super::pages::Page;
+use super::price;
+use super::refusals::{problem_of, refuse, unknown_studio};
+use super::reservations::{NewReservation, Reservation, Wanted};
+use super::writes::Answer;
+use super::{Studio, id_in_path, nothing_here, openapi};
+use crate::error::Result;
+use crate::server::{Problem, Request, Response};
+use jiff::Timestamp;
+use postgres::Row;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// An offer.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Quote {
+    id: i64,
+    studio_id: i64,
+    customer: String,
+    #[schema(format = DateTime)]
+    starts_at: String,
+    #[schema(format = DateTime)]
+    ends_at: String,
+    /// In cents.
+    total_cents: i64,
+    currency: String,
+    #[schema(inline)]
+    status: Status,
+    #[schema(format = DateTime)]
+    valid_until: String,
+    reservation_id: Option<i64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+enum Status {
+    Open,
+    Accepted,
+    Expired,
+}
+
+const COLUMNS: &str = "id, studio_id, customer, starts_at, ends_at, total_cents, status, valid_until, \
+                       reservation_id, valid_until <= now() AS over";
+
+impl Quote {
+    fn of(row: &Row, studio: &Studio) -> Result<Quote> {
+        let time = |column| row.try_get::<_, Timestamp>(column).map(|at| at.to_string());
+        Ok(Quote {
+            id: row.try_get("id")?,
+            studio_id: row.try_get("studio_id")?,
+            customer: row.try_get("customer")?,
+            starts_at: time("starts_at")?,
+            ends_at: time("ends_at")?,
+            total_cents: row.try_get("total_cents")?,
+            currency: studio.currency.to_string(),
+            status: match (row.try_get("status")?, row.try_get("over")?) {
+                ("accepted", _) => Status::Accepted,
+                (_, true) => Status::Expired,
+                (_, false) => Status::Open,
+            },
+            valid_until: time("valid_until")?,
+            reservation_id: row.try_get("reservation_id")?,
+        })
+    }
+}
+
+/// Makes a quote: the studio's rate times the duration, rounded half up to a cent.
+#[utoipa::path(
+    post, path = "/api/quotes", tag = "quotes",
+    params(openapi::WriteHeaders),
+    request_body = NewReservation,
+    responses((status = 201, body = Quote, headers(("Location" = String))), openapi::WriteRefusals)
+)]
+pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let (wanted, content) = Wanted::of(request)?;
+    studio.write(request, &content, |tx| {
+        let rate = "SELECT hourly_rate_cents FROM studio.studios WHERE id = $1";
+        let Some(rate) = tx.query_opt(rate, &[&wanted.studio_id])? else {
+            return Err(refuse(unknown_studio()));
+        };
+        let total = price::cents(rate.try_get(0)?, wanted.starts_at, wanted.ends_at);
+        let sql = format!(
+            "INSERT INTO studio.quotes (studio_id, customer, starts_at, ends_at, total_cents) \
+             VALUES ($1, $2, $3, $4, $5) RETURNING {COLUMNS}"
+        );
+        let row = tx.query_one(
+            &sql,
+            &[
+                &wanted.studio_id,
+                &wanted.customer,
+                &wanted.starts_at,
+                &wanted.ends_at,
+                &total,
+            ],
+        )?;
+        let quote = Quote::of(&row, studio)?;
+        Answer::created(format!("/api/quotes/{}", quote.id), &quote)
+    })
+}
+
+/// The quotes, newest first.
+#[utoipa::path(
+    get, path = "/api/quotes", tag = "quotes",
+    params(openapi::PageParameters),
+    responses((status = 200, body = openapi::Listed<Quote>), openapi::Refusals)
+)]
+pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let page = Page::of(Parameters::of(request), "quotes".into())?;
+    let sql = format!(
+        "SELECT {COLUMNS} FROM studio.quotes WHERE ($1::bigint IS NULL OR id < $1) ORDER BY id DESC LIMIT $2"
+    );
+    let rows = studio
+        .call(request)
+        .read(&sql, &[&page.before, &page.rows()])
+        .map_err(problem_of)?;
+    let all: Result<Vec<_>> = rows.iter().map(|row| Quote::of(row, studio)).collect();
+    Ok(page.answer(all.map_err(problem_of)?, |it| it.id))
+}
+
+/// One quote.
+#[utoipa::path(
+    get, path = "/api/quotes/{id}", tag = "quotes",
+    params(openapi::IdInPath),
+    responses((status = 200, body = Quote), openapi::Refusals)
+)]
+pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let id = id_in_path(request)?;
+    let sql = format!("SELECT {COLUMNS} FROM studio.quotes WHERE id = $1");
+    let rows = studio
+        .call(request)
+        .read(&sql, &[&id])
+        .map_err(problem_of)?;
+    let row = rows.first().ok_or_else(nothing_here)?;
+    Ok(Response::json(
+        200,
+        &Quote::of(row, studio).map_err(problem_of)?,
+    ))
+}
+
+/// Accepts a quote: makes its reservation.
+#[utoipa::path(
+    post, path = "/api/quotes/{id}/accept", tag = "quotes",
+    params(openapi::IdInPath, openapi::WriteHeaders),
+    responses((status = 201, body = Reservation, headers(("Location" = String))), openapi::WriteRefusals)
+)]
+pub(super) fn accept(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let id = id_in_path(request)?;
+    let content = Fields::none(request)?;
+    studio.write(request, &content, |tx| {
+        let sql = format!("SELECT {COLUMNS} FROM studio.quotes WHERE id = $1 FOR UPDATE");
+        let Some(row) = tx.query_opt(&sql, &[&id])? else {
+            return Err(refuse(nothing_here()));
+        };
+        match Quote::of(&row, studio)?.status {
+            Status::Open => {}
+            Status::Accepted => return Err(refuse(already_accepted())),
+            Status::Expired => return Err(refuse(quote_expired())),
+        }
+        let wanted = Wanted {
+            studio_id: row.try_get("studio_id")?,
+            customer: row.try_get("customer")?,
+            starts_at: row.try_get("starts_at")?,
+            ends_at: row.try_get("ends_at")?,
+        };
+        let reservation = wanted.reserve(tx)?;
+        let sql = "UPDATE studio.quotes SET status = 'accepted', reservation_id = $2 WHERE id = $1";
+        tx.execute(sql, &[&id, &reservation.id])?;
+        reservation.created()
+    })
+}
+
+fn already_accepted() -> Problem {
+    Problem::of_kind(409, "already-accepted", "this quote was accepted before")
+}
+
+fn quote_expired() -> Problem {
+    Problem::of_kind(
+        409,
+        "quote-expired",
+        "this quote is no longer good; ask for a new one",
+    )
+}

@@ -1,0 +1,214 @@
+//! Reservations: a studio, a customer and a time range that no other active reservation of that studio overlaps.
+
+use super::fields::{Fields, Parameters};
+use super::pages::Page;
+use super::refusals::{already_invoiced, problem_of, refuse};
+use super::writes::Answer;
+use super::{Studio, id_in_path, nothing_here, openapi};
+use crate::error::Result;
+use crate::server::{Problem, Request, Response};
+use crate::transaction::Transaction;
+use jiff::Timestamp;
+use postgres::Row;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// A studio that is taken for a while.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Reservation {
+    pub id: i64,
+    pub studio_id: i64,
+    pub customer: String,
+    #[schema(format = DateTime)]
+    pub starts_at: String,
+    #[schema(format = DateTime)]
+    pub ends_at: String,
+    #[schema(inline)]
+    status: Status,
+    #[schema(format = DateTime)]
+    created_at: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+enum Status {
+    Active,
+    Cancelled,
+}
+
+/// A reservation, or a quote for one, as it is asked for.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code)] // Read by hand, to name all that is wrong; here for the OpenAPI document.
+pub(super) struct NewReservation {
+    #[schema(minimum = 1)]
+    studio_id: i64,
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
+    customer: String,
+    #[schema(format = DateTime)]
+    starts_at: String,
+    /// After `startsAt`; the range does not hold it.
+    #[schema(format = DateTime)]
+    ends_at: String,
+}
+
+/// The columns that [`Reservation::of`] reads.
+pub(super) const COLUMNS: &str = "id, studio_id, customer, starts_at, ends_at, status, created_at";
+
+impl Reservation {
+    pub fn of(row: &Row) -> Result<Reservation> {
+        let time = |column| row.try_get::<_, Timestamp>(column).map(|at| at.to_string());
+        Ok(Reservation {
+            id: row.try_get("id")?,
+            studio_id: row.try_get("studio_id")?,
+            customer: row.try_get("customer")?,
+            starts_at: time("starts_at")?,
+            ends_at: time("ends_at")?,
+            status: match row.try_get("status")? {
+                "cancelled" => Status::Cancelled,
+                _ => Status::Active,
+            },
+            created_at: time("created_at")?,
+        })
+    }
+
+    pub fn created(&self) -> Result<Answer> {
+        Answer::created(format!("/api/reservations/{}", self.id), self)
+    }
+}
+
+/// What both a reservation and a quote are asked for with.
+pub(super) struct Wanted {
+    pub studio_id: i64,
+    pub customer: String,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+}
+
+impl Wanted {
+    /// Also returns the body in its canonical form.
+    pub fn of(request: &Request) -> Result<(Wanted, String), Problem> {
+        let (mut fields, content) = Fields::of(request)?;
+        let (studio_id, customer) = (fields.id("studioId"), fields.name("customer"));
+        let (starts_at, ends_at) = fields.range();
+        fields.finish()?;
+        Ok((
+            Wanted {
+                studio_id,
+                customer,
+                starts_at,
+                ends_at,
+            },
+            content,
+        ))
+    }
+
+    pub fn reserve(&self, tx: &mut Transaction<'_>) -> Result<Reservation> {
+        let sql = format!(
+            "INSERT INTO studio.reservations (studio_id, customer, starts_at, ends_at) \
+             VALUES ($1, $2, $3, $4) RETURNING {COLUMNS}"
+        );
+        let row = tx.query_one(
+            &sql,
+            &[
+                &self.studio_id,
+                &self.customer,
+                &self.starts_at,
+                &self.ends_at,
+            ],
+        )?;
+        Reservation::of(&row)
+    }
+}
+
+/// Reserves a studio.
+#[utoipa::path(
+    post, path = "/api/reservations", tag = "reservations",
+    params(openapi::WriteHeaders),
+    request_body = NewReservation,
+    responses((status = 201, body = Reservation, headers(("Location" = String))), openapi::WriteRefusals)
+)]
+pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let (wanted, content) = Wanted::of(request)?;
+    studio.write(request, &content, |tx| wanted.reserve(tx)?.created())
+}
+
+/// The reservations, also cancelled ones, newest first.
+#[utoipa::path(
+    get, path = "/api/reservations", tag = "reservations",
+    params(
+        ("studioId" = Option<i64>, Query, minimum = 1, description = "Only this studio's"),
+        ("from" = Option<String>, Query, format = DateTime, description = "Only those that overlap [from, to)"),
+        ("to" = Option<String>, Query, format = DateTime),
+        openapi::PageParameters,
+    ),
+    responses((status = 200, body = openapi::Listed<Reservation>), openapi::Refusals)
+)]
+pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let mut parameters = Parameters::of(request);
+    let studio_id = parameters.whole("studioId", 1, i64::MAX);
+    let (from, to) = (parameters.time("from"), parameters.time("to"));
+    let filters = format!("reservations {studio_id:?} {from:?} {to:?}");
+    let page = Page::of(parameters, filters)?;
+    let sql = format!(
+        "SELECT {COLUMNS} FROM studio.reservations WHERE ($1::bigint IS NULL OR studio_id = $1) \
+         AND ($2::timestamptz IS NULL OR ends_at > $2) AND ($3::timestamptz IS NULL OR starts_at < $3) \
+         AND ($4::bigint IS NULL OR id < $4) ORDER BY id DESC LIMIT $5"
+    );
+    let rows = studio
+        .call(request)
+        .read(&sql, &[&studio_id, &from, &to, &page.before, &page.rows()])
+        .map_err(problem_of)?;
+    let all: Result<Vec<_>> = rows.iter().map(Reservation::of).collect();
+    Ok(page.answer(all.map_err(problem_of)?, |it| it.id))
+}
+
+/// One reservation.
+#[utoipa::path(
+    get, path = "/api/reservations/{id}", tag = "reservations",
+    params(openapi::IdInPath),
+    responses((status = 200, body = Reservation), openapi::Refusals)
+)]
+pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let id = id_in_path(request)?;
+    let sql = format!("SELECT {COLUMNS} FROM studio.reservations WHERE id = $1");
+    let rows = studio
+        .call(request)
+        .read(&sql, &[&id])
+        .map_err(problem_of)?;
+    let row = rows.first().ok_or_else(nothing_here)?;
+    Ok(Response::json(
+        200,
+        &Reservation::of(row).map_err(problem_of)?,
+    ))
+}
+
+/// Cancels a reservation; again is as good as once.
+#[utoipa::path(
+    delete, path = "/api/reservations/{id}", tag = "reservations",
+    params(openapi::IdInPath, openapi::WriteHeaders),
+    responses((status = 200, body = Reservation), openapi::WriteRefusals)
+)]
+pub(super) fn cancel(studio: &Studio, request: &Request) -> Result<Response, Problem> {
+    let id = id_in_path(request)?;
+    let content = Fields::none(request)?;
+    studio.write(request, &content, |tx| {
+        // Whoever makes an invoice for it locks it as well.
+        let locked = "SELECT EXISTS (SELECT FROM studio.invoices WHERE reservation_id = r.id) \
+                      FROM studio.reservations AS r WHERE id = $1 FOR UPDATE";
+        match tx.query_opt(locked, &[&id])? {
+            None => return Err(refuse(nothing_here())),
+            Some(row) if row.try_get(0)? => return Err(refuse(already_invoiced())),
+            Some(_) => {}
+        }
+        let sql = format!(
+            "UPDATE studio.reservations SET status = 'cancelled' WHERE id = $1 RETURNING {COLUMNS}"
+        );
+        Answer::ok(&Reservation::of(&tx.query_one(&sql, &[&id])?)?)
+    })
+}
