@@ -1,49 +1,58 @@
 //! `millpond serve`.
 
 use super::{Failure, database, logger, signals};
-use crate::config::{Config, Source};
-use crate::pool::Builder;
+use crate::config::Config;
+use crate::pool::{Builder, Pool};
 use crate::server::{Router, Server};
-use log::{info, warn};
+use log::info;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+/// Why the program stops: a signal asked for it, or it cannot do its work.
+type Stop = Result<(), Failure>;
 
 pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     refuse_open_studio(&config)?;
     let private = database::is_private(&config)?;
     logger::start(config.log_level);
-    for name in ["STUDIO_API", "STUDIO_CURRENCY"] {
-        if config.studio_api && config.source(name) != Source::Default {
-            warn!("{name} is set, but the studio's routes are not in this version");
-        }
-    }
-    let stop = signals::listen()?;
+    let (stop, stopped) = mpsc::channel();
+    let asked = stop.clone();
+    signals::listen(move || tell(&asked, Ok(())))?;
     let server = if private {
         Some(database::start_private(&mut config)?)
     } else {
         None
     };
-    let outcome = serve(&config, private, &stop);
+    let outcome = serve(&config, private, stop, &stopped);
     // After the pool has said goodbye to it.
     drop(server);
     outcome
 }
 
+fn tell(stop: &Sender<Stop>, reason: Stop) {
+    // Nobody listens any more when the program is ending already.
+    let _ = stop.send(reason);
+}
+
 fn serve(
     config: &Config,
     private: bool,
-    stop: &std::sync::mpsc::Receiver<()>,
+    stop: Sender<Stop>,
+    stopped: &Receiver<Stop>,
 ) -> Result<(), Failure> {
-    let pool = Builder::from(config.pool.clone()).build()?;
+    let pool = builder(config).build()?;
     let http = config.http.clone();
-    let server = Server::start(http, pool, Router::new(), private)
+    let router = routes(config, &pool, stop)?;
+    let server = Server::start(http, pool, router, private)
         .map_err(|e| Failure::because(format!("cannot listen on {}: {e}", config.http.addr)))?;
-    // The sender lives as long as the signal handler: this returns when a signal came.
-    let _ = stop.recv();
+    // The signal handler keeps a sender, so that this ends with a reason.
+    let reason = stopped.recv().unwrap_or(Ok(()));
     info!(
         "stopping: draining for at most {:?}",
         config.http.shutdown_timeout
     );
     let report = server.shut_down(config.http.shutdown_delay, config.http.shutdown_timeout);
     info!("stopped: {report}");
+    reason?;
     if report.is_clean() {
         Ok(())
     } else {
@@ -51,6 +60,44 @@ fn serve(
             "the drain was cut short: {report}"
         )))
     }
+}
+
+#[cfg(feature = "studio")]
+fn builder(config: &Config) -> Builder {
+    Builder::from(config.pool.clone()).ledger_schema(crate::studio::SCHEMA)
+}
+
+/// The studio's, whose schema is made meanwhile.
+#[cfg(feature = "studio")]
+fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<Router, Failure> {
+    use crate::studio::{SchemaError, Studio};
+    if !config.studio_api {
+        return Ok(Router::new());
+    }
+    let studio = Studio::new(pool.clone(), &config.studio_currency);
+    let router = studio.routes(Router::new());
+    let migrate = move || match studio.migrate() {
+        Ok(()) | Err(SchemaError::Closed) => {}
+        Err(e) => tell(&stop, Err(Failure::of(&e))),
+    };
+    std::thread::Builder::new()
+        .name("millpond-schema".into())
+        .spawn(migrate)
+        .map_err(|e| Failure::of(&e))?;
+    Ok(router)
+}
+
+#[cfg(not(feature = "studio"))]
+fn builder(config: &Config) -> Builder {
+    Builder::from(config.pool.clone())
+}
+
+#[cfg(not(feature = "studio"))]
+fn routes(config: &Config, _: &Pool, _: Sender<Stop>) -> Result<Router, Failure> {
+    if config.studio_api {
+        info!("built without the studio: only health and metrics are served");
+    }
+    Ok(Router::new())
 }
 
 /// The studio's routes are not for everybody on the network, unless somebody says so.

@@ -9,15 +9,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{self, Receiver};
 
-/// Starts listening; the receiver gets a word when a signal came.
-pub(super) fn listen() -> Result<Receiver<()>, Failure> {
-    let (asked, receiver) = mpsc::channel();
-    let on_signal = move || {
-        // Nobody listens any more when the program is ending already.
-        let _ = asked.send(());
-    };
+/// Starts listening: calls `on_signal` for each that comes.
+pub(super) fn listen(on_signal: impl FnMut() + Send + 'static) -> Result<(), Failure> {
     let failed =
         |e: &dyn std::fmt::Display| Failure::because(format!("signals cannot be handled: {e}"));
     ctrlc::set_handler(on_signal).map_err(|e| failed(&e))?;
@@ -27,5 +21,5 @@ pub(super) fn listen() -> Result<Receiver<()>, Failure> {
             .map_err(|e| failed(&e))?;
         flag::register(signal, Arc::clone(&signalled)).map_err(|e| failed(&e))?;
     }
-    Ok(receiver)
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
 use log::{error, warn};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -64,8 +64,12 @@ pub struct Response {
 impl Response {
     /// A JSON body.
     pub fn json(status: u16, body: &impl Serialize) -> Response {
+        Response::json_as("application/json", status, body)
+    }
+
+    fn json_as(content_type: &str, status: u16, body: &impl Serialize) -> Response {
         match serde_json::to_vec(body) {
-            Ok(body) => Response::bytes(status, "application/json", body),
+            Ok(body) => Response::bytes(status, content_type, body),
             Err(e) => {
                 error!("an answer could not be written as JSON: {e}");
                 Problem::internal().into()
@@ -155,23 +159,31 @@ impl Problem {
         let kind = self.kind.map_or("about:blank".to_owned(), |kind| {
             format!("urn:millpond:{kind}")
         });
-        let mut body = json!({
-            "type": kind,
-            "title": reason(self.status),
-            "status": self.status,
-            "detail": self.detail,
-        });
-        if let Some(fields) = body.as_object_mut() {
-            if let Some(id) = request_id {
-                fields.insert("requestId".into(), id.into());
-            }
-            fields.extend(self.more);
-        }
-        let mut response =
-            Response::bytes(self.status, "application/problem+json", body.to_string());
+        let body = ProblemBody {
+            r#type: &kind,
+            title: reason(self.status),
+            status: self.status,
+            detail: &self.detail,
+            request_id,
+            more: &self.more,
+        };
+        let mut response = Response::json_as("application/problem+json", self.status, &body);
         response.headers.extend(self.headers);
         response
     }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ProblemBody<'a> {
+    r#type: &'a str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(flatten)]
+    more: &'a Map<String, Value>,
 }
 
 impl From<Problem> for Response {

@@ -37,11 +37,14 @@ pub(crate) struct Route {
     pub handler: Handler,
 }
 
-/// All routes of a server.
+/// All routes of a server, and what must hold before they are ready.
 #[derive(Clone, Default)]
 pub struct Router {
     routes: Vec<Route>,
+    conditions: Vec<Condition>,
 }
+
+type Condition = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// What a method and a path lead to.
 pub(crate) enum Found<'r> {
@@ -79,14 +82,32 @@ impl Router {
         self
     }
 
-    /// HEAD leads where GET does.
+    /// `/health/ready` says "starting" until this holds. It must not block.
+    pub fn ready_when(mut self, holds: impl Fn() -> bool + Send + Sync + 'static) -> Router {
+        self.conditions.push(Arc::new(holds));
+        self
+    }
+
+    /// All that must hold, taken together.
+    pub(super) fn condition(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let conditions = self.conditions.clone();
+        move || conditions.iter().all(|holds| holds())
+    }
+
+    /// HEAD leads where GET does. Where several patterns match, the one with the fewest open parts is meant.
     pub(crate) fn find(&self, method: &str, path: &str) -> Found<'_> {
         let method = if method == "HEAD" { "GET" } else { method };
+        let matching = self.routes.iter().filter_map(|route| {
+            let params = matches(route.pattern, path)?;
+            Some((route, params))
+        });
+        let mut matching: Vec<_> = matching.collect();
+        let Some(closest) = matching.iter().map(|(_, params)| params.len()).min() else {
+            return Found::Nothing;
+        };
+        matching.retain(|(_, params)| params.len() == closest);
         let mut others = Vec::new();
-        for route in &self.routes {
-            let Some(params) = matches(route.pattern, path) else {
-                continue;
-            };
+        for (route, params) in matching {
             if route.method == method {
                 return Found::Route(route, params);
             }
@@ -95,11 +116,7 @@ impl Router {
                 others.push("HEAD");
             }
         }
-        if others.is_empty() {
-            Found::Nothing
-        } else {
-            Found::OtherMethods(others)
-        }
+        Found::OtherMethods(others)
     }
 
     /// Which lane a path belongs to; what leads nowhere must not keep the health lane busy.
@@ -139,6 +156,7 @@ mod tests {
             .route("GET", "/things", Lane::Api, Access::Api, ok)
             .route("POST", "/things", Lane::Api, Access::Api, ok)
             .route("GET", "/things/{id}", Lane::Api, Access::Api, ok)
+            .route("POST", "/things/import", Lane::Api, Access::Api, ok)
             .route("POST", "/things/{id}/pay", Lane::Api, Access::Api, ok)
     }
 
@@ -149,6 +167,7 @@ mod tests {
             ("GET", "/health", "/health", None),
             ("HEAD", "/things", "/things", None),
             ("GET", "/things/7", "/things/{id}", Some("7")),
+            ("POST", "/things/import", "/things/import", None),
             ("POST", "/things/7/pay", "/things/{id}/pay", Some("7")),
         ] {
             let Found::Route(route, params) = router.find(method, path) else {
@@ -176,10 +195,12 @@ mod tests {
             panic!()
         };
         assert_eq!(allow, ["GET", "HEAD", "POST"]);
-        let Found::OtherMethods(allow) = router.find("GET", "/things/7/pay") else {
-            panic!()
-        };
-        assert_eq!(allow, ["POST"]);
+        for path in ["/things/7/pay", "/things/import"] {
+            let Found::OtherMethods(allow) = router.find("GET", path) else {
+                panic!("{path}")
+            };
+            assert_eq!(allow, ["POST"], "{path}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use crate::server::{Problem, Request};
 use jiff::Timestamp;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -25,7 +25,7 @@ pub(super) fn wrong_field(name: &str, detail: impl Into<String>) -> Value {
 
 /// The fields of a body that is a JSON object.
 pub(super) struct Fields {
-    given: Map<String, Value>,
+    given: BTreeMap<String, Value>,
     errors: Vec<Value>,
 }
 
@@ -41,7 +41,7 @@ impl Fields {
                 json!({ "pointer": "#", "detail": "takes an object" }),
             ]));
         };
-        let canonical = Value::Object(given.clone()).to_string();
+        let canonical = json!(given).to_string();
         let errors = Vec::new();
         Ok((Fields { given, errors }, canonical))
     }
@@ -192,7 +192,7 @@ fn whole(value: &Value) -> Option<i64> {
 
 /// A body, in which no name stands twice.
 enum Body {
-    Object(Map<String, Value>),
+    Object(BTreeMap<String, Value>),
     Other,
 }
 
@@ -205,7 +205,7 @@ impl<'de> Deserialize<'de> for Body {
                 f.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Body, A::Error> {
-                let mut map = Map::new();
+                let mut map = BTreeMap::new();
                 while let Some((name, value)) = from.next_entry::<String, Value>()? {
                     if map.contains_key(&name) {
                         return Err(A::Error::custom("a name stands twice in it"));

@@ -36,9 +36,12 @@ struct Line {
 
 /// Reserves all lines of a CSV file with the columns studioId, customer, startsAt, endsAt, or none.
 #[utoipa::path(
-    post, path = "/api/reservations/import", tag = "reservations",
+    post, path = "/api/reservations/import", tag = "reservations", operation_id = "importReservations",
     params(openapi::WriteHeaders),
-    request_body(content = String, content_type = "text/csv"),
+    request_body(
+        content = String, content_type = "text/csv",
+        example = "studioId,customer,startsAt,endsAt\n1,Ada,2030-01-03T10:00:00Z,2030-01-03T12:00:00Z\n"
+    ),
     responses((status = 201, body = Imported), openapi::WriteRefusals)
 )]
 pub(super) fn import(studio: &Studio, request: &Request) -> Result<Response, Problem> {

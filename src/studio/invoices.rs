@@ -57,7 +57,7 @@ enum Status {
 #[schema(rename_all = "camelCase")]
 #[allow(dead_code)] // As with NewReservation.
 struct NewInvoice {
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, example = 1)]
     reservation_id: i64,
 }
 
@@ -100,7 +100,7 @@ impl Invoice {
 
 /// Makes the invoice for a reservation: at its quote's price where it has one, else at the studio's rate.
 #[utoipa::path(
-    post, path = "/api/invoices", tag = "invoices",
+    post, path = "/api/invoices", tag = "invoices", operation_id = "createInvoice",
     params(openapi::WriteHeaders),
     request_body = inline(NewInvoice),
     responses((status = 201, body = Invoice, headers(("Location" = String))), openapi::WriteRefusals)
@@ -150,7 +150,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 
 /// The invoices, newest first.
 #[utoipa::path(
-    get, path = "/api/invoices", tag = "invoices",
+    get, path = "/api/invoices", tag = "invoices", operation_id = "listInvoices",
     params(openapi::PageParameters),
     responses((status = 200, body = openapi::Listed<Invoice>), openapi::Refusals)
 )]
@@ -167,7 +167,7 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 
 /// One invoice.
 #[utoipa::path(
-    get, path = "/api/invoices/{id}", tag = "invoices",
+    get, path = "/api/invoices/{id}", tag = "invoices", operation_id = "getInvoice",
     params(openapi::IdInPath),
     responses((status = 200, body = Invoice), openapi::Refusals)
 )]
@@ -186,7 +186,7 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
 
 /// Takes note that an invoice was paid.
 #[utoipa::path(
-    post, path = "/api/invoices/{id}/pay", tag = "invoices",
+    post, path = "/api/invoices/{id}/pay", tag = "invoices", operation_id = "payInvoice",
     params(openapi::IdInPath, openapi::WriteHeaders),
     responses((status = 200, body = Invoice), openapi::WriteRefusals)
 )]

@@ -74,11 +74,12 @@ impl Studio {
         self.ready.load(Ordering::SeqCst)
     }
 
-    /// Adds its routes.
+    /// Adds its routes, which are ready when its schema is there.
     pub fn routes(&self, router: Router) -> Router {
-        ROUTES
-            .into_iter()
-            .fold(router, |router, (method, path, handler)| {
+        let studio = self.clone();
+        ROUTES.into_iter().fold(
+            router.ready_when(move || studio.is_ready()),
+            |router, (method, path, handler)| {
                 let studio = self.clone();
                 let access = if path.starts_with("/api/") {
                     Access::Api
@@ -94,16 +95,19 @@ impl Studio {
                     }
                     handler(&studio, request)
                 })
-            })
+            },
+        )
     }
 
-    /// A call within the request's time, all of which one statement may take.
+    /// A call within the request's time, all of which one statement may take. A little of it is kept: a silent server is
+    /// given half a second more before its connection is cut.
     fn call(&self, request: &Request) -> Call<'_> {
         let left = request.deadline.saturating_duration_since(Instant::now());
+        let kept = (left / 10).min(Duration::from_millis(250));
         self.pool
             .call()
-            .with_deadline(request.deadline)
-            .with_timeout(left.max(Duration::from_millis(1)))
+            .with_deadline(request.deadline - kept)
+            .with_timeout((left - kept).max(Duration::from_millis(1)))
     }
 }
 

@@ -1,9 +1,11 @@
 //! The OpenAPI document, made from the handlers' descriptions and the types that they answer.
 
 use super::Studio;
-use crate::server::{Problem, Request, Response};
+use crate::server;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
 
 /// One page of a list.
@@ -31,7 +33,7 @@ pub(super) struct PageParameters {
 #[into_params(parameter_in = Path)]
 #[allow(dead_code)]
 pub(super) struct IdInPath {
-    #[param(minimum = 1)]
+    #[param(minimum = 1, example = 1)]
     id: i64,
 }
 
@@ -44,7 +46,7 @@ pub(super) struct WriteHeaders {
         rename = "Idempotency-Key",
         min_length = 1,
         max_length = 255,
-        pattern = r"^[!#-~]([ !#-~]*[!#-~])?$"
+        pattern = r"^[!-~]([ -~]*[!-~])?$"
     )]
     idempotency_key: Option<String>,
 }
@@ -87,61 +89,57 @@ struct WrongField {
 pub(super) enum Refusals {
     /// The request cannot be read.
     #[response(status = 400, content_type = "application/problem+json")]
-    BadRequest(#[to_schema] ProblemShape),
+    BadRequest(ProblemShape),
     /// A token is missing or wrong.
     #[response(status = 401, content_type = "application/problem+json")]
-    Unauthorized(#[to_schema] ProblemShape),
+    Unauthorized(ProblemShape),
     /// There is no such thing.
     #[response(status = 404, content_type = "application/problem+json")]
-    NotFound(#[to_schema] ProblemShape),
+    NotFound(ProblemShape),
     /// Fields or parameters are missing or wrong.
     #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(#[to_schema] ProblemShape),
+    Invalid(ProblemShape),
     /// Our fault.
     #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] ProblemShape),
+    Internal(ProblemShape),
     /// Not now; nothing was done.
     #[response(status = 503, content_type = "application/problem+json")]
-    Unavailable(#[to_schema] ProblemShape),
+    Unavailable(ProblemShape),
 }
 
 /// What a write may be answered.
+pub(super) enum WriteRefusals {}
+
+impl IntoResponses for WriteRefusals {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let mut all = Refusals::responses();
+        all.extend(OnlyWrites::responses());
+        all
+    }
+}
+
 #[derive(IntoResponses)]
 #[allow(dead_code)]
-pub(super) enum WriteRefusals {
-    /// The request cannot be read.
-    #[response(status = 400, content_type = "application/problem+json")]
-    BadRequest(#[to_schema] ProblemShape),
-    /// A token is missing or wrong.
-    #[response(status = 401, content_type = "application/problem+json")]
-    Unauthorized(#[to_schema] ProblemShape),
-    /// There is no such thing.
-    #[response(status = 404, content_type = "application/problem+json")]
-    NotFound(#[to_schema] ProblemShape),
+enum OnlyWrites {
     /// It cannot be done as things are.
     #[response(status = 409, content_type = "application/problem+json")]
-    Conflict(#[to_schema] ProblemShape),
+    Conflict(ProblemShape),
     /// The body is too large.
     #[response(status = 413, content_type = "application/problem+json")]
-    TooLarge(#[to_schema] ProblemShape),
+    TooLarge(ProblemShape),
     /// The body is of another type.
     #[response(status = 415, content_type = "application/problem+json")]
-    WrongType(#[to_schema] ProblemShape),
-    /// Fields are missing or wrong.
-    #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(#[to_schema] ProblemShape),
+    WrongType(ProblemShape),
     /// Our fault; only `urn:millpond:outcome-unknown` leaves open whether it was done.
     #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] ProblemShape),
-    /// Not now; nothing was done.
-    #[response(status = 503, content_type = "application/problem+json")]
-    Unavailable(#[to_schema] ProblemShape),
+    Internal(ProblemShape),
 }
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "millpond", description = "A studio's reservations, quotes and invoices. Amounts are whole cents."),
     modifiers(&Token),
+    components(schemas(ProblemShape, WrongField)),
     security((), ("token" = [])),
     paths(
         super::studios::list,
@@ -176,13 +174,17 @@ impl Modify for Token {
 }
 
 /// The document itself.
-pub(super) fn document(_: &Studio, _: &Request) -> Result<Response, Problem> {
-    Ok(Response::json(200, &Document::openapi()))
+pub(super) fn document(
+    _: &Studio,
+    _: &server::Request,
+) -> Result<server::Response, server::Problem> {
+    Ok(server::Response::json(200, &Document::openapi()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn every_route_is_described_and_nothing_else() {
@@ -205,5 +207,24 @@ mod tests {
         served.sort();
         assert_eq!(described, served);
         assert_eq!(document["openapi"], "3.1.0");
+    }
+
+    #[test]
+    fn what_it_refers_to_is_in_it_and_its_names_differ() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let (mut references, mut names) = (0, HashSet::new());
+        let mut all = vec![&document];
+        while let Some(value) = all.pop() {
+            if let Some(to) = value["$ref"].as_str() {
+                references += 1;
+                assert!(document.pointer(&to[1..]).is_some(), "{to}");
+            }
+            if let Some(name) = value["operationId"].as_str() {
+                assert!(names.insert(name), "{name} stands twice");
+            }
+            all.extend(value.as_array().into_iter().flatten());
+            all.extend(value.as_object().into_iter().flat_map(|o| o.values()));
+        }
+        assert!(references > 50 && names.len() == 14);
     }
 }

@@ -70,7 +70,7 @@ impl Quote {
 
 /// Makes a quote: the studio's rate times the duration, rounded half up to a cent.
 #[utoipa::path(
-    post, path = "/api/quotes", tag = "quotes",
+    post, path = "/api/quotes", tag = "quotes", operation_id = "createQuote",
     params(openapi::WriteHeaders),
     request_body = NewReservation,
     responses((status = 201, body = Quote, headers(("Location" = String))), openapi::WriteRefusals)
@@ -104,7 +104,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 
 /// The quotes, newest first.
 #[utoipa::path(
-    get, path = "/api/quotes", tag = "quotes",
+    get, path = "/api/quotes", tag = "quotes", operation_id = "listQuotes",
     params(openapi::PageParameters),
     responses((status = 200, body = openapi::Listed<Quote>), openapi::Refusals)
 )]
@@ -123,7 +123,7 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 
 /// One quote.
 #[utoipa::path(
-    get, path = "/api/quotes/{id}", tag = "quotes",
+    get, path = "/api/quotes/{id}", tag = "quotes", operation_id = "getQuote",
     params(openapi::IdInPath),
     responses((status = 200, body = Quote), openapi::Refusals)
 )]
@@ -143,7 +143,7 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
 
 /// Accepts a quote: makes its reservation.
 #[utoipa::path(
-    post, path = "/api/quotes/{id}/accept", tag = "quotes",
+    post, path = "/api/quotes/{id}/accept", tag = "quotes", operation_id = "acceptQuote",
     params(openapi::IdInPath, openapi::WriteHeaders),
     responses((status = 201, body = Reservation, headers(("Location" = String))), openapi::WriteRefusals)
 )]

@@ -42,18 +42,19 @@ enum Status {
 #[schema(rename_all = "camelCase")]
 #[allow(dead_code)] // Read by hand, to name all that is wrong; here for the OpenAPI document.
 pub(super) struct NewReservation {
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, example = 1)]
     studio_id: i64,
     #[schema(
         min_length = 1,
         max_length = 200,
+        example = "Ada",
         pattern = r"^[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
     )]
     customer: String,
-    #[schema(format = DateTime)]
+    #[schema(format = DateTime, example = "2030-01-02T10:00:00Z")]
     starts_at: String,
     /// After `startsAt`; the range does not hold it.
-    #[schema(format = DateTime)]
+    #[schema(format = DateTime, example = "2030-01-02T12:00:00Z")]
     ends_at: String,
 }
 
@@ -128,7 +129,7 @@ impl Wanted {
 
 /// Reserves a studio.
 #[utoipa::path(
-    post, path = "/api/reservations", tag = "reservations",
+    post, path = "/api/reservations", tag = "reservations", operation_id = "createReservation",
     params(openapi::WriteHeaders),
     request_body = NewReservation,
     responses((status = 201, body = Reservation, headers(("Location" = String))), openapi::WriteRefusals)
@@ -140,7 +141,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 
 /// The reservations, also cancelled ones, newest first.
 #[utoipa::path(
-    get, path = "/api/reservations", tag = "reservations",
+    get, path = "/api/reservations", tag = "reservations", operation_id = "listReservations",
     params(
         ("studioId" = Option<i64>, Query, minimum = 1, description = "Only this studio's"),
         ("from" = Option<String>, Query, format = DateTime, description = "Only those that overlap [from, to)"),
@@ -170,7 +171,7 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 
 /// One reservation.
 #[utoipa::path(
-    get, path = "/api/reservations/{id}", tag = "reservations",
+    get, path = "/api/reservations/{id}", tag = "reservations", operation_id = "getReservation",
     params(openapi::IdInPath),
     responses((status = 200, body = Reservation), openapi::Refusals)
 )]
@@ -190,7 +191,7 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
 
 /// Cancels a reservation; again is as good as once.
 #[utoipa::path(
-    delete, path = "/api/reservations/{id}", tag = "reservations",
+    delete, path = "/api/reservations/{id}", tag = "reservations", operation_id = "cancelReservation",
     params(openapi::IdInPath, openapi::WriteHeaders),
     responses((status = 200, body = Reservation), openapi::WriteRefusals)
 )]

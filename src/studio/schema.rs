@@ -2,6 +2,7 @@
 
 use super::Studio;
 use crate::error::{Chain, OpenError};
+use crate::metrics::CloseReason;
 use crate::pool::Pool;
 use crate::retry::{Phase, Repeat, Symptom, verdict};
 use log::{debug, info, warn};
@@ -71,6 +72,7 @@ impl Studio {
             };
             match run(session.client_mut(), &self.pool) {
                 Ok(()) => {
+                    session.close_for(CloseReason::IdleTimeout);
                     self.ready.store(true, Ordering::SeqCst);
                     return Ok(());
                 }

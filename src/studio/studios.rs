@@ -21,7 +21,7 @@ pub(super) struct StudioRoom {
 
 /// The studios, newest first.
 #[utoipa::path(
-    get, path = "/api/studios", tag = "studios",
+    get, path = "/api/studios", tag = "studios", operation_id = "listStudios",
     params(openapi::PageParameters),
     responses((status = 200, body = openapi::Listed<StudioRoom>), openapi::Refusals)
 )]

@@ -15,7 +15,6 @@ use crate::server::{Problem, Request, Response};
 use crate::transaction::{Keyed, Transaction};
 use log::error;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,7 +26,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Answer {
     pub status: u16,
     pub location: Option<String>,
-    pub body: Value,
+    /// JSON.
+    pub body: String,
 }
 
 /// The same, as the ledger keeps it.
@@ -49,7 +49,7 @@ impl Answer {
     }
 
     pub fn with(status: u16, location: Option<String>, thing: &impl Serialize) -> Result<Answer> {
-        let body = serde_json::to_value(thing).map_err(Error::application)?;
+        let body = serde_json::to_string(thing).map_err(Error::application)?;
         Ok(Answer {
             status,
             location,
@@ -60,7 +60,7 @@ impl Answer {
 
 impl From<Answer> for Response {
     fn from(answer: Answer) -> Response {
-        let response = Response::json(answer.status, &answer.body);
+        let response = Response::bytes(answer.status, "application/json", answer.body);
         match answer.location {
             Some(location) => response.header("Location", location),
             None => response,
@@ -83,16 +83,17 @@ impl Studio {
         // A key is for one method and path.
         let scoped = format!("{} {}\n{key}", request.method, request.path);
         let digest = digest(&scoped, content);
+        let give_up = wait_until(request);
         let _turn = if ours {
             None
         } else {
-            Some(self.running.wait_for_turn(&scoped, request.deadline)?)
+            Some(self.running.wait_for_turn(&scoped, give_up)?)
         };
         let mut about_to_commit = false;
         let done = catch_unwind(AssertUnwindSafe(|| {
-            let left = request.deadline.saturating_duration_since(Instant::now());
+            let wait = give_up.saturating_duration_since(Instant::now());
             self.call(request)
-                .with_key_wait(left.max(Duration::from_millis(1)))
+                .with_key_wait(wait.max(Duration::from_millis(1)))
                 .transaction_with_key(&scoped, |tx| {
                     about_to_commit = false;
                     let kept = Kept {
@@ -141,6 +142,13 @@ fn replay(digest: &str, kept: Option<Vec<u8>>) -> Result<Response, Problem> {
         ));
     }
     Ok(Response::from(kept.answer).header("Idempotency-Replayed", "true"))
+}
+
+/// How long another request with the same key is waited for: less than any call may take, so that there is time left
+/// to say that it still runs.
+fn wait_until(request: &Request) -> Instant {
+    let left = request.deadline.saturating_duration_since(Instant::now());
+    request.deadline - (left / 5).min(Duration::from_millis(500))
 }
 
 fn key_in_use() -> Problem {
@@ -203,10 +211,10 @@ impl Running {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for_turn(&self, key: &str, deadline: Instant) -> Result<Turn<'_>, Problem> {
+    fn wait_for_turn(&self, key: &str, give_up: Instant) -> Result<Turn<'_>, Problem> {
         let mut keys = self.lock();
         while keys.contains(key) {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = give_up.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(key_in_use());
             }

@@ -305,6 +305,55 @@ fn it_serves_while_the_database_is_down() {
     assert!(!serving.log().contains("s3cret"), "{}", serving.log());
 }
 
+#[test]
+fn the_studio_is_served_with_its_schema_or_not_at_all() {
+    let db = database();
+    let dir = tempfile::tempdir().unwrap();
+    let url = ("DATABASE_URL", db.url.as_str());
+    let schemas = || -> i64 {
+        let sql = "SELECT count(*) FROM pg_namespace WHERE nspname IN ('studio', 'millpond')";
+        db.admin().query_one(sql, &[]).unwrap().get(0)
+    };
+    let studios = |serving: &Serving| {
+        let ready = || serving.check(dir.path(), &["--ready"]).status.code() == Some(0);
+        eventually("it is ready", ready);
+        get(serving.port, "/api/studios").0
+    };
+    let without = serve(dir.path(), &[url, ("STUDIO_API", "off")]);
+    assert_eq!((studios(&without), schemas()), (404, 0));
+    drop(without);
+    for again in [false, true] {
+        let mut serving = serve(dir.path(), &[url]);
+        assert_eq!((studios(&serving), schemas()), (200, 1));
+        let log = serving.log();
+        assert_eq!(
+            log.contains("ran migration version=1 name=studio"),
+            !again,
+            "{log}"
+        );
+        serving.signal("TERM");
+        assert_eq!(serving.ends(), Some(0));
+    }
+    // Who may not make it is told so, and where to look.
+    db.admin()
+        .batch_execute("DROP SCHEMA studio CASCADE; CREATE ROLE visitor LOGIN PASSWORD 'p'")
+        .unwrap();
+    let (_, rest) = db.url.split_once('@').unwrap();
+    let refused = format!("postgresql://visitor:p@{rest}");
+    let ended = run(
+        dir.path(),
+        &[],
+        &[("DATABASE_URL", &refused), ("HTTP_ADDR", "127.0.0.1:0")],
+    );
+    assert_eq!(ended.status.code(), Some(1));
+    let said = stderr(&ended);
+    assert!(
+        said.contains("the studio's schema could not be made")
+            && said.contains("permission denied"),
+        "{said}"
+    );
+}
+
 /// The status, and how long it took.
 fn get(port: u16, path: &str) -> (u16, Duration) {
     let since = Instant::now();

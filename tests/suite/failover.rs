@@ -102,7 +102,9 @@ fn a_first_host_that_is_silent_keeps_no_write_from_the_promoted_second() {
         let write = || pool.execute("INSERT INTO t VALUES (1)", &[]);
         write().unwrap();
         // Nothing but this wait makes the standby have it: replication is asynchronous.
-        eventually("the standby has it", || keys(&standby.server.url()).len() == 1);
+        eventually("the standby has it", || {
+            keys(&standby.server.url()).len() == 1
+        });
         standby.promote();
         // Silent to those who are connected, and to those who come: the system accepts for a stopped process.
         let frozen = frozen.then(|| Frozen::tree(primary.pid().unwrap()));

@@ -6,28 +6,70 @@ use millpond::embedded::Stop;
 use millpond::server::{Access, DrainReport, Lane, Response, Router, Server};
 use millpond::{Config, Pool};
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[derive(Debug)]
 pub struct Answer {
     pub status: u16,
     head: String,
-    body: String,
+    pub body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             line.split_once(": ")
                 .filter(|(n, _)| n.eq_ignore_ascii_case(name))
                 .map(|(_, v)| v)
         })
+    }
+}
+
+/// A connection that is kept for several requests.
+pub struct Client(BufReader<TcpStream>);
+
+impl Client {
+    pub fn to(addr: SocketAddr) -> Client {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(30 * SECOND)).unwrap();
+        Client(BufReader::new(stream))
+    }
+
+    /// `headers` are lines, each with its end.
+    pub fn ask(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n{headers}\r\n"
+        );
+        let stream = self.0.get_mut();
+        stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Answer {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            let read = self.0.read_line(&mut head).unwrap();
+            assert!(read > 0, "closed in the middle of an answer: {head:?}");
+        }
+        let mut answer = Answer {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            head,
+            body: String::new(),
+        };
+        let length = answer.header("Content-Length").unwrap().parse().unwrap();
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).unwrap();
+        answer.body = String::from_utf8(body).unwrap();
+        answer
     }
 }
 

@@ -133,6 +133,45 @@ fn of_many_at_once_one_does_it_and_all_get_its_answer() {
 }
 
 #[test]
+fn who_waits_for_a_key_no_longer_than_he_wants_is_told_that_it_is_in_use() {
+    let (db, _proxy, pool) = set_up();
+    thread::scope(|scope| {
+        let ((has_it, it_is_had), (may_end, end)) = (mpsc::channel(), mpsc::channel::<()>());
+        let pool = &pool;
+        let first = scope.spawn(move || {
+            pool.transaction_with_key("k", |tx| {
+                tx.execute("INSERT INTO t VALUES (1)", &[])?;
+                has_it.send(()).unwrap();
+                end.recv().unwrap();
+                Ok(())
+            })
+        });
+        it_is_had.recv().unwrap();
+        let impatient = pool.call().with_key_wait(100 * MS);
+        let mut ran = false;
+        let second = impatient.transaction_with_key("k", |_| {
+            ran = true;
+            Ok(())
+        });
+        let error = second.unwrap_err();
+        assert!(matches!(error, Error::KeyInUse), "{error:?}");
+        assert!(error.is_retryable() && !error.is_outcome_unknown() && !ran);
+        may_end.send(()).unwrap();
+        assert_eq!(first.join().unwrap().unwrap(), Keyed::Done(()));
+        let done = impatient.transaction_with_key("k", |_| Ok(())).unwrap();
+        assert_eq!(done, Keyed::AlreadyDone(None));
+    });
+    assert_eq!(rows(&db.url), 1);
+    // The limit is for the key alone, not for what the transaction then waits for.
+    let call = pool.call().with_key_wait(100 * MS);
+    let limit = |tx: &mut millpond::Transaction<'_>| -> millpond::Result<String> {
+        Ok(tx.query_one("SHOW lock_timeout", &[])?.get(0))
+    };
+    let inside = call.transaction_with_key("another", limit).unwrap();
+    assert_eq!(inside, Keyed::Done("0".to_owned()));
+}
+
+#[test]
 fn the_table_is_made_by_an_explicit_call_alone_and_by_many_at_once() {
     let db = database();
     let make = || db.pool().ledger_schema("of_the_app").build().unwrap();

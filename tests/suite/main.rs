@@ -17,6 +17,7 @@ mod proxy;
 mod retry;
 mod servers;
 mod sessions;
+mod studio;
 mod support;
 mod torture;
 mod wire;

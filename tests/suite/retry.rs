@@ -564,6 +564,30 @@ fn the_applications_own_error_rolls_back_and_comes_out_as_it_was() {
 }
 
 #[test]
+fn what_is_left_of_a_calls_time_is_the_servers_timeout_of_its_transaction() {
+    let pool = database().pool().build().unwrap();
+    pool.read("SELECT 1", &[]).unwrap();
+    let by = Instant::now() + 10 * SECOND;
+    let call = pool.call().with_timeout(10 * SECOND).with_deadline(by);
+    let mut seen = Vec::new();
+    let ended = call.transaction(|tx| {
+        let in_ms = "SELECT setting::int8 FROM pg_settings WHERE name = 'statement_timeout'";
+        seen.push(tx.query_one(in_ms, &[])?.get::<_, i64>(0));
+        std::thread::sleep(300 * MS);
+        match seen.len() {
+            1 => tx.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", &[]),
+            _ => Ok(0),
+        }
+    });
+    ended.unwrap();
+    // The second attempt has what the first has left of it.
+    assert!(seen[0] <= 10_000 && seen[1] <= seen[0] - 300, "{seen:?}");
+    assert!(seen[1] > 1000, "{seen:?}");
+    let after = pool.query("SHOW statement_timeout", &[]).unwrap();
+    assert_eq!(after[0].get::<_, &str>(0), "5s");
+}
+
+#[test]
 fn the_servers_statement_timeout_is_named_with_the_statement() {
     let pool = database()
         .pool()

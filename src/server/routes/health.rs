@@ -56,10 +56,10 @@ pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, privat
         }
     };
     let ready = {
-        let (pool, phase) = (pool.clone(), Arc::clone(phase));
+        let (pool, phase, condition) = (pool.clone(), Arc::clone(phase), router.condition());
         move |_: &_| {
-            let (status, word) =
-                readiness(phase.get(), pool.has_connected(), pool.is_failing_fast());
+            let has_started = pool.has_connected() && condition();
+            let (status, word) = readiness(phase.get(), has_started, pool.is_failing_fast());
             Ok(Response::json(status, &json!({ "status": word })))
         }
     };
@@ -102,8 +102,8 @@ fn report(health: &Health, failing_fast: bool, phase: Phase, private: bool) -> R
 }
 
 /// Whether requests should be sent here.
-fn readiness(phase: Phase, has_connected: bool, failing_fast: bool) -> (u16, &'static str) {
-    match (phase, has_connected, failing_fast) {
+fn readiness(phase: Phase, has_started: bool, failing_fast: bool) -> (u16, &'static str) {
+    match (phase, has_started, failing_fast) {
         (Phase::Unready | Phase::Draining, _, _) => (503, "draining"),
         (Phase::Running, _, true) => (503, "database-unavailable"),
         (Phase::Running, false, false) => (503, "starting"),

@@ -1,0 +1,143 @@
+//! Reservations from a CSV file: all or none.
+
+use super::{Served, count, date, kind, served};
+use crate::http::Answer;
+use serde_json::{Value, json};
+
+const CSV: &str = "Content-Type: text/csv; charset=utf-8\r\n";
+const HEADER: &str = "studioId,customer,startsAt,endsAt\n";
+const RESERVATIONS: &str = "SELECT count(*) FROM studio.reservations";
+
+fn import(served: &Served, content: &str) -> Answer {
+    served.ask("POST", "/api/reservations/import", CSV, content)
+}
+
+/// Line and detail of each that is listed.
+fn bad_lines(answer: &Answer) -> Vec<(u64, String)> {
+    let problem = answer.json();
+    let errors = problem["errors"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{answer:?}"));
+    let line = |e: &Value| {
+        (
+            e["line"].as_u64().unwrap(),
+            e["detail"].as_str().unwrap().to_owned(),
+        )
+    };
+    errors.iter().map(line).collect()
+}
+
+fn line(n: usize) -> String {
+    let (day, hour) = (date(n / 20), n % 20);
+    format!(
+        "{},Customer {n},{day}T{hour:02}:00:00Z,{day}T{hour:02}:45:00+00:00\n",
+        n % 3 + 1
+    )
+}
+
+#[test]
+fn ten_thousand_lines_are_reserved_once() {
+    let (db, served) = served();
+    let content: String = HEADER.to_owned() + &(0..10_000).map(line).collect::<String>();
+    let headers = format!("{CSV}Idempotency-Key: import-1\r\n");
+    let ask = || served.ask("POST", "/api/reservations/import", &headers, &content);
+    let done = ask();
+    assert_eq!(
+        (done.status, done.body.as_str()),
+        (201, r#"{"imported":10000}"#)
+    );
+    let again = ask();
+    assert_eq!(
+        (again.status, again.header("Idempotency-Replayed")),
+        (201, Some("true"))
+    );
+    assert_eq!(count(&db.url, RESERVATIONS), 10_000);
+    let first = served.get("/api/reservations/1").json();
+    assert_eq!(
+        (&first["customer"], &first["startsAt"]),
+        (&json!("Customer 0"), &json!("2030-01-01T00:00:00Z"))
+    );
+    // Without the key, every line is taken.
+    let taken = import(&served, &content);
+    assert_eq!((taken.status, kind(&taken).as_str()), (409, "overlap"));
+    assert_eq!(
+        (bad_lines(&taken).len(), &taken.json()["badLines"]),
+        (100, &json!(10_000))
+    );
+}
+
+#[test]
+fn one_bad_line_and_none_is_reserved() {
+    let (db, served) = served();
+    let good = line(0);
+    let long = "x".repeat(201);
+    for bad in [
+        "1,Ada,2030-01-02T10:00:00Z",
+        "1,Ada,2030-01-02T10:00:00Z,2030-01-02T11:00:00Z,more",
+        "0,Ada,2030-01-02T10:00:00Z,2030-01-02T11:00:00Z",
+        "x,Ada,2030-01-02T10:00:00Z,2030-01-02T11:00:00Z",
+        "99999999999999999999,Ada,2030-01-02T10:00:00Z,2030-01-02T11:00:00Z",
+        "99,Ada,2030-01-02T10:00:00Z,2030-01-02T11:00:00Z",
+        "1,,2030-01-02T10:00:00Z,2030-01-02T11:00:00Z",
+        &format!("1,{long},2030-01-02T10:00:00Z,2030-01-02T11:00:00Z"),
+        "1,\"a\nb\",2030-01-02T10:00:00Z,2030-01-02T11:00:00Z",
+        "1,Ada,2030-01-02T10:00:00,2030-01-02T11:00:00Z",
+        "1,Ada,2030-01-02T10:00:00Z,2030-01-02T10:00:00Z",
+    ] {
+        let answer = import(&served, &format!("{HEADER}{good}{bad}\n"));
+        assert_eq!(
+            (answer.status, kind(&answer).as_str()),
+            (422, "invalid-fields"),
+            "{bad} {answer:?}"
+        );
+        let lines: Vec<u64> = bad_lines(&answer).iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [3], "{bad}");
+    }
+    // Within the file, too.
+    let twice = import(&served, &format!("{HEADER}{good}{}{good}", line(1)));
+    assert_eq!((twice.status, kind(&twice).as_str()), (409, "overlap"));
+    assert_eq!(bad_lines(&twice)[0].0, 4);
+    // All that are wrong are named, the first hundred one by one.
+    let many = HEADER.to_owned() + &"1,Ada,x,y\n".repeat(250);
+    let answer = import(&served, &many);
+    let lines: Vec<u64> = bad_lines(&answer).iter().map(|(line, _)| *line).collect();
+    assert_eq!(lines, (2..102).collect::<Vec<_>>());
+    assert_eq!(answer.json()["badLines"], 250);
+    assert_eq!(count(&db.url, RESERVATIONS), 0);
+}
+
+#[test]
+fn what_is_no_such_file_is_told_what_one_is() {
+    let (db, served) = served();
+    for content in [
+        "",
+        "a,b\n1,2\n",
+        "customer,studioId,startsAt,endsAt\n",
+        HEADER,
+        &line(0),
+    ] {
+        let answer = import(&served, content);
+        assert_eq!(
+            (answer.status, kind(&answer).as_str()),
+            (422, "invalid-fields"),
+            "{content}"
+        );
+        assert!(!bad_lines(&answer)[0].1.is_empty());
+    }
+    let path = "/api/reservations/import";
+    let content = HEADER.to_owned() + &line(0);
+    assert_eq!(served.ask("POST", path, super::JSON, &content).status, 415);
+    let other = served.ask("GET", path, "", "");
+    assert_eq!((other.status, other.header("Allow")), (405, Some("POST")));
+    let latin = [
+        content.as_bytes(),
+        b"1,\xe9,2030-01-02T10:00:00Z,2030-01-02T11:00:00Z\n",
+    ]
+    .concat();
+    let answer = crate::http::Client::to(served.addr).ask("POST", path, CSV, &latin);
+    assert_eq!(answer.status, 400);
+    assert_eq!(count(&db.url, RESERVATIONS), 0);
+    // With a mark at its start and line ends as spreadsheets write them.
+    let spreadsheet = format!("\u{feff}{}", content.replace('\n', "\r\n"));
+    assert_eq!(import(&served, &spreadsheet).status, 201);
+}
