@@ -30,12 +30,14 @@ cd "$place"
 
 HTTP_ADDR=127.0.0.1:0 "$program" 2>log &
 serving=$!
+ready=
 for _ in $(seq 150); do
     url=$(sed -n 's|.*listening on \(http://[0-9.:]*\).*|\1|p' log)
-    if [ -n "$url" ] && "$program" check --ready --url "$url" >/dev/null 2>&1; then break; fi
+    if [ -n "$url" ] && "$program" check --ready --url "$url" >/dev/null 2>&1; then ready=yes && break; fi
     kill -0 "$serving" 2>/dev/null || { cat log; exit 1; }
     sleep 0.2
 done
+[ -n "$ready" ] || { echo "it is not ready:"; cat log; exit 1; }
 
 # Not checked: that whatever fits the document is accepted, since a schema cannot say that a range ends after it starts,
 # that a number is one of a reservation, or what a cursor is; that a token is missed where none is set; and that what

@@ -115,7 +115,8 @@ impl Call<'_> {
 
     /// A moment by which the call must have ended, with all its waiting, its attempts and their pauses. In a call with a
     /// deadline, the wait for a connection is bounded by it alone, and no attempt. Together with a timeout, what is left of
-    /// the time is the server's timeout of each attempt's transaction, too.
+    /// the time is the server's timeout of each attempt's transaction, too. A transaction that stands still for longer than
+    /// there is time is ended by the server (`idle_in_transaction_session_timeout`), also when this program has stopped.
     pub fn with_deadline(mut self, at: Instant) -> Self {
         self.deadline = Some(at);
         self
@@ -294,6 +295,10 @@ impl Call<'_> {
     pub(crate) fn begin_with_timeout(&self) -> Begin {
         Begin {
             statement_timeout: self.timeout_of_attempt(),
+            // Later than our own deadline, which says better what was wrong.
+            idle_timeout: self
+                .deadline
+                .map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_secs(1)),
             // A standby gives out no transaction numbers, and takes no writes.
             read_only: self.begin.read_only || self.pool.config().reads_only(),
             ..self.begin

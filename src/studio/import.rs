@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
 use crate::transaction::Transaction;
 use jiff::Timestamp;
+use postgres::error::SqlState;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -66,13 +67,20 @@ fn read(content: &str) -> Result<Vec<Line>, Problem> {
         return Err(invalid(vec![wrong_line(1, &detail)]));
     }
     let (mut lines, mut wrong) = (Vec::new(), Vec::new());
+    let mut numbers = Numbers {
+        content,
+        at: 0,
+        line: 1,
+    };
     for record in reader.records() {
-        match record
-            .map_err(|e| (position(e.position()), "cannot be read"))
-            .and_then(|record| {
-                let number = position(record.position());
-                read_line(number, &record).map_err(|detail| (number, detail))
-            }) {
+        let read = match &record {
+            Ok(record) => {
+                let number = numbers.of(record.position());
+                read_line(number, record).map_err(|detail| (number, detail))
+            }
+            Err(e) => Err((numbers.of(e.position()), "cannot be read")),
+        };
+        match read {
             Ok(line) => lines.push(line),
             Err((number, detail)) => wrong.push(wrong_line(number, detail)),
         }
@@ -87,8 +95,29 @@ fn read(content: &str) -> Result<Vec<Line>, Problem> {
     }
 }
 
-fn position(at: Option<&csv::Position>) -> u64 {
-    at.map_or(0, csv::Position::line)
+/// The numbers of lines, as an editor counts them: the reader's own do not know a CR LF from two line ends, and count a
+/// record from the end of the one before it.
+struct Numbers<'c> {
+    content: &'c str,
+    at: usize,
+    line: u64,
+}
+
+impl Numbers<'_> {
+    fn of(&mut self, position: Option<&csv::Position>) -> u64 {
+        let bytes = self.content.as_bytes();
+        let begin = position
+            .map_or(self.at, |p| p.byte() as usize)
+            .min(bytes.len());
+        let blank = bytes[begin..].iter().take_while(|b| b"\r\n".contains(b));
+        let begin = begin + blank.count();
+        let ends = |at: &usize| {
+            bytes[*at] == b'\n' || (bytes[*at] == b'\r' && bytes.get(at + 1) != Some(&b'\n'))
+        };
+        self.line += (self.at..begin).filter(ends).count() as u64;
+        self.at = self.at.max(begin);
+        self.line
+    }
 }
 
 fn read_line(number: u64, record: &csv::StringRecord) -> Result<Line, &'static str> {
@@ -144,17 +173,29 @@ fn reserve(tx: &mut Transaction<'_>, lines: &[Line]) -> Result<u64> {
     let taken = "SELECT line FROM (SELECT *, max(ends_at) OVER (PARTITION BY studio_id ORDER BY starts_at, line \
                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS busy_until FROM pg_temp.import) AS i \
                  WHERE starts_at < busy_until OR EXISTS (SELECT FROM studio.reservations AS r WHERE status = 'active' \
-                 AND int8range(r.studio_id, r.studio_id, '[]') && int8range(i.studio_id, i.studio_id, '[]') \
+                 AND numrange(r.studio_id, r.studio_id, '[]') && numrange(i.studio_id, i.studio_id, '[]') \
                  AND tstzrange(r.starts_at, r.ends_at, '[)') && tstzrange(i.starts_at, i.ends_at, '[)')) ORDER BY line";
-    let taken = wrong_lines(tx, taken, "the studio is taken for a part of that time")?;
-    if !taken.is_empty() {
-        return Err(refuse(listed(overlap(), taken)));
+    let are_taken = |tx: &mut Transaction<'_>| {
+        let lines = wrong_lines(tx, taken, "the studio is taken for a part of that time")?;
+        match lines.is_empty() {
+            true => Ok(()),
+            false => Err(refuse(listed(overlap(), lines))),
+        }
+    };
+    are_taken(tx)?;
+    let made = tx.savepoint(|tx| {
+        let sql = "INSERT INTO studio.reservations (studio_id, customer, starts_at, ends_at) \
+                   SELECT studio_id, customer, starts_at, ends_at FROM pg_temp.import ORDER BY line";
+        tx.execute(sql, &[])
+    });
+    if made
+        .as_ref()
+        .is_err_and(|e| e.sqlstate() == Some(&SqlState::EXCLUSION_VIOLATION))
+    {
+        // Somebody was faster: now it can be said where.
+        are_taken(tx)?;
     }
-    tx.execute(
-        "INSERT INTO studio.reservations (studio_id, customer, starts_at, ends_at) \
-         SELECT studio_id, customer, starts_at, ends_at FROM pg_temp.import ORDER BY line",
-        &[],
-    )
+    made
 }
 
 fn copy(lines: &[Line], out: &mut dyn Write) -> csv::Result<()> {

@@ -3,7 +3,8 @@
 use super::fields::{Fields, Parameters, invalid, wrong_field};
 use super::pages::Page;
 use super::price;
-use super::refusals::{already_invoiced, problem_of, refuse};
+use super::refusals::{already_invoiced, refuse};
+use super::reservations::lock_reservation;
 use super::writes::Answer;
 use super::{Studio, id_in_path, nothing_here, openapi};
 use crate::error::{Error, Result};
@@ -103,23 +104,22 @@ impl Invoice {
     post, path = "/api/invoices", tag = "invoices", operation_id = "createInvoice",
     params(openapi::WriteHeaders),
     request_body = inline(NewInvoice),
-    responses((status = 201, body = Invoice, headers(("Location" = String))), openapi::WriteRefusals)
+    responses((status = 201, body = Invoice, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let (mut fields, content) = Fields::of(request)?;
     let reservation = fields.id("reservationId");
     fields.finish()?;
     studio.write(request, &content, |tx| {
-        // Locked, so that it is not cancelled, and not invoiced twice.
+        lock_reservation(tx, reservation)?.ok_or_else(|| {
+            let unknown = wrong_field("reservationId", "there is no such reservation");
+            refuse(invalid(vec![unknown]))
+        })?;
         let sql = "SELECT r.customer, r.starts_at, r.ends_at, r.status, s.name, s.hourly_rate_cents, \
              (SELECT total_cents FROM studio.quotes WHERE reservation_id = r.id) AS quoted, \
              EXISTS (SELECT FROM studio.invoices WHERE reservation_id = r.id) AS invoiced \
-             FROM studio.reservations AS r JOIN studio.studios AS s ON s.id = r.studio_id \
-             WHERE r.id = $1 FOR UPDATE OF r";
-        let Some(row) = tx.query_opt(sql, &[&reservation])? else {
-            let unknown = wrong_field("reservationId", "there is no such reservation");
-            return Err(refuse(invalid(vec![unknown])));
-        };
+             FROM studio.reservations AS r JOIN studio.studios AS s ON s.id = r.studio_id WHERE r.id = $1";
+        let row = tx.query_one(sql, &[&reservation])?;
         if row.try_get("invoiced")? {
             return Err(refuse(already_invoiced()));
         }
@@ -127,23 +127,20 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
             return Err(refuse(cancelled()));
         }
         let (starts_at, ends_at) = (row.try_get("starts_at")?, row.try_get("ends_at")?);
-        let quoted: Option<i64> = row.try_get("quoted")?;
-        let total = match quoted {
+        let total = match row.try_get("quoted")? {
             Some(total) => total,
             None => price::cents(row.try_get("hourly_rate_cents")?, starts_at, ends_at),
         };
-        // The lock of this one row is what makes the numbers follow each other; so it is taken last.
-        let number = "UPDATE studio.invoice_numbers SET last = last + 1 RETURNING last";
-        let number: i64 = tx.query_one(number, &[])?.try_get(0)?;
-        let invoice = "INSERT INTO studio.invoices (number, reservation_id, customer, total_cents) \
-                       VALUES ($1, $2, $3, $4) RETURNING id";
+        // Everybody who makes an invoice waits for the one row of the numbers until this commits: so that is taken last,
+        // and all that needs it is one statement.
+        let sql = "WITH number AS (UPDATE studio.invoice_numbers SET last = last + 1 RETURNING last), \
+             invoice AS (INSERT INTO studio.invoices (number, reservation_id, customer, total_cents) \
+             SELECT last, $1, $2, $3 FROM number RETURNING id) \
+             INSERT INTO studio.invoice_lines SELECT id, 1, $4, $5, $3 FROM invoice RETURNING invoice_id";
         let customer: &str = row.try_get("customer")?;
-        let id: i64 = tx
-            .query_one(invoice, &[&number, &reservation, &customer, &total])?
-            .try_get(0)?;
-        let line = "INSERT INTO studio.invoice_lines VALUES ($1, 1, $2, $3, $4)";
-        let (name, minutes) = (row.try_get::<_, &str>("name")?, price::minutes(starts_at, ends_at));
-        tx.execute(line, &[&id, &name, &minutes, &total])?;
+        let (name, minutes): (&str, _) = (row.try_get("name")?, price::minutes(starts_at, ends_at));
+        let made = tx.query_one(sql, &[&reservation, &customer, &total, &name, &minutes])?;
+        let id = made.try_get(0)?;
         Answer::created(format!("/api/invoices/{id}"), &Invoice::with_id(tx, id, studio)?)
     })
 }
@@ -157,12 +154,8 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "invoices".into())?;
     let sql = format!("{SELECT} WHERE ($1::bigint IS NULL OR id < $1) ORDER BY id DESC LIMIT $2");
-    let rows = studio
-        .call(request)
-        .read(&sql, &[&page.before, &page.rows()])
-        .map_err(problem_of)?;
-    let all: Result<Vec<_>> = rows.iter().map(|row| Invoice::of(row, studio)).collect();
-    Ok(page.answer(all.map_err(problem_of)?, |it| it.id))
+    let items = studio.read(request, &sql, &[&page.before, &page.rows()], Invoice::of)?;
+    Ok(page.answer(items, |it| it.id))
 }
 
 /// One invoice.
@@ -172,16 +165,8 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
     responses((status = 200, body = Invoice), openapi::Refusals)
 )]
 pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
-    let id = id_in_path(request)?;
-    let rows = studio
-        .call(request)
-        .read(&format!("{SELECT} WHERE id = $1"), &[&id])
-        .map_err(problem_of)?;
-    let row = rows.first().ok_or_else(nothing_here)?;
-    Ok(Response::json(
-        200,
-        &Invoice::of(row, studio).map_err(problem_of)?,
-    ))
+    let sql = format!("{SELECT} WHERE id = $1");
+    studio.read_one(request, &sql, Invoice::of)
 }
 
 /// Takes note that an invoice was paid.

@@ -19,9 +19,14 @@ mod writes;
 
 pub use schema::{SCHEMA, SchemaError};
 
+use crate::error::Result;
 use crate::pool::Pool;
-use crate::retry::Call;
 use crate::server::{Access, Lane, Problem, Request, Response, Router};
+use fields::Parameters;
+use postgres::Row;
+use postgres::types::ToSql;
+use refusals::problem_of;
+use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -61,11 +66,13 @@ const ROUTES: [(&str, &str, Handler); 15] = [
 impl Studio {
     /// The application on this pool; amounts are answered in `currency`. It answers 503 until its schema is there.
     pub fn new(pool: Pool, currency: &str) -> Studio {
+        // Three quarters of the workers, as there are unless somebody wants more or fewer.
+        let most_waiting = (pool.config().max_size as usize * 3 / 2).max(1);
         Studio {
             pool,
             currency: currency.into(),
             ready: Arc::default(),
-            running: Arc::default(),
+            running: Arc::new(Running::new(most_waiting)),
         }
     }
 
@@ -93,21 +100,47 @@ impl Studio {
                             "the database is not ready yet",
                         ));
                     }
+                    // Lists read theirs.
+                    if method != "GET" || path.contains('{') {
+                        Parameters::of(request).finish()?;
+                    }
                     handler(&studio, request)
                 })
             },
         )
     }
 
-    /// A call within the request's time, all of which one statement may take. A little of it is kept: a silent server is
-    /// given half a second more before its connection is cut.
-    fn call(&self, request: &Request) -> Call<'_> {
+    /// The rows of a statement that only reads, each as what `of` makes of it.
+    fn read<T>(
+        &self,
+        request: &Request,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        of: impl Fn(&Row, &Studio) -> Result<T>,
+    ) -> Result<Vec<T>, Problem> {
+        let call = self.pool.call().with_deadline(self.finish_by(request));
+        let rows = call.read(sql, params).map_err(problem_of)?;
+        let all: Result<_> = rows.iter().map(|row| of(row, self)).collect();
+        all.map_err(problem_of)
+    }
+
+    /// The one row of a statement that only reads.
+    fn read_one<T: Serialize>(
+        &self,
+        request: &Request,
+        sql: &str,
+        of: impl Fn(&Row, &Studio) -> Result<T>,
+    ) -> Result<Response, Problem> {
+        let id = id_in_path(request)?;
+        let found = self.read(request, sql, &[&id], of)?;
+        let one = found.first().ok_or_else(nothing_here)?;
+        Ok(Response::json(200, one))
+    }
+
+    /// A little of a request's time is kept: a silent server is given half a second more before its connection is cut.
+    fn finish_by(&self, request: &Request) -> Instant {
         let left = request.deadline.saturating_duration_since(Instant::now());
-        let kept = (left / 10).min(Duration::from_millis(250));
-        self.pool
-            .call()
-            .with_deadline(request.deadline - kept)
-            .with_timeout((left - kept).max(Duration::from_millis(1)))
+        request.deadline - (left / 10).min(Duration::from_millis(250))
     }
 }
 
@@ -116,7 +149,8 @@ fn id_in_path(request: &Request) -> Result<i64, Problem> {
     let digits = request.param("id").unwrap_or_default();
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     match digits.parse() {
-        Ok(id) if plain => Ok(id),
+        // One number has one path.
+        Ok(id) if plain && !digits.starts_with('0') => Ok(id),
         _ => Err(nothing_here()),
     }
 }

@@ -65,6 +65,9 @@ pub(super) struct ProblemShape {
     /// What is wrong, where several things may be.
     #[schema(required = false)]
     errors: Option<Vec<WrongField>>,
+    /// Of a file: how many lines are bad, of which `errors` lists the first 100.
+    #[schema(required = false, nullable = false)]
+    bad_lines: Option<u64>,
     /// With an unknown outcome: repeating the request with this key is safe, and returns the truth.
     #[schema(required = false, nullable = false)]
     idempotency_key: Option<String>,
@@ -91,7 +94,10 @@ pub(super) enum Refusals {
     #[response(status = 400, content_type = "application/problem+json")]
     BadRequest(ProblemShape),
     /// A token is missing or wrong.
-    #[response(status = 401, content_type = "application/problem+json")]
+    #[response(
+        status = 401, content_type = "application/problem+json",
+        headers(("WWW-Authenticate" = String)),
+    )]
     Unauthorized(ProblemShape),
     /// There is no such thing.
     #[response(status = 404, content_type = "application/problem+json")]
@@ -103,7 +109,10 @@ pub(super) enum Refusals {
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(ProblemShape),
     /// Not now; nothing was done.
-    #[response(status = 503, content_type = "application/problem+json")]
+    #[response(
+        status = 503, content_type = "application/problem+json",
+        headers(("Retry-After" = u64, description = "Seconds")),
+    )]
     Unavailable(ProblemShape),
 }
 

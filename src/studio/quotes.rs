@@ -3,7 +3,7 @@
 use super::fields::{Fields, Parameters};
 use super::pages::Page;
 use super::price;
-use super::refusals::{problem_of, refuse, unknown_studio};
+use super::refusals::{refuse, unknown_studio};
 use super::reservations::{NewReservation, Reservation, Wanted};
 use super::writes::Answer;
 use super::{Studio, id_in_path, nothing_here, openapi};
@@ -73,7 +73,7 @@ impl Quote {
     post, path = "/api/quotes", tag = "quotes", operation_id = "createQuote",
     params(openapi::WriteHeaders),
     request_body = NewReservation,
-    responses((status = 201, body = Quote, headers(("Location" = String))), openapi::WriteRefusals)
+    responses((status = 201, body = Quote, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let (wanted, content) = Wanted::of(request)?;
@@ -113,12 +113,8 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
     let sql = format!(
         "SELECT {COLUMNS} FROM studio.quotes WHERE ($1::bigint IS NULL OR id < $1) ORDER BY id DESC LIMIT $2"
     );
-    let rows = studio
-        .call(request)
-        .read(&sql, &[&page.before, &page.rows()])
-        .map_err(problem_of)?;
-    let all: Result<Vec<_>> = rows.iter().map(|row| Quote::of(row, studio)).collect();
-    Ok(page.answer(all.map_err(problem_of)?, |it| it.id))
+    let items = studio.read(request, &sql, &[&page.before, &page.rows()], Quote::of)?;
+    Ok(page.answer(items, |it| it.id))
 }
 
 /// One quote.
@@ -128,24 +124,15 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
     responses((status = 200, body = Quote), openapi::Refusals)
 )]
 pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
-    let id = id_in_path(request)?;
     let sql = format!("SELECT {COLUMNS} FROM studio.quotes WHERE id = $1");
-    let rows = studio
-        .call(request)
-        .read(&sql, &[&id])
-        .map_err(problem_of)?;
-    let row = rows.first().ok_or_else(nothing_here)?;
-    Ok(Response::json(
-        200,
-        &Quote::of(row, studio).map_err(problem_of)?,
-    ))
+    studio.read_one(request, &sql, Quote::of)
 }
 
 /// Accepts a quote: makes its reservation.
 #[utoipa::path(
     post, path = "/api/quotes/{id}/accept", tag = "quotes", operation_id = "acceptQuote",
     params(openapi::IdInPath, openapi::WriteHeaders),
-    responses((status = 201, body = Reservation, headers(("Location" = String))), openapi::WriteRefusals)
+    responses((status = 201, body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
 )]
 pub(super) fn accept(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let id = id_in_path(request)?;
@@ -166,7 +153,7 @@ pub(super) fn accept(studio: &Studio, request: &Request) -> Result<Response, Pro
             starts_at: row.try_get("starts_at")?,
             ends_at: row.try_get("ends_at")?,
         };
-        let reservation = wanted.reserve(tx)?;
+        let reservation = wanted.reserve(tx, studio)?;
         let sql = "UPDATE studio.quotes SET status = 'accepted', reservation_id = $2 WHERE id = $1";
         tx.execute(sql, &[&id, &reservation.id])?;
         reservation.created()

@@ -3,13 +3,16 @@
 use super::Studio;
 use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
-use crate::pool::Pool;
+use crate::pool::{Pool, Session};
 use crate::retry::{Phase, Repeat, Symptom, verdict};
 use log::{debug, info, warn};
 use postgres::Client;
+use refinery::Migration;
+use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 /// Where the studio's tables are, and its ledger.
@@ -17,6 +20,8 @@ pub const SCHEMA: &str = "studio";
 
 /// The advisory lock of whoever migrates.
 const MIGRATING: i64 = 0x6d69_6c6c_706f_6e64;
+/// Between two looks at what another server does.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Between two attempts, when the database went away in the middle.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 
@@ -70,18 +75,19 @@ impl Studio {
                     continue;
                 }
             };
-            match run(session.client_mut(), &self.pool) {
+            match run(&mut session, &self.pool) {
                 Ok(()) => {
                     session.close_for(CloseReason::IdleTimeout);
                     self.ready.store(true, Ordering::SeqCst);
                     return Ok(());
                 }
+                Err(e) if e.is::<SchemaError>() => return Err(SchemaError::Closed),
                 Err(e) if is_lost(&*e) => {
                     warn!(
                         "the migrations were interrupted and start over: {}",
                         Chain(&*e)
                     );
-                    std::thread::sleep(TRY_AGAIN);
+                    thread::sleep(TRY_AGAIN);
                 }
                 Err(e) => return Err(SchemaError::Migration(e)),
             }
@@ -89,12 +95,33 @@ impl Studio {
     }
 }
 
-fn run(client: &mut Client, pool: &Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
-    client.batch_execute(&format!(
-        "SET statement_timeout = 0; SELECT pg_advisory_lock({MIGRATING}); CREATE SCHEMA IF NOT EXISTS {SCHEMA}"
-    ))?;
+/// Only one of several servers runs migrations at a time; whoever finds nothing to do needs no right to do it.
+fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    let client = session.client_mut();
     let mut runner = migrations::migrations::runner();
     runner.set_migration_table_name(format!("{SCHEMA}.schema_history"));
+    client.batch_execute("SET statement_timeout = 0")?;
+    loop {
+        if is_up_to_date(client, runner.get_migrations())? {
+            info!("the studio's schema is up to date");
+            return Ok(());
+        }
+        // Asked for again and again: who waits in the database would do so when this program has long been gone.
+        let locked = client.query_one("SELECT pg_try_advisory_lock($1)", &[&MIGRATING])?;
+        if locked.try_get(0)? {
+            break;
+        }
+        if pool.is_closed() {
+            return Err(Box::new(SchemaError::Closed));
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+    let there: bool = client
+        .query_one("SELECT to_regnamespace($1) IS NOT NULL", &[&SCHEMA])?
+        .try_get(0)?;
+    if !there {
+        client.batch_execute(&format!("CREATE SCHEMA {SCHEMA}"))?;
+    }
     let report = runner.run(client)?;
     for migration in report.applied_migrations() {
         info!(
@@ -103,12 +130,23 @@ fn run(client: &mut Client, pool: &Pool) -> Result<(), Box<dyn StdError + Send +
             migration.name()
         );
     }
-    if report.applied_migrations().is_empty() {
-        info!("the studio's schema is up to date");
-    }
     client.batch_execute(&pool.ledger_ddl())?;
     // The lock goes with the session.
     Ok(())
+}
+
+/// All migrations of this program were run, as they are, and the ledger is there.
+fn is_up_to_date(client: &mut Client, migrations: &[Migration]) -> Result<bool, postgres::Error> {
+    let tables = "SELECT to_regclass($1 || '.schema_history') IS NOT NULL AND to_regclass($1 || '.ledger') IS NOT NULL";
+    if !client.query_one(tables, &[&SCHEMA])?.try_get(0)? {
+        return Ok(false);
+    }
+    let sql = format!("SELECT version::text || ' ' || checksum FROM {SCHEMA}.schema_history");
+    let rows = client.query(&sql, &[])?;
+    let ran: Result<HashSet<String>, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    let ran = ran?;
+    let mark = |m: &Migration| format!("{} {}", m.version(), m.checksum());
+    Ok(migrations.iter().all(|m| ran.contains(&mark(m))))
 }
 
 /// The connection broke, or the server was shutting down: nothing that a migration did.

@@ -2,9 +2,10 @@
 
 use super::fields::Parameters;
 use super::pages::Page;
-use super::refusals::problem_of;
 use super::{Studio, openapi};
+use crate::error::Result;
 use crate::server::{Problem, Request, Response};
+use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -29,18 +30,17 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
     let page = Page::of(Parameters::of(request), "studios".into())?;
     let sql = "SELECT id, name, hourly_rate_cents FROM studio.studios \
                WHERE ($1::bigint IS NULL OR id < $1) ORDER BY id DESC LIMIT $2";
-    let rows = studio
-        .call(request)
-        .read(sql, &[&page.before, &page.rows()]);
-    let rows = rows.map_err(problem_of)?;
-    let rooms = rows.iter().map(|row| {
+    let items = studio.read(request, sql, &[&page.before, &page.rows()], StudioRoom::of)?;
+    Ok(page.answer(items, |room| room.id))
+}
+
+impl StudioRoom {
+    fn of(row: &Row, studio: &Studio) -> Result<StudioRoom> {
         Ok(StudioRoom {
-            id: row.try_get(0)?,
-            name: row.try_get(1)?,
-            hourly_rate_cents: row.try_get(2)?,
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            hourly_rate_cents: row.try_get("hourly_rate_cents")?,
             currency: studio.currency.to_string(),
         })
-    });
-    let rooms: crate::Result<Vec<_>> = rooms.collect();
-    Ok(page.answer(rooms.map_err(problem_of)?, |room| room.id))
+    }
 }

@@ -92,7 +92,13 @@ impl Studio {
         let mut about_to_commit = false;
         let done = catch_unwind(AssertUnwindSafe(|| {
             let wait = give_up.saturating_duration_since(Instant::now());
-            self.call(request)
+            let by = self.finish_by(request);
+            let left = by.saturating_duration_since(Instant::now());
+            self.pool
+                .call()
+                .with_deadline(by)
+                // All of it is one statement's, if it likes.
+                .with_timeout(left.max(Duration::from_millis(1)))
                 .with_key_wait(wait.max(Duration::from_millis(1)))
                 .transaction_with_key(&scoped, |tx| {
                     about_to_commit = false;
@@ -194,10 +200,17 @@ fn digest(scoped: &str, content: &str) -> String {
 }
 
 /// The keys that are being worked on.
-#[derive(Default)]
 pub(super) struct Running {
-    keys: Mutex<HashSet<String>>,
+    state: Mutex<State>,
     ended: Condvar,
+    /// Each of those who wait has a worker: some must be left for others.
+    most_waiting: usize,
+}
+
+#[derive(Default)]
+struct State {
+    keys: HashSet<String>,
+    waiting: usize,
 }
 
 /// The right to work on a key; the next one's when this is dropped.
@@ -207,24 +220,34 @@ struct Turn<'r> {
 }
 
 impl Running {
-    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn new(most_waiting: usize) -> Running {
+        Running {
+            state: Mutex::default(),
+            ended: Condvar::new(),
+            most_waiting,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_for_turn(&self, key: &str, give_up: Instant) -> Result<Turn<'_>, Problem> {
-        let mut keys = self.lock();
-        while keys.contains(key) {
+        let mut state = self.lock();
+        while state.keys.contains(key) {
             let left = give_up.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || state.waiting >= self.most_waiting {
                 return Err(key_in_use());
             }
-            keys = self
+            state.waiting += 1;
+            state = self
                 .ended
-                .wait_timeout(keys, left)
+                .wait_timeout(state, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            state.waiting -= 1;
         }
-        keys.insert(key.to_owned());
+        state.keys.insert(key.to_owned());
         Ok(Turn {
             running: self,
             key: key.to_owned(),
@@ -234,7 +257,7 @@ impl Running {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.running.lock().remove(&self.key);
+        self.running.lock().keys.remove(&self.key);
         self.running.ended.notify_all();
     }
 }

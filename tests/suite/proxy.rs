@@ -1,6 +1,7 @@
 //! A TCP relay in front of PostgreSQL that writes down what passes, and can be told to misbehave.
 
 use super::support::MS;
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -57,7 +58,8 @@ struct Shared {
     upstream: u16,
     mode: Mutex<Mode>,
     log: Mutex<Vec<Passed>>,
-    sockets: Mutex<Vec<TcpStream>>,
+    /// Both ends of each connection that is open, by its number.
+    sockets: Mutex<HashMap<usize, Vec<TcpStream>>>,
     accepted: AtomicUsize,
     fault: Mutex<Option<Fault>>,
     stop: AtomicBool,
@@ -83,8 +85,8 @@ impl Proxy {
                     return;
                 }
                 let Ok(client) = client else { continue };
-                accepting.accepted.fetch_add(1, Ordering::SeqCst);
-                accepting.relay(client);
+                let number = accepting.accepted.fetch_add(1, Ordering::SeqCst);
+                accepting.relay(client, number);
             }
         });
         Proxy { port, shared }
@@ -102,7 +104,8 @@ impl Proxy {
 
     /// Closes every connection that there is.
     pub fn cut(&self) {
-        for socket in self.shared.sockets.lock().unwrap().drain(..) {
+        let all = std::mem::take(&mut *self.shared.sockets.lock().unwrap());
+        for socket in all.into_values().flatten() {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
@@ -145,14 +148,14 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    fn relay(self: &Arc<Self>, client: TcpStream) {
+    fn relay(self: &Arc<Self>, client: TcpStream, number: usize) {
         let mode = *self.mode.lock().unwrap();
         if mode == Mode::Refuse {
             return;
         }
         if mode == Mode::Silent {
             // Open for as long as the proxy is there, or cuts it.
-            self.sockets.lock().unwrap().push(client);
+            self.sockets.lock().unwrap().insert(number, vec![client]);
             return;
         }
         if mode == Mode::RefuseOptions && has_options(&client) {
@@ -166,14 +169,15 @@ impl Shared {
             socket.set_nodelay(true).expect("TCP_NODELAY");
         }
         let clone = |s: &TcpStream| s.try_clone().expect("a second handle");
-        self.sockets
-            .lock()
-            .unwrap()
-            .extend([clone(&client), clone(&server)]);
+        let both = vec![clone(&client), clone(&server)];
+        self.sockets.lock().unwrap().insert(number, both);
         let (up, down) = (Arc::clone(self), Arc::clone(self));
         let (from_client, to_server) = (clone(&client), clone(&server));
         thread::spawn(move || up.pump(from_client, to_server, true));
-        thread::spawn(move || down.pump(server, client, false));
+        thread::spawn(move || {
+            down.pump(server, client, false);
+            down.sockets.lock().unwrap().remove(&number);
+        });
     }
 
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, frontend: bool) {

@@ -570,7 +570,12 @@ fn what_is_left_of_a_calls_time_is_the_servers_timeout_of_its_transaction() {
     let by = Instant::now() + 10 * SECOND;
     let call = pool.call().with_timeout(10 * SECOND).with_deadline(by);
     let mut seen = Vec::new();
+    let mut idle = String::new();
     let ended = call.transaction(|tx| {
+        // One that stands still is ended by the server, a little later than the call would have been.
+        idle = tx
+            .query_one("SHOW idle_in_transaction_session_timeout", &[])?
+            .get(0);
         let in_ms = "SELECT setting::int8 FROM pg_settings WHERE name = 'statement_timeout'";
         seen.push(tx.query_one(in_ms, &[])?.get::<_, i64>(0));
         std::thread::sleep(300 * MS);
@@ -583,8 +588,14 @@ fn what_is_left_of_a_calls_time_is_the_servers_timeout_of_its_transaction() {
     // The second attempt has what the first has left of it.
     assert!(seen[0] <= 10_000 && seen[1] <= seen[0] - 300, "{seen:?}");
     assert!(seen[1] > 1000, "{seen:?}");
-    let after = pool.query("SHOW statement_timeout", &[]).unwrap();
-    assert_eq!(after[0].get::<_, &str>(0), "5s");
+    assert!(idle.ends_with("ms") && idle.starts_with("10"), "{idle}");
+    for (setting, as_before) in [
+        ("statement_timeout", "5s"),
+        ("idle_in_transaction_session_timeout", "0"),
+    ] {
+        let after = pool.query(&format!("SHOW {setting}"), &[]).unwrap();
+        assert_eq!(after[0].get::<_, &str>(0), as_before, "{setting}");
+    }
 }
 
 #[test]

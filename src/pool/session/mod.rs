@@ -85,6 +85,9 @@ pub(crate) struct Begin {
     pub read_only: bool,
     /// Replaces `statement_timeout` until the end of the transaction; zero = off.
     pub statement_timeout: Option<Duration>,
+    /// How long the transaction may stand still before the server ends it: what a program that stopped in the middle of it
+    /// has locked must come free.
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Begin {
@@ -100,6 +103,12 @@ impl Begin {
         }
         if let Some(limit) = self.statement_timeout {
             sql += &format!("; SET LOCAL statement_timeout = {}", as_server_ms(limit));
+        }
+        if let Some(limit) = self.idle_timeout {
+            sql += &format!(
+                "; SET LOCAL idle_in_transaction_session_timeout = {}",
+                as_server_ms(limit)
+            );
         }
         if !self.read_only {
             // The number tells later what became of the commit; the process, whether a pooler stands between.
@@ -772,10 +781,12 @@ mod tests {
             isolation: Some("SERIALIZABLE"),
             read_only: true,
             statement_timeout: Some(Duration::ZERO),
+            idle_timeout: Some(Duration::from_secs(2)),
         };
         assert_eq!(
             begin.sql(),
-            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SET LOCAL statement_timeout = 0"
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SET LOCAL statement_timeout = 0; \
+             SET LOCAL idle_in_transaction_session_timeout = 2000"
         );
         assert_eq!(
             Begin::default().sql(),

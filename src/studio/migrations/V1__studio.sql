@@ -19,14 +19,16 @@ CREATE TABLE studio.reservations (
     created_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT reservations_studio FOREIGN KEY (studio_id) REFERENCES studio.studios,
     CONSTRAINT reservations_end_after_start CHECK (starts_at < ends_at),
-    -- A range of one number stands for equality, which GiST has for ranges without an extension.
+    -- A range of one number stands for equality, which GiST has for ranges without an extension. (Of numeric: that of the
+    -- largest bigint is no int8range.)
     CONSTRAINT reservations_do_not_overlap EXCLUDE USING gist (
-        int8range(studio_id, studio_id, '[]') WITH &&,
+        numrange(studio_id, studio_id, '[]') WITH &&,
         tstzrange(starts_at, ends_at, '[)') WITH &&
     ) WHERE (status = 'active')
 );
 
 CREATE INDEX reservations_by_studio ON studio.reservations (studio_id, id);
+CREATE INDEX reservations_by_time ON studio.reservations USING gist (tstzrange(starts_at, ends_at, '[)'));
 
 CREATE TABLE studio.quotes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

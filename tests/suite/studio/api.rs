@@ -1,7 +1,8 @@
 //! Each route: what it does, and what it refuses.
 
 use super::{JSON, Served, count, date, kind, served, slot};
-use crate::support::database;
+use crate::http::Answer;
+use crate::support::{Database, database, eventually};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::thread;
@@ -242,7 +243,17 @@ fn refusals() -> Vec<Refusal> {
         invalid("[]".into(), &["#"]);
         invalid("7".into(), &["#"]);
         invalid(body(|b| b["studioId"] = json!(99)), &["#/studioId"]);
+        invalid(body(|b| b["studioId"] = json!(i64::MAX)), &["#/studioId"]);
         invalid(body(|b| b["studioId"] = json!(0)), &["#/studioId"]);
+        invalid(body(|b| b["studioId"] = json!(1.0)), &["#/studioId"]);
+        invalid(
+            body(|b| b["startsAt"] = json!("0000-12-31T23:59:59Z")),
+            &["#/startsAt"],
+        );
+        invalid(
+            body(|b| b["endsAt"] = json!("9999-12-31T23:59:59-01:00")),
+            &["#/endsAt"],
+        );
         invalid(body(|b| b["studioId"] = json!(1.5)), &["#/studioId"]);
         invalid(body(|b| b["studioId"] = json!("1")), &["#/studioId"]);
         invalid(body(|b| b["studioId"] = json!(u64::MAX)), &["#/studioId"]);
@@ -357,7 +368,15 @@ fn refusals() -> Vec<Refusal> {
             ));
         }
         if list != "studios" {
-            for id in ["/99", "/0", "/x", "/-1", "/99999999999999999999", "/1/2"] {
+            for id in [
+                "/99",
+                "/0",
+                "/01",
+                "/x",
+                "/-1",
+                "/99999999999999999999",
+                "/1/2",
+            ] {
                 all.push(("GET", ask(id), "", String::new(), 404, "about:blank", &[]));
             }
         }
@@ -365,10 +384,22 @@ fn refusals() -> Vec<Refusal> {
     for (query, at) in [
         ("?studioId=0", &["studioId"] as &'static [&'static str]),
         ("?from=2030-01-02", &["from"]),
+        (
+            "?from=2030-01-02T10:00:00Z&to=2030-01-02T10:00:00Z",
+            &["to"],
+        ),
         ("?to=x&from=2030-01-02T10:00:00", &["from", "to"]),
     ] {
         let path: &'static str = format!("/api/reservations{query}").leak();
         all.push(("GET", path, "", String::new(), 422, "invalid-fields", at));
+    }
+    for (method, path) in [
+        ("POST", "/api/reservations?dryRun=1"),
+        ("DELETE", "/api/reservations/1?dryRun=1"),
+        ("GET", "/api/invoices/1?dryRun=1"),
+    ] {
+        let at: &'static [&'static str] = &["dryRun"];
+        all.push((method, path, "", String::new(), 422, "invalid-fields", at));
     }
     for (method, path) in [
         ("DELETE", "/api/reservations/99"),
@@ -568,4 +599,60 @@ fn the_document_of_the_api_is_served() {
     }
     let sizes = &document["components"]["schemas"]["NewReservation"]["properties"]["customer"];
     assert_eq!(sizes["maxLength"], 200);
+}
+
+/// The answers to two requests that both come while the table is locked, and go on when it is not.
+fn both_at_once(
+    db: &Database,
+    table: &str,
+    asks: [&(dyn Fn() -> Answer + Sync); 2],
+) -> Vec<Answer> {
+    let mut holder = db.admin();
+    holder
+        .batch_execute(&format!(
+            "BEGIN; LOCK TABLE studio.{table} IN ACCESS EXCLUSIVE MODE"
+        ))
+        .unwrap();
+    let waiting = || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        count(&db.url, sql)
+    };
+    thread::scope(|scope| {
+        let mut asked = Vec::new();
+        for ask in asks {
+            asked.push(scope.spawn(ask));
+            let so_far = asked.len() as i64;
+            eventually("it waits for a lock", || waiting() == so_far);
+        }
+        holder.batch_execute("COMMIT").unwrap();
+        asked.into_iter().map(|a| a.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn what_is_decided_under_a_lock_is_decided_on_what_is_true_then() {
+    let (db, served) = served();
+    let statuses = |answers: &[Answer]| answers.iter().map(|a| a.status).collect::<Vec<_>>();
+    // Who makes the invoice is first, and holds the reservation while the other waits for it.
+    served.reserve(1, 0);
+    let invoice = || served.post("/api/invoices", &json!({ "reservationId": 1 }));
+    let cancel = || served.ask("DELETE", "/api/reservations/1", "", "");
+    let answers = both_at_once(&db, "invoice_lines", [&invoice, &cancel]);
+    assert_eq!(statuses(&answers), [201, 409], "{answers:?}");
+    assert_eq!(kind(&answers[1]), "already-invoiced");
+    assert_eq!(served.get("/api/reservations/1").json()["status"], "active");
+    // The same twice.
+    let pay = || served.ask("POST", "/api/invoices/1/pay", "", "");
+    let answers = both_at_once(&db, "invoice_lines", [&pay, &pay]);
+    assert_eq!(statuses(&answers), [200, 409], "{answers:?}");
+    served.reserve(1, 1);
+    let invoice = || served.post("/api/invoices", &json!({ "reservationId": 2 }));
+    let answers = both_at_once(&db, "invoice_lines", [&invoice, &invoice]);
+    assert_eq!(statuses(&answers), [201, 409], "{answers:?}");
+    served.post("/api/quotes", &slot(2, 2));
+    let accept = || served.ask("POST", "/api/quotes/1/accept", "", "");
+    let answers = both_at_once(&db, "reservations", [&accept, &accept]);
+    assert_eq!(statuses(&answers), [201, 409], "{answers:?}");
+    assert_eq!(kind(&answers[1]), "already-accepted");
+    assert_eq!(count(&db.url, "SELECT last FROM studio.invoice_numbers"), 2);
 }

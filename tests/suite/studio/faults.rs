@@ -143,7 +143,12 @@ fn writers_ride_out_restarts_and_lost_connections() {
     assert_eq!(outcomes(&served.pool, "unknown"), 0);
     let acknowledged = kinds.remove(&(201, "")).unwrap_or(0);
     assert!(kinds.keys().all(|(status, _)| *status == 503), "{kinds:?}");
-    assert!(acknowledged > 100);
+    assert!(
+        acknowledged * 10 >= told.len() * 9,
+        "{acknowledged} of {}",
+        told.len()
+    );
+    assert!(acknowledged > 100 && found_out > 0);
     if strict {
         assert!(acknowledged >= 2000 && found_out >= 20);
         assert!(

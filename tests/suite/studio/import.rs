@@ -2,7 +2,9 @@
 
 use super::{Served, count, date, kind, served};
 use crate::http::Answer;
+use crate::support::eventually;
 use serde_json::{Value, json};
+use std::thread;
 
 const CSV: &str = "Content-Type: text/csv; charset=utf-8\r\n";
 const HEADER: &str = "studioId,customer,startsAt,endsAt\n";
@@ -93,6 +95,26 @@ fn one_bad_line_and_none_is_reserved() {
         let lines: Vec<u64> = bad_lines(&answer).iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [3], "{bad}");
     }
+    // Lines are numbered as an editor does, whatever ends them and however many are blank.
+    for (content, bad) in [
+        (
+            format!("{HEADER}{good}1,Ada,x,y\n").replace('\n', "\r\n"),
+            3,
+        ),
+        (format!("{HEADER}\n\n{good}\n1,Ada,x,y\n"), 6),
+        (
+            format!("{HEADER}1,\"Ada\",2030-01-02T10:00:00Z,2030-01-02T11:00:00Z\r\n\r\n1,Ada,x,y"),
+            4,
+        ),
+        (
+            format!("{HEADER}1,Z,0000-05-01T00:00:00Z,0000-05-02T00:00:00Z"),
+            2,
+        ),
+    ] {
+        let answer = import(&served, &content);
+        assert_eq!(answer.status, 422, "{content:?} {answer:?}");
+        assert_eq!(bad_lines(&answer)[0].0, bad, "{content:?}");
+    }
     // Within the file, too.
     let twice = import(&served, &format!("{HEADER}{good}{}{good}", line(1)));
     assert_eq!((twice.status, kind(&twice).as_str()), (409, "overlap"));
@@ -140,4 +162,34 @@ fn what_is_no_such_file_is_told_what_one_is() {
     // With a mark at its start and line ends as spreadsheets write them.
     let spreadsheet = format!("\u{feff}{}", content.replace('\n', "\r\n"));
     assert_eq!(import(&served, &spreadsheet).status, 201);
+}
+
+#[test]
+fn of_two_files_with_the_same_lines_one_is_taken_and_the_other_told_which() {
+    let (db, served) = served();
+    let content = HEADER.to_owned() + &(0..20).map(line).collect::<String>();
+    let mut holder = db.admin();
+    // Both look whether the times are free, and wait then.
+    holder
+        .batch_execute("BEGIN; LOCK TABLE studio.reservations IN SHARE ROW EXCLUSIVE MODE")
+        .unwrap();
+    let mut answers = thread::scope(|scope| {
+        let ask = || import(&served, &content);
+        let asked = [scope.spawn(ask), scope.spawn(ask)];
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'studio.reservations'::regclass";
+        eventually("both wait", || count(&db.url, waiting) == 2);
+        holder.batch_execute("COMMIT").unwrap();
+        asked.map(|a| a.join().unwrap())
+    });
+    answers.sort_by_key(|answer| answer.status);
+    assert_eq!(
+        (answers[0].status, answers[1].status),
+        (201, 409),
+        "{answers:?}"
+    );
+    assert_eq!(
+        (bad_lines(&answers[1]).len(), &answers[1].json()["badLines"]),
+        (20, &json!(20))
+    );
+    assert_eq!(count(&db.url, RESERVATIONS), 20);
 }

@@ -67,15 +67,18 @@ fn every_write_takes_a_key() {
     served.post("/api/quotes", &slot(1, 0));
     for (method, path, status) in [
         ("POST", "/api/quotes/1/accept", 201),
+        ("POST", "/api/invoices", 201),
         ("POST", "/api/invoices/1/pay", 200),
         ("DELETE", "/api/reservations/2", 200),
     ] {
-        if path.contains("invoices") {
-            served.post("/api/invoices", &json!({ "reservationId": 1 }));
-            served.reserve(2, 1);
+        let ask = || match path {
+            "/api/invoices" => served.post_with(path, &key("one"), &json!({ "reservationId": 1 })),
+            _ => served.ask(method, path, &key("one"), ""),
+        };
+        if method == "DELETE" {
+            assert_eq!(served.reserve(2, 1), 2);
         }
-        let first = served.ask(method, path, &key("one"), "");
-        let again = served.ask(method, path, &key("one"), "");
+        let (first, again) = (ask(), ask());
         assert_eq!(
             (first.status, again.status),
             (status, status),
@@ -185,6 +188,34 @@ fn duplicates_of_a_slow_request_wait_without_a_connection() {
         assert_eq!(first.count(), 1);
     });
     assert_eq!(count(&db.url, RESERVATIONS), 1);
+}
+
+#[test]
+fn duplicates_do_not_take_all_workers() {
+    let db = database();
+    // Six workers, three of whom may wait for a key.
+    let served = Served::on(&db.url, &[("DB_POOL_MAX", "2"), ("HTTP_WORKERS", "6")]);
+    let held_up = hold_up(&db.url);
+    thread::scope(|scope| {
+        let ask = || served.post_with("/api/reservations", &key("same"), &slot(1, 0));
+        let waiting: Vec<_> = (1..=4)
+            .map(|n| {
+                let asked = scope.spawn(ask);
+                eventually("it is in flight", || served.server.in_flight() == n);
+                asked
+            })
+            .collect();
+        // The first is in the database, three wait; how soon they do, nobody can see.
+        eventually("one more is turned away at once", || {
+            let since = Instant::now();
+            let answer = ask();
+            (answer.status, kind(&answer).as_str()) == (409, "key-in-use")
+                && since.elapsed() < SECOND
+        });
+        assert_eq!(served.get("/api/studios").status, 200);
+        drop(held_up);
+        assert!(waiting.into_iter().all(|w| w.join().unwrap().status == 201));
+    });
 }
 
 #[test]
