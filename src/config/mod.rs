@@ -217,6 +217,19 @@ pub struct HttpConfig {
     pub max_body_bytes: usize,
     /// The whole budget of one API request. Default 10 s.
     pub request_timeout: Duration,
+    /// Most connections of clients; at the limit, the one idle longest makes room. Default 4096, or what the process may
+    /// open where that is less.
+    pub max_connections: usize,
+    /// From the first byte of a request (or the connection's begin) to the end of its head; then 408. Default 5 s.
+    pub header_timeout: Duration,
+    /// From the end of a request's head to the end of its body; then 408. Default 10 s.
+    pub body_timeout: Duration,
+    /// A connection without a request is closed after this. Default 60 s.
+    pub idle_timeout: Duration,
+    /// A client that takes less than 16 KiB of its answer in this time is left. Default 10 s.
+    pub write_timeout: Duration,
+    /// Who may say by `Forwarded` or `X-Forwarded-For` on whose behalf a request comes. Default nobody.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
     /// The studio's routes ask for this bearer token.
     pub api_token: Option<String>,
     /// `/metrics`, `/api/metrics/*` and `/dashboard` ask for this bearer token.
@@ -237,6 +250,12 @@ impl Default for HttpConfig {
             queue: 1024,
             max_body_bytes: 1 << 20,
             request_timeout: Duration::from_secs(10),
+            max_connections: 4096,
+            header_timeout: Duration::from_secs(5),
+            body_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(10),
+            trusted_proxies: Vec::new(),
             api_token: None,
             metrics_token: None,
             allow_anonymous: false,
@@ -256,6 +275,12 @@ impl fmt::Debug for HttpConfig {
             .field("queue", &self.queue)
             .field("max_body_bytes", &self.max_body_bytes)
             .field("request_timeout", &self.request_timeout)
+            .field("max_connections", &self.max_connections)
+            .field("header_timeout", &self.header_timeout)
+            .field("body_timeout", &self.body_timeout)
+            .field("idle_timeout", &self.idle_timeout)
+            .field("write_timeout", &self.write_timeout)
+            .field("trusted_proxies", &self.trusted_proxies)
             .field("api_token", &hidden(&self.api_token))
             .field("metrics_token", &hidden(&self.metrics_token))
             .field("allow_anonymous", &self.allow_anonymous)

@@ -1,8 +1,10 @@
 //! The table of variables: how each is read, what it takes, and how it is shown.
 
 use super::{Config, ConfigErrors, PrivateDatabase, Problem};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
@@ -137,6 +139,18 @@ const SETTINGS: &[Setting] = &[
         |c| c.http.max_body_bytes.to_string()),
     plain("HTTP_REQUEST_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.request_timeout = ms(v, 1)?; Ok(()) },
         |c| as_ms(c.http.request_timeout)),
+    plain("HTTP_MAX_CONNECTIONS", "a whole number from 1 to 1000000", |c, v| { c.http.max_connections = number(v, 1..=1_000_000)?; Ok(()) },
+        |c| c.http.max_connections.to_string()),
+    plain("HTTP_HEADER_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.header_timeout = ms(v, 1)?; Ok(()) },
+        |c| as_ms(c.http.header_timeout)),
+    plain("HTTP_BODY_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.body_timeout = ms(v, 1)?; Ok(()) },
+        |c| as_ms(c.http.body_timeout)),
+    plain("HTTP_IDLE_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.idle_timeout = ms(v, 1)?; Ok(()) },
+        |c| as_ms(c.http.idle_timeout)),
+    plain("HTTP_WRITE_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.write_timeout = ms(v, 1)?; Ok(()) },
+        |c| as_ms(c.http.write_timeout)),
+    plain("HTTP_TRUSTED_PROXIES", "addresses or networks, as 10.0.0.1 or 10.0.0.0/8, with commas between", |c, v| { c.http.trusted_proxies = networks(v)?; Ok(()) },
+        |c| c.http.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
     plain("STUDIO_API", "on or off", |c, v| { c.studio_api = switch(v)?; Ok(()) },
         |c| on_off(c.studio_api)),
     plain("STUDIO_CURRENCY", "three capital letters (ISO 4217)", |c, v| { c.studio_currency = currency(v)?; Ok(()) },
@@ -209,6 +223,16 @@ fn filled(text: &str) -> Result<String, String> {
     } else {
         Err(String::new())
     }
+}
+
+fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let network = |text: &str| {
+        let text = text.trim();
+        text.parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            .map_err(|_| String::new())
+    };
+    text.split(',').map(network).collect()
 }
 
 fn currency(text: &str) -> Result<String, String> {

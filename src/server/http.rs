@@ -1,11 +1,12 @@
 //! Requests, responses and problems as the routes see them. Beside `lane.rs` the only file that names tiny_http.
 
+use super::lane::Note;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
-use log::{error, warn};
+use log::{debug, error, warn};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::io::{self, Write};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// A request, read to its end.
@@ -22,10 +23,12 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// At most `HTTP_MAX_BODY_BYTES`.
     pub body: Vec<u8>,
-    /// Who asks.
-    pub remote: Option<SocketAddr>,
+    /// Who asks; where a trusted proxy does, for whom.
+    pub client: IpAddr,
     /// The client's `X-Request-Id` where it is well formed, else one of ours.
     pub id: String,
+    /// A key made for this request, in case that it writes and brings none; empty where it cannot or does.
+    pub fallback_key: String,
     /// By then it must have been answered.
     pub deadline: Instant,
     pub(crate) params: Vec<(&'static str, String)>,
@@ -236,159 +239,112 @@ fn problem_for(error: &Error) -> Problem {
     }
 }
 
-/// What was wrong with a request before a handler saw it.
-pub(super) enum Unreadable {
-    Problem(Problem),
-    /// The client is gone.
-    Gone(io::Error),
-}
-
-/// A request whose head has been read.
+/// A request as a lane hands it to a worker.
 pub(super) struct Incoming {
     raw: tiny_http::Request,
-    pub arrived: Instant,
+    pub note: Note,
 }
 
 impl Incoming {
-    pub fn new(raw: tiny_http::Request) -> Incoming {
-        Incoming {
-            raw,
-            arrived: Instant::now(),
+    /// What comes without the edge's note is no client's: it proves that a connection has a thread and a worker behind it,
+    /// and is answered at once.
+    pub fn of(raw: tiny_http::Request) -> Option<Incoming> {
+        let is_note = |h: &&tiny_http::Header| h.field.equiv(Note::HEADER);
+        let note = raw.headers().iter().find(is_note);
+        if let Some(note) = note.and_then(|h| Note::read(h.value.as_str())) {
+            return Some(Incoming { raw, note });
         }
-    }
-
-    pub fn method(&self) -> &str {
-        self.raw.method().as_str()
-    }
-
-    pub fn path(&self) -> &str {
-        self.raw.url().split('?').next().unwrap_or_default()
-    }
-
-    pub fn remote(&self) -> Option<SocketAddr> {
-        self.raw.remote_addr().copied()
-    }
-
-    fn header(&self, name: &'static str) -> Option<&str> {
-        self.raw
-            .headers()
-            .iter()
-            .find(|h| h.field.equiv(name))
-            .map(|h| h.value.as_str())
-    }
-
-    /// The client's request id, when it is 1 to 128 of `[A-Za-z0-9._-]`, else one of ours.
-    pub fn id(&self) -> String {
-        let good = |id: &&str| {
-            (1..=128).contains(&id.len())
-                && id
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        };
-        match self.header("X-Request-Id").filter(good) {
-            Some(id) => id.to_owned(),
-            None => format!("{:016x}", fastrand::u64(..)),
+        if let Err(e) = raw.respond(tiny_http::Response::empty(204)) {
+            debug!("a proof was not delivered: {e}");
         }
-    }
-
-    /// The client says that a body follows.
-    pub fn has_body(&self) -> bool {
-        self.raw.body_length().is_some_and(|length| length > 0)
-            || self.header("Transfer-Encoding").is_some()
+        None
     }
 
     /// Reads the body, and all that the routes want to know.
-    pub fn read(
-        &mut self,
-        id: String,
-        budget: Duration,
-        max_body: usize,
-    ) -> Result<Request, Unreadable> {
-        if self.header("Transfer-Encoding").is_some() {
-            return Err(Unreadable::Problem(Problem::plain(
-                411,
-                "a body needs a Content-Length",
-            )));
-        }
-        let too_large = || Problem::plain(413, format!("the body is larger than {max_body} bytes"));
-        if self
-            .raw
-            .body_length()
-            .is_some_and(|length| length > max_body)
-        {
-            return Err(Unreadable::Problem(too_large()));
-        }
+    pub fn read(&mut self, budget: Duration) -> io::Result<Request> {
         let mut body = Vec::new();
-        let limit = max_body as u64 + 1;
-        self.raw
-            .as_reader()
-            .take(limit)
-            .read_to_end(&mut body)
-            .map_err(Unreadable::Gone)?;
-        if body.len() > max_body {
-            return Err(Unreadable::Problem(too_large()));
-        }
-        let (path, query) = self
-            .raw
-            .url()
-            .split_once('?')
-            .unwrap_or((self.raw.url(), ""));
+        self.raw.as_reader().read_to_end(&mut body)?;
+        let url = self.raw.url();
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let headers = self.raw.headers().iter();
         Ok(Request {
             method: self.raw.method().as_str().to_owned(),
             path: path.to_owned(),
             query: query.to_owned(),
-            headers: self
-                .raw
-                .headers()
-                .iter()
+            headers: headers
+                .filter(|h| !h.field.equiv(Note::HEADER))
                 .map(|h| (h.field.to_string(), h.value.to_string()))
                 .collect(),
             body,
-            remote: self.remote(),
-            id,
-            deadline: self.arrived + budget,
+            client: self.note.client,
+            id: self.note.id.clone(),
+            fallback_key: self.note.fallback_key.clone(),
+            deadline: self.note.arrived + budget,
             params: Vec::new(),
         })
     }
 
-    /// Answers in one write. tiny_http's own responses cannot say `Connection: close`.
-    pub fn answer(self, response: Response, id: &str, close: bool) -> io::Result<()> {
-        let old = *self.raw.http_version() < tiny_http::HTTPVersion(1, 1);
-        let head_only = self.method() == "HEAD";
-        let mut out = format!(
-            "HTTP/1.1 {} {}\r\n",
-            response.status,
-            reason(response.status)
-        );
-        let mut add = |name: &str, value: &str| {
-            // A header is one line, whatever it was made of.
-            let value: String = value.chars().filter(|c| !c.is_control()).collect();
-            out += &format!("{name}: {value}\r\n");
-        };
-        add("Server", "millpond");
-        add(
-            "Date",
-            &jiff::Timestamp::now()
-                .strftime("%a, %d %b %Y %H:%M:%S GMT")
-                .to_string(),
-        );
-        for (name, value) in &response.headers {
-            add(name, value);
-        }
-        add("X-Request-Id", id);
-        add("Content-Length", &response.body.len().to_string());
-        if close || old {
-            add("Connection", "close");
-        }
-        out += "\r\n";
-        let mut out = out.into_bytes();
-        if !head_only {
-            out.extend_from_slice(&response.body);
-        }
+    /// In one write.
+    pub fn answer(self, answer: &[u8]) -> io::Result<()> {
         let mut writer = self.raw.into_writer();
-        writer.write_all(&out)?;
+        writer.write_all(answer)?;
         writer.flush()
     }
+}
+
+/// The client's `X-Request-Id`, when it is 1 to 128 of `[A-Za-z0-9._-]`, else one of ours.
+pub(super) fn request_id(given: Option<&str>) -> String {
+    let good = |id: &&str| {
+        (1..=128).contains(&id.len())
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    match given.filter(good) {
+        Some(id) => id.to_owned(),
+        None => format!("{:016x}", fastrand::u64(..)),
+    }
+}
+
+/// An answer as it goes over the wire.
+pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> {
+    let status = response.status;
+    let mut out = format!("HTTP/1.1 {status} {}\r\n", reason(status));
+    let mut add = |name: &str, value: &str| {
+        out += name;
+        out += ": ";
+        // A header is one line, whatever it was made of.
+        out.extend(value.chars().filter(|c| !c.is_control()));
+        out += "\r\n";
+    };
+    add("Server", "millpond");
+    let now = jiff::Timestamp::now();
+    add(
+        "Date",
+        &now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string(),
+    );
+    for (name, value) in &response.headers {
+        add(name, value);
+    }
+    add("X-Request-Id", id);
+    add("Content-Length", &response.body.len().to_string());
+    out += "\r\n";
+    let mut out = out.into_bytes();
+    if !head_only {
+        out.extend_from_slice(&response.body);
+    }
+    out
+}
+
+/// The same answer, after which the connection is closed.
+pub(super) fn closing(mut answer: Vec<u8>) -> Vec<u8> {
+    let status_line = answer
+        .iter()
+        .position(|b| *b == b'\n')
+        .map_or(0, |at| at + 1);
+    let close = b"Connection: close\r\n".iter().copied();
+    answer.splice(status_line..status_line, close);
+    answer
 }
 
 fn reason(status: u16) -> &'static str {
@@ -404,6 +360,7 @@ fn reason(status: u16) -> &'static str {
         411 => "Length Required",
         413 => "Content Too Large",
         415 => "Unsupported Media Type",
+        417 => "Expectation Failed",
         422 => "Unprocessable Content",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",

@@ -1,133 +1,186 @@
-//! Worker threads behind a bounded queue.
+//! A lane: a tiny_http server on a private Unix socket, and the worker threads that take its requests. Only the edge can
+//! reach the socket, and only over connections that were opened one after the other and proven: tiny_http 0.12 leaves some
+//! of those that come in a burst without a thread.
+//!
+//! The edge sends over one connection one request at a time, and what it knows of it in a header that no client can send
+//! ([`Note`]).
 
 use super::http::Incoming;
-use std::collections::VecDeque;
-use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use log::{error, warn};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
-/// The queue of one lane. Its workers run until it is closed and empty.
-pub(super) struct Queue {
-    state: Mutex<State>,
-    arrived: Condvar,
-    finished: Condvar,
-    longest: usize,
+/// An answer to a proof takes no work.
+const PROOF_LASTS: Duration = Duration::from_secs(2);
+
+pub(super) type Serve = Arc<dyn Fn(Incoming) + Send + Sync>;
+
+/// How to start a lane, and to start it again.
+pub(super) struct Plan {
+    pub name: &'static str,
+    pub workers: usize,
+    pub serve: Serve,
+    /// Holds the sockets; nobody else can look into it.
+    pub dir: Arc<TempDir>,
 }
 
-struct State {
-    waiting: VecDeque<Incoming>,
-    /// Requests that a worker is at.
-    running: usize,
-    workers_idle: usize,
-    closed: bool,
+/// A lane that runs, until it is dropped.
+pub(super) struct Running {
+    shared: Arc<Shared>,
+    workers: usize,
 }
 
-impl Queue {
-    /// Starts `workers` threads; each hands every request that it takes to `serve`.
-    pub fn start<F>(name: &str, workers: usize, longest: usize, serve: F) -> io::Result<Arc<Queue>>
-    where
-        F: Fn(Incoming) + Send + Sync + 'static,
-    {
-        let state = State {
-            waiting: VecDeque::new(),
-            running: 0,
-            workers_idle: 0,
-            closed: false,
-        };
-        let queue = Arc::new(Queue {
-            state: Mutex::new(state),
-            arrived: Condvar::new(),
-            finished: Condvar::new(),
-            longest,
+struct Shared {
+    // Closed before the directory goes: it ends its thread by connecting to itself.
+    http: tiny_http::Server,
+    path: PathBuf,
+    closed: AtomicBool,
+    _dir: Arc<TempDir>,
+}
+
+impl Plan {
+    pub fn start(&self) -> io::Result<Running> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.path().join(format!("{}-{number}", self.name));
+        let http = tiny_http::Server::http_unix(&path).map_err(io::Error::other)?;
+        let shared = Arc::new(Shared {
+            http,
+            path,
+            closed: AtomicBool::new(false),
+            _dir: Arc::clone(&self.dir),
         });
-        let serve = Arc::new(serve);
-        for _ in 0..workers {
-            let (queue, serve) = (Arc::clone(&queue), Arc::clone(&serve));
+        let running = Running {
+            shared,
+            workers: self.workers,
+        };
+        for _ in 0..self.workers {
+            let (shared, serve) = (Arc::clone(&running.shared), Arc::clone(&self.serve));
             thread::Builder::new()
-                .name(format!("millpond-{name}"))
-                .spawn(move || {
-                    while let Some(incoming) = queue.take() {
-                        // Counted down also when `serve` panics, which it does not: it catches its handlers' panics.
-                        let _done = Done(&queue);
-                        serve(incoming);
-                    }
-                })?;
+                .name(format!("millpond-{}", self.name))
+                .spawn(move || shared.work(&serve))?;
         }
-        Ok(queue)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a request, or gives it back when the queue is full or closed. One for whom a worker is idle does not queue.
-    #[must_use = "a request that was not taken must be answered"]
-    pub fn push(&self, incoming: Incoming) -> Option<Incoming> {
-        let mut state = self.lock();
-        if state.closed || state.waiting.len() >= self.longest + state.workers_idle {
-            return Some(incoming);
-        }
-        state.waiting.push_back(incoming);
-        drop(state);
-        self.arrived.notify_one();
-        None
-    }
-
-    fn take(&self) -> Option<Incoming> {
-        let mut state = self.lock();
-        loop {
-            if let Some(incoming) = state.waiting.pop_front() {
-                state.running += 1;
-                return Some(incoming);
-            }
-            if state.closed {
-                return None;
-            }
-            state.workers_idle += 1;
-            state = self
-                .arrived
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-            state.workers_idle -= 1;
-        }
-    }
-
-    /// Requests that are queued or being served.
-    pub fn in_flight(&self) -> usize {
-        let state = self.lock();
-        state.waiting.len() + state.running
-    }
-
-    /// Waits until nothing is in flight; false when `until` comes first.
-    pub fn wait_until_empty(&self, until: Instant) -> bool {
-        let mut state = self.lock();
-        while state.waiting.len() + state.running > 0 {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = self
-                .finished
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        true
-    }
-
-    /// Takes no more; the workers end when the queue is empty.
-    pub fn close(&self) {
-        self.lock().closed = true;
-        self.arrived.notify_all();
+        Ok(running)
     }
 }
 
-struct Done<'q>(&'q Queue);
+impl Shared {
+    fn work(&self, serve: &Serve) {
+        loop {
+            match self.http.recv() {
+                // A request that is dropped is answered with 500 by tiny_http.
+                Ok(raw) => {
+                    let served = catch_unwind(AssertUnwindSafe(|| Incoming::of(raw).map(&**serve)));
+                    if served.is_err() {
+                        error!("a worker panicked over a request");
+                    }
+                }
+                Err(_) if self.closed.load(Ordering::SeqCst) => return,
+                // It accepts no more; what it has goes on, and the lane is built anew when a connection is needed.
+                Err(e) => warn!("a lane takes no new connections: {e}"),
+            }
+        }
+    }
+}
 
-impl Drop for Done<'_> {
+impl Running {
+    /// Opens a connection and has a worker answer over it.
+    pub fn connect(&self) -> io::Result<UnixStream> {
+        let stream = UnixStream::connect(&self.shared.path)?;
+        stream.set_read_timeout(Some(PROOF_LASTS))?;
+        (&stream).write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+        let mut reader = BufReader::new(&stream);
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Running {
+    /// Lets the workers go, each when it has answered what it has.
     fn drop(&mut self) {
-        self.0.lock().running -= 1;
-        self.0.finished.notify_all();
+        self.shared.closed.store(true, Ordering::SeqCst);
+        for _ in 0..self.workers {
+            self.shared.http.unblock();
+        }
+    }
+}
+
+/// What the edge tells a worker of a request.
+#[derive(Debug, PartialEq)]
+pub(super) struct Note {
+    pub arrived: Instant,
+    pub client: IpAddr,
+    /// The request's id.
+    pub id: String,
+    /// For a write that brings no key.
+    pub fallback_key: String,
+}
+
+impl Note {
+    pub const HEADER: &str = "X-Millpond-Edge";
+
+    /// As one line.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let arrived = self
+            .arrived
+            .saturating_duration_since(beginning())
+            .as_micros();
+        let (client, id, key) = (self.client, &self.id, &self.fallback_key);
+        // Writing to memory does not fail.
+        let _ = write!(out, "{}: {arrived} {client} {id} {key}\r\n", Self::HEADER);
+    }
+
+    pub fn read(text: &str) -> Option<Note> {
+        let mut parts = text.split(' ');
+        let arrived = beginning() + Duration::from_micros(parts.next()?.parse().ok()?);
+        Some(Note {
+            arrived,
+            client: parts.next()?.parse().ok()?,
+            id: parts.next()?.to_owned(),
+            fallback_key: parts.next().unwrap_or_default().to_owned(),
+        })
+    }
+}
+
+/// Moments are told as the time since then.
+fn beginning() -> Instant {
+    static BEGINNING: OnceLock<Instant> = OnceLock::new();
+    *BEGINNING.get_or_init(Instant::now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_read_as_it_was_written() {
+        beginning();
+        let note = Note {
+            arrived: beginning() + Duration::from_micros(1234),
+            client: "::1".parse().unwrap(),
+            id: "abc".into(),
+            fallback_key: String::new(),
+        };
+        let mut line = Vec::new();
+        note.write(&mut line);
+        let text = String::from_utf8(line).unwrap();
+        let value = text.strip_prefix("X-Millpond-Edge: ").unwrap();
+        assert_eq!(Note::read(value.trim()), Some(note));
+        assert_eq!(Note::read("x"), None);
     }
 }

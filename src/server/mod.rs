@@ -3,6 +3,7 @@
 //! Two lanes, each with worker threads of its own: health (health, metrics) and api. A request that waits for the
 //! database, or for a worker, is never in front of one that asks how the server is.
 
+mod edge;
 mod http;
 mod lane;
 mod router;
@@ -15,12 +16,13 @@ pub use shutdown::{DrainReport, Phase, PhaseFlag};
 
 use crate::config::HttpConfig;
 use crate::pool::Pool;
-use http::{Incoming, Unreadable};
-use lane::Queue;
+use edge::Edge;
+use http::{Incoming, render};
+use lane::Plan;
 use log::{debug, error, info};
 use router::Found;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -29,24 +31,34 @@ use subtle::ConstantTimeEq;
 
 /// Enough for balancers and people; no request here waits longer than the probe.
 const HEALTH_WORKERS: usize = 2;
-const HEALTH_QUEUE: usize = 1024;
+/// Files that a connection to the database has open: its socket, and those of the driver's own small runtime.
+const FILES_PER_CONNECTION: usize = 6;
 
 /// A server that runs.
 pub struct Server {
-    addr: SocketAddr,
     pool: Pool,
     phase: Arc<PhaseFlag>,
-    http: Arc<tiny_http::Server>,
-    health: Arc<Queue>,
-    api: Arc<Queue>,
+    edge: Edge,
 }
 
-/// What the workers share.
+/// What the edge and the workers share.
 struct Service {
     router: Router,
     phase: Arc<PhaseFlag>,
     config: HttpConfig,
     pool: Pool,
+}
+
+/// A request that was answered.
+struct Seen<'a> {
+    method: &'a str,
+    path: &'a str,
+    /// Its pattern; empty where no handler saw it.
+    route: &'a str,
+    status: u16,
+    took: Duration,
+    id: &'a str,
+    client: IpAddr,
 }
 
 impl Server {
@@ -60,189 +72,122 @@ impl Server {
         router: Router,
         private: bool,
     ) -> io::Result<Server> {
-        let listener = TcpListener::bind(config.addr)?;
-        // Accepted sockets inherit it: an answer is one write, and must not wait for the acknowledgement of the last.
-        socket2::SockRef::from(&listener).set_tcp_nodelay(true)?;
-        let addr = listener.local_addr()?;
-        let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-        let http = Arc::new(http);
         let phase = Arc::<PhaseFlag>::default();
-        let workers = config
-            .workers
-            .unwrap_or(2 * pool.config().max_size as usize);
-        let longest = config.queue;
-        let router = routes::add_to(router, &pool, &phase, private);
+        let most = pool.config().max_size as usize;
+        let workers = config.workers.unwrap_or(2 * most);
         let service = Arc::new(Service {
-            router,
+            router: routes::add_to(router, &pool, &phase, private),
             phase: Arc::clone(&phase),
             config,
             pool: pool.clone(),
         });
-        let serve = |lane: Lane| {
+        // Nobody else can look into it.
+        let dir = tempfile::Builder::new().prefix("millpond-").tempdir()?;
+        let dir = Arc::new(dir);
+        let lane = |name, workers, lane| {
             let service = Arc::clone(&service);
-            move |incoming| service.serve(incoming, lane)
+            Plan {
+                name,
+                workers,
+                serve: Arc::new(move |incoming| service.serve(incoming, lane)),
+                dir: Arc::clone(&dir),
+            }
         };
-        let health = Queue::start("health", HEALTH_WORKERS, HEALTH_QUEUE, serve(Lane::Health))?;
-        let api = Queue::start("api", workers, longest, serve(Lane::Api))?;
-        let server = Server {
-            addr,
-            pool,
-            phase,
-            http,
-            health,
-            api,
-        };
-        server.start_dispatcher(service)?;
-        info!("listening on http://{addr}");
-        Ok(server)
-    }
-
-    /// One thread that puts each request on its lane.
-    fn start_dispatcher(&self, service: Arc<Service>) -> io::Result<()> {
-        let (http, health, api) = (
-            Arc::clone(&self.http),
-            Arc::clone(&self.health),
-            Arc::clone(&self.api),
-        );
-        thread::Builder::new()
-            .name("millpond-http".into())
-            .spawn(move || {
-                for raw in http.incoming_requests() {
-                    let incoming = Incoming::new(raw);
-                    let lane = service.router.lane(incoming.path());
-                    let queue = if lane == Lane::Health { &health } else { &api };
-                    if lane == Lane::Api && service.phase.get() == Phase::Draining {
-                        service.refuse(
-                            incoming,
-                            Problem::unavailable("draining", "the server is shutting down"),
-                        );
-                    } else if let Some(incoming) = queue.push(incoming) {
-                        service.refuse(
-                            incoming,
-                            Problem::unavailable("overloaded", "too many requests are in line"),
-                        );
-                    }
-                }
-            })?;
-        Ok(())
+        let health = lane("health", HEALTH_WORKERS, Lane::Health);
+        let api = lane("api", workers, Lane::Api);
+        let for_database = (most + 2) * FILES_PER_CONNECTION;
+        let edge = Edge::start(service, health, api, for_database)?;
+        info!("listening on http://{}", edge.addr());
+        Ok(Server { pool, phase, edge })
     }
 
     /// The address in use; the port that was picked where 0 was asked for.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.edge.addr()
     }
 
-    /// API requests in line or being served.
+    /// API requests in line, being served or with their answer on its way.
     pub fn in_flight(&self) -> usize {
-        self.api.in_flight()
+        self.edge.in_flight(Lane::Api).count()
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.edge.wake();
     }
 
     /// Stops: not ready at once, still serving for `delay`, then the drain; all within `timeout`, and a little for what must
     /// be cut.
     pub fn shut_down(self, delay: Duration, timeout: Duration) -> DrainReport {
         let deadline = Instant::now() + timeout;
-        self.phase.set(Phase::Unready);
+        self.enter(Phase::Unready);
         thread::sleep(delay.min(timeout));
-        self.phase.set(Phase::Draining);
+        self.enter(Phase::Draining);
+        let api = self.edge.in_flight(Lane::Api);
         // Some of the time is kept for the pool, which cancels what still runs.
         let grace = (timeout / 4).min(Duration::from_secs(2));
-        let finished = self.api.wait_until_empty(deadline - grace.min(timeout));
-        if !finished {
-            info!("requests still in flight: {}", self.api.in_flight());
+        if !api.wait_until_empty(deadline - grace.min(timeout)) {
+            info!("requests still in flight: {}", api.count());
         }
         let pool = self
             .pool
             .close(deadline.saturating_duration_since(Instant::now()));
         // Those whose statement was cancelled answer their clients now.
-        self.api
-            .wait_until_empty(deadline.max(Instant::now() + Duration::from_millis(100)));
-        DrainReport {
-            requests_cut: self.api.in_flight(),
-            pool,
-        }
-    }
-}
-
-impl Drop for Server {
-    /// Ends the threads; what they are at is not waited for.
-    fn drop(&mut self) {
-        self.http.unblock();
-        self.health.close();
-        self.api.close();
+        let last = deadline.max(Instant::now() + Duration::from_millis(100));
+        api.wait_until_empty(last);
+        let requests_cut = api.count();
+        self.edge.in_flight(Lane::Health).wait_until_empty(last);
+        DrainReport { requests_cut, pool }
     }
 }
 
 impl Service {
-    fn serve(self: &Arc<Self>, mut incoming: Incoming, lane: Lane) {
-        let id = incoming.id();
-        if lane == Lane::Health && incoming.has_body() {
-            // A body that never comes must not keep one of the two threads.
-            return self.refuse(incoming, Problem::plain(413, "no body is taken here"));
-        }
-        let read = incoming.read(
-            id.clone(),
-            self.config.request_timeout,
-            self.config.max_body_bytes,
-        );
-        let (route, response) = match read {
-            Ok(mut request) => {
-                let late = lane == Lane::Api && Instant::now() >= request.deadline;
-                if late {
-                    (
-                        "",
-                        Problem::unavailable("timeout", "the request waited too long for a worker")
-                            .into_response(Some(&id)),
-                    )
-                } else {
-                    self.answer(&mut request)
-                }
-            }
-            Err(Unreadable::Problem(problem)) => return self.refuse(incoming, problem),
-            Err(Unreadable::Gone(e)) => {
-                debug!("request id={id} was not read to its end: {e}");
-                return;
-            }
+    fn serve(&self, mut incoming: Incoming, lane: Lane) {
+        let request = incoming.read(self.config.request_timeout);
+        let Ok(mut request) = request else {
+            return debug!("the edge went away over id={}", incoming.note.id);
         };
-        self.send(incoming, &id, route, response, false);
-    }
-
-    /// Answers a request that is not read to its end. tiny_http 0.12 swallows the rest of a body before it lets go of a
-    /// request, and answers in the order of the requests: that may take as long as the client likes, on a thread of its own.
-    fn refuse(self: &Arc<Self>, incoming: Incoming, problem: Problem) {
-        let service = Arc::clone(self);
-        let refusal = thread::Builder::new()
-            .name("millpond-refusal".into())
-            .spawn(move || {
-                let id = incoming.id();
-                let close = incoming.has_body();
-                service.send(incoming, &id, "", problem.into_response(Some(&id)), close);
-            });
-        if let Err(e) = refusal {
-            debug!("no thread for a refusal: {e}");
+        let head_only = request.method == "HEAD";
+        let late = lane == Lane::Api && Instant::now() >= request.deadline;
+        let (route, response) = if late {
+            let late = Problem::unavailable("timeout", "the request waited too long for a worker");
+            ("", late.into_response(Some(&request.id)))
+        } else {
+            self.answer(&mut request)
+        };
+        self.note(&Seen {
+            method: &request.method,
+            path: &request.path,
+            route,
+            status: response.status,
+            took: incoming.note.arrived.elapsed(),
+            id: &request.id,
+            client: request.client,
+        });
+        let answer = render(&response, &request.id, head_only);
+        if let Err(e) = incoming.answer(&answer) {
+            debug!("the answer to id={} was not delivered: {e}", request.id);
         }
     }
 
-    fn send(&self, incoming: Incoming, id: &str, route: &str, response: Response, close: bool) {
-        let (status, method) = (response.status, known_method(incoming.method()));
-        let took = incoming.arrived.elapsed();
-        debug!(
-            "{} {} status={status} took={took:.1?} id={id} remote={}",
-            incoming.method(),
-            incoming.path(),
-            incoming.remote().map_or("-".into(), |a| a.to_string())
-        );
-        let labels = [method, route, &status.to_string()];
-        self.pool
-            .inner
-            .shared
-            .metrics
+    /// Takes note of an answer, in the log and in the metrics.
+    fn note(&self, seen: &Seen<'_>) {
+        let Seen {
+            method,
+            path,
+            route,
+            status,
+            took,
+            id,
+            client,
+        } = seen;
+        debug!("{method} {path} status={status} took={took:.1?} id={id} client={client}");
+        let labels = [known_method(method), route, &status.to_string()];
+        let metrics = &self.pool.inner.shared.metrics;
+        metrics
             .http
             .with_label_values(&labels)
             .observe(took.as_secs_f64());
-        let close = close || self.phase.get() > Phase::Running;
-        if let Err(e) = incoming.answer(response, id, close) {
-            debug!("the answer to id={id} was not delivered: {e}");
-        }
     }
 
     /// The route's pattern, and its answer.

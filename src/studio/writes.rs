@@ -78,7 +78,7 @@ impl Studio {
     ) -> Result<Response, Problem> {
         let (key, ours) = match key_of(request)? {
             Some(key) => (key, false),
-            None => (new_key()?, true),
+            None => (request.fallback_key.clone(), true),
         };
         // A key is for one method and path.
         let scoped = format!("{} {}\n{key}", request.method, request.path);
@@ -182,16 +182,6 @@ fn key_of(request: &Request) -> Result<Option<String>, Problem> {
         ));
     }
     Ok(Some(bare.to_owned()))
-}
-
-/// One that nobody guesses: who knows it gets the answer that is kept with it.
-fn new_key() -> Result<String, Problem> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|e| {
-        error!("no random numbers: {e}");
-        Problem::internal()
-    })?;
-    Ok(u128::from_be_bytes(random)).map(|number| format!("{number:032x}"))
 }
 
 fn digest(scoped: &str, content: &str) -> String {

@@ -1,0 +1,257 @@
+//! One client: what it has sent, what it is owed, and for how long it may take its time. It reads and writes without ever
+//! blocking; what a request leads to is the event loop's to decide.
+
+use super::framing::{self, Head, Refusal};
+use super::in_flight::Ticket;
+use crate::config::HttpConfig;
+use mio::net::TcpStream;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Shutdown};
+use std::time::{Duration, Instant};
+
+/// For how long, and how much, a client that was refused is listened to, so that it reads the refusal: a socket that is
+/// closed over unread data resets the connection.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1 << 20;
+/// A client takes at least this much of its answer in each `write_timeout`.
+const MARK: usize = 16 * 1024;
+
+pub(super) struct Connection {
+    pub socket: TcpStream,
+    pub peer: IpAddr,
+    /// Tells this one from another that had its key in the slab before.
+    pub serial: u64,
+    pub state: State,
+    /// Since when it is in its state.
+    pub since: Instant,
+    /// When it has been for too long.
+    pub deadline: Option<Instant>,
+    /// The system may have bytes for us.
+    pub readable: bool,
+    /// The system would take no more; asked to tell when it does.
+    pub blocked: bool,
+    input: Vec<u8>,
+    /// Of the input: looked at, and no whole head.
+    seen: usize,
+    eof: bool,
+    output: Vec<u8>,
+    written: usize,
+    close: bool,
+    /// The request is in flight until its answer is written.
+    ticket: Option<Ticket>,
+}
+
+pub(super) enum State {
+    /// Between requests.
+    Idle,
+    /// Within the head of one.
+    Head,
+    /// Within its body.
+    Body(Box<Head>),
+    /// It is handed on.
+    Waiting,
+    /// Its answer is being written.
+    Answering,
+    /// Answered for the last time.
+    Lingering { discarded: usize },
+}
+
+/// What to do next.
+pub(super) enum Step {
+    /// Nothing before the client or the system does.
+    Wait,
+    /// The next step.
+    Go,
+    /// The head is there, and may be refused before the body is asked for.
+    Admit,
+    Request(Box<Head>, Vec<u8>),
+    Refuse(Refusal),
+    Close,
+}
+
+impl Connection {
+    pub fn new(socket: TcpStream, peer: IpAddr, serial: u64, limits: &HttpConfig) -> Connection {
+        let now = Instant::now();
+        Connection {
+            socket,
+            peer,
+            serial,
+            state: State::Idle,
+            since: now,
+            // Who connects has something to say.
+            deadline: Some(now + limits.header_timeout),
+            readable: true,
+            blocked: false,
+            input: Vec::new(),
+            seen: 0,
+            eof: false,
+            output: Vec::new(),
+            written: 0,
+            close: false,
+            ticket: None,
+        }
+    }
+
+    /// Nothing of it is in flight, so that it may be closed to make room.
+    pub fn is_expendable(&self) -> bool {
+        !matches!(self.state, State::Waiting | State::Answering)
+    }
+
+    /// Bytes that are kept of it.
+    pub fn buffered(&self) -> usize {
+        self.input.len()
+    }
+
+    fn enter(&mut self, state: State, lasts: Option<Duration>) {
+        self.state = state;
+        self.since = Instant::now();
+        self.deadline = lasts.map(|lasts| self.since + lasts);
+    }
+
+    /// `scratch` is lent by the loop, so that those who wait hold no memory.
+    pub fn step(&mut self, limits: &HttpConfig, scratch: &mut [u8]) -> Step {
+        match &self.state {
+            State::Waiting => Step::Wait,
+            State::Answering => self.write(limits),
+            State::Lingering { .. } => self.discard(scratch),
+            State::Idle | State::Head | State::Body(_) => self.read(limits, scratch),
+        }
+    }
+
+    fn read(&mut self, limits: &HttpConfig, scratch: &mut [u8]) -> Step {
+        if let State::Idle = self.state {
+            self.input.drain(..framing::blank_lines(&self.input));
+            if !self.input.is_empty() {
+                self.seen = 0;
+                self.enter(State::Head, Some(limits.header_timeout));
+            }
+        }
+        if let State::Head = self.state {
+            match framing::head(&self.input, self.seen, limits.max_body_bytes) {
+                Err(refusal) => return Step::Refuse(refusal),
+                Ok(None) => self.seen = self.input.len(),
+                Ok(Some(head)) => {
+                    self.input.drain(..head.length);
+                    self.enter(State::Body(Box::new(head)), Some(limits.body_timeout));
+                    return Step::Admit;
+                }
+            }
+        }
+        if let State::Body(head) = &self.state
+            && self.input.len() >= head.body
+        {
+            let rest = self.input.split_off(head.body);
+            let body = std::mem::replace(&mut self.input, rest);
+            let State::Body(head) = std::mem::replace(&mut self.state, State::Waiting) else {
+                return Step::Close;
+            };
+            self.enter(State::Waiting, None);
+            return Step::Request(head, body);
+        }
+        if self.eof {
+            return Step::Close;
+        }
+        if !self.readable {
+            return Step::Wait;
+        }
+        match self.fill(scratch) {
+            Ok(read) => {
+                self.input.extend_from_slice(&scratch[..read]);
+                Step::Go
+            }
+            Err(_) => Step::Close,
+        }
+    }
+
+    /// Reads once. A read that fills less than there is room has read it all: another edge comes with more.
+    fn fill(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
+        match self.socket.read(scratch) {
+            Ok(read) => {
+                self.eof = read == 0;
+                self.readable = read == scratch.len();
+                Ok(read)
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                self.readable = false;
+                Ok(0)
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(0),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Lets the client send the body that it waits with.
+    pub fn ask_for_body(&mut self) -> Step {
+        let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
+        // Nothing else is on its way to the client: so few bytes always fit.
+        match self.socket.write(go_on) {
+            Ok(written) if written == go_on.len() => Step::Go,
+            _ => Step::Close,
+        }
+    }
+
+    /// Hands it its answer.
+    pub fn answer(
+        &mut self,
+        output: Vec<u8>,
+        close: bool,
+        ticket: Option<Ticket>,
+        limits: &HttpConfig,
+    ) {
+        self.output = output;
+        self.written = 0;
+        self.close = close;
+        self.ticket = ticket;
+        self.enter(State::Answering, Some(limits.write_timeout));
+    }
+
+    fn write(&mut self, limits: &HttpConfig) -> Step {
+        while self.written < self.output.len() {
+            match self.socket.write(&self.output[self.written..]) {
+                Ok(0) => return Step::Close,
+                Ok(written) => {
+                    let marks = |bytes: usize| bytes / MARK;
+                    if marks(self.written + written) > marks(self.written) {
+                        self.deadline = Some(Instant::now() + limits.write_timeout);
+                    }
+                    self.written += written;
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    return Step::Wait;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Step::Close,
+            }
+        }
+        self.output = Vec::new();
+        self.ticket = None;
+        if !self.close {
+            self.enter(State::Idle, Some(limits.idle_timeout));
+            return Step::Go;
+        }
+        let all_read = self.input.is_empty() && !self.readable;
+        if all_read || self.eof || self.socket.shutdown(Shutdown::Write).is_err() {
+            return Step::Close;
+        }
+        self.input = Vec::new();
+        self.enter(State::Lingering { discarded: 0 }, Some(LINGER));
+        Step::Go
+    }
+
+    fn discard(&mut self, scratch: &mut [u8]) -> Step {
+        if self.eof {
+            return Step::Close;
+        }
+        if !self.readable {
+            return Step::Wait;
+        }
+        match (self.fill(scratch), &mut self.state) {
+            (Ok(read), State::Lingering { discarded }) if *discarded + read <= LINGER_BYTES => {
+                *discarded += read;
+                Step::Go
+            }
+            _ => Step::Close,
+        }
+    }
+}

@@ -1,0 +1,650 @@
+//! The loop: accepts, reads, hands on, writes back, and keeps everybody to their time.
+
+use super::Shared;
+use super::connection::{Connection, State, Step};
+use super::files;
+use super::forwarded;
+use super::framing::{Head, Refusal};
+use super::links::{Held, Links, Progress, Waiting};
+use crate::server::http::{Problem, Response, closing, render, request_id};
+use crate::server::lane::{Note, Plan};
+use crate::server::router::Lane;
+use crate::server::shutdown::Phase;
+use crate::server::{Seen, Service};
+use log::{debug, error, warn};
+use mio::event::Event;
+use mio::net::{TcpListener, UnixStream};
+use mio::{Events, Interest, Poll, Token, Waker};
+use slab::Slab;
+use socket2::{Domain, SockRef, Socket, Type};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+const LISTENER: Token = Token(0);
+const WAKER: Token = Token(1);
+/// The first link; then the others, then the clients.
+const LINKS: usize = 2;
+
+/// How often everybody's time is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// When the system has no file for a client, and nobody can make room.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
+/// What clients may have sent of requests that are not whole, all together; whoever has sent the most goes then.
+const MOST_BUFFERED: usize = 64 << 20;
+/// Clients that connect in one moment; the system shortens it to what it takes.
+const BACKLOG: i32 = 4096;
+/// Files of this program that belong to nobody here: its log, the loop's own, those of `check`s and so on.
+const FILES_BESIDES: usize = 48;
+
+pub(super) struct EventLoop {
+    poll: Poll,
+    listener: TcpListener,
+    /// Set while accepting has to wait.
+    accept_at: Option<Instant>,
+    service: Arc<Service>,
+    shared: Arc<Shared>,
+    clients: Slab<Connection>,
+    most_clients: usize,
+    next_serial: u64,
+    health: Links,
+    api: Links,
+    mended: (Sender<Mended>, Receiver<Mended>),
+    scratch: Box<[u8]>,
+    phase: Phase,
+}
+
+/// A connection to a lane that was opened again, for the place that it has there.
+type Mended = (Lane, usize, std::os::unix::net::UnixStream);
+
+impl EventLoop {
+    pub fn new(
+        service: Arc<Service>,
+        health: Plan,
+        api: Plan,
+        for_database: usize,
+    ) -> io::Result<EventLoop> {
+        let poll = Poll::new()?;
+        let registry = poll.registry();
+        let mut listener = listen(service.config.addr)?;
+        registry.register(&mut listener, LISTENER, Interest::READABLE)?;
+        let shared = Arc::new(Shared {
+            waker: Waker::new(registry, WAKER)?,
+            over: AtomicBool::new(false),
+            health: Arc::default(),
+            api: Arc::default(),
+        });
+        // No request waits for a worker of the health lane for long.
+        let (health, health_streams) = Links::start(health, usize::MAX)?;
+        let (api, api_streams) = Links::start(api, service.config.queue)?;
+        // Each link has two ends.
+        let others = FILES_BESIDES + for_database + 2 * (health.len() + api.len());
+        let most_clients = files::room_for(service.config.max_connections, others);
+        let mut event_loop = EventLoop {
+            poll,
+            listener,
+            accept_at: None,
+            service,
+            shared,
+            clients: Slab::new(),
+            most_clients,
+            next_serial: 0,
+            health,
+            api,
+            mended: mpsc::channel(),
+            scratch: vec![0; 64 * 1024].into_boxed_slice(),
+            phase: Phase::Running,
+        };
+        for (lane, streams) in [(Lane::Health, health_streams), (Lane::Api, api_streams)] {
+            for (index, stream) in streams.into_iter().enumerate() {
+                event_loop.connected(lane, index, stream)?;
+            }
+        }
+        Ok(event_loop)
+    }
+
+    pub fn addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Until it is told that it is over.
+    pub fn run(&mut self) {
+        let mut events = Events::with_capacity(1024);
+        let mut looked = Instant::now();
+        while !self.shared.over.load(Ordering::SeqCst) {
+            let pause = (!self.clients.is_empty() || self.accept_at.is_some()).then_some(LOOK);
+            let pause = self.accept_at.map_or(pause, |_| Some(ACCEPT_AGAIN));
+            if let Err(e) = self.poll.poll(&mut events, pause)
+                && e.kind() != ErrorKind::Interrupted
+            {
+                error!("the edge cannot wait for its sockets: {e}");
+                std::thread::sleep(ACCEPT_AGAIN);
+            }
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.accept(),
+                    WAKER => self.woken(),
+                    Token(token) => match self.link_of(token) {
+                        Some((lane, index)) => self.link_event(lane, index, event),
+                        None => self.client_event(token - self.first_client(), event),
+                    },
+                }
+            }
+            let now = Instant::now();
+            if self.accept_at.is_some_and(|at| now >= at) {
+                self.accept();
+            }
+            if now >= looked + LOOK {
+                looked = now;
+                self.look_at_the_time(now);
+            }
+        }
+    }
+
+    fn first_client(&self) -> usize {
+        LINKS + self.health.len() + self.api.len()
+    }
+
+    fn link_of(&self, token: usize) -> Option<(Lane, usize)> {
+        let index = token - LINKS;
+        match index.checked_sub(self.health.len()) {
+            None => Some((Lane::Health, index)),
+            Some(index) if index < self.api.len() => Some((Lane::Api, index)),
+            Some(_) => None,
+        }
+    }
+
+    fn token_of(&self, lane: Lane, index: usize) -> Token {
+        Token(
+            LINKS
+                + index
+                + if lane == Lane::Api {
+                    self.health.len()
+                } else {
+                    0
+                },
+        )
+    }
+
+    fn links(&mut self, lane: Lane) -> &mut Links {
+        match lane {
+            Lane::Health => &mut self.health,
+            Lane::Api => &mut self.api,
+        }
+    }
+
+    // --- clients
+
+    fn accept(&mut self) {
+        self.accept_at = None;
+        loop {
+            match self.listener.accept() {
+                Ok((socket, peer)) => self.welcome(socket, peer),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                // Out of files, the program's or the system's.
+                Err(e)
+                    if [Some(nix::libc::EMFILE), Some(nix::libc::ENFILE)]
+                        .contains(&e.raw_os_error()) =>
+                {
+                    if !self.make_room() {
+                        debug!("no file for a client: {e}");
+                        self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
+                        return;
+                    }
+                }
+                // The client is gone again.
+                Err(e) => debug!("a client was not accepted: {e}"),
+            }
+        }
+    }
+
+    fn welcome(&mut self, mut socket: mio::net::TcpStream, peer: SocketAddr) {
+        if self.clients.len() >= self.most_clients && !self.make_room() {
+            debug!("no room for {peer}: every connection has a request in flight");
+            return;
+        }
+        let entry = self.clients.vacant_entry();
+        let key = entry.key();
+        let token = Token(LINKS + self.health.len() + self.api.len() + key);
+        if let Err(e) = self
+            .poll
+            .registry()
+            .register(&mut socket, token, Interest::READABLE)
+        {
+            return warn!("a client cannot be listened to: {e}");
+        }
+        self.next_serial += 1;
+        let connection = Connection::new(socket, peer.ip(), self.next_serial, &self.service.config);
+        entry.insert(connection);
+        self.drive(key);
+    }
+
+    /// Closes the one that has been waited for longest. False when all have a request in flight.
+    fn make_room(&mut self) -> bool {
+        let expendable = self.clients.iter().filter(|(_, c)| c.is_expendable());
+        let longest = expendable.min_by_key(|(_, c)| c.since).map(|(key, _)| key);
+        if let Some(key) = longest {
+            self.close(key);
+        }
+        longest.is_some()
+    }
+
+    fn close(&mut self, key: usize) {
+        if let Some(mut connection) = self.clients.try_remove(key) {
+            // It goes with the socket in any case.
+            let _ = self.poll.registry().deregister(&mut connection.socket);
+        }
+    }
+
+    fn client_event(&mut self, key: usize, event: &Event) {
+        let Some(connection) = self.clients.get_mut(key) else {
+            return;
+        };
+        if event.is_error() {
+            return self.close(key);
+        }
+        connection.readable |= event.is_readable() || event.is_read_closed();
+        if event.is_writable() && connection.blocked {
+            connection.blocked = false;
+            let token = event.token();
+            let registry = self.poll.registry();
+            if registry
+                .reregister(&mut connection.socket, token, Interest::READABLE)
+                .is_err()
+            {
+                return self.close(key);
+            }
+            // What came meanwhile is not told of again.
+            connection.readable = true;
+        }
+        self.drive(key);
+    }
+
+    /// Goes on with a client for as long as something can be done.
+    fn drive(&mut self, key: usize) {
+        loop {
+            let Some(connection) = self.clients.get_mut(key) else {
+                return;
+            };
+            match connection.step(&self.service.config, &mut self.scratch) {
+                Step::Go => {}
+                Step::Wait => return self.wait_for(key),
+                Step::Close => return self.close(key),
+                Step::Refuse(refusal) => self.refuse(key, refusal),
+                Step::Admit => self.admit(key),
+                Step::Request(head, body) => self.hand_on(key, *head, &body),
+            }
+        }
+    }
+
+    /// Asks to be told when a client takes more, where it would take no more.
+    fn wait_for(&mut self, key: usize) {
+        let token = Token(self.first_client() + key);
+        let Some(connection) = self.clients.get_mut(key) else {
+            return;
+        };
+        let both = Interest::READABLE | Interest::WRITABLE;
+        if connection.blocked
+            && self
+                .poll
+                .registry()
+                .reregister(&mut connection.socket, token, both)
+                .is_err()
+        {
+            self.close(key);
+        }
+    }
+
+    /// The head is there: whether the rest is wanted.
+    fn admit(&mut self, key: usize) {
+        let Some(connection) = self.clients.get_mut(key) else {
+            return;
+        };
+        let State::Body(head) = &connection.state else {
+            return;
+        };
+        let lane = self.service.router.lane(head.path());
+        let refusal = if lane == Lane::Health && head.body > 0 {
+            Some(Problem::plain(413, "no body is taken here"))
+        } else if lane == Lane::Api && self.phase == Phase::Draining {
+            Some(Problem::unavailable(
+                "draining",
+                "the server is shutting down",
+            ))
+        } else if !self.links(lane).has_room() {
+            Some(Problem::unavailable(
+                "overloaded",
+                "too many requests are in line",
+            ))
+        } else {
+            None
+        };
+        let Some(connection) = self.clients.get_mut(key) else {
+            return;
+        };
+        let State::Body(head) = &connection.state else {
+            return;
+        };
+        if let Some(problem) = refusal {
+            let (method, path) = (head.method.clone(), head.path().to_owned());
+            let id = request_id(head.request_id.as_deref());
+            self.answer_here(key, &method, &path, &id, Instant::now(), problem);
+        } else if head.expects_continue
+            && connection.buffered() == 0
+            && matches!(connection.ask_for_body(), Step::Close)
+        {
+            self.close(key);
+        }
+    }
+
+    fn refuse(&mut self, key: usize, refusal: Refusal) {
+        let problem = Problem::plain(refusal.status, refusal.detail);
+        self.answer_here(key, "-", "-", &request_id(None), Instant::now(), problem);
+    }
+
+    /// Answers without a lane, for the last time on this connection.
+    fn answer_here(
+        &mut self,
+        key: usize,
+        method: &str,
+        path: &str,
+        id: &str,
+        arrived: Instant,
+        problem: Problem,
+    ) {
+        let Some(connection) = self.clients.get_mut(key) else {
+            return;
+        };
+        let response = problem.into_response(Some(id));
+        self.service.note(&Seen {
+            method,
+            path,
+            route: "",
+            status: response.status,
+            took: arrived.elapsed(),
+            id,
+            client: connection.peer,
+        });
+        let answer = closing(render(&response, id, method == "HEAD"));
+        connection.answer(answer, true, None, &self.service.config);
+    }
+
+    // --- requests
+
+    fn hand_on(&mut self, key: usize, head: Head, body: &[u8]) {
+        let arrived = Instant::now();
+        let lane = self.service.router.lane(head.path());
+        let config = &self.service.config;
+        let Some(connection) = self.clients.get(key) else {
+            return;
+        };
+        let writes = head.writes();
+        let fallback_key = match &head.idempotency_key {
+            None if writes => match new_key() {
+                Some(key) => key,
+                None => {
+                    return self.refuse(
+                        key,
+                        Refusal {
+                            status: 500,
+                            detail: "something went wrong on our side",
+                        },
+                    );
+                }
+            },
+            _ => String::new(),
+        };
+        let note = Note {
+            arrived,
+            client: forwarded::client(
+                connection.peer,
+                &head.forwarded_for,
+                &config.trusted_proxies,
+            ),
+            id: request_id(head.request_id.as_deref()),
+            fallback_key,
+        };
+        let mut bytes = Vec::with_capacity(head.headers.len() + body.len() + 256);
+        bytes.extend_from_slice(format!("{} {} HTTP/1.1\r\n", head.method, head.target).as_bytes());
+        note.write(&mut bytes);
+        bytes.extend_from_slice(&head.headers);
+        if !body.is_empty() {
+            bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(body);
+        let held = Held {
+            client: (key, connection.serial),
+            head_only: head.method == "HEAD",
+            writes,
+            close: head.close,
+            path: head.path().to_owned(),
+            method: head.method,
+            id: note.id,
+            key: head.idempotency_key.unwrap_or(note.fallback_key),
+            arrived,
+            deadline: arrived + config.request_timeout,
+            ticket: self.shared.in_flight(lane).enter(),
+        };
+        self.links(lane).queue(Waiting { held, bytes });
+        self.send_next(lane);
+    }
+
+    /// Sends what is in line over what is idle.
+    fn send_next(&mut self, lane: Lane) {
+        while let Some((index, waiting)) = self.links(lane).next() {
+            let token = self.token_of(lane, index);
+            let registry = self.poll.registry();
+            let links = match lane {
+                Lane::Health => &mut self.health,
+                Lane::Api => &mut self.api,
+            };
+            if let Progress::Lost = links.link(index).send(waiting, registry, token) {
+                self.lost(lane, index);
+            }
+        }
+    }
+
+    fn link_event(&mut self, lane: Lane, index: usize, event: &Event) {
+        let registry = self.poll.registry();
+        let links = match lane {
+            Lane::Health => &mut self.health,
+            Lane::Api => &mut self.api,
+        };
+        let link = links.link(index);
+        if event.is_writable()
+            && let Progress::Lost = link.write(registry, event.token())
+        {
+            return self.lost(lane, index);
+        }
+        match link.read(&mut self.scratch) {
+            Progress::Wait => {}
+            Progress::Lost => self.lost(lane, index),
+            Progress::Answer(answer) => {
+                if let Some(held) = link.held.take() {
+                    links.free(index);
+                    self.send_next(lane);
+                    self.answer(held, answer);
+                }
+            }
+        }
+    }
+
+    /// Gives a client its answer, where it is still there.
+    fn answer(&mut self, held: Held, answer: Vec<u8>) {
+        let (key, serial) = held.client;
+        let Some(connection) = self.clients.get_mut(key).filter(|c| c.serial == serial) else {
+            return;
+        };
+        let close = held.close || self.phase > Phase::Running;
+        let answer = if close { closing(answer) } else { answer };
+        connection.answer(answer, close, Some(held.ticket), &self.service.config);
+        self.drive(key);
+    }
+
+    /// Answers a request that was handed on, in place of its lane.
+    fn answer_for(&mut self, held: Held, problem: Problem) {
+        let response: Response = problem.into_response(Some(&held.id));
+        let (key, serial) = held.client;
+        let Some(connection) = self.clients.get(key).filter(|c| c.serial == serial) else {
+            return;
+        };
+        self.service.note(&Seen {
+            method: &held.method,
+            path: &held.path,
+            route: "",
+            status: response.status,
+            took: held.arrived.elapsed(),
+            id: &held.id,
+            client: connection.peer,
+        });
+        let answer = render(&response, &held.id, held.head_only);
+        self.answer(held, answer);
+    }
+
+    // --- lanes
+
+    fn connected(&mut self, lane: Lane, index: usize, stream: UnixStream) -> io::Result<()> {
+        let token = self.token_of(lane, index);
+        let registry = self.poll.registry();
+        let links = match lane {
+            Lane::Health => &mut self.health,
+            Lane::Api => &mut self.api,
+        };
+        links.connected(index, stream, registry, token)
+    }
+
+    /// A worker's connection is gone, and with it what it was at.
+    fn lost(&mut self, lane: Lane, index: usize) {
+        warn!("a connection to the {lane:?} lane was lost");
+        let held = self.links(lane).lost(index);
+        self.mend(lane, index);
+        if let Some(held) = held {
+            let problem = if held.writes {
+                // The worker may have done it, or may be at it.
+                Problem::outcome_unknown().with("idempotencyKey", held.key.clone())
+            } else {
+                Problem::plain(502, "the request was lost on our side")
+            };
+            self.answer_for(held, problem);
+        }
+    }
+
+    fn mend(&mut self, lane: Lane, index: usize) {
+        let (done, shared) = (self.mended.0.clone(), Arc::clone(&self.shared));
+        self.links(lane).mend(move |stream| {
+            // Nobody wants it any more when the server is closed.
+            let _ = done.send((lane, index, stream));
+            shared.wake();
+        });
+    }
+
+    /// The phase has changed, or a connection was mended.
+    fn woken(&mut self) {
+        while let Ok((lane, index, stream)) = self.mended.1.try_recv() {
+            match self.connected(lane, index, UnixStream::from_std(stream)) {
+                Ok(()) => self.send_next(lane),
+                Err(e) => {
+                    warn!("a mended connection cannot be listened to: {e}");
+                    self.mend(lane, index);
+                }
+            }
+        }
+        self.phase = self.service.phase.get();
+        if self.phase == Phase::Draining {
+            let idle: Vec<usize> = self
+                .clients
+                .iter()
+                .filter(|(_, c)| matches!(c.state, State::Idle))
+                .map(|(key, _)| key)
+                .collect();
+            idle.into_iter().for_each(|key| self.close(key));
+        }
+    }
+
+    // --- time
+
+    fn look_at_the_time(&mut self, now: Instant) {
+        for lane in [Lane::Health, Lane::Api] {
+            let clients = &self.clients;
+            let is_there =
+                |(key, serial): (usize, u64)| clients.get(key).is_some_and(|c| c.serial == serial);
+            let links = match lane {
+                Lane::Health => &mut self.health,
+                Lane::Api => &mut self.api,
+            };
+            for held in links.take_late(now, is_there) {
+                let late =
+                    Problem::unavailable("timeout", "the request waited too long for a worker");
+                self.answer_for(held, late);
+            }
+        }
+        let late: Vec<usize> = self
+            .clients
+            .iter()
+            .filter(|(_, c)| c.deadline.is_some_and(|at| now >= at))
+            .map(|(key, _)| key)
+            .collect();
+        for key in late {
+            match self.clients.get(key).map(|c| &c.state) {
+                Some(State::Head | State::Body(_)) => {
+                    let detail = "the request did not come to its end in time";
+                    self.refuse(
+                        key,
+                        Refusal {
+                            status: 408,
+                            detail,
+                        },
+                    );
+                    self.drive(key);
+                }
+                _ => self.close(key),
+            }
+        }
+        while self
+            .clients
+            .iter()
+            .map(|(_, c)| c.buffered())
+            .sum::<usize>()
+            > MOST_BUFFERED
+        {
+            let most = self.clients.iter().max_by_key(|(_, c)| c.buffered());
+            let Some(key) = most.map(|(key, _)| key) else {
+                return;
+            };
+            warn!("too much is sent at once: a connection is closed");
+            self.close(key);
+        }
+    }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    // A port that was in use a moment ago may be taken again.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    // Accepted sockets inherit it: an answer is one write, and must not wait for the acknowledgement of the last.
+    SockRef::from(&socket).set_tcp_nodelay(true)?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+/// One that nobody guesses: who knows it gets the answer that is kept with it.
+fn new_key() -> Option<String> {
+    let mut random = [0; 16];
+    match getrandom::fill(&mut random) {
+        Ok(()) => Some(format!("{:032x}", u128::from_be_bytes(random))),
+        Err(e) => {
+            error!("no random numbers: {e}");
+            None
+        }
+    }
+}

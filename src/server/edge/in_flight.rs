@@ -1,0 +1,55 @@
+//! How many requests are in flight: in line, in a worker's hands, or with their answer on its way.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+#[derive(Default)]
+pub(in crate::server) struct InFlight {
+    count: Mutex<usize>,
+    ended: Condvar,
+}
+
+/// One of them, until it is dropped.
+pub(super) struct Ticket(Arc<InFlight>);
+
+impl InFlight {
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn enter(self: &Arc<Self>) -> Ticket {
+        *self.lock() += 1;
+        Ticket(Arc::clone(self))
+    }
+
+    pub fn count(&self) -> usize {
+        *self.lock()
+    }
+
+    /// Waits until nothing is in flight; false when `until` comes first.
+    pub fn wait_until_empty(&self, until: Instant) -> bool {
+        let mut count = self.lock();
+        while *count > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            count = self
+                .ended
+                .wait_timeout(count, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut count = self.0.lock();
+        *count -= 1;
+        if *count == 0 {
+            self.0.ended.notify_all();
+        }
+    }
+}
