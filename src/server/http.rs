@@ -5,7 +5,7 @@ use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
 use log::{debug, error, warn};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -141,6 +141,11 @@ impl Problem {
         )
     }
 
+    /// 502: it was lost before anybody was at it.
+    pub(crate) fn lost() -> Problem {
+        Problem::plain(502, "the request was lost on our side; nothing was done")
+    }
+
     /// 503, to be tried again after some seconds.
     pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Problem {
         Problem::of_kind(503, kind, detail).header("Retry-After", "1")
@@ -260,14 +265,15 @@ impl Incoming {
         None
     }
 
-    /// Reads the body, and all that the routes want to know.
-    pub fn read(&mut self, budget: Duration) -> io::Result<Request> {
+    /// Reads the body, and all that the routes want to know. tiny_http is done with the request then: the answer goes to the
+    /// client's own socket, and the next request can be read.
+    pub fn read(mut self, budget: Duration) -> io::Result<Request> {
         let mut body = Vec::new();
         self.raw.as_reader().read_to_end(&mut body)?;
         let url = self.raw.url();
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let headers = self.raw.headers().iter();
-        Ok(Request {
+        let request = Request {
             method: self.raw.method().as_str().to_owned(),
             path: path.to_owned(),
             query: query.to_owned(),
@@ -277,18 +283,14 @@ impl Incoming {
                 .collect(),
             body,
             client: self.note.client,
-            id: self.note.id.clone(),
-            fallback_key: self.note.fallback_key.clone(),
+            id: self.note.id,
+            fallback_key: self.note.fallback_key,
             deadline: self.note.arrived + budget,
             params: Vec::new(),
-        })
-    }
-
-    /// In one write.
-    pub fn answer(self, answer: &[u8]) -> io::Result<()> {
-        let mut writer = self.raw.into_writer();
-        writer.write_all(answer)?;
-        writer.flush()
+        };
+        // Unanswered, it would be answered with 500.
+        drop(self.raw.into_writer());
+        Ok(request)
     }
 }
 

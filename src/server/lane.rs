@@ -27,6 +27,8 @@ pub(super) type Serve = Arc<dyn Fn(Incoming) + Send + Sync>;
 pub(super) struct Plan {
     pub name: &'static str,
     pub workers: usize,
+    /// Requests that it is sent beyond one for each worker: of the line, those that wait at the workers' own door.
+    pub ahead: usize,
     pub serve: Serve,
     /// Holds the sockets; nobody else can look into it.
     pub dir: Arc<TempDir>,
@@ -76,7 +78,6 @@ impl Shared {
     fn work(&self, serve: &Serve) {
         loop {
             match self.http.recv() {
-                // A request that is dropped is answered with 500 by tiny_http.
                 Ok(raw) => {
                     let served = catch_unwind(AssertUnwindSafe(|| Incoming::of(raw).map(&**serve)));
                     if served.is_err() {
@@ -123,6 +124,8 @@ impl Drop for Running {
 /// What the edge tells a worker of a request.
 #[derive(Debug, PartialEq)]
 pub(super) struct Note {
+    /// Its number at the edge's desk.
+    pub exchange: u64,
     pub arrived: Instant,
     pub client: IpAddr,
     /// The request's id.
@@ -140,15 +143,22 @@ impl Note {
             .arrived
             .saturating_duration_since(beginning())
             .as_micros();
-        let (client, id, key) = (self.client, &self.id, &self.fallback_key);
+        let (number, client) = (self.exchange, self.client);
+        let (id, key) = (&self.id, &self.fallback_key);
         // Writing to memory does not fail.
-        let _ = write!(out, "{}: {arrived} {client} {id} {key}\r\n", Self::HEADER);
+        let _ = write!(
+            out,
+            "{}: {number} {arrived} {client} {id} {key}\r\n",
+            Self::HEADER
+        );
     }
 
     pub fn read(text: &str) -> Option<Note> {
         let mut parts = text.split(' ');
+        let exchange = parts.next()?.parse().ok()?;
         let arrived = beginning() + Duration::from_micros(parts.next()?.parse().ok()?);
         Some(Note {
+            exchange,
             arrived,
             client: parts.next()?.parse().ok()?,
             id: parts.next()?.to_owned(),
@@ -171,6 +181,7 @@ mod tests {
     fn a_note_is_read_as_it_was_written() {
         beginning();
         let note = Note {
+            exchange: 7,
             arrived: beginning() + Duration::from_micros(1234),
             client: "::1".parse().unwrap(),
             id: "abc".into(),

@@ -16,7 +16,7 @@ pub use shutdown::{DrainReport, Phase, PhaseFlag};
 
 use crate::config::HttpConfig;
 use crate::pool::Pool;
-use edge::Edge;
+use edge::{Desk, Edge};
 use http::{Incoming, render};
 use lane::Plan;
 use log::{debug, error, info};
@@ -31,6 +31,7 @@ use subtle::ConstantTimeEq;
 
 /// Enough for balancers and people; no request here waits longer than the probe.
 const HEALTH_WORKERS: usize = 2;
+const HEALTH_LINE: usize = 1024;
 /// Files that a connection to the database has open: its socket, and those of the driver's own small runtime.
 const FILES_PER_CONNECTION: usize = 6;
 
@@ -84,19 +85,22 @@ impl Server {
         // Nobody else can look into it.
         let dir = tempfile::Builder::new().prefix("millpond-").tempdir()?;
         let dir = Arc::new(dir);
-        let lane = |name, workers, lane| {
-            let service = Arc::clone(&service);
-            Plan {
-                name,
-                workers,
-                serve: Arc::new(move |incoming| service.serve(incoming, lane)),
-                dir: Arc::clone(&dir),
-            }
+        let lanes = |desk: &Arc<Desk>| {
+            let plan = |name, workers, ahead, lane| {
+                let (service, desk) = (Arc::clone(&service), Arc::clone(desk));
+                Plan {
+                    name,
+                    workers,
+                    ahead,
+                    serve: Arc::new(move |incoming| service.serve(incoming, &desk, lane)),
+                    dir: Arc::clone(&dir),
+                }
+            };
+            let health = plan("health", HEALTH_WORKERS, HEALTH_LINE, Lane::Health);
+            (health, plan("api", workers, workers / 4, Lane::Api))
         };
-        let health = lane("health", HEALTH_WORKERS, Lane::Health);
-        let api = lane("api", workers, Lane::Api);
         let for_database = (most + 2) * FILES_PER_CONNECTION;
-        let edge = Edge::start(service, health, api, for_database)?;
+        let edge = Edge::start(Arc::clone(&service), lanes, for_database)?;
         info!("listening on http://{}", edge.addr());
         Ok(Server { pool, phase, edge })
     }
@@ -142,12 +146,19 @@ impl Server {
 }
 
 impl Service {
-    fn serve(&self, mut incoming: Incoming, lane: Lane) {
-        let request = incoming.read(self.config.request_timeout);
-        let Ok(mut request) = request else {
-            return debug!("the edge went away over id={}", incoming.note.id);
+    fn serve(&self, incoming: Incoming, desk: &Desk, lane: Lane) {
+        // Nobody waits for one that was given up.
+        let Some(exchange) = desk.take(incoming.note.exchange) else {
+            return;
         };
-        let head_only = request.method == "HEAD";
+        let arrived = incoming.note.arrived;
+        let mut request = match incoming.read(self.config.request_timeout) {
+            Ok(request) => request,
+            Err(e) => {
+                debug!("a request was lost on its way: {e}");
+                return exchange.give_up(Problem::lost());
+            }
+        };
         let late = lane == Lane::Api && Instant::now() >= request.deadline;
         let (route, response) = if late {
             let late = Problem::unavailable("timeout", "the request waited too long for a worker");
@@ -160,14 +171,11 @@ impl Service {
             path: &request.path,
             route,
             status: response.status,
-            took: incoming.note.arrived.elapsed(),
+            took: arrived.elapsed(),
             id: &request.id,
             client: request.client,
         });
-        let answer = render(&response, &request.id, head_only);
-        if let Err(e) = incoming.answer(&answer) {
-            debug!("the answer to id={} was not delivered: {e}", request.id);
-        }
+        exchange.answer(render(&response, &request.id, request.method == "HEAD"));
     }
 
     /// Takes note of an answer, in the log and in the metrics.

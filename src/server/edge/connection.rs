@@ -7,6 +7,8 @@ use crate::config::HttpConfig;
 use mio::net::TcpStream;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// For how long, and how much, a client that was refused is listened to, so that it reads the refusal: a socket that is
@@ -17,8 +19,11 @@ const LINGER_BYTES: usize = 1 << 20;
 const MARK: usize = 16 * 1024;
 
 pub(super) struct Connection {
-    pub socket: TcpStream,
+    /// Shared with the worker that answers.
+    pub socket: Arc<TcpStream>,
     pub peer: IpAddr,
+    /// More has come while a worker has its request.
+    pub attention: Arc<AtomicBool>,
     /// Tells this one from another that had its key in the slab before.
     pub serial: u64,
     pub state: State,
@@ -73,7 +78,8 @@ impl Connection {
     pub fn new(socket: TcpStream, peer: IpAddr, serial: u64, limits: &HttpConfig) -> Connection {
         let now = Instant::now();
         Connection {
-            socket,
+            socket: Arc::new(socket),
+            attention: Arc::default(),
             peer,
             serial,
             state: State::Idle,
@@ -165,7 +171,7 @@ impl Connection {
 
     /// Reads once. A read that fills less than there is room has read it all: another edge comes with more.
     fn fill(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
-        match self.socket.read(scratch) {
+        match (&*self.socket).read(scratch) {
             Ok(read) => {
                 self.eof = read == 0;
                 self.readable = read == scratch.len();
@@ -184,13 +190,13 @@ impl Connection {
     pub fn ask_for_body(&mut self) -> Step {
         let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
         // Nothing else is on its way to the client: so few bytes always fit.
-        match self.socket.write(go_on) {
+        match (&*self.socket).write(go_on) {
             Ok(written) if written == go_on.len() => Step::Go,
             _ => Step::Close,
         }
     }
 
-    /// Hands it its answer.
+    /// Hands it its answer, or what is left to be written of it.
     pub fn answer(
         &mut self,
         output: Vec<u8>,
@@ -207,7 +213,7 @@ impl Connection {
 
     fn write(&mut self, limits: &HttpConfig) -> Step {
         while self.written < self.output.len() {
-            match self.socket.write(&self.output[self.written..]) {
+            match (&*self.socket).write(&self.output[self.written..]) {
                 Ok(0) => return Step::Close,
                 Ok(written) => {
                     let marks = |bytes: usize| bytes / MARK;

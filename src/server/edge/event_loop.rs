@@ -2,23 +2,27 @@
 
 use super::Shared;
 use super::connection::{Connection, State, Step};
+use super::desk::{Desk, Exchange, Origin};
 use super::files;
 use super::forwarded;
 use super::framing::{Head, Refusal};
-use super::links::{Held, Links, Progress, Waiting};
-use crate::server::http::{Problem, Response, closing, render, request_id};
+use super::links::{Links, Lost, Waiting};
+use crate::server::http::{Problem, closing, render, request_id};
 use crate::server::lane::{Note, Plan};
 use crate::server::router::Lane;
 use crate::server::shutdown::Phase;
 use crate::server::{Seen, Service};
 use log::{debug, error, warn};
 use mio::event::Event;
-use mio::net::{TcpListener, UnixStream};
+use mio::net::{TcpListener, TcpStream};
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::os::unix::net;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -50,6 +54,7 @@ pub(super) struct EventLoop {
     clients: Slab<Connection>,
     most_clients: usize,
     next_serial: u64,
+    next_exchange: u64,
     health: Links,
     api: Links,
     mended: (Sender<Mended>, Receiver<Mended>),
@@ -58,27 +63,30 @@ pub(super) struct EventLoop {
 }
 
 /// A connection to a lane that was opened again, for the place that it has there.
-type Mended = (Lane, usize, std::os::unix::net::UnixStream);
+type Mended = (Lane, usize, net::UnixStream);
 
 impl EventLoop {
     pub fn new(
         service: Arc<Service>,
-        health: Plan,
-        api: Plan,
+        lanes: impl FnOnce(&Arc<Desk>) -> (Plan, Plan),
         for_database: usize,
     ) -> io::Result<EventLoop> {
         let poll = Poll::new()?;
         let registry = poll.registry();
         let mut listener = listen(service.config.addr)?;
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
+        let waker = Waker::new(registry, WAKER)?;
+        let desk = Arc::new(Desk::new(waker, Arc::clone(&service.phase)));
+        let (health, api) = lanes(&desk);
         let shared = Arc::new(Shared {
-            waker: Waker::new(registry, WAKER)?,
+            desk,
             over: AtomicBool::new(false),
             health: Arc::default(),
             api: Arc::default(),
         });
-        // No request waits for a worker of the health lane for long.
-        let (health, health_streams) = Links::start(health, usize::MAX)?;
+        // No request waits for a worker of the health lane for long: all may do so at its door.
+        let line = health.ahead;
+        let (health, health_streams) = Links::start(health, line)?;
         let (api, api_streams) = Links::start(api, service.config.queue)?;
         // Each link has two ends.
         let others = FILES_BESIDES + for_database + 2 * (health.len() + api.len());
@@ -92,6 +100,7 @@ impl EventLoop {
             clients: Slab::new(),
             most_clients,
             next_serial: 0,
+            next_exchange: 0,
             health,
             api,
             mended: mpsc::channel(),
@@ -127,6 +136,8 @@ impl EventLoop {
                 error!("the edge cannot wait for its sockets: {e}");
                 std::thread::sleep(ACCEPT_AGAIN);
             }
+            self.shared.desk.is_awake();
+            self.take_done();
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept(),
@@ -146,6 +157,8 @@ impl EventLoop {
                 self.look_at_the_time(now);
             }
         }
+        // They know the desk, which holds them.
+        self.shared.desk.clear();
     }
 
     fn first_client(&self) -> usize {
@@ -205,7 +218,7 @@ impl EventLoop {
         }
     }
 
-    fn welcome(&mut self, mut socket: mio::net::TcpStream, peer: SocketAddr) {
+    fn welcome(&mut self, mut socket: TcpStream, peer: SocketAddr) {
         if self.clients.len() >= self.most_clients && !self.make_room() {
             debug!("no room for {peer}: every connection has a request in flight");
             return;
@@ -237,9 +250,10 @@ impl EventLoop {
     }
 
     fn close(&mut self, key: usize) {
-        if let Some(mut connection) = self.clients.try_remove(key) {
-            // It goes with the socket in any case.
-            let _ = self.poll.registry().deregister(&mut connection.socket);
+        if let Some(connection) = self.clients.try_remove(key) {
+            // A worker may still hold the socket.
+            let fd = connection.socket.as_raw_fd();
+            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
     }
 
@@ -253,18 +267,27 @@ impl EventLoop {
         connection.readable |= event.is_readable() || event.is_read_closed();
         if event.is_writable() && connection.blocked {
             connection.blocked = false;
-            let token = event.token();
-            let registry = self.poll.registry();
-            if registry
-                .reregister(&mut connection.socket, token, Interest::READABLE)
-                .is_err()
-            {
+            // What comes meanwhile is told of again.
+            if self.listen_to(key, Interest::READABLE).is_err() {
                 return self.close(key);
             }
-            // What came meanwhile is not told of again.
-            connection.readable = true;
+        } else if let State::Waiting = connection.state {
+            // Its answer may be written by now; if not, the worker sees that it is waited for.
+            connection.attention.store(true, Ordering::SeqCst);
+            return self.take_done();
         }
         self.drive(key);
+    }
+
+    fn listen_to(&self, key: usize, interest: Interest) -> io::Result<()> {
+        let token = Token(self.first_client() + key);
+        let Some(connection) = self.clients.get(key) else {
+            return Ok(());
+        };
+        let fd = connection.socket.as_raw_fd();
+        self.poll
+            .registry()
+            .reregister(&mut SourceFd(&fd), token, interest)
     }
 
     /// Goes on with a client for as long as something can be done.
@@ -286,18 +309,9 @@ impl EventLoop {
 
     /// Asks to be told when a client takes more, where it would take no more.
     fn wait_for(&mut self, key: usize) {
-        let token = Token(self.first_client() + key);
-        let Some(connection) = self.clients.get_mut(key) else {
-            return;
-        };
+        let blocked = self.clients.get(key).is_some_and(|c| c.blocked);
         let both = Interest::READABLE | Interest::WRITABLE;
-        if connection.blocked
-            && self
-                .poll
-                .registry()
-                .reregister(&mut connection.socket, token, both)
-                .is_err()
-        {
+        if blocked && self.listen_to(key, both).is_err() {
             self.close(key);
         }
     }
@@ -401,139 +415,131 @@ impl EventLoop {
             },
             _ => String::new(),
         };
-        let note = Note {
-            arrived,
-            client: forwarded::client(
-                connection.peer,
-                &head.forwarded_for,
-                &config.trusted_proxies,
-            ),
-            id: request_id(head.request_id.as_deref()),
-            fallback_key,
-        };
-        let mut bytes = Vec::with_capacity(head.headers.len() + body.len() + 256);
-        bytes.extend_from_slice(format!("{} {} HTTP/1.1\r\n", head.method, head.target).as_bytes());
-        note.write(&mut bytes);
-        bytes.extend_from_slice(&head.headers);
+        let client = forwarded::client(
+            connection.peer,
+            &head.forwarded_for,
+            &config.trusted_proxies,
+        );
+        let id = request_id(head.request_id.as_deref());
+        connection.attention.store(false, Ordering::SeqCst);
+        let mut rest = head.headers;
         if !body.is_empty() {
-            bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+            rest.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
         }
-        bytes.extend_from_slice(b"\r\n");
-        bytes.extend_from_slice(body);
-        let held = Held {
+        rest.extend_from_slice(b"\r\n");
+        rest.extend_from_slice(body);
+        let origin = Origin {
             client: (key, connection.serial),
+            lane,
+            socket: Arc::clone(&connection.socket),
+            attention: Arc::clone(&connection.attention),
+            close: head.close,
             head_only: head.method == "HEAD",
             writes,
-            close: head.close,
-            path: head.path().to_owned(),
-            method: head.method,
-            id: note.id,
-            key: head.idempotency_key.unwrap_or(note.fallback_key),
-            arrived,
-            deadline: arrived + config.request_timeout,
+            id: id.clone(),
+            key: head.idempotency_key.unwrap_or_else(|| fallback_key.clone()),
             ticket: self.shared.in_flight(lane).enter(),
         };
-        self.links(lane).queue(Waiting { held, bytes });
+        self.next_exchange += 1;
+        let waiting = Waiting {
+            origin,
+            note: Note {
+                exchange: self.next_exchange,
+                arrived,
+                client,
+                id,
+                fallback_key,
+            },
+            deadline: arrived + config.request_timeout,
+            method: head.method,
+            target: head.target,
+            rest,
+        };
+        self.links(lane).queue(waiting);
         self.send_next(lane);
+        if self.links(lane).in_line() > 0 {
+            // A worker that came free before it could see the line does not wake us.
+            self.take_done();
+        }
     }
 
-    /// Sends what is in line over what is idle.
+    /// Sends what is in line, as far as there are workers for it.
     fn send_next(&mut self, lane: Lane) {
         while let Some((index, waiting)) = self.links(lane).next() {
+            let mut bytes =
+                format!("{} {} HTTP/1.1\r\n", waiting.method, waiting.target).into_bytes();
+            waiting.note.write(&mut bytes);
+            bytes.extend_from_slice(&waiting.rest);
+            self.shared
+                .desk
+                .put(waiting.note.exchange, index, waiting.origin);
             let token = self.token_of(lane, index);
-            let registry = self.poll.registry();
             let links = match lane {
                 Lane::Health => &mut self.health,
                 Lane::Api => &mut self.api,
             };
-            if let Progress::Lost = links.link(index).send(waiting, registry, token) {
+            if let Err(Lost) = links.send(index, &bytes, self.poll.registry(), token) {
                 self.lost(lane, index);
             }
         }
+        self.shared
+            .desk
+            .set_in_line(self.health.in_line() + self.api.in_line());
     }
 
-    fn link_event(&mut self, lane: Lane, index: usize, event: &Event) {
-        let registry = self.poll.registry();
-        let links = match lane {
-            Lane::Health => &mut self.health,
-            Lane::Api => &mut self.api,
-        };
-        let link = links.link(index);
-        if event.is_writable()
-            && let Progress::Lost = link.write(registry, event.token())
-        {
-            return self.lost(lane, index);
-        }
-        match link.read(&mut self.scratch) {
-            Progress::Wait => {}
-            Progress::Lost => self.lost(lane, index),
-            Progress::Answer(answer) => {
-                if let Some(held) = link.held.take() {
-                    links.free(index);
-                    self.send_next(lane);
-                    self.answer(held, answer);
+    /// Goes on with those whose answer was written.
+    fn take_done(&mut self) {
+        loop {
+            let all = self.shared.desk.take_done();
+            if all.is_empty() {
+                return;
+            }
+            for done in all {
+                self.links(done.lane).freed();
+                self.send_next(done.lane);
+                let (key, serial) = done.client;
+                let Some(connection) = self.clients.get_mut(key).filter(|c| c.serial == serial)
+                else {
+                    continue;
+                };
+                if done.failed {
+                    self.close(key);
+                } else {
+                    connection.answer(done.rest, done.close, done.ticket, &self.service.config);
+                    self.drive(key);
                 }
             }
         }
     }
 
-    /// Gives a client its answer, where it is still there.
-    fn answer(&mut self, held: Held, answer: Vec<u8>) {
-        let (key, serial) = held.client;
-        let Some(connection) = self.clients.get_mut(key).filter(|c| c.serial == serial) else {
-            return;
-        };
-        let close = held.close || self.phase > Phase::Running;
-        let answer = if close { closing(answer) } else { answer };
-        connection.answer(answer, close, Some(held.ticket), &self.service.config);
-        self.drive(key);
-    }
-
-    /// Answers a request that was handed on, in place of its lane.
-    fn answer_for(&mut self, held: Held, problem: Problem) {
-        let response: Response = problem.into_response(Some(&held.id));
-        let (key, serial) = held.client;
-        let Some(connection) = self.clients.get(key).filter(|c| c.serial == serial) else {
-            return;
-        };
-        self.service.note(&Seen {
-            method: &held.method,
-            path: &held.path,
-            route: "",
-            status: response.status,
-            took: held.arrived.elapsed(),
-            id: &held.id,
-            client: connection.peer,
-        });
-        let answer = render(&response, &held.id, held.head_only);
-        self.answer(held, answer);
-    }
-
     // --- lanes
 
-    fn connected(&mut self, lane: Lane, index: usize, stream: UnixStream) -> io::Result<()> {
+    fn connected(&mut self, lane: Lane, index: usize, stream: net::UnixStream) -> io::Result<()> {
         let token = self.token_of(lane, index);
-        let registry = self.poll.registry();
         let links = match lane {
             Lane::Health => &mut self.health,
             Lane::Api => &mut self.api,
         };
-        links.connected(index, stream, registry, token)
+        links.connected(index, stream, self.poll.registry(), token)
     }
 
-    /// A worker's connection is gone, and with it what it was at.
+    fn link_event(&mut self, lane: Lane, index: usize, event: &Event) {
+        let links = match lane {
+            Lane::Health => &mut self.health,
+            Lane::Api => &mut self.api,
+        };
+        if let Err(Lost) = links.event(index, event, self.poll.registry()) {
+            self.lost(lane, index);
+        }
+    }
+
+    /// A connection to a lane is gone, and with it what no worker had taken from it.
     fn lost(&mut self, lane: Lane, index: usize) {
         warn!("a connection to the {lane:?} lane was lost");
-        let held = self.links(lane).lost(index);
+        self.links(lane).lost(index);
         self.mend(lane, index);
-        if let Some(held) = held {
-            let problem = if held.writes {
-                // The worker may have done it, or may be at it.
-                Problem::outcome_unknown().with("idempotencyKey", held.key.clone())
-            } else {
-                Problem::plain(502, "the request was lost on our side")
-            };
-            self.answer_for(held, problem);
+        for exchange in self.shared.desk.take_lost(lane, index) {
+            exchange.give_up(Problem::lost());
         }
     }
 
@@ -542,14 +548,14 @@ impl EventLoop {
         self.links(lane).mend(move |stream| {
             // Nobody wants it any more when the server is closed.
             let _ = done.send((lane, index, stream));
-            shared.wake();
+            shared.desk.wake();
         });
     }
 
     /// The phase has changed, or a connection was mended.
     fn woken(&mut self) {
         while let Ok((lane, index, stream)) = self.mended.1.try_recv() {
-            match self.connected(lane, index, UnixStream::from_std(stream)) {
+            match self.connected(lane, index, stream) {
                 Ok(()) => self.send_next(lane),
                 Err(e) => {
                     warn!("a mended connection cannot be listened to: {e}");
@@ -572,18 +578,21 @@ impl EventLoop {
     // --- time
 
     fn look_at_the_time(&mut self, now: Instant) {
+        self.take_done();
         for lane in [Lane::Health, Lane::Api] {
             let clients = &self.clients;
-            let is_there =
-                |(key, serial): (usize, u64)| clients.get(key).is_some_and(|c| c.serial == serial);
+            let is_there = |origin: &Origin| {
+                let (key, serial) = origin.client;
+                clients.get(key).is_some_and(|c| c.serial == serial)
+            };
             let links = match lane {
                 Lane::Health => &mut self.health,
                 Lane::Api => &mut self.api,
             };
-            for held in links.take_late(now, is_there) {
+            for origin in links.take_late(now, is_there) {
                 let late =
                     Problem::unavailable("timeout", "the request waited too long for a worker");
-                self.answer_for(held, late);
+                Exchange::new(&self.shared.desk, 0, origin).give_up(late);
             }
         }
         let late: Vec<usize> = self

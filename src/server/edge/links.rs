@@ -1,161 +1,85 @@
-//! The connections to one lane, and the line of requests for them.
+//! The connections to one lane, and the line of requests for its workers.
+//!
+//! A lane is sent as many requests as it has workers, and a few more, so that a worker who comes free need not wait for the
+//! loop; the others wait in line. Few connections are enough for that: nothing comes back over them.
 
-use super::in_flight::Ticket;
-use crate::server::lane::{Plan, Running};
+use super::desk::Origin;
+use crate::server::lane::{Note, Plan, Running};
 use log::{info, warn};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Between two attempts to mend a connection.
 const MEND_AGAIN: Duration = Duration::from_millis(100);
-/// The longest head of an answer, of which we make all.
-const HEADERS: usize = 32;
+/// Connections to a lane: one is busy over a large body while the others go on.
+const MOST: usize = 4;
 
-/// A request as the loop keeps it while a lane has it.
-pub(super) struct Held {
-    /// Key and serial number of the client's connection.
-    pub client: (usize, u64),
-    /// The answer has no body.
-    pub head_only: bool,
-    /// It may change something.
-    pub writes: bool,
-    pub close: bool,
-    pub method: String,
-    pub path: String,
-    pub id: String,
-    /// The client's, or the one made for it.
-    pub key: String,
-    pub arrived: Instant,
-    pub deadline: Instant,
-    pub ticket: Ticket,
-}
-
-/// A request in line, as it will be sent.
+/// A request in line.
 pub(super) struct Waiting {
-    pub held: Held,
-    pub bytes: Vec<u8>,
+    pub origin: Origin,
+    pub note: Note,
+    pub deadline: Instant,
+    pub method: String,
+    pub target: String,
+    /// Lines, and the empty one; then the body.
+    pub rest: Vec<u8>,
 }
 
 /// One connection to a lane.
 #[derive(Default)]
-pub(super) struct Link {
+struct Link {
     stream: Option<UnixStream>,
     output: Vec<u8>,
     written: usize,
-    input: Vec<u8>,
-    pub held: Option<Held>,
 }
 
-/// What became of a link.
-pub(super) enum Progress {
-    Wait,
-    /// The whole answer.
-    Answer(Vec<u8>),
-    /// It is of no use any more.
-    Lost,
-}
+/// The connection is of no use any more.
+pub(super) struct Lost;
 
 impl Link {
-    /// Sends a request.
-    pub fn send(&mut self, waiting: Waiting, registry: &Registry, token: Token) -> Progress {
-        self.held = Some(waiting.held);
-        self.output = waiting.bytes;
-        self.written = 0;
-        self.write(registry, token)
-    }
-
-    pub fn write(&mut self, registry: &Registry, token: Token) -> Progress {
-        let Some(stream) = &mut self.stream else {
-            return Progress::Lost;
-        };
+    fn write(&mut self, registry: &Registry, token: Token) -> Result<(), Lost> {
+        let stream = self.stream.as_mut().ok_or(Lost)?;
         while self.written < self.output.len() {
             match stream.write(&self.output[self.written..]) {
                 Ok(written) if written > 0 => self.written += written,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     // Told of once; not asked for otherwise, since every read at the other end would be told of.
                     let both = Interest::READABLE | Interest::WRITABLE;
-                    return match registry.reregister(stream, token, both) {
-                        Ok(()) => Progress::Wait,
-                        Err(_) => Progress::Lost,
-                    };
+                    return registry.reregister(stream, token, both).map_err(|_| Lost);
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                _ => return Progress::Lost,
+                _ => return Err(Lost),
             }
         }
-        Progress::Wait
+        self.output.clear();
+        self.written = 0;
+        Ok(())
     }
 
-    pub fn read(&mut self, scratch: &mut [u8]) -> Progress {
-        let Some(stream) = &mut self.stream else {
-            return Progress::Wait;
-        };
-        loop {
-            match stream.read(scratch) {
-                Ok(0) => return Progress::Lost,
-                Ok(read) => {
-                    self.input.extend_from_slice(&scratch[..read]);
-                    if read < scratch.len() {
-                        break;
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Progress::Lost,
-            }
-        }
-        let Some(held) = &self.held else {
-            // An answer that nobody asked for.
-            return if self.input.is_empty() {
-                Progress::Wait
-            } else {
-                Progress::Lost
-            };
-        };
-        match length_of_answer(&self.input, held.head_only) {
-            Ok(Some(length)) if length == self.input.len() => {
-                self.output = Vec::new();
-                Progress::Answer(std::mem::take(&mut self.input))
-            }
-            Ok(None) => Progress::Wait,
-            _ => Progress::Lost,
+    /// Nothing ever comes; an end, or an answer that nobody asked for, is the end of it.
+    fn read(&mut self) -> Result<(), Lost> {
+        let stream = self.stream.as_mut().ok_or(Lost)?;
+        match stream.read(&mut [0; 64]) {
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+            _ => Err(Lost),
         }
     }
-
-    /// Closes it; returns what it held.
-    pub fn lose(&mut self) -> Option<Held> {
-        std::mem::take(self).held
-    }
-}
-
-/// How long an answer is, once its head is there.
-fn length_of_answer(input: &[u8], head_only: bool) -> Result<Option<usize>, httparse::Error> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS];
-    let mut response = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(head) = response.parse(input)? else {
-        return Ok(None);
-    };
-    let length = response
-        .headers
-        .iter()
-        .find(|header| header.name.eq_ignore_ascii_case("Content-Length"))
-        .and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok())
-        .unwrap_or(0);
-    let whole = head + if head_only { 0 } else { length };
-    Ok((input.len() >= whole).then_some(whole))
 }
 
 /// All connections to a lane.
 pub(super) struct Links {
     all: Vec<Link>,
-    idle: Vec<usize>,
     line: VecDeque<Waiting>,
+    /// Of the line.
     longest: usize,
+    /// How many more the lane may be sent.
+    free: usize,
     lane: Arc<Mutex<Mending>>,
 }
 
@@ -166,17 +90,17 @@ struct Mending {
 }
 
 impl Links {
-    /// Starts the lane, and opens a connection for each of its workers.
-    pub fn start(plan: Plan, longest: usize) -> io::Result<(Links, Vec<UnixStream>)> {
+    /// Starts the lane, and opens connections to it. `longest` is the line before its workers.
+    pub fn start(plan: Plan, longest: usize) -> io::Result<(Links, Vec<net::UnixStream>)> {
         let running = plan.start()?;
-        let streams: io::Result<Vec<_>> = (0..plan.workers)
-            .map(|_| running.connect().map(UnixStream::from_std))
-            .collect();
+        let (workers, most) = (plan.workers, plan.workers.min(MOST));
+        let streams: io::Result<_> = (0..most).map(|_| running.connect()).collect();
+        let ahead = plan.ahead.min(longest);
         let links = Links {
-            all: (0..plan.workers).map(|_| Link::default()).collect(),
-            idle: Vec::new(),
+            all: (0..most).map(|_| Link::default()).collect(),
             line: VecDeque::new(),
-            longest,
+            longest: longest - ahead,
+            free: workers + ahead,
             lane: Arc::new(Mutex::new(Mending { plan, running })),
         };
         Ok((links, streams?))
@@ -186,79 +110,107 @@ impl Links {
         self.all.len()
     }
 
-    pub fn link(&mut self, index: usize) -> &mut Link {
-        &mut self.all[index]
-    }
-
     /// Puts an open connection in its place.
     pub fn connected(
         &mut self,
         index: usize,
-        mut stream: UnixStream,
+        stream: net::UnixStream,
         registry: &Registry,
         token: Token,
     ) -> io::Result<()> {
+        let mut stream = UnixStream::from_std(stream);
         registry.register(&mut stream, token, Interest::READABLE)?;
-        self.all[index] = Link {
-            stream: Some(stream),
-            ..Link::default()
-        };
-        self.idle.push(index);
+        self.all[index].stream = Some(stream);
         Ok(())
     }
 
     /// There is room for one more request.
     pub fn has_room(&self) -> bool {
-        !self.idle.is_empty() || self.line.len() < self.longest
+        self.free > 0 || self.line.len() < self.longest
+    }
+
+    pub fn in_line(&self) -> usize {
+        self.line.len()
     }
 
     pub fn queue(&mut self, waiting: Waiting) {
         self.line.push_back(waiting);
     }
 
-    /// The next request and the link for it, when there are both.
+    /// The next request and the connection for it, when there are both and a worker: the first one that is not busy, which
+    /// keeps the thread behind it awake rather than waking another.
     pub fn next(&mut self) -> Option<(usize, Waiting)> {
-        if self.line.is_empty() {
+        if self.free == 0 || self.line.is_empty() {
             return None;
         }
-        let index = self.idle.pop()?;
+        let open = self
+            .all
+            .iter()
+            .enumerate()
+            .filter(|(_, link)| link.stream.is_some());
+        let (index, _) = open.min_by_key(|(_, link)| link.output.len())?;
+        self.free -= 1;
         Some((index, self.line.pop_front()?))
     }
 
-    /// The link may be used again.
-    pub fn free(&mut self, index: usize) {
-        self.idle.push(index);
+    pub fn send(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        registry: &Registry,
+        token: Token,
+    ) -> Result<(), Lost> {
+        let link = &mut self.all[index];
+        let busy = !link.output.is_empty();
+        link.output.extend_from_slice(bytes);
+        if busy {
+            Ok(())
+        } else {
+            link.write(registry, token)
+        }
+    }
+
+    /// Something has happened to a connection.
+    pub fn event(
+        &mut self,
+        index: usize,
+        event: &mio::event::Event,
+        registry: &Registry,
+    ) -> Result<(), Lost> {
+        let link = &mut self.all[index];
+        if event.is_writable() && !link.output.is_empty() {
+            link.write(registry, event.token())?;
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            link.read()?;
+        }
+        Ok(())
+    }
+
+    /// A worker has answered.
+    pub fn freed(&mut self) {
+        self.free += 1;
     }
 
     /// It is of no use until it is mended.
-    pub fn lost(&mut self, index: usize) -> Option<Held> {
-        self.idle.retain(|idle| *idle != index);
-        self.all[index].lose()
+    pub fn lost(&mut self, index: usize) {
+        self.all[index] = Link::default();
     }
 
     /// Takes those out of the line whose time is over, or whose client is gone.
-    pub fn take_late(
-        &mut self,
-        now: Instant,
-        is_there: impl Fn((usize, u64)) -> bool,
-    ) -> Vec<Held> {
-        let mut late = Vec::new();
-        let keep = |waiting: &Waiting| waiting.held.deadline > now && is_there(waiting.held.client);
-        if self.line.iter().all(keep) {
-            return late;
+    pub fn take_late(&mut self, now: Instant, is_there: impl Fn(&Origin) -> bool) -> Vec<Origin> {
+        let stays = |waiting: &Waiting| waiting.deadline > now && is_there(&waiting.origin);
+        if self.line.iter().all(stays) {
+            return Vec::new();
         }
-        for waiting in std::mem::take(&mut self.line) {
-            if keep(&waiting) {
-                self.line.push_back(waiting);
-            } else {
-                late.push(waiting.held);
-            }
-        }
-        late
+        let all = std::mem::take(&mut self.line);
+        let (stay, late): (Vec<_>, Vec<_>) = all.into_iter().partition(stays);
+        self.line = stay.into();
+        late.into_iter().map(|waiting| waiting.origin).collect()
     }
 
     /// Opens a connection again on a thread of its own, and the lane as well when that does not help.
-    pub fn mend(&self, done: impl FnOnce(std::os::unix::net::UnixStream) + Send + 'static) {
+    pub fn mend(&self, done: impl FnOnce(net::UnixStream) + Send + 'static) {
         let lane = Arc::clone(&self.lane);
         let mend = move || {
             loop {
@@ -287,23 +239,5 @@ impl Links {
         if let Err(e) = mending {
             warn!("no thread to mend a connection to a lane: {e}");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_is_whole_when_its_body_is() {
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-        for end in 0..answer.len() {
-            assert_eq!(length_of_answer(&answer[..end], false), Ok(None), "{end}");
-        }
-        assert_eq!(length_of_answer(answer, false), Ok(Some(answer.len())));
-        assert_eq!(length_of_answer(answer, true), Ok(Some(answer.len() - 2)));
-        let empty = b"HTTP/1.1 204 No Content\r\n\r\n";
-        assert_eq!(length_of_answer(empty, false), Ok(Some(empty.len())));
-        assert!(length_of_answer(b"what?\r\n\r\n", false).is_err());
     }
 }

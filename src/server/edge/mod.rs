@@ -14,6 +14,7 @@
 //! the line takes is refused at once. The event loop never waits for anything but its sockets.
 
 mod connection;
+mod desk;
 mod event_loop;
 mod files;
 mod forwarded;
@@ -24,9 +25,9 @@ mod links;
 use super::Service;
 use super::lane::Plan;
 use super::router::Lane;
+pub(super) use desk::Desk;
 use event_loop::EventLoop;
 use in_flight::InFlight;
-use mio::Waker;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -42,21 +43,21 @@ pub(super) struct Edge {
 
 /// What the loop's thread shares with others.
 struct Shared {
-    waker: Waker,
+    desk: Arc<Desk>,
     over: AtomicBool,
     health: Arc<InFlight>,
     api: Arc<InFlight>,
 }
 
 impl Edge {
-    /// Listens, and serves with these lanes. `for_database` file descriptors are not taken by clients.
+    /// Listens, and serves with the lanes (health, api), whose workers answer at the desk. `for_database` file descriptors
+    /// are not taken by clients.
     pub fn start(
         service: Arc<Service>,
-        health: Plan,
-        api: Plan,
+        lanes: impl FnOnce(&Arc<Desk>) -> (Plan, Plan),
         for_database: usize,
     ) -> io::Result<Edge> {
-        let mut event_loop = EventLoop::new(service, health, api, for_database)?;
+        let mut event_loop = EventLoop::new(service, lanes, for_database)?;
         let (addr, shared) = (event_loop.addr()?, event_loop.shared());
         let thread = thread::Builder::new()
             .name("millpond-edge".into())
@@ -79,7 +80,7 @@ impl Edge {
 
     /// Has it look at the phase.
     pub fn wake(&self) {
-        self.shared.wake();
+        self.shared.desk.wake();
     }
 }
 
@@ -90,18 +91,12 @@ impl Shared {
             Lane::Api => &self.api,
         }
     }
-
-    fn wake(&self) {
-        if let Err(e) = self.waker.wake() {
-            log::warn!("the edge cannot be woken: {e}");
-        }
-    }
 }
 
 impl Drop for Edge {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        self.shared.wake();
+        self.shared.desk.wake();
         if let Some(thread) = self.thread.take() {
             // It panicked, and said so.
             let _ = thread.join();

@@ -1,0 +1,230 @@
+//! Where the event loop and the workers meet: what is on its way through a lane, and what has come of it.
+//!
+//! A worker writes its answer to the client's own socket. The loop need not be woken for that: it learns of it when the
+//! client asks again, unless something waits for it: more of the answer than the socket takes, a connection to be closed, a
+//! client that has sent more already, or a request in line.
+
+use super::in_flight::Ticket;
+use crate::server::http::{Problem, closing, render};
+use crate::server::router::Lane;
+use crate::server::shutdown::{Phase, PhaseFlag};
+use mio::Waker;
+use mio::net::TcpStream;
+use std::collections::HashMap;
+use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Key and serial number of a client's connection.
+pub(super) type ClientKey = (usize, u64);
+
+/// A request on its way. Whoever holds it has to answer it, once; one that is dropped without is answered for.
+pub(in crate::server) struct Exchange {
+    desk: Arc<Desk>,
+    pub(super) client: ClientKey,
+    pub(super) lane: Lane,
+    /// The connection to the lane that it was sent over.
+    pub(super) link: usize,
+    socket: Arc<TcpStream>,
+    /// The client has sent more meanwhile.
+    attention: Arc<AtomicBool>,
+    close: bool,
+    head_only: bool,
+    writes: bool,
+    id: String,
+    /// The client's, or the one made for it.
+    key: String,
+    ticket: Option<Ticket>,
+    answered: bool,
+}
+
+/// What the loop knows of a request when it hands it on.
+pub(super) struct Origin {
+    pub client: ClientKey,
+    pub lane: Lane,
+    pub socket: Arc<TcpStream>,
+    pub attention: Arc<AtomicBool>,
+    pub close: bool,
+    pub head_only: bool,
+    pub writes: bool,
+    pub id: String,
+    pub key: String,
+    pub ticket: Ticket,
+}
+
+/// A request that was answered.
+pub(super) struct Done {
+    pub client: ClientKey,
+    pub lane: Lane,
+    /// What the socket did not take.
+    pub rest: Vec<u8>,
+    pub close: bool,
+    /// The client is gone.
+    pub failed: bool,
+    /// Until the rest is written.
+    pub ticket: Option<Ticket>,
+}
+
+pub(in crate::server) struct Desk {
+    waker: Waker,
+    woken: AtomicBool,
+    phase: Arc<PhaseFlag>,
+    /// Sent to a lane, and not taken by a worker. Who takes a request out has it.
+    sent: Mutex<HashMap<u64, Exchange>>,
+    done: Mutex<Vec<Done>>,
+    /// Requests that wait for a worker to be free.
+    in_line: AtomicUsize,
+}
+
+impl Desk {
+    pub(super) fn new(waker: Waker, phase: Arc<PhaseFlag>) -> Desk {
+        Desk {
+            waker,
+            woken: AtomicBool::new(false),
+            phase,
+            sent: Mutex::default(),
+            done: Mutex::default(),
+            in_line: AtomicUsize::new(0),
+        }
+    }
+
+    /// Once is enough until the loop has seen it.
+    pub(super) fn wake(&self) {
+        if self.woken.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if let Err(e) = self.waker.wake() {
+            log::warn!("the edge cannot be woken: {e}");
+        }
+    }
+
+    /// The loop looks at everything from here on.
+    pub(super) fn is_awake(&self) {
+        self.woken.store(false, Ordering::SeqCst);
+    }
+
+    fn sent(&self) -> MutexGuard<'_, HashMap<u64, Exchange>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request is about to be sent over `link`, under this number.
+    pub(super) fn put(self: &Arc<Self>, number: u64, link: usize, origin: Origin) {
+        let exchange = Exchange::new(self, link, origin);
+        self.sent().insert(number, exchange);
+    }
+
+    /// The worker has it now; nobody has when it was given up.
+    pub fn take(&self, number: u64) -> Option<Exchange> {
+        self.sent().remove(&number)
+    }
+
+    /// Those that were sent over a connection that is gone: no worker will ever take them.
+    pub(super) fn take_lost(&self, lane: Lane, link: usize) -> Vec<Exchange> {
+        let lost = |_: &u64, e: &mut Exchange| e.lane == lane && e.link == link;
+        self.sent().extract_if(lost).map(|(_, e)| e).collect()
+    }
+
+    /// Nobody is left to answer.
+    pub(super) fn clear(&self) {
+        let left = std::mem::take(&mut *self.sent());
+        drop(left);
+    }
+
+    pub(super) fn take_done(&self) -> Vec<Done> {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut done)
+    }
+
+    pub(super) fn set_in_line(&self, requests: usize) {
+        self.in_line.store(requests, Ordering::SeqCst);
+    }
+}
+
+impl Exchange {
+    pub(super) fn new(desk: &Arc<Desk>, link: usize, origin: Origin) -> Exchange {
+        Exchange {
+            desk: Arc::clone(desk),
+            client: origin.client,
+            lane: origin.lane,
+            link,
+            socket: origin.socket,
+            attention: origin.attention,
+            close: origin.close,
+            head_only: origin.head_only,
+            writes: origin.writes,
+            id: origin.id,
+            key: origin.key,
+            ticket: Some(origin.ticket),
+            answered: false,
+        }
+    }
+
+    /// Sends the answer.
+    pub fn answer(mut self, answer: Vec<u8>) {
+        self.send(answer);
+    }
+
+    /// Answers that it was lost before a worker had it.
+    pub fn give_up(mut self, problem: Problem) {
+        self.send_problem(problem);
+    }
+
+    fn send_problem(&mut self, problem: Problem) {
+        let response = problem.into_response(Some(&self.id));
+        self.send(render(&response, &self.id, self.head_only));
+    }
+
+    fn send(&mut self, mut answer: Vec<u8>) {
+        self.answered = true;
+        let close = self.close || self.desk.phase.get() > Phase::Running;
+        if close {
+            answer = closing(answer);
+        }
+        let mut written = 0;
+        let mut failed = false;
+        while written < answer.len() && !failed {
+            match (&*self.socket).write(&answer[written..]) {
+                Ok(more) if more > 0 => written += more,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                _ => failed = true,
+            }
+        }
+        let rest = answer.split_off(written);
+        let urgent = close || failed || !rest.is_empty();
+        let done = Done {
+            client: self.client,
+            lane: self.lane,
+            close,
+            failed,
+            ticket: self.ticket.take().filter(|_| !rest.is_empty()),
+            rest,
+        };
+        let desk = &self.desk;
+        desk.done
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(done);
+        // Asked after it was put there; the loop looks there after it has said that it waits. So one of both sees the other.
+        let waited_for =
+            self.attention.load(Ordering::SeqCst) || desk.in_line.load(Ordering::SeqCst) > 0;
+        if urgent || waited_for {
+            desk.wake();
+        }
+    }
+}
+
+impl Drop for Exchange {
+    /// A worker that had it is gone: it may have done what was asked, or be at it.
+    fn drop(&mut self) {
+        if !self.answered {
+            let problem = match self.writes {
+                true => {
+                    Problem::outcome_unknown().with("idempotencyKey", std::mem::take(&mut self.key))
+                }
+                false => Problem::internal(),
+            };
+            self.send_problem(problem);
+        }
+    }
+}
