@@ -54,6 +54,13 @@ impl Client {
         self.answer()
     }
 
+    /// What comes before the server closes the connection.
+    pub fn until_closed(&mut self) -> String {
+        let mut rest = String::new();
+        self.0.read_to_string(&mut rest).unwrap();
+        rest
+    }
+
     fn answer(&mut self) -> Answer {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -103,7 +110,7 @@ pub fn get(addr: SocketAddr, path: &str) -> Answer {
 }
 
 /// Settings as the environment would give them.
-fn settings(vars: &[(&str, &str)]) -> HttpConfig {
+pub fn settings(vars: &[(&str, &str)]) -> HttpConfig {
     let all = [("HTTP_ADDR", "127.0.0.1:0")].iter().chain(vars).copied();
     Config::from_vars(all).unwrap().http
 }

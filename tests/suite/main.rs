@@ -5,6 +5,7 @@ mod cli;
 mod comeback;
 mod commit;
 mod docs;
+mod edge;
 mod failover;
 mod frozen;
 mod health;

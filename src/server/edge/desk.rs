@@ -124,6 +124,12 @@ impl Desk {
         self.sent().extract_if(lost).map(|(_, e)| e).collect()
     }
 
+    /// Sent to a lane, and with no worker yet.
+    #[cfg(test)]
+    pub(super) fn on_their_way(&self) -> usize {
+        self.sent().len()
+    }
+
     /// Nobody is left to answer.
     pub(super) fn clear(&self) {
         let left = std::mem::take(&mut *self.sent());

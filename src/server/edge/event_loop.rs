@@ -119,6 +119,12 @@ impl EventLoop {
         self.listener.local_addr()
     }
 
+    /// The edge's ends of the connections to the api lane.
+    #[cfg(test)]
+    pub fn api_links(&self) -> Vec<net::UnixStream> {
+        self.api.second_handles()
+    }
+
     pub fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
@@ -422,12 +428,15 @@ impl EventLoop {
         );
         let id = request_id(head.request_id.as_deref());
         connection.attention.store(false, Ordering::SeqCst);
-        let mut rest = head.headers;
-        if !body.is_empty() {
-            rest.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
-        }
-        rest.extend_from_slice(b"\r\n");
-        rest.extend_from_slice(body);
+        self.next_exchange += 1;
+        let note = Note {
+            exchange: self.next_exchange,
+            arrived,
+            client,
+            id: id.clone(),
+            fallback_key,
+        };
+        let bytes = head.for_lane(&note, body);
         let origin = Origin {
             client: (key, connection.serial),
             lane,
@@ -436,24 +445,15 @@ impl EventLoop {
             close: head.close,
             head_only: head.method == "HEAD",
             writes,
-            id: id.clone(),
-            key: head.idempotency_key.unwrap_or_else(|| fallback_key.clone()),
+            id,
+            key: head.idempotency_key.unwrap_or(note.fallback_key),
             ticket: self.shared.in_flight(lane).enter(),
         };
-        self.next_exchange += 1;
         let waiting = Waiting {
             origin,
-            note: Note {
-                exchange: self.next_exchange,
-                arrived,
-                client,
-                id,
-                fallback_key,
-            },
+            exchange: note.exchange,
             deadline: arrived + config.request_timeout,
-            method: head.method,
-            target: head.target,
-            rest,
+            bytes,
         };
         self.links(lane).queue(waiting);
         self.send_next(lane);
@@ -466,19 +466,15 @@ impl EventLoop {
     /// Sends what is in line, as far as there are workers for it.
     fn send_next(&mut self, lane: Lane) {
         while let Some((index, waiting)) = self.links(lane).next() {
-            let mut bytes =
-                format!("{} {} HTTP/1.1\r\n", waiting.method, waiting.target).into_bytes();
-            waiting.note.write(&mut bytes);
-            bytes.extend_from_slice(&waiting.rest);
             self.shared
                 .desk
-                .put(waiting.note.exchange, index, waiting.origin);
+                .put(waiting.exchange, index, waiting.origin);
             let token = self.token_of(lane, index);
             let links = match lane {
                 Lane::Health => &mut self.health,
                 Lane::Api => &mut self.api,
             };
-            if let Err(Lost) = links.send(index, &bytes, self.poll.registry(), token) {
+            if let Err(Lost) = links.send(index, &waiting.bytes, self.poll.registry(), token) {
                 self.lost(lane, index);
             }
         }

@@ -6,6 +6,7 @@
 //! Rules: RFC 9112, sections 2.2, 3, 5 and 6.
 
 use super::forwarded;
+use crate::server::lane::Note;
 use std::net::IpAddr;
 use std::str;
 
@@ -59,6 +60,23 @@ pub struct Head {
 impl Head {
     pub fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
+    }
+
+    /// The request as a lane is sent it.
+    pub fn for_lane(&self, note: &Note, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.headers.len() + body.len() + 256);
+        bytes.extend_from_slice(self.method.as_bytes());
+        bytes.push(b' ');
+        bytes.extend_from_slice(self.target.as_bytes());
+        bytes.extend_from_slice(b" HTTP/1.1\r\n");
+        note.write(&mut bytes);
+        bytes.extend_from_slice(&self.headers);
+        if !body.is_empty() {
+            bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(body);
+        bytes
     }
 
     /// Its method may change something.
@@ -469,5 +487,168 @@ mod tests {
         }
         assert_eq!(blank_lines(b"\r\n\r\nGET"), 4);
         assert_eq!(blank_lines(b"\rGET"), 0);
+    }
+
+    /// Pieces that requests are made of, and some that they should not be.
+    const PIECES: &[&str] = &[
+        "GET ",
+        "POST ",
+        "OPTIONS * ",
+        "/a",
+        "/b?c=d",
+        "http://a/c",
+        " HTTP/1.1\r\n",
+        " HTTP/1.0\r\n",
+        " HTTP/2.0\r\n",
+        "GET /x HTTP/1.1\r\nHost: a\r\n",
+        "POST /y HTTP/1.1\r\nHost: a\r\n",
+        "GET /z HTTP/1.1\r\nHost: a\r\n\r\n",
+        "Host: a\r\n",
+        "Content-Length: 5\r\n",
+        "Content-Length: 0\r\n",
+        "Content-Length: 2000\r\n",
+        "content-length:3\r\n",
+        "Content-Length: 5, 5\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Connection: close\r\n",
+        "Connection: upgrade\r\n",
+        "Expect: 100-continue\r\n",
+        "X-Millpond-Edge: 1 2 3\r\n",
+        "User-Agent: Zo\u{eb}\r\n",
+        "Idempotency-Key: k\r\n",
+        "X:\r\n",
+        "X: a:b, c\r\n",
+        "X : a\r\n",
+        " folded\r\n",
+        "\r\n",
+        "\r\n\r\n",
+        "\n",
+        "\r",
+        "\0",
+        "\t",
+        " ",
+        ":",
+        "abcde",
+        "5\r\nabcde\r\n0\r\n\r\n",
+    ];
+
+    /// Method, target, names and values of headers, body.
+    type SeenRequest = (String, String, Vec<(String, String)>, Vec<u8>);
+
+    /// What the edge would hand on of these bytes: as it reads them, and as it sends them.
+    fn handed_on(mut input: &[u8]) -> Vec<(SeenRequest, Vec<u8>)> {
+        let note = Note {
+            exchange: 1,
+            arrived: std::time::Instant::now(),
+            client: "::1".parse().unwrap(),
+            id: "id".into(),
+            fallback_key: String::new(),
+        };
+        let mut all = Vec::new();
+        loop {
+            input = &input[blank_lines(input)..];
+            let Ok(Some(read)) = head(input, 0, 3000) else {
+                return all;
+            };
+            let rest = &input[read.length..];
+            if rest.len() < read.body {
+                return all;
+            }
+            let (body, next) = rest.split_at(read.body);
+            let lines = str::from_utf8(&read.headers).unwrap().lines();
+            let mut headers: Vec<_> = lines
+                .map(|line| line.split_once(": ").unwrap())
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            if !body.is_empty() {
+                headers.push(("Content-Length".into(), body.len().to_string()));
+            }
+            let seen = (
+                read.method.clone(),
+                read.target.clone(),
+                headers,
+                body.to_vec(),
+            );
+            all.push((seen, read.for_lane(&note, body)));
+            if read.close {
+                return all;
+            }
+            input = next;
+        }
+    }
+
+    #[test]
+    fn what_is_handed_on_is_what_tiny_http_then_sees() {
+        use proptest::prelude::*;
+        use std::io::Write;
+        use std::os::unix::net::UnixStream;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lane");
+        let server = tiny_http::Server::http_unix(&path).unwrap();
+        let next = || {
+            let request = server.recv_timeout(std::time::Duration::from_secs(10));
+            let mut request = request.unwrap().expect("a request that was handed on");
+            let mut body = Vec::new();
+            request.as_reader().read_to_end(&mut body).unwrap();
+            let headers = request.headers().iter();
+            let headers = headers.filter(|h| !h.field.equiv(Note::HEADER));
+            let seen: SeenRequest = (
+                request.method().to_string(),
+                request.url().to_owned(),
+                headers
+                    .map(|h| (h.field.to_string(), h.value.to_string()))
+                    .collect(),
+                body,
+            );
+            drop(request.into_writer());
+            seen
+        };
+        let piece = prop_oneof![
+            8 => proptest::sample::select(PIECES).prop_map(|piece| piece.as_bytes().to_vec()),
+            1 => proptest::collection::vec(any::<u8>(), 0..4),
+            1 => Just(vec![b'x'; 2000]),
+        ];
+        let line = proptest::sample::select(&["GET /a", "POST /b?c=d", "GET http://a/c"][..]);
+        let end = proptest::sample::select(&["", "abcde", "\r\n"][..]);
+        let request = (line, proptest::collection::vec(piece.clone(), 0..3), end);
+        let request = request.prop_map(|(line, pieces, end)| {
+            let begin = format!("{line} HTTP/1.1\r\nHost: a\r\n").into_bytes();
+            [
+                begin,
+                pieces.concat(),
+                b"\r\n".to_vec(),
+                end.as_bytes().to_vec(),
+            ]
+            .concat()
+        });
+        let part = prop_oneof![4 => request, 1 => piece];
+        let input = proptest::collection::vec(part, 0..6).prop_map(|parts| parts.concat());
+        let cases = ProptestConfig {
+            cases: 3000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        };
+        let handed = std::cell::Cell::new(0);
+        let mut runner = proptest::test_runner::TestRunner::new(cases);
+        let outcome = runner.run(&input, |input| {
+            let all = handed_on(&input);
+            handed.set(handed.get() + all.len());
+            let mut stream = UnixStream::connect(&path).unwrap();
+            for (seen, bytes) in all {
+                stream.write_all(&bytes).unwrap();
+                prop_assert_eq!(next(), seen);
+            }
+            // Nothing else was seen, and the next request is where it should be.
+            stream.write_all(b"GET /end HTTP/1.1\r\n\r\n").unwrap();
+            prop_assert_eq!(next(), ("GET".into(), "/end".into(), vec![], vec![]));
+            Ok(())
+        });
+        outcome.unwrap();
+        assert!(
+            handed.get() > 300,
+            "only {} requests were handed on",
+            handed.get()
+        );
     }
 }

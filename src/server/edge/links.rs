@@ -4,7 +4,7 @@
 //! loop; the others wait in line. Few connections are enough for that: nothing comes back over them.
 
 use super::desk::Origin;
-use crate::server::lane::{Note, Plan, Running};
+use crate::server::lane::{Plan, Running};
 use log::{info, warn};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
@@ -23,12 +23,11 @@ const MOST: usize = 4;
 /// A request in line.
 pub(super) struct Waiting {
     pub origin: Origin,
-    pub note: Note,
+    /// Its number at the desk.
+    pub exchange: u64,
     pub deadline: Instant,
-    pub method: String,
-    pub target: String,
-    /// Lines, and the empty one; then the body.
-    pub rest: Vec<u8>,
+    /// As it is sent.
+    pub bytes: Vec<u8>,
 }
 
 /// One connection to a lane.
@@ -108,6 +107,14 @@ impl Links {
 
     pub fn len(&self) -> usize {
         self.all.len()
+    }
+
+    #[cfg(test)]
+    pub fn second_handles(&self) -> Vec<net::UnixStream> {
+        use std::os::fd::AsFd;
+        let streams = self.all.iter().filter_map(|link| link.stream.as_ref());
+        let handles = streams.map(|stream| stream.as_fd().try_clone_to_owned().expect("a handle"));
+        handles.map(net::UnixStream::from).collect()
     }
 
     /// Puts an open connection in its place.

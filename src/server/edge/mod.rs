@@ -103,3 +103,160 @@ impl Drop for Edge {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::event_loop::EventLoop;
+    use super::*;
+    use crate::config::HttpConfig;
+    use crate::pool::Pool;
+    use crate::server::http::{Request, Response};
+    use crate::server::router::{Access, Router};
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::sync::mpsc::{self, Sender};
+    use std::sync::{Condvar, Mutex};
+    use std::time::{Duration, Instant};
+
+    /// Holds whoever comes until it is opened; counts them.
+    #[derive(Default)]
+    struct Gate {
+        state: Mutex<(bool, usize)>,
+        changed: Condvar,
+    }
+
+    impl Gate {
+        fn pass(&self) {
+            let mut state = self.state.lock().unwrap();
+            state.1 += 1;
+            self.changed.notify_all();
+            drop(self.changed.wait_while(state, |state| !state.0).unwrap());
+        }
+
+        fn wait_for(&self, come: usize) {
+            let state = self.state.lock().unwrap();
+            drop(
+                self.changed
+                    .wait_while(state, |state| state.1 < come)
+                    .unwrap(),
+            );
+        }
+
+        fn open(&self) {
+            self.state.lock().unwrap().0 = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// An edge whose api lane has one worker, and is sent one request ahead; with the links that may be broken.
+    fn edge(
+        gate: &Arc<Gate>,
+        dir: &Arc<tempfile::TempDir>,
+    ) -> (Edge, Vec<std::os::unix::net::UnixStream>) {
+        let held = Arc::clone(gate);
+        let handler = move |_: &Request| {
+            held.pass();
+            Ok(Response::bytes(200, "text/plain", "done"))
+        };
+        let router = Router::new()
+            .route("GET", "/gate", Lane::Api, Access::Open, handler.clone())
+            .route("POST", "/gate", Lane::Api, Access::Open, handler);
+        let nowhere = Pool::builder().database_url("postgresql://u:p@127.0.0.1:1/d");
+        let config = HttpConfig {
+            addr: ([127, 0, 0, 1], 0).into(),
+            ..HttpConfig::default()
+        };
+        let service = Arc::new(Service {
+            router,
+            phase: Arc::default(),
+            config,
+            pool: nowhere.build().unwrap(),
+        });
+        let lanes = |desk: &Arc<Desk>| {
+            let plan = |name, lane| {
+                let (service, desk) = (Arc::clone(&service), Arc::clone(desk));
+                Plan {
+                    name,
+                    workers: 1,
+                    ahead: 1,
+                    serve: Arc::new(move |incoming| service.serve(incoming, &desk, lane)),
+                    dir: Arc::clone(dir),
+                }
+            };
+            (plan("health", Lane::Health), plan("api", Lane::Api))
+        };
+        let mut event_loop = EventLoop::new(Arc::clone(&service), lanes, 0).unwrap();
+        let links = event_loop.api_links();
+        let (addr, shared) = (event_loop.addr().unwrap(), event_loop.shared());
+        let thread = Some(thread::spawn(move || event_loop.run()));
+        (
+            Edge {
+                addr,
+                shared,
+                thread,
+            },
+            links,
+        )
+    }
+
+    fn ask(addr: SocketAddr, method: &'static str, answers: &Sender<String>) {
+        let answers = answers.clone();
+        thread::spawn(move || {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            let request =
+                format!("{method} /gate HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answers.send(answer).unwrap();
+        });
+    }
+
+    #[test]
+    fn what_a_lost_connection_to_a_lane_held_is_answered_and_the_lane_goes_on() {
+        for gone_as_well in [false, true] {
+            let gate = Arc::<Gate>::default();
+            let dir = Arc::new(tempfile::tempdir().unwrap());
+            let (edge, links) = edge(&gate, &dir);
+            let (sender, answers) = mpsc::channel();
+            let soon = Duration::from_secs(10);
+            ask(edge.addr(), "POST", &sender);
+            gate.wait_for(1);
+            ask(edge.addr(), "POST", &sender);
+            let patience = Instant::now() + soon;
+            while edge.shared.desk.on_their_way() == 0 {
+                assert!(
+                    Instant::now() < patience,
+                    "the second request is not sent ahead"
+                );
+                thread::yield_now();
+            }
+            if gone_as_well {
+                // Nothing can connect to the lane any more: it is built anew.
+                for socket in std::fs::read_dir(dir.path()).unwrap() {
+                    std::fs::remove_file(socket.unwrap().path()).unwrap();
+                }
+            }
+            for link in links {
+                link.shutdown(std::net::Shutdown::Both).unwrap();
+            }
+            // No worker had the second one; the first one is with its worker, who answers in spite of it.
+            let lost = answers.recv_timeout(soon).unwrap();
+            assert!(
+                lost.starts_with("HTTP/1.1 502 ") && lost.contains("nothing was done"),
+                "{lost}"
+            );
+            gate.open();
+            let first = answers.recv_timeout(soon).unwrap();
+            assert!(first.starts_with("HTTP/1.1 200 "), "{first}");
+            ask(edge.addr(), "GET", &sender);
+            let next = answers.recv_timeout(soon).unwrap();
+            assert!(next.starts_with("HTTP/1.1 200 "), "{next}");
+            assert_eq!(gate.state.lock().unwrap().1, 2, "the lost one never ran");
+            assert!(
+                edge.in_flight(Lane::Api)
+                    .wait_until_empty(Instant::now() + soon)
+            );
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! Hostile and clumsy clients at the public listener: what is refused, what is not, and that nobody else is harmed.
+
+use super::http::{Answer, Client, get, settings};
+use super::support::{MS, SECOND, database, eventually};
+use millpond::server::{Access, Lane, Response, Router, Server};
+use millpond::{Config, Pool};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+struct Edge {
+    server: Server,
+    pool: Pool,
+    addr: SocketAddr,
+    /// How many requests have reached the route `/api/count`.
+    reached: Arc<AtomicUsize>,
+}
+
+fn edge(vars: &[(&str, &str)]) -> Edge {
+    let pool = database().pool().max_size(2).build().unwrap();
+    let reached = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&reached);
+    let count = move |request: &millpond::server::Request| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let said = format!(
+            "{} {} {}",
+            request.client,
+            request.query,
+            request.body.len()
+        );
+        Ok(Response::bytes(200, "text/plain", said))
+    };
+    let sleep = |request: &millpond::server::Request| {
+        thread::sleep(request.query.parse::<u32>().unwrap() * MS);
+        Ok(Response::bytes(200, "text/plain", "x".repeat(100)))
+    };
+    let long = |request: &millpond::server::Request| {
+        Ok(Response::bytes(
+            200,
+            "text/plain",
+            "x".repeat(request.query.parse().unwrap()),
+        ))
+    };
+    let router = Router::new()
+        .route("GET", "/api/count", Lane::Api, Access::Open, count.clone())
+        .route("POST", "/api/count", Lane::Api, Access::Open, count)
+        .route("GET", "/api/sleep", Lane::Api, Access::Open, sleep)
+        .route("GET", "/api/long", Lane::Api, Access::Open, long);
+    let server = Server::start(settings(vars), pool.clone(), router, false).unwrap();
+    let addr = server.addr();
+    Edge {
+        server,
+        pool,
+        addr,
+        reached,
+    }
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+    stream
+}
+
+/// All that comes until the server closes; a reset counts as that.
+fn rest_of(mut stream: TcpStream) -> String {
+    let mut all = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => all.extend_from_slice(&buffer[..read]),
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => break,
+            Err(e) => panic!("{e}: {:?}", String::from_utf8_lossy(&all)),
+        }
+    }
+    String::from_utf8(all).unwrap()
+}
+
+fn send(addr: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = connect(addr);
+    // It may be refused before it is sent.
+    let _ = stream.write_all(bytes);
+    rest_of(stream)
+}
+
+fn statuses(answers: &str) -> Vec<u16> {
+    let heads = answers.split("HTTP/1.1 ").skip(1);
+    heads
+        .filter_map(|head| head.get(..3)?.parse().ok())
+        .collect()
+}
+
+#[test]
+fn what_is_no_clean_request_is_refused_and_the_next_client_is_served() {
+    let edge = edge(&[("HTTP_MAX_BODY_BYTES", "100")]);
+    let long_head = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+        "y".repeat(20_000)
+    );
+    let many = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+        "X: y\r\n".repeat(100)
+    );
+    let rows: &[(&str, u16)] = &[
+        (
+            "POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 30000000000\r\n\r\n",
+            413,
+        ),
+        (
+            "POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 101\r\n\r\n",
+            413,
+        ),
+        (
+            "POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: abc\r\n\r\nGET /api/count HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+        ),
+        (
+            "POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+            400,
+        ),
+        (
+            "POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+        ),
+        (
+            "POST /api/count HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            411,
+        ),
+        ("GET /api/count HTTP/1.1\nHost: a\n\n", 400),
+        (
+            "GET /api/count HTTP/1.1\r\nHost: a\r\nX: \u{1}\r\n\r\n",
+            400,
+        ),
+        ("GET /api/count HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("GET /api/count HTTP/1.1\r\n\r\n", 400),
+        ("GET /api/count HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        ("GET /api/count\r\n\r\n", 400),
+        ("\u{16}\u{3}\u{1} hello over TLS", 400),
+        (
+            "GET /api/count HTTP/1.1\r\nHost: a\r\nExpect: something\r\n\r\n",
+            417,
+        ),
+        (
+            "POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+            413,
+        ),
+        (&long_head, 431),
+        (&many, 431),
+    ];
+    for (request, status) in rows {
+        let answer = send(edge.addr, request.as_bytes());
+        assert_eq!(statuses(&answer), [*status], "{request:.200} {answer}");
+        assert!(answer.contains("Connection: close"), "{answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+        assert_eq!(get(edge.addr, "/health/live").status, 200, "{request:.200}");
+    }
+    assert_eq!(
+        edge.reached.load(Ordering::SeqCst),
+        0,
+        "nothing of it was done"
+    );
+}
+
+#[test]
+fn a_second_request_inside_the_first_never_runs() {
+    let edge = edge(&[]);
+    let hidden = "GET /api/count?hidden HTTP/1.1\r\nHost: a\r\n\r\n";
+    let length = hidden.len();
+    let first =
+        |headers: &str| format!("POST /api/count HTTP/1.1\r\nHost: a\r\n{headers}\r\n{hidden}");
+    for headers in [
+        format!("Content-Length: {length}\r\nContent-Length: 0\r\n"),
+        "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n".into(),
+        format!("Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+        "Transfer-Encoding: xchunked\r\n".into(),
+        "Transfer-Encoding : chunked\r\n".into(),
+        "Content-Length: +0\r\n".into(),
+        "Content-Length: 0x0\r\n".into(),
+        "Content-Length: 0,0\r\n".into(),
+        "X: y\r\n Content-Length: 5\r\n".into(),
+        "X: y\nContent-Length: 5\r\n".into(),
+    ] {
+        let answer = send(edge.addr, first(&headers).as_bytes());
+        let refused = statuses(&answer);
+        assert!(refused == [400] || refused == [411], "{headers:?} {answer}");
+    }
+    assert_eq!(edge.reached.load(Ordering::SeqCst), 0);
+    // As a body, it is one.
+    let mut stream = connect(edge.addr);
+    let whole = first(&format!(
+        "Content-Length: {length}\r\nConnection: close\r\n"
+    ));
+    stream.write_all(whole.as_bytes()).unwrap();
+    let answer = rest_of(stream);
+    assert_eq!(statuses(&answer), [200]);
+    assert!(answer.ends_with(&format!(" {length}")), "{answer}");
+    assert_eq!(edge.reached.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order_one_at_a_time() {
+    let edge = edge(&[]);
+    let mut stream = connect(edge.addr);
+    let requests: String = (0..50)
+        .map(|n| format!("POST /api/count?{n} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"))
+        .collect();
+    let last = "GET /api/count?last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    stream.write_all((requests + last).as_bytes()).unwrap();
+    let answers = rest_of(stream);
+    assert_eq!(statuses(&answers), [200; 51]);
+    let order: Vec<_> = answers
+        .split("127.0.0.1 ")
+        .skip(1)
+        .map(|text| text.split(' ').next().unwrap().to_owned())
+        .collect();
+    let wanted: Vec<_> = (0..50)
+        .map(|n| n.to_string())
+        .chain(["last".into()])
+        .collect();
+    assert_eq!(order, wanted);
+}
+
+#[test]
+fn who_waits_with_its_body_is_told_to_go_on_or_not() {
+    let edge = edge(&[("HTTP_MAX_BODY_BYTES", "100")]);
+    let head = |length: usize| {
+        format!(
+            "POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+        )
+    };
+    let mut stream = connect(edge.addr);
+    stream.write_all(head(3).as_bytes()).unwrap();
+    let mut go_on = [0; 25];
+    stream.read_exact(&mut go_on).unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"abc").unwrap();
+    assert_eq!(statuses(&rest_of(stream)), [200]);
+    let refused = send(edge.addr, head(101).as_bytes());
+    assert_eq!(statuses(&refused), [413], "before the body is sent");
+}
+
+#[test]
+fn old_clients_and_those_who_have_nothing_more_to_say_are_answered() {
+    let edge = edge(&[]);
+    // A health check of a balancer, as old as HTTP/1.0.
+    let old = send(edge.addr, b"GET /health/live HTTP/1.0\r\n\r\n");
+    assert_eq!(statuses(&old), [200]);
+    assert!(old.contains("Connection: close"), "{old}");
+    let head = send(
+        edge.addr,
+        b"HEAD /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert!(
+        head.ends_with("\r\n\r\n") && head.contains("Content-Length: 18"),
+        "{head}"
+    );
+    let blank = send(
+        edge.addr,
+        b"\r\n\r\nGET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert_eq!(statuses(&blank), [200]);
+    let proxied = send(
+        edge.addr,
+        b"GET http://a/health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert_eq!(statuses(&proxied), [200]);
+    // Half-closed: it reads on.
+    let mut half = connect(edge.addr);
+    half.write_all(b"GET /api/sleep?200 HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    half.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(statuses(&rest_of(half)), [200]);
+    // Half a request and then nothing is none.
+    let mut half = connect(edge.addr);
+    half.write_all(b"GET /api/count HTTP/1.1\r\nHo").unwrap();
+    half.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rest_of(half), "");
+    assert_eq!(edge.reached.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_key_that_is_no_ascii_is_refused_and_other_headers_do_not_matter() {
+    let edge = edge(&[]);
+    let with = |header: &str| {
+        let request =
+            format!("GET /api/count HTTP/1.1\r\nHost: a\r\n{header}\r\nConnection: close\r\n\r\n");
+        statuses(&send(edge.addr, request.as_bytes()))
+    };
+    assert_eq!(with("Idempotency-Key: schlüssel"), [400]);
+    assert_eq!(with("User-Agent: Zoë"), [200]);
+    assert_eq!(with("X-Millpond-Edge: 1 1 1.1.1.1 a b"), [200]);
+}
+
+#[test]
+fn slow_clients_are_told_when_their_time_is_over() {
+    let edge = edge(&[
+        ("HTTP_HEADER_TIMEOUT_MS", "300"),
+        ("HTTP_BODY_TIMEOUT_MS", "300"),
+        ("HTTP_IDLE_TIMEOUT_MS", "600"),
+    ]);
+    // Nothing at all; half a head, a byte now and then; half a body.
+    let silent = connect(edge.addr);
+    let mut dripping = connect(edge.addr);
+    let drip = thread::spawn(move || {
+        for byte in b"GET /api/count HTTP/1.1\r\nHost: abcdefghijklmnopqrstuvwxyz\r\n\r\n" {
+            if dripping.write_all(&[*byte]).is_err() {
+                break;
+            }
+            thread::sleep(50 * MS);
+        }
+        rest_of(dripping)
+    });
+    let mut half = connect(edge.addr);
+    half.write_all(b"POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+        .unwrap();
+    assert_eq!(rest_of(silent), "");
+    assert_eq!(statuses(&rest_of(half)), [408]);
+    // The answer may be lost by what it sent after that.
+    let told = statuses(&drip.join().unwrap());
+    assert!(told == [408] || told.is_empty(), "{told:?}");
+    // Between requests there is more time, and then no word.
+    let mut kept = Client::to(edge.addr);
+    assert_eq!(kept.ask("GET", "/health/live", "", b"").status, 200);
+    thread::sleep(400 * MS);
+    assert_eq!(kept.ask("GET", "/health/live", "", b"").status, 200);
+    assert_eq!(kept.until_closed(), "");
+    assert_eq!(edge.reached.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_client_that_does_not_read_is_left_and_holds_up_nobody() {
+    let edge = edge(&[("HTTP_WRITE_TIMEOUT_MS", "400"), ("HTTP_WORKERS", "1")]);
+    // More than the system takes for it.
+    let bytes = 30_000_000;
+    let mut deaf = connect(edge.addr);
+    let request = format!("GET /api/long?{bytes} HTTP/1.1\r\nHost: a\r\n\r\n");
+    deaf.write_all(request.as_bytes()).unwrap();
+    eventually("its answer is on its way", || edge.server.in_flight() == 1);
+    for _ in 0..5 {
+        assert_eq!(
+            get(edge.addr, "/api/count").status,
+            200,
+            "the only worker is free"
+        );
+    }
+    eventually("it is left", || edge.server.in_flight() == 0);
+    assert!(rest_of(deaf).len() < bytes);
+    // One that reads slowly, but reads, gets it all.
+    let mut slow = connect(edge.addr);
+    slow.write_all(b"GET /api/long?8000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut read = 0;
+    let mut buffer = vec![0; 200_000];
+    loop {
+        match slow.read(&mut buffer).unwrap() {
+            0 => break,
+            more => read += more,
+        }
+        thread::sleep(10 * MS);
+    }
+    assert!(read > 8_000_000);
+}
+
+#[test]
+fn who_pipelines_without_reading_costs_little() {
+    let edge = edge(&[("HTTP_WRITE_TIMEOUT_MS", "1000")]);
+    let before = resident();
+    let mut stream = connect(edge.addr);
+    stream.set_write_timeout(Some(200 * MS)).unwrap();
+    let many = "GET /api/count HTTP/1.1\r\nHost: a\r\n\r\n".repeat(200_000);
+    // It is not taken faster than it is answered.
+    let sent = stream.write_all(many.as_bytes());
+    assert!(sent.is_err(), "all of it was taken");
+    assert_eq!(get(edge.addr, "/health/live").status, 200);
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 50_000, "{grown} kB");
+    eventually("it is left", || edge.server.in_flight() == 0);
+}
+
+/// Memory of this process, in kB.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn at_the_limit_the_one_idle_longest_makes_room() {
+    let edge = edge(&[("HTTP_MAX_CONNECTIONS", "20")]);
+    let mut oldest = Client::to(edge.addr);
+    assert_eq!(oldest.ask("GET", "/health/live", "", b"").status, 200);
+    let mut busy = connect(edge.addr);
+    busy.write_all(b"GET /api/sleep?2000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    eventually("it is in flight", || edge.server.in_flight() == 1);
+    let slow: Vec<_> = (0..60)
+        .map(|_| {
+            let mut slow = connect(edge.addr);
+            slow.write_all(b"GET /").unwrap();
+            slow
+        })
+        .collect();
+    for _ in 0..5 {
+        assert_eq!(get(edge.addr, "/health/live").status, 200);
+    }
+    assert_eq!(oldest.until_closed(), "");
+    assert_eq!(
+        statuses(&rest_of(busy)),
+        [200],
+        "who has a request in flight stays"
+    );
+    drop(slow);
+}
+
+#[test]
+fn two_hundred_who_come_at_once_are_all_answered() {
+    let edge = edge(&[]);
+    let since = Instant::now();
+    let mut all: Vec<_> = (0..200).map(|_| connect(edge.addr)).collect();
+    for stream in &mut all {
+        stream
+            .write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .unwrap();
+    }
+    for stream in all {
+        assert_eq!(statuses(&rest_of(stream)), [200]);
+    }
+    let took = since.elapsed();
+    assert!(took < 500 * MS + crate::frozen::slack(), "{took:?}");
+}
+
+#[test]
+fn a_client_that_goes_away_in_the_middle_harms_nobody() {
+    let edge = edge(&[("HTTP_WORKERS", "2")]);
+    for _ in 0..20 {
+        let mut gone = connect(edge.addr);
+        gone.write_all(b"GET /api/sleep?50 HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
+        // Closed over an unread answer, and reset.
+        socket2::SockRef::from(&gone)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    }
+    let mut kept = Client::to(edge.addr);
+    for n in 0..20 {
+        let answer: Answer = kept.ask("GET", &format!("/api/count?{n}"), "", b"");
+        assert_eq!(
+            answer.body,
+            format!("127.0.0.1 {n} 0"),
+            "its own answer, and nobody else's"
+        );
+    }
+    eventually("nothing is left in flight", || edge.server.in_flight() == 0);
+    assert!(!edge.pool.is_closed());
+}
+
+#[test]
+fn a_body_on_a_kept_connection_does_not_stall() {
+    let edge = edge(&[]);
+    let mut client = Client::to(edge.addr);
+    let body = vec![b'x'; 2048];
+    let mut times: Vec<Duration> = (0..101)
+        .map(|_| {
+            let since = Instant::now();
+            assert_eq!(client.ask("POST", "/api/count", "", &body).status, 200);
+            since.elapsed()
+        })
+        .collect();
+    times.sort();
+    assert!(times[50] < 20 * MS, "{:?}", times[50]);
+}
+
+#[test]
+fn only_a_trusted_proxy_is_believed_about_who_asks() {
+    for (trusted, client) in [
+        (None, "127.0.0.1"),
+        (Some("127.0.0.0/8, 10.0.0.1"), "203.0.113.7"),
+    ] {
+        let vars: Vec<_> = trusted
+            .map(|t| ("HTTP_TRUSTED_PROXIES", t))
+            .into_iter()
+            .collect();
+        let edge = edge(&vars);
+        for header in [
+            "X-Forwarded-For: 6.6.6.6, 203.0.113.7, 10.0.0.1\r\n",
+            "Forwarded: for=6.6.6.6, for=203.0.113.7;proto=https\r\n",
+        ] {
+            let answer = Client::to(edge.addr).ask("GET", "/api/count", header, b"");
+            assert!(
+                answer.body.starts_with(&format!("{client} ")),
+                "{trusted:?} {answer:?}"
+            );
+        }
+    }
+    let bad = Config::from_vars([("HTTP_TRUSTED_PROXIES", "10.0.0.0/8,proxy")]).unwrap_err();
+    assert!(bad.to_string().contains("HTTP_TRUSTED_PROXIES"), "{bad}");
+}
+
+#[test]
+fn a_drain_ends_kept_connections_between_requests() {
+    let edge = edge(&[]);
+    let mut idle = Client::to(edge.addr);
+    assert_eq!(idle.ask("GET", "/health/live", "", b"").status, 200);
+    let mut kept = Client::to(edge.addr);
+    let addr = edge.addr;
+    thread::scope(|scope| {
+        let sleeper = scope.spawn(move || Client::to(addr).ask("GET", "/api/sleep?1500", "", b""));
+        eventually("it is in flight", || edge.server.in_flight() == 1);
+        let Edge { server, .. } = edge;
+        let stopping = scope.spawn(move || server.shut_down(SECOND, 10 * SECOND));
+        eventually("it is not ready", || {
+            get(addr, "/health/ready").status == 503
+        });
+        // Served within the delay, for the last time on this connection.
+        let last = kept.ask("GET", "/api/count", "", b"");
+        assert_eq!(
+            (last.status, last.header("Connection")),
+            (200, Some("close"))
+        );
+        assert_eq!(kept.until_closed(), "");
+        assert_eq!(idle.until_closed(), "");
+        let sleeper = sleeper.join().unwrap();
+        assert_eq!(
+            (sleeper.status, sleeper.header("Connection")),
+            (200, Some("close"))
+        );
+        assert!(stopping.join().unwrap().is_clean());
+    });
+}
