@@ -463,6 +463,32 @@ fn a_client_that_goes_away_in_the_middle_harms_nobody() {
 }
 
 #[test]
+fn who_resets_its_connection_does_not_take_the_next_ones_with_it() {
+    let edge = edge(&[]);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let mut stream = connect(edge.addr);
+                    // As balancers close: with a reset, which reaches the edge when the next one may have its place.
+                    socket2::SockRef::from(&stream)
+                        .set_linger(Some(Duration::ZERO))
+                        .unwrap();
+                    stream
+                        .write_all(
+                            b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+                        )
+                        .unwrap();
+                    let mut first = [0; 12];
+                    stream.read_exact(&mut first).unwrap();
+                    assert_eq!(&first, b"HTTP/1.1 200");
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn a_body_on_a_kept_connection_does_not_stall() {
     let edge = edge(&[]);
     let mut client = Client::to(edge.addr);

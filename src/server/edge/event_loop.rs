@@ -267,7 +267,8 @@ impl EventLoop {
         let Some(connection) = self.clients.get_mut(key) else {
             return;
         };
-        if event.is_error() {
+        // Asked of the socket: the event may be of one that had this key a moment ago.
+        if event.is_error() && !matches!(connection.socket.take_error(), Ok(None)) {
             return self.close(key);
         }
         connection.readable |= event.is_readable() || event.is_read_closed();
