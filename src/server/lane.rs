@@ -30,7 +30,7 @@ pub(super) struct Plan {
     /// Requests that it is sent beyond one for each worker: of the line, those that wait at the workers' own door.
     pub ahead: usize,
     pub serve: Serve,
-    /// Holds the sockets; nobody else can look into it.
+    /// Holds the sockets.
     pub dir: Arc<TempDir>,
 }
 

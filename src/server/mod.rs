@@ -1,7 +1,8 @@
 //! A thread-pool HTTP server in front of the pool, without an async runtime.
 //!
-//! Two lanes, each with worker threads of its own: health (health, metrics) and api. A request that waits for the
-//! database, or for a worker, is never in front of one that asks how the server is.
+//! The edge owns every client's socket and hands whole, clean requests to two lanes, each with worker threads of its own:
+//! health (health, metrics) and api. A request that waits for the database, or for a worker, is never in front of one that
+//! asks how the server is.
 
 mod edge;
 mod http;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
+use tempfile::TempDir;
 
 /// Enough for balancers and people; no request here waits longer than the probe.
 const HEALTH_WORKERS: usize = 2;
@@ -82,10 +84,7 @@ impl Server {
             config,
             pool: pool.clone(),
         });
-        // Nobody else can look into it.
-        let dir = tempfile::Builder::new().prefix("millpond-").tempdir()?;
-        let dir = Arc::new(dir);
-        let lanes = |desk: &Arc<Desk>| {
+        let lanes = |desk: &Arc<Desk>, dir: &Arc<TempDir>| {
             let plan = |name, workers, ahead, lane| {
                 let (service, desk) = (Arc::clone(&service), Arc::clone(desk));
                 Plan {
@@ -93,7 +92,7 @@ impl Server {
                     workers,
                     ahead,
                     serve: Arc::new(move |incoming| service.serve(incoming, &desk, lane)),
-                    dir: Arc::clone(&dir),
+                    dir: Arc::clone(dir),
                 }
             };
             let health = plan("health", HEALTH_WORKERS, HEALTH_LINE, Lane::Health);

@@ -33,12 +33,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long idle workers take to go.
+const LANES_END: Duration = Duration::from_millis(500);
 
 /// The running edge; it ends when this is dropped.
 pub(super) struct Edge {
     addr: SocketAddr,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Of the lanes' sockets.
+    dir: Arc<TempDir>,
 }
 
 /// What the loop's thread shares with others.
@@ -54,9 +61,12 @@ impl Edge {
     /// are not taken by clients.
     pub fn start(
         service: Arc<Service>,
-        lanes: impl FnOnce(&Arc<Desk>) -> (Plan, Plan),
+        lanes: impl FnOnce(&Arc<Desk>, &Arc<TempDir>) -> (Plan, Plan),
         for_database: usize,
     ) -> io::Result<Edge> {
+        // Nobody else can look into it.
+        let dir = Arc::new(tempfile::Builder::new().prefix("millpond-").tempdir()?);
+        let lanes = |desk: &_| lanes(desk, &dir);
         let mut event_loop = EventLoop::new(service, lanes, for_database)?;
         let (addr, shared) = (event_loop.addr()?, event_loop.shared());
         let thread = thread::Builder::new()
@@ -66,6 +76,7 @@ impl Edge {
             addr,
             shared,
             thread: Some(thread),
+            dir,
         })
     }
 
@@ -101,6 +112,14 @@ impl Drop for Edge {
             // It panicked, and said so.
             let _ = thread.join();
         }
+        // The lanes end when their workers are through with what they have; one that is not, is not waited for.
+        let patience = Instant::now() + LANES_END;
+        while Arc::strong_count(&self.dir) > 1 && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if let Err(e) = std::fs::remove_dir_all(self.dir.path()) {
+            log::warn!("{} is left: {e}", self.dir.path().display());
+        }
     }
 }
 
@@ -116,7 +135,6 @@ mod tests {
     use std::net::TcpStream;
     use std::sync::mpsc::{self, Sender};
     use std::sync::{Condvar, Mutex};
-    use std::time::{Duration, Instant};
 
     /// Holds whoever comes until it is opened; counts them.
     #[derive(Default)]
@@ -194,6 +212,7 @@ mod tests {
                 addr,
                 shared,
                 thread,
+                dir: Arc::clone(dir),
             },
             links,
         )
