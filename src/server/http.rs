@@ -43,6 +43,11 @@ impl Request {
             .map(|(_, v)| v.as_str())
     }
 
+    /// The client's `Idempotency-Key`, or the one that was made in its place.
+    pub(crate) fn key(&self) -> &str {
+        self.header("Idempotency-Key").unwrap_or(&self.fallback_key)
+    }
+
     /// The part of the path that stands for `{name}` in the route.
     pub fn param(&self, name: &str) -> Option<&str> {
         self.params

@@ -7,7 +7,8 @@
 
 use super::http::Incoming;
 use log::{error, warn};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,8 +19,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// An answer to a proof takes no work.
-const PROOF_LASTS: Duration = Duration::from_secs(2);
+/// While a proof is waited for: whether the lane still takes connections.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) type Serve = Arc<dyn Fn(Incoming) + Send + Sync>;
 
@@ -45,6 +46,8 @@ struct Shared {
     http: tiny_http::Server,
     path: PathBuf,
     closed: AtomicBool,
+    /// It takes no new connections.
+    deaf: AtomicBool,
     _dir: Arc<TempDir>,
 }
 
@@ -58,6 +61,7 @@ impl Plan {
             http,
             path,
             closed: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
             _dir: Arc::clone(&self.dir),
         });
         let running = Running {
@@ -85,25 +89,36 @@ impl Shared {
                     }
                 }
                 Err(_) if self.closed.load(Ordering::SeqCst) => return,
-                // It accepts no more; what it has goes on, and the lane is built anew when a connection is needed.
-                Err(e) => warn!("a lane takes no new connections: {e}"),
+                // What it has goes on, and it is built anew when a connection is needed.
+                Err(e) => {
+                    warn!("a lane takes no new connections: {e}");
+                    self.deaf.store(true, Ordering::SeqCst);
+                }
             }
         }
     }
 }
 
 impl Running {
-    /// Opens a connection and has a worker answer over it.
+    /// Opens a connection and has a worker answer over it, for however long all of them are busy.
+    ///
+    /// # Errors
+    /// When the lane takes no connections.
     pub fn connect(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.shared.path)?;
-        stream.set_read_timeout(Some(PROOF_LASTS))?;
+        stream.set_read_timeout(Some(LOOK_AGAIN))?;
         (&stream).write_all(b"GET / HTTP/1.1\r\n\r\n")?;
-        let mut reader = BufReader::new(&stream);
-        let mut line = String::new();
-        while line != "\r\n" {
-            line.clear();
-            if reader.read_line(&mut line)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+        let mut answer = Vec::new();
+        let mut buffer = [0; 256];
+        while !answer.ends_with(b"\r\n\r\n") {
+            match (&stream).read(&mut buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => answer.extend_from_slice(&buffer[..read]),
+                Err(e) if !matches!(e.kind(), WouldBlock | TimedOut | Interrupted) => {
+                    return Err(e);
+                }
+                Err(e) if self.shared.deaf.load(Ordering::SeqCst) => return Err(e),
+                Err(_) => {}
             }
         }
         stream.set_nonblocking(true)?;

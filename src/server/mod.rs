@@ -31,8 +31,9 @@ use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 use tempfile::TempDir;
 
-/// Enough for balancers and people; no request here waits longer than the probe.
-const HEALTH_WORKERS: usize = 2;
+/// Enough for balancers and people: those who ask for the database's health wait for the probe, all for the same, and should
+/// not hold up those who ask for anything else.
+const HEALTH_WORKERS: usize = 8;
 const HEALTH_LINE: usize = 1024;
 /// Files that a connection to the database has open: its socket, and those of the driver's own small runtime.
 const FILES_PER_CONNECTION: usize = 6;
@@ -233,7 +234,12 @@ impl Service {
                     "the handler of {} {} panicked, id={}",
                     route.method, route.pattern, request.id
                 );
-                Problem::internal().into_response(Some(&request.id))
+                // What it may have written before that is not known here.
+                let problem = match known_method(&request.method) {
+                    "GET" | "HEAD" | "OPTIONS" => Problem::internal(),
+                    _ => Problem::outcome_unknown().with("idempotencyKey", request.key()),
+                };
+                problem.into_response(Some(&request.id))
             }
         };
         (route.pattern, response)

@@ -210,8 +210,11 @@ fn pipelined_requests_are_answered_in_order_one_at_a_time() {
         .map(|n| format!("POST /api/count?{n} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"))
         .collect();
     let last = "GET /api/count?last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let since = Instant::now();
     stream.write_all((requests + last).as_bytes()).unwrap();
     let answers = rest_of(stream);
+    // None of them waits for anything but the one before it.
+    assert!(since.elapsed() < 2 * SECOND, "{:?}", since.elapsed());
     assert_eq!(statuses(&answers), [200; 51]);
     let order: Vec<_> = answers
         .split("127.0.0.1 ")
@@ -275,6 +278,19 @@ fn old_clients_and_those_who_have_nothing_more_to_say_are_answered() {
         .unwrap();
     half.shutdown(Shutdown::Write).unwrap();
     assert_eq!(statuses(&rest_of(half)), [200]);
+    // The same in one packet with its last request, on a connection that is kept.
+    for _ in 0..5 {
+        let mut kept = connect(edge.addr);
+        kept.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
+        let mut first = [0; 12];
+        kept.read_exact(&mut first).unwrap();
+        socket2::SockRef::from(&kept).set_tcp_cork(true).unwrap();
+        kept.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
+        kept.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(statuses(&rest_of(kept)), [200], "and the end is heard");
+    }
     // Half a request and then nothing is none.
     let mut half = connect(edge.addr);
     half.write_all(b"GET /api/count HTTP/1.1\r\nHo").unwrap();
@@ -531,6 +547,73 @@ fn only_a_trusted_proxy_is_believed_about_who_asks() {
 }
 
 #[test]
+fn the_line_is_no_longer_than_it_may_be_however_requests_come() {
+    let edge = edge(&[("HTTP_WORKERS", "1"), ("HTTP_QUEUE", "4")]);
+    let held = |n: usize| {
+        let mut stream = connect(edge.addr);
+        stream
+            .write_all(b"GET /api/sleep?5000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        eventually("it is in flight", || edge.server.in_flight() == n);
+        stream
+    };
+    // Those who go away while they are in line leave their place, and no more than that.
+    let first = held(1);
+    for _ in 0..10 {
+        let gone = held(2);
+        socket2::SockRef::from(&gone)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(gone);
+        eventually("it is gone", || edge.server.in_flight() == 1);
+    }
+    // Heads first, then the bodies.
+    let mut all: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = connect(edge.addr);
+            let head = b"POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\n";
+            stream.write_all(head).unwrap();
+            stream
+        })
+        .collect();
+    get(edge.addr, "/health/live");
+    for stream in &mut all {
+        stream.write_all(b"abc").unwrap();
+    }
+    let told: Vec<u16> = all
+        .into_iter()
+        .flat_map(|s| statuses(&rest_of(s)))
+        .collect();
+    let served = told.iter().filter(|status| **status == 200).count();
+    assert_eq!((served, told.len()), (4, 20), "{told:?}");
+    assert!(told.iter().all(|status| [200, 503].contains(status)));
+    assert_eq!(statuses(&rest_of(first)), [200]);
+}
+
+#[test]
+fn who_comes_during_a_drain_is_told() {
+    let edge = edge(&[]);
+    let addr = edge.addr;
+    thread::scope(|scope| {
+        let sleeper = scope.spawn(move || Client::to(addr).ask("GET", "/api/sleep?4000", "", b""));
+        eventually("it is in flight", || edge.server.in_flight() == 1);
+        let Edge { server, .. } = edge;
+        let stopping = scope.spawn(move || server.shut_down(Duration::ZERO, 10 * SECOND));
+        eventually("it drains", || get(addr, "/api/count").status == 503);
+        for _ in 0..50 {
+            let mut asked = connect(addr);
+            // Others are answered meanwhile, which must not end this one.
+            assert_eq!(get(addr, "/health/live").status, 200);
+            let request = b"GET /api/count HTTP/1.1\r\nHost: a\r\n\r\n";
+            asked.write_all(request).unwrap();
+            assert_eq!(statuses(&rest_of(asked)), [503]);
+        }
+        assert_eq!(sleeper.join().unwrap().status, 200);
+        assert!(stopping.join().unwrap().is_clean());
+    });
+}
+
+#[test]
 fn a_drain_ends_kept_connections_between_requests() {
     let edge = edge(&[]);
     let mut idle = Client::to(edge.addr);
@@ -538,10 +621,10 @@ fn a_drain_ends_kept_connections_between_requests() {
     let mut kept = Client::to(edge.addr);
     let addr = edge.addr;
     thread::scope(|scope| {
-        let sleeper = scope.spawn(move || Client::to(addr).ask("GET", "/api/sleep?1500", "", b""));
+        let sleeper = scope.spawn(move || Client::to(addr).ask("GET", "/api/sleep?4000", "", b""));
         eventually("it is in flight", || edge.server.in_flight() == 1);
         let Edge { server, .. } = edge;
-        let stopping = scope.spawn(move || server.shut_down(SECOND, 10 * SECOND));
+        let stopping = scope.spawn(move || server.shut_down(3 * SECOND, 20 * SECOND));
         eventually("it is not ready", || {
             get(addr, "/health/ready").status == 503
         });

@@ -33,6 +33,10 @@ pub(super) struct Connection {
     pub deadline: Option<Instant>,
     /// The system may have bytes for us.
     pub readable: bool,
+    /// Behind those bytes is the end.
+    pub read_closed: bool,
+    /// A request of it was answered before.
+    pub kept: bool,
     /// The system would take no more; asked to tell when it does.
     pub blocked: bool,
     input: Vec<u8>,
@@ -87,6 +91,8 @@ impl Connection {
             // Who connects has something to say.
             deadline: Some(now + limits.header_timeout),
             readable: true,
+            read_closed: false,
+            kept: false,
             blocked: false,
             input: Vec::new(),
             seen: 0,
@@ -169,12 +175,13 @@ impl Connection {
         }
     }
 
-    /// Reads once. A read that fills less than there is room has read it all: another edge comes with more.
+    /// Reads once. A read that fills less than there is room has read it all, and more is told of; but not of an end that
+    /// came together with it.
     fn fill(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
         match (&*self.socket).read(scratch) {
             Ok(read) => {
                 self.eof = read == 0;
-                self.readable = read == scratch.len();
+                self.readable = !self.eof && (read == scratch.len() || self.read_closed);
                 Ok(read)
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -233,6 +240,7 @@ impl Connection {
         self.output = Vec::new();
         self.ticket = None;
         if !self.close {
+            self.kept = true;
             self.enter(State::Idle, Some(limits.idle_timeout));
             return Step::Go;
         }

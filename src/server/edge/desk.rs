@@ -7,13 +7,16 @@
 use super::in_flight::Ticket;
 use crate::server::http::{Problem, closing, render};
 use crate::server::router::Lane;
-use crate::server::shutdown::{Phase, PhaseFlag};
+use crate::server::shutdown::Phase;
+use crate::server::{Seen, Service};
 use mio::Waker;
 use mio::net::TcpStream;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Write};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Key and serial number of a client's connection.
 pub(super) type ClientKey = (usize, u64);
@@ -23,15 +26,18 @@ pub(in crate::server) struct Exchange {
     desk: Arc<Desk>,
     pub(super) client: ClientKey,
     pub(super) lane: Lane,
-    /// The connection to the lane that it was sent over.
-    pub(super) link: usize,
+    /// The connection to the lane that it was sent over; none where it was still in line.
+    pub(super) link: Option<usize>,
     socket: Arc<TcpStream>,
-    /// The client has sent more meanwhile.
+    /// The client has sent more, or is heard to do so meanwhile.
     attention: Arc<AtomicBool>,
     close: bool,
-    head_only: bool,
     writes: bool,
+    method: String,
+    path: String,
     id: String,
+    asker: IpAddr,
+    arrived: Instant,
     /// The client's, or the one made for it.
     key: String,
     ticket: Option<Ticket>,
@@ -45,9 +51,12 @@ pub(super) struct Origin {
     pub socket: Arc<TcpStream>,
     pub attention: Arc<AtomicBool>,
     pub close: bool,
-    pub head_only: bool,
     pub writes: bool,
+    pub method: String,
+    pub path: String,
     pub id: String,
+    pub asker: IpAddr,
+    pub arrived: Instant,
     pub key: String,
     pub ticket: Ticket,
 }
@@ -55,7 +64,8 @@ pub(super) struct Origin {
 /// A request that was answered.
 pub(super) struct Done {
     pub client: ClientKey,
-    pub lane: Lane,
+    /// It leaves room for another in this lane.
+    pub frees: Option<Lane>,
     /// What the socket did not take.
     pub rest: Vec<u8>,
     pub close: bool,
@@ -68,7 +78,7 @@ pub(super) struct Done {
 pub(in crate::server) struct Desk {
     waker: Waker,
     woken: AtomicBool,
-    phase: Arc<PhaseFlag>,
+    service: Arc<Service>,
     /// Sent to a lane, and not taken by a worker. Who takes a request out has it.
     sent: Mutex<HashMap<u64, Exchange>>,
     done: Mutex<Vec<Done>>,
@@ -77,11 +87,11 @@ pub(in crate::server) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(waker: Waker, phase: Arc<PhaseFlag>) -> Desk {
+    pub(super) fn new(waker: Waker, service: Arc<Service>) -> Desk {
         Desk {
             waker,
             woken: AtomicBool::new(false),
-            phase,
+            service,
             sent: Mutex::default(),
             done: Mutex::default(),
             in_line: AtomicUsize::new(0),
@@ -109,7 +119,7 @@ impl Desk {
 
     /// A request is about to be sent over `link`, under this number.
     pub(super) fn put(self: &Arc<Self>, number: u64, link: usize, origin: Origin) {
-        let exchange = Exchange::new(self, link, origin);
+        let exchange = Exchange::new(self, Some(link), origin);
         self.sent().insert(number, exchange);
     }
 
@@ -120,7 +130,7 @@ impl Desk {
 
     /// Those that were sent over a connection that is gone: no worker will ever take them.
     pub(super) fn take_lost(&self, lane: Lane, link: usize) -> Vec<Exchange> {
-        let lost = |_: &u64, e: &mut Exchange| e.lane == lane && e.link == link;
+        let lost = |_: &u64, e: &mut Exchange| e.lane == lane && e.link == Some(link);
         self.sent().extract_if(lost).map(|(_, e)| e).collect()
     }
 
@@ -147,7 +157,7 @@ impl Desk {
 }
 
 impl Exchange {
-    pub(super) fn new(desk: &Arc<Desk>, link: usize, origin: Origin) -> Exchange {
+    pub(super) fn new(desk: &Arc<Desk>, link: Option<usize>, origin: Origin) -> Exchange {
         Exchange {
             desk: Arc::clone(desk),
             client: origin.client,
@@ -156,9 +166,12 @@ impl Exchange {
             socket: origin.socket,
             attention: origin.attention,
             close: origin.close,
-            head_only: origin.head_only,
             writes: origin.writes,
+            method: origin.method,
+            path: origin.path,
             id: origin.id,
+            asker: origin.asker,
+            arrived: origin.arrived,
             key: origin.key,
             ticket: Some(origin.ticket),
             answered: false,
@@ -177,12 +190,21 @@ impl Exchange {
 
     fn send_problem(&mut self, problem: Problem) {
         let response = problem.into_response(Some(&self.id));
-        self.send(render(&response, &self.id, self.head_only));
+        self.desk.service.note(&Seen {
+            method: &self.method,
+            path: &self.path,
+            route: "",
+            status: response.status,
+            took: self.arrived.elapsed(),
+            id: &self.id,
+            client: self.asker,
+        });
+        self.send(render(&response, &self.id, self.method == "HEAD"));
     }
 
     fn send(&mut self, mut answer: Vec<u8>) {
         self.answered = true;
-        let close = self.close || self.desk.phase.get() > Phase::Running;
+        let close = self.close || self.desk.service.phase.get() > Phase::Running;
         if close {
             answer = closing(answer);
         }
@@ -200,7 +222,7 @@ impl Exchange {
         let urgent = close || failed || !rest.is_empty();
         let done = Done {
             client: self.client,
-            lane: self.lane,
+            frees: self.link.map(|_| self.lane),
             close,
             failed,
             ticket: self.ticket.take().filter(|_| !rest.is_empty()),

@@ -20,9 +20,10 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::net;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -44,6 +45,9 @@ const BACKLOG: i32 = 4096;
 /// Files of this program that belong to nobody here: its log, the loop's own, those of `check`s and so on.
 const FILES_BESIDES: usize = 48;
 
+/// Of a client that is gone.
+const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
 pub(super) struct EventLoop {
     poll: Poll,
     listener: TcpListener,
@@ -55,15 +59,37 @@ pub(super) struct EventLoop {
     most_clients: usize,
     next_serial: u64,
     next_exchange: u64,
-    health: Links,
-    api: Links,
+    lanes: Lanes,
+    /// Something may be done that nobody tells of.
+    more: bool,
     mended: (Sender<Mended>, Receiver<Mended>),
     scratch: Box<[u8]>,
     phase: Phase,
 }
 
+/// The connections to both.
+struct Lanes {
+    health: Links,
+    api: Links,
+}
+
+impl Lanes {
+    fn of(&mut self, lane: Lane) -> &mut Links {
+        match lane {
+            Lane::Health => &mut self.health,
+            Lane::Api => &mut self.api,
+        }
+    }
+}
+
 /// A connection to a lane that was opened again, for the place that it has there.
-type Mended = (Lane, usize, net::UnixStream);
+struct Mended {
+    lane: Lane,
+    index: usize,
+    stream: net::UnixStream,
+    /// The lane is another one than before.
+    anew: bool,
+}
 
 impl EventLoop {
     pub fn new(
@@ -76,7 +102,7 @@ impl EventLoop {
         let mut listener = listen(service.config.addr)?;
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
         let waker = Waker::new(registry, WAKER)?;
-        let desk = Arc::new(Desk::new(waker, Arc::clone(&service.phase)));
+        let desk = Arc::new(Desk::new(waker, Arc::clone(&service)));
         let (health, api) = lanes(&desk);
         let shared = Arc::new(Shared {
             desk,
@@ -88,8 +114,8 @@ impl EventLoop {
         let line = health.ahead;
         let (health, health_streams) = Links::start(health, line)?;
         let (api, api_streams) = Links::start(api, service.config.queue)?;
-        // Each link has two ends.
-        let others = FILES_BESIDES + for_database + 2 * (health.len() + api.len());
+        // Each link has two ends, and tiny_http one more of its own.
+        let others = FILES_BESIDES + for_database + 3 * (health.len() + api.len());
         let most_clients = files::room_for(service.config.max_connections, others);
         let mut event_loop = EventLoop {
             poll,
@@ -101,8 +127,8 @@ impl EventLoop {
             most_clients,
             next_serial: 0,
             next_exchange: 0,
-            health,
-            api,
+            lanes: Lanes { health, api },
+            more: false,
             mended: mpsc::channel(),
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
             phase: Phase::Running,
@@ -122,26 +148,43 @@ impl EventLoop {
     /// The edge's ends of the connections to the api lane.
     #[cfg(test)]
     pub fn api_links(&self) -> Vec<net::UnixStream> {
-        self.api.second_handles()
+        self.lanes.api.second_handles()
     }
 
     pub fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
 
-    /// Until it is told that it is over.
+    /// Until it is told that it is over. Should it panic, it starts over without the clients that it had.
     pub fn run(&mut self) {
+        while catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
+            error!("the edge panicked, and starts over");
+            for key in self.clients.iter().map(|(key, _)| key).collect::<Vec<_>>() {
+                self.close(key);
+            }
+        }
+        // They know the desk, which holds them.
+        self.shared.desk.clear();
+    }
+
+    fn serve(&mut self) {
         let mut events = Events::with_capacity(1024);
         let mut looked = Instant::now();
         while !self.shared.over.load(Ordering::SeqCst) {
             let pause = (!self.clients.is_empty() || self.accept_at.is_some()).then_some(LOOK);
             let pause = self.accept_at.map_or(pause, |_| Some(ACCEPT_AGAIN));
+            let pause = if self.more {
+                Some(Duration::ZERO)
+            } else {
+                pause
+            };
             if let Err(e) = self.poll.poll(&mut events, pause)
                 && e.kind() != ErrorKind::Interrupted
             {
                 error!("the edge cannot wait for its sockets: {e}");
                 std::thread::sleep(ACCEPT_AGAIN);
             }
+            self.more = false;
             self.shared.desk.is_awake();
             self.take_done();
             for event in &events {
@@ -163,19 +206,17 @@ impl EventLoop {
                 self.look_at_the_time(now);
             }
         }
-        // They know the desk, which holds them.
-        self.shared.desk.clear();
     }
 
     fn first_client(&self) -> usize {
-        LINKS + self.health.len() + self.api.len()
+        LINKS + self.lanes.health.len() + self.lanes.api.len()
     }
 
     fn link_of(&self, token: usize) -> Option<(Lane, usize)> {
         let index = token - LINKS;
-        match index.checked_sub(self.health.len()) {
+        match index.checked_sub(self.lanes.health.len()) {
             None => Some((Lane::Health, index)),
-            Some(index) if index < self.api.len() => Some((Lane::Api, index)),
+            Some(index) if index < self.lanes.api.len() => Some((Lane::Api, index)),
             Some(_) => None,
         }
     }
@@ -185,18 +226,11 @@ impl EventLoop {
             LINKS
                 + index
                 + if lane == Lane::Api {
-                    self.health.len()
+                    self.lanes.health.len()
                 } else {
                     0
                 },
         )
-    }
-
-    fn links(&mut self, lane: Lane) -> &mut Links {
-        match lane {
-            Lane::Health => &mut self.health,
-            Lane::Api => &mut self.api,
-        }
     }
 
     // --- clients
@@ -219,7 +253,19 @@ impl EventLoop {
                     }
                 }
                 // The client is gone again.
-                Err(e) => debug!("a client was not accepted: {e}"),
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::ConnectionAborted | ErrorKind::Interrupted
+                    ) =>
+                {
+                    debug!("a client was not accepted: {e}");
+                }
+                Err(e) => {
+                    warn!("no client can be accepted: {e}");
+                    self.accept_at = Some(Instant::now() + LOOK);
+                    return;
+                }
             }
         }
     }
@@ -231,7 +277,7 @@ impl EventLoop {
         }
         let entry = self.clients.vacant_entry();
         let key = entry.key();
-        let token = Token(LINKS + self.health.len() + self.api.len() + key);
+        let token = Token(LINKS + self.lanes.health.len() + self.lanes.api.len() + key);
         if let Err(e) = self
             .poll
             .registry()
@@ -271,6 +317,7 @@ impl EventLoop {
         if event.is_error() && !matches!(connection.socket.take_error(), Ok(None)) {
             return self.close(key);
         }
+        connection.read_closed |= event.is_read_closed();
         connection.readable |= event.is_readable() || event.is_read_closed();
         if event.is_writable() && connection.blocked {
             connection.blocked = false;
@@ -281,7 +328,8 @@ impl EventLoop {
         } else if let State::Waiting = connection.state {
             // Its answer may be written by now; if not, the worker sees that it is waited for.
             connection.attention.store(true, Ordering::SeqCst);
-            return self.take_done();
+            self.more = true;
+            return;
         }
         self.drive(key);
     }
@@ -328,56 +376,75 @@ impl EventLoop {
         let Some(connection) = self.clients.get_mut(key) else {
             return;
         };
-        let State::Body(head) = &connection.state else {
+        // Put back at once: the state keeps what the body is read for.
+        let State::Body(head) = std::mem::replace(&mut connection.state, State::Head) else {
             return;
         };
-        let lane = self.service.router.lane(head.path());
-        let refusal = if lane == Lane::Health && head.body > 0 {
-            Some(Problem::plain(413, "no body is taken here"))
-        } else if lane == Lane::Api && self.phase == Phase::Draining {
-            Some(Problem::unavailable(
-                "draining",
-                "the server is shutting down",
-            ))
-        } else if !self.links(lane).has_room() {
-            Some(Problem::unavailable(
-                "overloaded",
-                "too many requests are in line",
-            ))
-        } else {
-            None
-        };
+        let refusal = self.unwanted(&head);
         let Some(connection) = self.clients.get_mut(key) else {
             return;
         };
-        let State::Body(head) = &connection.state else {
-            return;
-        };
         if let Some(problem) = refusal {
-            let (method, path) = (head.method.clone(), head.path().to_owned());
-            let id = request_id(head.request_id.as_deref());
-            self.answer_here(key, &method, &path, &id, Instant::now(), problem);
-        } else if head.expects_continue
-            && connection.buffered() == 0
-            && matches!(connection.ask_for_body(), Step::Close)
-        {
+            return self.refuse_request(key, &head, problem);
+        }
+        let waits = head.expects_continue && connection.buffered() == 0;
+        connection.state = State::Body(head);
+        if waits && matches!(connection.ask_for_body(), Step::Close) {
             self.close(key);
         }
     }
 
+    /// Why a request is not taken now.
+    fn unwanted(&mut self, head: &Head) -> Option<Problem> {
+        let lane = self.service.router.lane(head.path());
+        if lane == Lane::Health && head.body > 0 {
+            Some(Problem::plain(413, "no body is taken here"))
+        } else if lane == Lane::Api && self.phase == Phase::Draining {
+            let detail = "the server is shutting down";
+            Some(Problem::unavailable("draining", detail))
+        } else if !self.lanes.of(lane).has_room() {
+            let detail = "too many requests are in line";
+            Some(Problem::unavailable("overloaded", detail))
+        } else {
+            None
+        }
+    }
+
+    fn client_of(&self, key: usize, head: &Head) -> IpAddr {
+        let peer = self.clients.get(key).map_or(NOBODY, |c| c.peer);
+        forwarded::client(
+            peer,
+            &head.forwarded_for,
+            &self.service.config.trusted_proxies,
+        )
+    }
+
+    fn refuse_request(&mut self, key: usize, head: &Head, problem: Problem) {
+        let id = request_id(head.request_id.as_deref());
+        let client = self.client_of(key, head);
+        self.answer_here(key, (&head.method, head.path()), &id, client, problem);
+    }
+
+    /// What cannot be read as a request.
     fn refuse(&mut self, key: usize, refusal: Refusal) {
         let problem = Problem::plain(refusal.status, refusal.detail);
-        self.answer_here(key, "-", "-", &request_id(None), Instant::now(), problem);
+        let peer = self.clients.get(key).map_or(NOBODY, |c| c.peer);
+        self.answer_here(
+            key,
+            ("-", "-"),
+            &request_id(None),
+            peer.to_canonical(),
+            problem,
+        );
     }
 
     /// Answers without a lane, for the last time on this connection.
     fn answer_here(
         &mut self,
         key: usize,
-        method: &str,
-        path: &str,
+        (method, path): (&str, &str),
         id: &str,
-        arrived: Instant,
+        client: IpAddr,
         problem: Problem,
     ) {
         let Some(connection) = self.clients.get_mut(key) else {
@@ -389,9 +456,9 @@ impl EventLoop {
             path,
             route: "",
             status: response.status,
-            took: arrived.elapsed(),
+            took: Duration::ZERO,
             id,
-            client: connection.peer,
+            client,
         });
         let answer = closing(render(&response, id, method == "HEAD"));
         connection.answer(answer, true, None, &self.service.config);
@@ -402,33 +469,27 @@ impl EventLoop {
     fn hand_on(&mut self, key: usize, head: Head, body: &[u8]) {
         let arrived = Instant::now();
         let lane = self.service.router.lane(head.path());
+        // Others may have been faster, while its body came.
+        if let Some(problem) = self.unwanted(&head) {
+            return self.refuse_request(key, &head, problem);
+        }
+        let client = self.client_of(key, &head);
+        let writes = head.writes();
+        let fallback_key = match &head.idempotency_key {
+            None if writes => match new_key() {
+                Some(fallback_key) => fallback_key,
+                None => return self.refuse_request(key, &head, Problem::internal()),
+            },
+            _ => String::new(),
+        };
         let config = &self.service.config;
         let Some(connection) = self.clients.get(key) else {
             return;
         };
-        let writes = head.writes();
-        let fallback_key = match &head.idempotency_key {
-            None if writes => match new_key() {
-                Some(key) => key,
-                None => {
-                    return self.refuse(
-                        key,
-                        Refusal {
-                            status: 500,
-                            detail: "something went wrong on our side",
-                        },
-                    );
-                }
-            },
-            _ => String::new(),
-        };
-        let client = forwarded::client(
-            connection.peer,
-            &head.forwarded_for,
-            &config.trusted_proxies,
-        );
         let id = request_id(head.request_id.as_deref());
-        connection.attention.store(false, Ordering::SeqCst);
+        // What has come already is not told of again.
+        let has_more = connection.buffered() > 0 || connection.readable;
+        connection.attention.store(has_more, Ordering::SeqCst);
         self.next_exchange += 1;
         let note = Note {
             exchange: self.next_exchange,
@@ -444,9 +505,12 @@ impl EventLoop {
             socket: Arc::clone(&connection.socket),
             attention: Arc::clone(&connection.attention),
             close: head.close,
-            head_only: head.method == "HEAD",
             writes,
+            path: head.path().to_owned(),
+            method: head.method,
             id,
+            asker: client,
+            arrived,
             key: head.idempotency_key.unwrap_or(note.fallback_key),
             ticket: self.shared.in_flight(lane).enter(),
         };
@@ -456,55 +520,45 @@ impl EventLoop {
             deadline: arrived + config.request_timeout,
             bytes,
         };
-        self.links(lane).queue(waiting);
+        self.lanes.of(lane).queue(waiting);
         self.send_next(lane);
-        if self.links(lane).in_line() > 0 {
-            // A worker that came free before it could see the line does not wake us.
-            self.take_done();
-        }
+        // A worker that came free before it could see the line does not wake us.
+        self.more |= self.lanes.of(lane).in_line() > 0;
     }
 
     /// Sends what is in line, as far as there are workers for it.
     fn send_next(&mut self, lane: Lane) {
-        while let Some((index, waiting)) = self.links(lane).next() {
+        while let Some((index, waiting)) = self.lanes.of(lane).next() {
             self.shared
                 .desk
                 .put(waiting.exchange, index, waiting.origin);
             let token = self.token_of(lane, index);
-            let links = match lane {
-                Lane::Health => &mut self.health,
-                Lane::Api => &mut self.api,
-            };
+            let links = self.lanes.of(lane);
             if let Err(Lost) = links.send(index, &waiting.bytes, self.poll.registry(), token) {
                 self.lost(lane, index);
             }
         }
         self.shared
             .desk
-            .set_in_line(self.health.in_line() + self.api.in_line());
+            .set_in_line(self.lanes.health.in_line() + self.lanes.api.in_line());
     }
 
     /// Goes on with those whose answer was written.
     fn take_done(&mut self) {
-        loop {
-            let all = self.shared.desk.take_done();
-            if all.is_empty() {
-                return;
+        for done in self.shared.desk.take_done() {
+            if let Some(lane) = done.frees {
+                self.lanes.of(lane).freed();
+                self.send_next(lane);
             }
-            for done in all {
-                self.links(done.lane).freed();
-                self.send_next(done.lane);
-                let (key, serial) = done.client;
-                let Some(connection) = self.clients.get_mut(key).filter(|c| c.serial == serial)
-                else {
-                    continue;
-                };
-                if done.failed {
-                    self.close(key);
-                } else {
-                    connection.answer(done.rest, done.close, done.ticket, &self.service.config);
-                    self.drive(key);
-                }
+            let (key, serial) = done.client;
+            let Some(connection) = self.clients.get_mut(key).filter(|c| c.serial == serial) else {
+                continue;
+            };
+            if done.failed {
+                self.close(key);
+            } else {
+                connection.answer(done.rest, done.close, done.ticket, &self.service.config);
+                self.drive(key);
             }
         }
     }
@@ -513,18 +567,12 @@ impl EventLoop {
 
     fn connected(&mut self, lane: Lane, index: usize, stream: net::UnixStream) -> io::Result<()> {
         let token = self.token_of(lane, index);
-        let links = match lane {
-            Lane::Health => &mut self.health,
-            Lane::Api => &mut self.api,
-        };
+        let links = self.lanes.of(lane);
         links.connected(index, stream, self.poll.registry(), token)
     }
 
     fn link_event(&mut self, lane: Lane, index: usize, event: &Event) {
-        let links = match lane {
-            Lane::Health => &mut self.health,
-            Lane::Api => &mut self.api,
-        };
+        let links = self.lanes.of(lane);
         if let Err(Lost) = links.event(index, event, self.poll.registry()) {
             self.lost(lane, index);
         }
@@ -532,8 +580,11 @@ impl EventLoop {
 
     /// A connection to a lane is gone, and with it what no worker had taken from it.
     fn lost(&mut self, lane: Lane, index: usize) {
+        if !self.lanes.of(lane).is_open(index) {
+            return;
+        }
         warn!("a connection to the {lane:?} lane was lost");
-        self.links(lane).lost(index);
+        self.lanes.of(lane).lost(index);
         self.mend(lane, index);
         for exchange in self.shared.desk.take_lost(lane, index) {
             exchange.give_up(Problem::lost());
@@ -542,17 +593,28 @@ impl EventLoop {
 
     fn mend(&mut self, lane: Lane, index: usize) {
         let (done, shared) = (self.mended.0.clone(), Arc::clone(&self.shared));
-        self.links(lane).mend(move |stream| {
+        self.lanes.of(lane).mend(move |stream, anew| {
             // Nobody wants it any more when the server is closed.
-            let _ = done.send((lane, index, stream));
+            let _ = done.send(Mended {
+                lane,
+                index,
+                stream,
+                anew,
+            });
             shared.desk.wake();
         });
     }
 
-    /// The phase has changed, or a connection was mended.
+    /// The phase may have changed, or a connection may have been mended.
     fn woken(&mut self) {
-        while let Ok((lane, index, stream)) = self.mended.1.try_recv() {
-            match self.connected(lane, index, stream) {
+        while let Ok(mended) = self.mended.1.try_recv() {
+            let (lane, index) = (mended.lane, mended.index);
+            if mended.anew {
+                for other in (0..self.lanes.of(lane).len()).filter(|other| *other != index) {
+                    self.lost(lane, other);
+                }
+            }
+            match self.connected(lane, index, mended.stream) {
                 Ok(()) => self.send_next(lane),
                 Err(e) => {
                     warn!("a mended connection cannot be listened to: {e}");
@@ -560,15 +622,25 @@ impl EventLoop {
                 }
             }
         }
-        self.phase = self.service.phase.get();
-        if self.phase == Phase::Draining {
-            let idle: Vec<usize> = self
-                .clients
-                .iter()
-                .filter(|(_, c)| matches!(c.state, State::Idle))
-                .map(|(key, _)| key)
-                .collect();
-            idle.into_iter().for_each(|key| self.close(key));
+        let before = std::mem::replace(&mut self.phase, self.service.phase.get());
+        if self.phase == Phase::Draining && before < Phase::Draining {
+            self.close_idle();
+        }
+    }
+
+    /// Those that are kept between two requests; not those that have just come, and are about to ask.
+    fn close_idle(&mut self) {
+        let idle = |c: &Connection| c.kept && matches!(c.state, State::Idle);
+        let all = self.clients.iter().filter(|(_, c)| idle(c));
+        for key in all.map(|(key, _)| key).collect::<Vec<_>>() {
+            // A request may be there already.
+            if let Some(connection) = self.clients.get_mut(key) {
+                connection.readable = true;
+            }
+            self.drive(key);
+            if self.clients.get(key).is_some_and(idle) {
+                self.close(key);
+            }
         }
     }
 
@@ -582,14 +654,11 @@ impl EventLoop {
                 let (key, serial) = origin.client;
                 clients.get(key).is_some_and(|c| c.serial == serial)
             };
-            let links = match lane {
-                Lane::Health => &mut self.health,
-                Lane::Api => &mut self.api,
-            };
+            let links = self.lanes.of(lane);
             for origin in links.take_late(now, is_there) {
                 let late =
                     Problem::unavailable("timeout", "the request waited too long for a worker");
-                Exchange::new(&self.shared.desk, 0, origin).give_up(late);
+                Exchange::new(&self.shared.desk, None, origin).give_up(late);
             }
         }
         let late: Vec<usize> = self

@@ -30,6 +30,9 @@ pub(super) struct Waiting {
     pub bytes: Vec<u8>,
 }
 
+/// Bytes of requests in line, all together.
+const MOST_BYTES: usize = 64 << 20;
+
 /// One connection to a lane.
 #[derive(Default)]
 struct Link {
@@ -77,6 +80,7 @@ pub(super) struct Links {
     line: VecDeque<Waiting>,
     /// Of the line.
     longest: usize,
+    bytes_in_line: usize,
     /// How many more the lane may be sent.
     free: usize,
     lane: Arc<Mutex<Mending>>,
@@ -99,6 +103,7 @@ impl Links {
             all: (0..most).map(|_| Link::default()).collect(),
             line: VecDeque::new(),
             longest: longest - ahead,
+            bytes_in_line: 0,
             free: workers + ahead,
             lane: Arc::new(Mutex::new(Mending { plan, running })),
         };
@@ -127,13 +132,20 @@ impl Links {
     ) -> io::Result<()> {
         let mut stream = UnixStream::from_std(stream);
         registry.register(&mut stream, token, Interest::READABLE)?;
-        self.all[index].stream = Some(stream);
+        self.all[index] = Link {
+            stream: Some(stream),
+            ..Link::default()
+        };
         Ok(())
+    }
+
+    pub fn is_open(&self, index: usize) -> bool {
+        self.all[index].stream.is_some()
     }
 
     /// There is room for one more request.
     pub fn has_room(&self) -> bool {
-        self.free > 0 || self.line.len() < self.longest
+        self.free > 0 || (self.line.len() < self.longest && self.bytes_in_line < MOST_BYTES)
     }
 
     pub fn in_line(&self) -> usize {
@@ -141,6 +153,7 @@ impl Links {
     }
 
     pub fn queue(&mut self, waiting: Waiting) {
+        self.bytes_in_line += waiting.bytes.len();
         self.line.push_back(waiting);
     }
 
@@ -156,8 +169,10 @@ impl Links {
             .enumerate()
             .filter(|(_, link)| link.stream.is_some());
         let (index, _) = open.min_by_key(|(_, link)| link.output.len())?;
+        let waiting = self.line.pop_front()?;
+        self.bytes_in_line -= waiting.bytes.len();
         self.free -= 1;
-        Some((index, self.line.pop_front()?))
+        Some((index, waiting))
     }
 
     pub fn send(
@@ -185,6 +200,10 @@ impl Links {
         registry: &Registry,
     ) -> Result<(), Lost> {
         let link = &mut self.all[index];
+        if link.stream.is_none() {
+            // Lost already, in the same moment.
+            return Ok(());
+        }
         if event.is_writable() && !link.output.is_empty() {
             link.write(registry, event.token())?;
         }
@@ -213,24 +232,28 @@ impl Links {
         let all = std::mem::take(&mut self.line);
         let (stay, late): (Vec<_>, Vec<_>) = all.into_iter().partition(stays);
         self.line = stay.into();
+        self.bytes_in_line = self.line.iter().map(|waiting| waiting.bytes.len()).sum();
         late.into_iter().map(|waiting| waiting.origin).collect()
     }
 
-    /// Opens a connection again on a thread of its own, and the lane as well when that does not help.
-    pub fn mend(&self, done: impl FnOnce(net::UnixStream) + Send + 'static) {
+    /// Opens a connection again on a thread of its own, and the lane as well when it takes none. `done` is told whether the
+    /// lane is another one now: the connections to the old one lead nowhere then.
+    pub fn mend(&self, done: impl FnOnce(net::UnixStream, bool) + Send + 'static) {
         let lane = Arc::clone(&self.lane);
         let mend = move || {
+            let mut anew = false;
             loop {
                 let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
                 let connected = lane.running.connect().or_else(|e| {
                     warn!("lane {} is built anew: {e}", lane.plan.name);
                     lane.running = lane.plan.start()?;
+                    anew = true;
                     lane.running.connect()
                 });
                 match connected {
                     Ok(stream) => {
                         info!("a connection to lane {} is mended", lane.plan.name);
-                        return done(stream);
+                        return done(stream, anew);
                     }
                     Err(e) => {
                         warn!("lane {} cannot be reached: {e}", lane.plan.name);
