@@ -8,6 +8,7 @@ mod database;
 mod table;
 
 pub use database::Database;
+pub use ipnet::IpNet;
 pub use table::{Source, names};
 
 use crate::retry::RetryPolicy;
@@ -229,7 +230,7 @@ pub struct HttpConfig {
     /// A client that takes less than 16 KiB of its answer in this time is left. Default 10 s.
     pub write_timeout: Duration,
     /// Who may say by `Forwarded` or `X-Forwarded-For` on whose behalf a request comes. Default nobody.
-    pub trusted_proxies: Vec<ipnet::IpNet>,
+    pub trusted_proxies: Vec<IpNet>,
     /// The studio's routes ask for this bearer token.
     pub api_token: Option<String>,
     /// `/metrics`, `/api/metrics/*` and `/dashboard` ask for this bearer token.

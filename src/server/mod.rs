@@ -33,7 +33,7 @@ use tempfile::TempDir;
 
 /// Enough for balancers and people: those who ask for the database's health wait for the probe, all for the same, and should
 /// not hold up those who ask for anything else.
-const HEALTH_WORKERS: usize = 8;
+const HEALTH_WORKERS: usize = 4;
 const HEALTH_LINE: usize = 1024;
 /// Files that a connection to the database has open: its socket, and those of the driver's own small runtime.
 const FILES_PER_CONNECTION: usize = 6;
