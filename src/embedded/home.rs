@@ -2,6 +2,7 @@
 
 use super::programs::Programs;
 use super::{EmbeddedError, Options, Place, Tried};
+use crate::transaction::ledger::hex;
 use log::{info, warn};
 use nix::sys::signal::kill;
 use nix::unistd::{Pid, User};
@@ -236,7 +237,7 @@ impl Home {
         File::open("/dev/urandom")
             .and_then(|mut f| f.read_exact(&mut random))
             .tried(|| "no random numbers".into())?;
-        let password: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        let password = hex(&random);
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)

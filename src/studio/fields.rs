@@ -81,30 +81,31 @@ impl Fields {
         }
     }
 
+    fn text<T>(
+        &mut self,
+        name: &str,
+        takes: &str,
+        read: impl FnOnce(&str) -> Result<T, &'static str>,
+    ) -> Option<T> {
+        let read = match self.take(name)? {
+            Value::String(text) => read(&text),
+            _ => {
+                self.wrong(name, takes);
+                return None;
+            }
+        };
+        read.map_err(|detail| self.wrong(name, detail)).ok()
+    }
+
     /// A name: 1 to 200 characters, no control characters, no blank first.
     pub fn name(&mut self, name: &str) -> String {
-        match self.take(name) {
-            Some(Value::String(text)) => match check_name(&text) {
-                Ok(()) => return text,
-                Err(detail) => self.wrong(name, detail),
-            },
-            Some(_) => self.wrong(name, NAME),
-            None => {}
-        }
-        String::new()
+        let read = |text: &str| check_name(text).map(|()| text.to_owned());
+        self.text(name, NAME, read).unwrap_or_default()
     }
 
     /// A moment.
     pub fn time(&mut self, name: &str) -> Timestamp {
-        match self.take(name) {
-            Some(Value::String(text)) => match time(&text) {
-                Ok(at) => return at,
-                Err(detail) => self.wrong(name, detail),
-            },
-            Some(_) => self.wrong(name, TIME),
-            None => {}
-        }
-        Timestamp::UNIX_EPOCH
+        self.text(name, TIME, time).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
     /// A time range, which ends after it starts.
@@ -143,8 +144,8 @@ pub(super) fn expect_type(request: &Request, wanted: &str) -> Result<(), Problem
     ))
 }
 
-pub(super) const NAME: &str = "takes 1 to 200 characters, no control characters, no blank first";
-pub(super) const TIME: &str =
+const NAME: &str = "takes 1 to 200 characters, no control characters, no blank first";
+const TIME: &str =
     "takes a time as 2030-01-02T10:00:00Z or 2030-01-02T11:00:00+01:00, to the microsecond at most";
 
 pub(super) fn check_name(text: &str) -> Result<(), &'static str> {
@@ -192,6 +193,12 @@ pub(super) fn time(text: &str) -> Result<Timestamp, &'static str> {
         Some(0..60) if !far_off && years.contains(&at.as_second()) => Ok(at),
         _ => Err(TIME),
     }
+}
+
+/// A number of digits alone.
+pub(super) fn whole(text: &str) -> Option<i64> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
 }
 
 /// A body, in which no name stands twice.
@@ -288,8 +295,7 @@ impl Parameters {
     pub fn whole(&mut self, name: &str, least: i64, most: i64) -> Option<i64> {
         let takes = format!("takes a whole number from {least} to {most}");
         self.take(name, &takes, |text| {
-            let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-            let number = text.parse().ok().filter(|_| digits)?;
+            let number = whole(text)?;
             (least..=most).contains(&number).then_some(number)
         })
     }

@@ -3,7 +3,7 @@
 //! The lines are read strictly first. What is left to the database is copied into a table that lives as long as the
 //! transaction, where the lines that cannot be reserved are found all at once, and is reserved from there.
 
-use super::fields::{LONGEST_NAME, check_name, expect_type, invalid, time};
+use super::fields::{LONGEST_NAME, check_name, expect_type, invalid, time, whole};
 use super::refusals::{overlap, refuse};
 use super::writes::Answer;
 use super::{Studio, openapi};
@@ -125,8 +125,7 @@ fn read_line(number: u64, record: &csv::StringRecord) -> Result<Line, &'static s
     let [studio_id, customer, starts_at, ends_at] = fields[..] else {
         return Err("takes four values");
     };
-    let digits = !studio_id.is_empty() && studio_id.bytes().all(|b| b.is_ascii_digit());
-    let studio_id = studio_id.parse().ok().filter(|id| digits && *id >= 1);
+    let studio_id = whole(studio_id).filter(|id| *id >= 1);
     let line = Line {
         number,
         studio_id: studio_id.ok_or("studioId takes a whole number of at least 1")?,

@@ -1,7 +1,7 @@
 //! Invoices: one for a reservation, numbered without gaps.
 
 use super::fields::{Fields, Parameters, invalid, wrong_field};
-use super::pages::Page;
+use super::pages::{Listed, Page};
 use super::price;
 use super::refusals::{already_invoiced, refuse};
 use super::reservations::lock_reservation;
@@ -149,7 +149,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 #[utoipa::path(
     get, path = "/api/invoices", tag = "invoices", operation_id = "listInvoices",
     params(openapi::PageParameters),
-    responses((status = 200, body = openapi::Listed<Invoice>), openapi::Refusals)
+    responses((status = 200, body = Listed<Invoice>), openapi::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "invoices".into())?;

@@ -22,7 +22,7 @@ pub use schema::{SCHEMA, SchemaError};
 use crate::error::Result;
 use crate::pool::Pool;
 use crate::server::{Access, Lane, Problem, Request, Response, Router};
-use fields::Parameters;
+use fields::{Parameters, whole};
 use postgres::Row;
 use postgres::types::ToSql;
 use refusals::problem_of;
@@ -147,12 +147,9 @@ impl Studio {
 /// The number in the path; what is none leads nowhere.
 fn id_in_path(request: &Request) -> Result<i64, Problem> {
     let digits = request.param("id").unwrap_or_default();
-    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-    match digits.parse() {
-        // One number has one path.
-        Ok(id) if plain && !digits.starts_with('0') => Ok(id),
-        _ => Err(nothing_here()),
-    }
+    // One number has one path.
+    let plain = !digits.starts_with('0');
+    whole(digits).filter(|_| plain).ok_or_else(nothing_here)
 }
 
 fn nothing_here() -> Problem {

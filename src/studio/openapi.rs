@@ -8,16 +8,6 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
 
-/// One page of a list.
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)] // A shape for the document; `pages` answers it.
-pub(super) struct Listed<T> {
-    items: Vec<T>,
-    /// For `cursor`, when there is more.
-    next_cursor: Option<String>,
-}
-
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(dead_code)]

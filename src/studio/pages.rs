@@ -3,8 +3,10 @@
 
 use super::fields::Parameters;
 use crate::server::{Problem, Response};
+use crate::transaction::ledger::hex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 const MOST: i64 = 200;
 const USUAL: i64 = 50;
@@ -17,11 +19,12 @@ pub(super) struct Page {
     filters: String,
 }
 
-/// A page as it is answered.
-#[derive(Serialize)]
+/// One page of a list.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Listed<T> {
+pub(super) struct Listed<T> {
     items: Vec<T>,
+    /// For `cursor`, when there is more.
     next_cursor: Option<String>,
 }
 
@@ -62,8 +65,7 @@ impl Page {
 
     fn cursor(&self, id: i64) -> String {
         let mark = Sha256::digest(format!("{id} {}", self.filters));
-        let mark: String = mark[..8].iter().map(|b| format!("{b:02x}")).collect();
-        format!("{id:016x}{mark}")
+        format!("{id:016x}{}", hex(&mark[..8]))
     }
 
     pub fn answer<T: Serialize>(&self, mut items: Vec<T>, id: impl Fn(&T) -> i64) -> Response {

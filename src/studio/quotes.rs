@@ -1,7 +1,7 @@
 //! Quotes: what a reservation would cost, good for 14 days.
 
 use super::fields::{Fields, Parameters};
-use super::pages::Page;
+use super::pages::{Listed, Page};
 use super::price;
 use super::refusals::{refuse, unknown_studio};
 use super::reservations::{NewReservation, Reservation, Wanted};
@@ -106,7 +106,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 #[utoipa::path(
     get, path = "/api/quotes", tag = "quotes", operation_id = "listQuotes",
     params(openapi::PageParameters),
-    responses((status = 200, body = openapi::Listed<Quote>), openapi::Refusals)
+    responses((status = 200, body = Listed<Quote>), openapi::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "quotes".into())?;

@@ -1,7 +1,7 @@
 //! Reservations: a studio, a customer and a time range that no other active reservation of that studio overlaps.
 
 use super::fields::{Fields, Parameters};
-use super::pages::Page;
+use super::pages::{Listed, Page};
 use super::refusals::{already_invoiced, refuse};
 use super::writes::Answer;
 use super::{Studio, id_in_path, nothing_here, openapi};
@@ -151,7 +151,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
         ("to" = Option<String>, Query, format = DateTime),
         openapi::PageParameters,
     ),
-    responses((status = 200, body = openapi::Listed<Reservation>), openapi::Refusals)
+    responses((status = 200, body = Listed<Reservation>), openapi::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(request);

@@ -1,7 +1,7 @@
 //! The studios: three are made with the schema.
 
 use super::fields::Parameters;
-use super::pages::Page;
+use super::pages::{Listed, Page};
 use super::{Studio, openapi};
 use crate::error::Result;
 use crate::server::{Problem, Request, Response};
@@ -24,7 +24,7 @@ pub(super) struct StudioRoom {
 #[utoipa::path(
     get, path = "/api/studios", tag = "studios", operation_id = "listStudios",
     params(openapi::PageParameters),
-    responses((status = 200, body = openapi::Listed<StudioRoom>), openapi::Refusals)
+    responses((status = 200, body = Listed<StudioRoom>), openapi::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "studios".into())?;

@@ -12,6 +12,7 @@ use super::Studio;
 use super::refusals::problem_of;
 use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
+use crate::transaction::ledger::hex;
 use crate::transaction::{Keyed, Transaction};
 use log::error;
 use serde::{Deserialize, Serialize};
@@ -185,8 +186,7 @@ fn key_of(request: &Request) -> Result<Option<String>, Problem> {
 }
 
 fn digest(scoped: &str, content: &str) -> String {
-    let digest = Sha256::digest(format!("{scoped}\n{content}"));
-    digest.iter().map(|b| format!("{b:02x}")).collect()
+    hex(&Sha256::digest(format!("{scoped}\n{content}")))
 }
 
 /// The keys that are being worked on.

@@ -6,7 +6,7 @@
 //! cannot be known is the outcome unknown, and then nothing is repeated.
 
 mod keyed;
-mod ledger;
+pub(crate) mod ledger;
 mod outcome;
 
 pub use keyed::Keyed;

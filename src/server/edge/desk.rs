@@ -24,23 +24,9 @@ pub(super) type ClientKey = (usize, u64);
 /// A request on its way. Whoever holds it has to answer it, once; one that is dropped without is answered for.
 pub(in crate::server) struct Exchange {
     desk: Arc<Desk>,
-    pub(super) client: ClientKey,
-    pub(super) lane: Lane,
     /// The connection to the lane that it was sent over; none where it was still in line.
-    pub(super) link: Option<usize>,
-    socket: Arc<TcpStream>,
-    /// The client has sent more, or is heard to do so meanwhile.
-    attention: Arc<AtomicBool>,
-    close: bool,
-    writes: bool,
-    method: String,
-    path: String,
-    id: String,
-    asker: IpAddr,
-    arrived: Instant,
-    /// The client's, or the one made for it.
-    key: String,
-    ticket: Option<Ticket>,
+    link: Option<usize>,
+    origin: Origin,
     answered: bool,
 }
 
@@ -58,7 +44,8 @@ pub(super) struct Origin {
     pub asker: IpAddr,
     pub arrived: Instant,
     pub key: String,
-    pub ticket: Ticket,
+    /// In flight, until it is answered.
+    pub ticket: Option<Ticket>,
 }
 
 /// A request that was answered.
@@ -130,7 +117,7 @@ impl Desk {
 
     /// Those that were sent over a connection that is gone: no worker will ever take them.
     pub(super) fn take_lost(&self, lane: Lane, link: usize) -> Vec<Exchange> {
-        let lost = |_: &u64, e: &mut Exchange| e.lane == lane && e.link == Some(link);
+        let lost = |_: &u64, e: &mut Exchange| e.origin.lane == lane && e.link == Some(link);
         self.sent().extract_if(lost).map(|(_, e)| e).collect()
     }
 
@@ -160,20 +147,8 @@ impl Exchange {
     pub(super) fn new(desk: &Arc<Desk>, link: Option<usize>, origin: Origin) -> Exchange {
         Exchange {
             desk: Arc::clone(desk),
-            client: origin.client,
-            lane: origin.lane,
             link,
-            socket: origin.socket,
-            attention: origin.attention,
-            close: origin.close,
-            writes: origin.writes,
-            method: origin.method,
-            path: origin.path,
-            id: origin.id,
-            asker: origin.asker,
-            arrived: origin.arrived,
-            key: origin.key,
-            ticket: Some(origin.ticket),
+            origin,
             answered: false,
         }
     }
@@ -189,29 +164,33 @@ impl Exchange {
     }
 
     fn send_problem(&mut self, problem: Problem) {
-        let response = problem.into_response(Some(&self.id));
+        let response = problem.into_response(Some(&self.origin.id));
         self.desk.service.note(&Seen {
-            method: &self.method,
-            path: &self.path,
+            method: &self.origin.method,
+            path: &self.origin.path,
             route: "",
             status: response.status,
-            took: self.arrived.elapsed(),
-            id: &self.id,
-            client: self.asker,
+            took: self.origin.arrived.elapsed(),
+            id: &self.origin.id,
+            client: self.origin.asker,
         });
-        self.send(render(&response, &self.id, self.method == "HEAD"));
+        self.send(render(
+            &response,
+            &self.origin.id,
+            self.origin.method == "HEAD",
+        ));
     }
 
     fn send(&mut self, mut answer: Vec<u8>) {
         self.answered = true;
-        let close = self.close || self.desk.service.phase.get() > Phase::Running;
+        let close = self.origin.close || self.desk.service.phase.get() > Phase::Running;
         if close {
             answer = closing(answer);
         }
         let mut written = 0;
         let mut failed = false;
         while written < answer.len() && !failed {
-            match (&*self.socket).write(&answer[written..]) {
+            match (&*self.origin.socket).write(&answer[written..]) {
                 Ok(more) if more > 0 => written += more,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -221,11 +200,11 @@ impl Exchange {
         let rest = answer.split_off(written);
         let urgent = close || failed || !rest.is_empty();
         let done = Done {
-            client: self.client,
-            frees: self.link.map(|_| self.lane),
+            client: self.origin.client,
+            frees: self.link.map(|_| self.origin.lane),
             close,
             failed,
-            ticket: self.ticket.take().filter(|_| !rest.is_empty()),
+            ticket: self.origin.ticket.take().filter(|_| !rest.is_empty()),
             rest,
         };
         let desk = &self.desk;
@@ -235,7 +214,7 @@ impl Exchange {
             .push(done);
         // Asked after it was put there; the loop looks there after it has said that it waits. So one of both sees the other.
         let waited_for =
-            self.attention.load(Ordering::SeqCst) || desk.in_line.load(Ordering::SeqCst) > 0;
+            self.origin.attention.load(Ordering::SeqCst) || desk.in_line.load(Ordering::SeqCst) > 0;
         if urgent || waited_for {
             desk.wake();
         }
@@ -246,10 +225,9 @@ impl Drop for Exchange {
     /// A worker that had it is gone: it may have done what was asked, or be at it.
     fn drop(&mut self) {
         if !self.answered {
-            let problem = match self.writes {
-                true => {
-                    Problem::outcome_unknown().with("idempotencyKey", std::mem::take(&mut self.key))
-                }
+            let problem = match self.origin.writes {
+                true => Problem::outcome_unknown()
+                    .with("idempotencyKey", std::mem::take(&mut self.origin.key)),
                 false => Problem::internal(),
             };
             self.send_problem(problem);

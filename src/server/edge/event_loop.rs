@@ -275,9 +275,10 @@ impl EventLoop {
             debug!("no room for {peer}: every connection has a request in flight");
             return;
         }
+        let first_client = self.first_client();
         let entry = self.clients.vacant_entry();
         let key = entry.key();
-        let token = Token(LINKS + self.lanes.health.len() + self.lanes.api.len() + key);
+        let token = Token(first_client + key);
         if let Err(e) = self
             .poll
             .registry()
@@ -380,7 +381,8 @@ impl EventLoop {
         let State::Body(head) = std::mem::replace(&mut connection.state, State::Head) else {
             return;
         };
-        let refusal = self.unwanted(&head);
+        let lane = self.service.router.lane(head.path());
+        let refusal = self.unwanted(lane, &head);
         let Some(connection) = self.clients.get_mut(key) else {
             return;
         };
@@ -395,8 +397,7 @@ impl EventLoop {
     }
 
     /// Why a request is not taken now.
-    fn unwanted(&mut self, head: &Head) -> Option<Problem> {
-        let lane = self.service.router.lane(head.path());
+    fn unwanted(&mut self, lane: Lane, head: &Head) -> Option<Problem> {
         if lane == Lane::Health && head.body > 0 {
             Some(Problem::plain(413, "no body is taken here"))
         } else if lane == Lane::Api && self.phase == Phase::Draining {
@@ -470,7 +471,7 @@ impl EventLoop {
         let arrived = Instant::now();
         let lane = self.service.router.lane(head.path());
         // Others may have been faster, while its body came.
-        if let Some(problem) = self.unwanted(&head) {
+        if let Some(problem) = self.unwanted(lane, &head) {
             return self.refuse_request(key, &head, problem);
         }
         let client = self.client_of(key, &head);
@@ -512,7 +513,7 @@ impl EventLoop {
             asker: client,
             arrived,
             key: head.idempotency_key.unwrap_or(note.fallback_key),
-            ticket: self.shared.in_flight(lane).enter(),
+            ticket: Some(self.shared.in_flight(lane).enter()),
         };
         let waiting = Waiting {
             origin,
@@ -647,7 +648,6 @@ impl EventLoop {
     // --- time
 
     fn look_at_the_time(&mut self, now: Instant) {
-        self.take_done();
         for lane in [Lane::Health, Lane::Api] {
             let clients = &self.clients;
             let is_there = |origin: &Origin| {
