@@ -69,6 +69,7 @@ pub mod retry;
 pub mod server;
 #[cfg(feature = "studio")]
 pub mod studio;
+mod sync;
 mod transaction;
 
 pub use config::{Config, ConfigErrors};

@@ -19,7 +19,7 @@ mod manager;
 mod probe;
 mod scout;
 mod session;
-mod sync;
+
 mod unnamed;
 mod upkeep;
 mod watchdog;
@@ -36,6 +36,7 @@ pub(crate) use session::{Begin, Limits, Session, as_server_ms};
 
 use crate::error::{CheckoutError, CheckoutFailure, Error, OpenError, Result};
 use crate::retry::Budget;
+use crate::sync::{self, Deadline};
 use admission::{Arrival, Line, Outcome};
 use log::{trace, warn};
 use manager::Manager;
@@ -46,7 +47,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
-use sync::Deadline;
 
 /// A session that was idle longer is asked for a sign of life before it is used.
 const TRUSTED_FOR: Duration = Duration::from_millis(500);

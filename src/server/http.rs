@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::io;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A request, read to its end.
 #[derive(Debug)]
@@ -151,6 +151,11 @@ impl Problem {
         Problem::plain(502, "the request was lost on our side; nothing was done")
     }
 
+    /// 503: nobody was at it.
+    pub(crate) fn no_worker() -> Problem {
+        Problem::unavailable("timeout", "the request waited too long for a worker")
+    }
+
     /// 503, to be tried again after some seconds.
     pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Problem {
         Problem::of_kind(503, kind, detail).header("Retry-After", "1")
@@ -288,14 +293,19 @@ impl Incoming {
                 .collect(),
             body,
             client: self.note.client,
-            id: self.note.id,
-            fallback_key: self.note.fallback_key,
+            id: std::mem::take(&mut self.note.id),
+            fallback_key: std::mem::take(&mut self.note.fallback_key),
             deadline: self.note.arrived + budget,
             params: Vec::new(),
         };
-        // Unanswered, it would be answered with 500.
-        drop(self.raw.into_writer());
+        self.discard();
         Ok(request)
+    }
+
+    /// Is through with it, without an answer over the lane.
+    pub fn discard(self) {
+        // Unanswered, it would be answered with 500. What is left of the body is read.
+        drop(self.raw.into_writer());
     }
 }
 
@@ -321,15 +331,13 @@ pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> 
         out += name;
         out += ": ";
         // A header is one line, whatever it was made of.
-        out.extend(value.chars().filter(|c| !c.is_control()));
+        value
+            .split(char::is_control)
+            .for_each(|part| out.push_str(part));
         out += "\r\n";
     };
     add("Server", "millpond");
-    let now = jiff::Timestamp::now();
-    add(
-        "Date",
-        &now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string(),
-    );
+    add("Date", &httpdate::fmt_http_date(SystemTime::now()));
     for (name, value) in &response.headers {
         add(name, value);
     }

@@ -6,6 +6,7 @@
 //! ([`Note`]).
 
 use super::http::Incoming;
+use super::turns::Turns;
 use log::{error, warn};
 use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
 use std::io::{self, Read, Write};
@@ -13,7 +14,7 @@ use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,14 +23,19 @@ use tempfile::TempDir;
 /// While a proof is waited for: whether the lane still takes connections.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-pub(super) type Serve = Arc<dyn Fn(Incoming) + Send + Sync>;
+pub(super) type Serve = Arc<dyn Fn(Incoming, &Turns) + Send + Sync>;
 
 /// How to start a lane, and to start it again.
 pub(super) struct Plan {
     pub name: &'static str,
     pub workers: usize,
+    /// How many of them are at work at once, as long as they are quick.
+    pub at_once: usize,
     /// Requests that it is sent beyond one for each worker: of the line, those that wait at the workers' own door.
     pub ahead: usize,
+    /// Requests on their way to it, which no worker has taken.
+    pub coming: Arc<AtomicUsize>,
+    /// What a worker does with a request; it tells when it has taken it.
     pub serve: Serve,
     /// Holds the sockets.
     pub dir: Arc<TempDir>,
@@ -45,7 +51,7 @@ struct Shared {
     // Closed before the directory goes: it ends its thread by connecting to itself.
     http: tiny_http::Server,
     path: PathBuf,
-    closed: AtomicBool,
+    turns: Arc<Turns>,
     /// It takes no new connections.
     deaf: AtomicBool,
     _dir: Arc<TempDir>,
@@ -57,10 +63,11 @@ impl Plan {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.path().join(format!("{}-{number}", self.name));
         let http = tiny_http::Server::http_unix(&path).map_err(io::Error::other)?;
+        let turns = Turns::new(self.workers, self.at_once, Arc::clone(&self.coming));
         let shared = Arc::new(Shared {
             http,
             path,
-            closed: AtomicBool::new(false),
+            turns: Arc::new(turns),
             deaf: AtomicBool::new(false),
             _dir: Arc::clone(&self.dir),
         });
@@ -68,38 +75,58 @@ impl Plan {
             shared,
             workers: self.workers,
         };
-        for _ in 0..self.workers {
+        for me in 0..self.workers {
             let (shared, serve) = (Arc::clone(&running.shared), Arc::clone(&self.serve));
             thread::Builder::new()
                 .name(format!("millpond-{}", self.name))
-                .spawn(move || shared.work(&serve))?;
+                .spawn(move || shared.work(me, &serve))?;
         }
         Ok(running)
     }
 }
 
 impl Shared {
-    fn work(&self, serve: &Serve) {
-        loop {
-            match self.http.recv() {
+    fn work(&self, me: usize, serve: &Serve) {
+        while let Some(taken) = self.next(me) {
+            match taken {
                 Ok(raw) => {
-                    let served = catch_unwind(AssertUnwindSafe(|| Incoming::of(raw).map(&**serve)));
+                    let serve = |incoming| serve(incoming, &self.turns);
+                    let served = catch_unwind(AssertUnwindSafe(|| Incoming::of(raw).map(serve)));
                     if served.is_err() {
                         error!("a worker panicked over a request");
                     }
                 }
-                Err(_) if self.closed.load(Ordering::SeqCst) => return,
                 // What it has goes on, and it is built anew when a connection is needed.
-                Err(e) => {
+                Err(e) if !self.turns.are_over() => {
                     warn!("a lane takes no new connections: {e}");
                     self.deaf.store(true, Ordering::SeqCst);
                 }
+                Err(_) => {}
             }
         }
+    }
+
+    /// What a worker does next; nothing when the lane is closed.
+    fn next(&self, me: usize) -> Option<io::Result<tiny_http::Request>> {
+        let found = match self.turns.done(me) {
+            true => self.http.try_recv().transpose(),
+            false => None,
+        };
+        let taken = match found {
+            Some(taken) => taken,
+            None if self.turns.rest(me) => self.http.recv(),
+            None => return None,
+        };
+        self.turns.took(me);
+        Some(taken)
     }
 }
 
 impl Running {
+    pub fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.shared.turns)
+    }
+
     /// Opens a connection and has a worker answer over it, for however long all of them are busy.
     ///
     /// # Errors
@@ -107,7 +134,10 @@ impl Running {
     pub fn connect(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.shared.path)?;
         stream.set_read_timeout(Some(LOOK_AGAIN))?;
+        let turns = &self.shared.turns;
+        let _announced = turns.announce();
         (&stream).write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+        turns.call();
         let mut answer = Vec::new();
         let mut buffer = [0; 256];
         while !answer.ends_with(b"\r\n\r\n") {
@@ -129,7 +159,7 @@ impl Running {
 impl Drop for Running {
     /// Lets the workers go, each when it has answered what it has.
     fn drop(&mut self) {
-        self.shared.closed.store(true, Ordering::SeqCst);
+        self.shared.turns.close();
         for _ in 0..self.workers {
             self.shared.http.unblock();
         }

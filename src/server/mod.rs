@@ -10,6 +10,7 @@ mod lane;
 mod router;
 mod routes;
 mod shutdown;
+mod turns;
 
 pub use http::{Problem, Request, Response};
 pub use router::{Access, Handler, Lane, Router};
@@ -17,6 +18,7 @@ pub use shutdown::{DrainReport, Phase, PhaseFlag};
 
 use crate::config::HttpConfig;
 use crate::pool::Pool;
+use crate::sync;
 use edge::{Desk, Edge};
 use http::{Incoming, render};
 use lane::Plan;
@@ -30,6 +32,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 use tempfile::TempDir;
+use turns::Turns;
 
 /// Enough for balancers and people: those who ask for the database's health wait for the probe, all for the same, and should
 /// not hold up those who ask for anything else.
@@ -86,18 +89,30 @@ impl Server {
             pool: pool.clone(),
         });
         let lanes = |desk: &Arc<Desk>, dir: &Arc<TempDir>| {
-            let plan = |name, workers, ahead, lane| {
+            let plan = |name, workers, at_once, ahead, lane| {
                 let (service, desk) = (Arc::clone(&service), Arc::clone(desk));
                 Plan {
                     name,
                     workers,
+                    at_once,
                     ahead,
-                    serve: Arc::new(move |incoming| service.serve(incoming, &desk, lane)),
+                    coming: desk.coming(lane),
+                    serve: Arc::new(move |incoming, turns| {
+                        service.serve(incoming, &desk, turns, lane);
+                    }),
                     dir: Arc::clone(dir),
                 }
             };
-            let health = plan("health", HEALTH_WORKERS, HEALTH_LINE, Lane::Health);
-            (health, plan("api", workers, workers / 4, Lane::Api))
+            (
+                plan(
+                    "health",
+                    HEALTH_WORKERS,
+                    HEALTH_WORKERS,
+                    HEALTH_LINE,
+                    Lane::Health,
+                ),
+                plan("api", workers, most, workers, Lane::Api),
+            )
         };
         let for_database = (most + 2) * FILES_PER_CONNECTION;
         let edge = Edge::start(Arc::clone(&service), lanes, for_database)?;
@@ -146,10 +161,12 @@ impl Server {
 }
 
 impl Service {
-    fn serve(&self, incoming: Incoming, desk: &Desk, lane: Lane) {
+    fn serve(&self, incoming: Incoming, desk: &Desk, turns: &Turns, lane: Lane) {
+        let taken = desk.take(incoming.note.exchange);
+        turns.call();
         // Nobody waits for one that was given up.
-        let Some(exchange) = desk.take(incoming.note.exchange) else {
-            return;
+        let Some(exchange) = taken else {
+            return incoming.discard();
         };
         let arrived = incoming.note.arrived;
         let mut request = match incoming.read(self.config.request_timeout) {
@@ -161,8 +178,7 @@ impl Service {
         };
         let late = lane == Lane::Api && Instant::now() >= request.deadline;
         let (route, response) = if late {
-            let late = Problem::unavailable("timeout", "the request waited too long for a worker");
-            ("", late.into_response(Some(&request.id)))
+            ("", Problem::no_worker().into_response(Some(&request.id)))
         } else {
             self.answer(&mut request)
         };

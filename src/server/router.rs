@@ -32,6 +32,8 @@ pub(crate) struct Route {
     pub method: &'static str,
     /// As `/api/things/{id}`.
     pub pattern: &'static str,
+    /// The pattern's part before the first open one; nearly all paths are told apart by this.
+    fixed: &'static str,
     pub lane: Lane,
     pub access: Access,
     pub handler: Handler,
@@ -75,6 +77,7 @@ impl Router {
         self.routes.push(Route {
             method,
             pattern,
+            fixed: pattern.split('{').next().unwrap_or(pattern),
             lane,
             access,
             handler: Arc::new(handler),
@@ -98,7 +101,7 @@ impl Router {
     pub(crate) fn find(&self, method: &str, path: &str) -> Found<'_> {
         let method = if method == "HEAD" { "GET" } else { method };
         let matching = self.routes.iter().filter_map(|route| {
-            let params = matches(route.pattern, path)?;
+            let params = route.matches(path)?;
             Some((route, params))
         });
         let mut matching: Vec<_> = matching.collect();
@@ -124,29 +127,32 @@ impl Router {
         let health = self
             .routes
             .iter()
-            .any(|r| r.lane == Lane::Health && matches(r.pattern, path).is_some());
+            .any(|r| r.lane == Lane::Health && r.matches(path).is_some());
         if health { Lane::Health } else { Lane::Api }
     }
 }
 
-fn matches(pattern: &'static str, path: &str) -> Option<Vec<(&'static str, String)>> {
-    // Nearly all of them are told apart by this.
-    match pattern.split_once('{') {
-        None => return (pattern == path).then(Vec::new),
-        Some((fixed, _)) if !path.starts_with(fixed) => return None,
-        Some(_) => {}
-    }
-    let mut params = Vec::new();
-    let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
-    loop {
-        match (wanted.next(), given.next()) {
-            (None, None) => return Some(params),
-            (Some(w), Some(g)) => match w.strip_prefix('{').and_then(|w| w.strip_suffix('}')) {
-                Some(name) if !g.is_empty() => params.push((name, g.to_owned())),
-                None if w == g => {}
+impl Route {
+    /// The open parts of the path, when it is one of this route's.
+    fn matches(&self, path: &str) -> Option<Vec<(&'static str, String)>> {
+        if !path.starts_with(self.fixed) {
+            return None;
+        }
+        if self.fixed.len() == self.pattern.len() {
+            return (path.len() == self.fixed.len()).then(Vec::new);
+        }
+        let mut params = Vec::new();
+        let (mut wanted, mut given) = (self.pattern.split('/'), path.split('/'));
+        loop {
+            match (wanted.next(), given.next()) {
+                (None, None) => return Some(params),
+                (Some(w), Some(g)) => match w.strip_prefix('{').and_then(|w| w.strip_suffix('}')) {
+                    Some(name) if !g.is_empty() => params.push((name, g.to_owned())),
+                    None if w == g => {}
+                    _ => return None,
+                },
                 _ => return None,
-            },
-            _ => return None,
+            }
         }
     }
 }

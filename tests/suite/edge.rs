@@ -591,6 +591,48 @@ fn the_line_is_no_longer_than_it_may_be_however_requests_come() {
 }
 
 #[test]
+fn behind_slow_requests_the_other_workers_go_on() {
+    // Two connections to the database: no more than two quick requests would be at work at once.
+    let edge = edge(&[("HTTP_WORKERS", "4")]);
+    let slow = |n: usize| {
+        let mut stream = connect(edge.addr);
+        stream
+            .write_all(b"GET /api/sleep?5000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        eventually("it is in flight", || edge.server.in_flight() == n);
+        stream
+    };
+    let slow: Vec<_> = (1..=3).map(slow).collect();
+    for _ in 0..10 {
+        assert_eq!(get(edge.addr, "/api/count").status, 200);
+    }
+    assert_eq!(edge.server.in_flight(), 3, "they are slow");
+    for stream in slow {
+        assert_eq!(statuses(&rest_of(stream)), [200]);
+    }
+}
+
+#[test]
+fn who_waits_at_the_workers_door_is_told_when_its_time_is_over_and_never_runs() {
+    let edge = edge(&[("HTTP_WORKERS", "1"), ("HTTP_REQUEST_TIMEOUT_MS", "500")]);
+    let body = vec![b'x'; 600_000];
+    for body in [&b"abc"[..], &body] {
+        let mut slow = connect(edge.addr);
+        slow.write_all(b"GET /api/sleep?4000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        eventually("it is in flight", || edge.server.in_flight() == 1);
+        let answer = Client::to(edge.addr).ask("POST", "/api/count", "", body);
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_eq!(edge.server.in_flight(), 1, "the worker is at another");
+        assert_eq!(statuses(&rest_of(slow)), [200]);
+        // It is out of the next one's way.
+        let next = Client::to(edge.addr).ask("POST", "/api/count", "", b"abc");
+        assert_eq!(next.status, 200, "{next:?}");
+    }
+    assert_eq!(edge.reached.load(Ordering::SeqCst), 2);
+}
+
+#[test]
 fn who_comes_during_a_drain_is_told() {
     let edge = edge(&[]);
     let addr = edge.addr;

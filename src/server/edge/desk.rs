@@ -2,7 +2,7 @@
 //!
 //! A worker writes its answer to the client's own socket. The loop need not be woken for that: it learns of it when the
 //! client asks again, unless something waits for it: more of the answer than the socket takes, a connection to be closed, a
-//! client that has sent more already, or a request in line.
+//! client that has sent more already, or a request in line when few are left that were sent ahead.
 
 use super::in_flight::Ticket;
 use crate::server::http::{Problem, closing, render};
@@ -24,9 +24,9 @@ pub(super) type ClientKey = (usize, u64);
 /// A request on its way. Whoever holds it has to answer it, once; one that is dropped without is answered for.
 pub(in crate::server) struct Exchange {
     desk: Arc<Desk>,
-    /// The connection to the lane that it was sent over; none where it was still in line.
-    link: Option<usize>,
     origin: Origin,
+    /// Its answer leaves room for another in the lane.
+    in_lane: bool,
     answered: bool,
 }
 
@@ -43,6 +43,8 @@ pub(super) struct Origin {
     pub id: String,
     pub asker: IpAddr,
     pub arrived: Instant,
+    /// By then a worker must have it.
+    pub deadline: Instant,
     pub key: String,
     /// In flight, until it is answered.
     pub ticket: Option<Ticket>,
@@ -51,8 +53,6 @@ pub(super) struct Origin {
 /// A request that was answered.
 pub(super) struct Done {
     pub client: ClientKey,
-    /// It leaves room for another in this lane.
-    pub frees: Option<Lane>,
     /// What the socket did not take.
     pub rest: Vec<u8>,
     pub close: bool,
@@ -67,10 +67,30 @@ pub(in crate::server) struct Desk {
     woken: AtomicBool,
     service: Arc<Service>,
     /// Sent to a lane, and not taken by a worker. Who takes a request out has it.
-    sent: Mutex<HashMap<u64, Exchange>>,
+    sent: Mutex<HashMap<u64, Sent>>,
     done: Mutex<Vec<Done>>,
-    /// Requests that wait for a worker to be free.
-    in_line: AtomicUsize,
+    health: Door,
+    api: Door,
+}
+
+/// What was sent to a lane.
+struct Sent {
+    lane: Lane,
+    /// The connection that it was sent over.
+    link: usize,
+    /// None where it was given up; a worker still has to take it from the lane.
+    exchange: Option<Exchange>,
+}
+
+/// Between the loop and the workers of one lane.
+#[derive(Default)]
+struct Door {
+    /// Requests that were sent, and that no worker has taken; not those that were given up.
+    coming: Arc<AtomicUsize>,
+    /// How many more may be sent than the loop knows of.
+    freed: AtomicUsize,
+    /// The loop is to be woken for that when fewer are coming; 0 while none are in line.
+    refill_below: AtomicUsize,
 }
 
 impl Desk {
@@ -81,7 +101,8 @@ impl Desk {
             service,
             sent: Mutex::default(),
             done: Mutex::default(),
-            in_line: AtomicUsize::new(0),
+            health: Door::default(),
+            api: Door::default(),
         }
     }
 
@@ -100,25 +121,100 @@ impl Desk {
         self.woken.store(false, Ordering::SeqCst);
     }
 
-    fn sent(&self) -> MutexGuard<'_, HashMap<u64, Exchange>> {
+    fn sent(&self) -> MutexGuard<'_, HashMap<u64, Sent>> {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn door(&self, lane: Lane) -> &Door {
+        match lane {
+            Lane::Health => &self.health,
+            Lane::Api => &self.api,
+        }
+    }
+
+    /// Requests that were sent to a lane, and that no worker has taken.
+    pub fn coming(&self, lane: Lane) -> Arc<AtomicUsize> {
+        Arc::clone(&self.door(lane).coming)
     }
 
     /// A request is about to be sent over `link`, under this number.
     pub(super) fn put(self: &Arc<Self>, number: u64, link: usize, origin: Origin) {
-        let exchange = Exchange::new(self, Some(link), origin);
-        self.sent().insert(number, exchange);
+        let lane = origin.lane;
+        let mut exchange = Exchange::new(self, origin);
+        exchange.in_lane = true;
+        let exchange = Some(exchange);
+        self.sent().insert(
+            number,
+            Sent {
+                lane,
+                link,
+                exchange,
+            },
+        );
+        self.door(lane).coming.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The worker has it now; nobody has when it was given up.
     pub fn take(&self, number: u64) -> Option<Exchange> {
-        self.sent().remove(&number)
+        let sent = self.sent().remove(&number)?;
+        match sent.exchange {
+            Some(_) => {
+                self.door(sent.lane).coming.fetch_sub(1, Ordering::SeqCst);
+                self.ask_for_more(sent.lane);
+            }
+            None => self.free(sent.lane),
+        }
+        sent.exchange
     }
 
     /// Those that were sent over a connection that is gone: no worker will ever take them.
     pub(super) fn take_lost(&self, lane: Lane, link: usize) -> Vec<Exchange> {
-        let lost = |_: &u64, e: &mut Exchange| e.origin.lane == lane && e.link == Some(link);
-        self.sent().extract_if(lost).map(|(_, e)| e).collect()
+        let lost = |_: &u64, sent: &mut Sent| sent.lane == lane && sent.link == link;
+        let lost: Vec<_> = self.sent().extract_if(lost).map(|(_, sent)| sent).collect();
+        let given_up = lost.iter().filter(|sent| sent.exchange.is_none()).count();
+        (0..given_up).for_each(|_| self.free(lane));
+        let lost: Vec<_> = lost.into_iter().filter_map(|sent| sent.exchange).collect();
+        let coming = &self.door(lane).coming;
+        coming.fetch_sub(lost.len(), Ordering::SeqCst);
+        lost
+    }
+
+    /// Those that nobody waits for any more.
+    pub(super) fn take_stale(&self, is_stale: impl Fn(&Origin) -> bool) -> Vec<Exchange> {
+        let mut sent = self.sent();
+        let stale = sent.values_mut().filter_map(|sent| {
+            let mut exchange = sent.exchange.take_if(|e| is_stale(&e.origin))?;
+            exchange.in_lane = false;
+            self.door(sent.lane).coming.fetch_sub(1, Ordering::SeqCst);
+            Some(exchange)
+        });
+        stale.collect()
+    }
+
+    /// A worker is through with something.
+    fn free(&self, lane: Lane) {
+        self.door(lane).freed.fetch_add(1, Ordering::SeqCst);
+        self.ask_for_more(lane);
+    }
+
+    /// Asked after every change; the loop looks at the changes after it has said what it waits for. So one of both sees the
+    /// other.
+    fn ask_for_more(&self, lane: Lane) {
+        let door = self.door(lane);
+        let few = door.coming.load(Ordering::SeqCst) < door.refill_below.load(Ordering::SeqCst);
+        if few && door.freed.load(Ordering::SeqCst) > 0 {
+            self.wake();
+        }
+    }
+
+    /// How many more may be sent than before.
+    pub(super) fn take_freed(&self, lane: Lane) -> usize {
+        self.door(lane).freed.swap(0, Ordering::SeqCst)
+    }
+
+    /// When to wake the loop for more room.
+    pub(super) fn refill_below(&self, lane: Lane, coming: usize) {
+        self.door(lane).refill_below.store(coming, Ordering::SeqCst);
     }
 
     /// Sent to a lane, and with no worker yet.
@@ -137,18 +233,14 @@ impl Desk {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut done)
     }
-
-    pub(super) fn set_in_line(&self, requests: usize) {
-        self.in_line.store(requests, Ordering::SeqCst);
-    }
 }
 
 impl Exchange {
-    pub(super) fn new(desk: &Arc<Desk>, link: Option<usize>, origin: Origin) -> Exchange {
+    pub(super) fn new(desk: &Arc<Desk>, origin: Origin) -> Exchange {
         Exchange {
             desk: Arc::clone(desk),
-            link,
             origin,
+            in_lane: false,
             answered: false,
         }
     }
@@ -201,7 +293,6 @@ impl Exchange {
         let urgent = close || failed || !rest.is_empty();
         let done = Done {
             client: self.origin.client,
-            frees: self.link.map(|_| self.origin.lane),
             close,
             failed,
             ticket: self.origin.ticket.take().filter(|_| !rest.is_empty()),
@@ -212,10 +303,11 @@ impl Exchange {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(done);
+        if self.in_lane {
+            desk.free(self.origin.lane);
+        }
         // Asked after it was put there; the loop looks there after it has said that it waits. So one of both sees the other.
-        let waited_for =
-            self.origin.attention.load(Ordering::SeqCst) || desk.in_line.load(Ordering::SeqCst) > 0;
-        if urgent || waited_for {
+        if urgent || self.origin.attention.load(Ordering::SeqCst) {
             desk.wake();
         }
     }

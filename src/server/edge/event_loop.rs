@@ -11,6 +11,7 @@ use crate::server::http::{Problem, closing, render, request_id};
 use crate::server::lane::{Note, Plan};
 use crate::server::router::Lane;
 use crate::server::shutdown::Phase;
+use crate::server::turns::{SLOW, Turns};
 use crate::server::{Seen, Service};
 use log::{debug, error, warn};
 use mio::event::Event;
@@ -45,6 +46,7 @@ const BACKLOG: i32 = 4096;
 /// Files of this program that belong to nobody here: its log, the loop's own, those of `check`s and so on.
 const FILES_BESIDES: usize = 48;
 
+const BOTH: [Lane; 2] = [Lane::Health, Lane::Api];
 /// Of a client that is gone.
 const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -80,6 +82,10 @@ impl Lanes {
             Lane::Api => &mut self.api,
         }
     }
+
+    fn any_coming(&self) -> bool {
+        self.health.turns.are_coming() || self.api.turns.are_coming()
+    }
 }
 
 /// A connection to a lane that was opened again, for the place that it has there.
@@ -87,8 +93,8 @@ struct Mended {
     lane: Lane,
     index: usize,
     stream: net::UnixStream,
-    /// The lane is another one than before.
-    anew: bool,
+    /// Of the lane, when it is another one than before.
+    anew: Option<Arc<Turns>>,
 }
 
 impl EventLoop {
@@ -171,14 +177,7 @@ impl EventLoop {
         let mut events = Events::with_capacity(1024);
         let mut looked = Instant::now();
         while !self.shared.over.load(Ordering::SeqCst) {
-            let pause = (!self.clients.is_empty() || self.accept_at.is_some()).then_some(LOOK);
-            let pause = self.accept_at.map_or(pause, |_| Some(ACCEPT_AGAIN));
-            let pause = if self.more {
-                Some(Duration::ZERO)
-            } else {
-                pause
-            };
-            if let Err(e) = self.poll.poll(&mut events, pause)
+            if let Err(e) = self.poll.poll(&mut events, self.pause())
                 && e.kind() != ErrorKind::Interrupted
             {
                 error!("the edge cannot wait for its sockets: {e}");
@@ -187,6 +186,9 @@ impl EventLoop {
             self.more = false;
             self.shared.desk.is_awake();
             self.take_done();
+            for lane in BOTH {
+                self.refill(lane);
+            }
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept(),
@@ -205,6 +207,17 @@ impl EventLoop {
                 looked = now;
                 self.look_at_the_time(now);
             }
+        }
+    }
+
+    /// For how long nothing needs to be done that is not told of.
+    fn pause(&self) -> Option<Duration> {
+        match () {
+            () if self.more => Some(Duration::ZERO),
+            () if self.lanes.any_coming() => Some(SLOW),
+            () if self.accept_at.is_some() => Some(ACCEPT_AGAIN),
+            () if !self.clients.is_empty() => Some(LOOK),
+            () => None,
         }
     }
 
@@ -512,19 +525,19 @@ impl EventLoop {
             id,
             asker: client,
             arrived,
+            deadline: arrived + config.request_timeout,
             key: head.idempotency_key.unwrap_or(note.fallback_key),
             ticket: Some(self.shared.in_flight(lane).enter()),
         };
         let waiting = Waiting {
             origin,
             exchange: note.exchange,
-            deadline: arrived + config.request_timeout,
             bytes,
         };
         self.lanes.of(lane).queue(waiting);
         self.send_next(lane);
         // A worker that came free before it could see the line does not wake us.
-        self.more |= self.lanes.of(lane).in_line() > 0;
+        self.more |= self.lanes.of(lane).has_line();
     }
 
     /// Sends what is in line, as far as there are workers for it.
@@ -539,18 +552,26 @@ impl EventLoop {
                 self.lost(lane, index);
             }
         }
-        self.shared
-            .desk
-            .set_in_line(self.lanes.health.in_line() + self.lanes.api.in_line());
+        let links = self.lanes.of(lane);
+        links.turns.call();
+        self.shared.desk.refill_below(lane, links.refill_below());
+    }
+
+    /// Sends more, when workers are through with some; and sees to it that those who rest are called when others are slow.
+    fn refill(&mut self, lane: Lane) {
+        let freed = self.shared.desk.take_freed(lane);
+        let links = self.lanes.of(lane);
+        links.freed(freed);
+        if freed > 0 && links.has_line() {
+            self.send_next(lane);
+        } else {
+            links.turns.call();
+        }
     }
 
     /// Goes on with those whose answer was written.
     fn take_done(&mut self) {
         for done in self.shared.desk.take_done() {
-            if let Some(lane) = done.frees {
-                self.lanes.of(lane).freed();
-                self.send_next(lane);
-            }
             let (key, serial) = done.client;
             let Some(connection) = self.clients.get_mut(key).filter(|c| c.serial == serial) else {
                 continue;
@@ -610,7 +631,8 @@ impl EventLoop {
     fn woken(&mut self) {
         while let Ok(mended) = self.mended.1.try_recv() {
             let (lane, index) = (mended.lane, mended.index);
-            if mended.anew {
+            if let Some(turns) = mended.anew {
+                self.lanes.of(lane).turns = turns;
                 for other in (0..self.lanes.of(lane).len()).filter(|other| *other != index) {
                     self.lost(lane, other);
                 }
@@ -648,18 +670,19 @@ impl EventLoop {
     // --- time
 
     fn look_at_the_time(&mut self, now: Instant) {
-        for lane in [Lane::Health, Lane::Api] {
-            let clients = &self.clients;
-            let is_there = |origin: &Origin| {
-                let (key, serial) = origin.client;
-                clients.get(key).is_some_and(|c| c.serial == serial)
-            };
-            let links = self.lanes.of(lane);
-            for origin in links.take_late(now, is_there) {
-                let late =
-                    Problem::unavailable("timeout", "the request waited too long for a worker");
-                Exchange::new(&self.shared.desk, None, origin).give_up(late);
-            }
+        let clients = &self.clients;
+        let is_stale = |origin: &Origin| {
+            let (key, serial) = origin.client;
+            now >= origin.deadline || clients.get(key).is_none_or(|c| c.serial != serial)
+        };
+        let desk = &self.shared.desk;
+        let mut stale = desk.take_stale(is_stale);
+        for lane in BOTH {
+            let in_line = self.lanes.of(lane).take_stale(is_stale).into_iter();
+            stale.extend(in_line.map(|origin| Exchange::new(desk, origin)));
+        }
+        for exchange in stale {
+            exchange.give_up(Problem::no_worker());
         }
         let late: Vec<usize> = self
             .clients

@@ -1,19 +1,22 @@
 //! The connections to one lane, and the line of requests for its workers.
 //!
-//! A lane is sent as many requests as it has workers, and a few more, so that a worker who comes free need not wait for the
-//! loop; the others wait in line. Few connections are enough for that: nothing comes back over them.
+//! A lane is sent as many requests as it has workers, and some ahead, so that a worker who comes free need not wait for the
+//! loop; the others wait in line, until half of those sent ahead are taken. Few connections are enough for that: nothing
+//! comes back over them.
 
 use super::desk::Origin;
 use crate::server::lane::{Plan, Running};
+use crate::server::turns::Turns;
 use log::{info, warn};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Between two attempts to mend a connection.
 const MEND_AGAIN: Duration = Duration::from_millis(100);
@@ -25,7 +28,6 @@ pub(super) struct Waiting {
     pub origin: Origin,
     /// Its number at the desk.
     pub exchange: u64,
-    pub deadline: Instant,
     /// As it is sent.
     pub bytes: Vec<u8>,
 }
@@ -78,11 +80,16 @@ impl Link {
 pub(super) struct Links {
     all: Vec<Link>,
     line: VecDeque<Waiting>,
-    /// Of the line.
+    /// Of the line, and of what was sent ahead of it.
     longest: usize,
     bytes_in_line: usize,
+    ahead: usize,
     /// How many more the lane may be sent.
     free: usize,
+    /// Of those that it was sent, how many no worker has taken.
+    coming: Arc<AtomicUsize>,
+    /// Whose turn it is in the lane.
+    pub turns: Arc<Turns>,
     lane: Arc<Mutex<Mending>>,
 }
 
@@ -102,9 +109,12 @@ impl Links {
         let links = Links {
             all: (0..most).map(|_| Link::default()).collect(),
             line: VecDeque::new(),
-            longest: longest - ahead,
+            longest,
             bytes_in_line: 0,
+            ahead,
             free: workers + ahead,
+            coming: Arc::clone(&plan.coming),
+            turns: running.turns(),
             lane: Arc::new(Mutex::new(Mending { plan, running })),
         };
         Ok((links, streams?))
@@ -145,11 +155,20 @@ impl Links {
 
     /// There is room for one more request.
     pub fn has_room(&self) -> bool {
-        self.free > 0 || (self.line.len() < self.longest && self.bytes_in_line < MOST_BYTES)
+        let waiting = self.line.len() + self.coming.load(Ordering::SeqCst);
+        self.free > 0 || (waiting < self.longest && self.bytes_in_line < MOST_BYTES)
     }
 
-    pub fn in_line(&self) -> usize {
-        self.line.len()
+    pub fn has_line(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Of those that were sent ahead, so few are left that more should follow; none while none are in line.
+    pub fn refill_below(&self) -> usize {
+        match self.has_line() {
+            true => self.ahead / 2 + 1,
+            false => 0,
+        }
     }
 
     pub fn queue(&mut self, waiting: Waiting) {
@@ -213,9 +232,9 @@ impl Links {
         Ok(())
     }
 
-    /// A worker has answered.
-    pub fn freed(&mut self) {
-        self.free += 1;
+    /// Workers are through with so many.
+    pub fn freed(&mut self, more: usize) {
+        self.free += more;
     }
 
     /// It is of no use until it is mended.
@@ -223,22 +242,22 @@ impl Links {
         self.all[index] = Link::default();
     }
 
-    /// Takes those out of the line whose time is over, or whose client is gone.
-    pub fn take_late(&mut self, now: Instant, is_there: impl Fn(&Origin) -> bool) -> Vec<Origin> {
-        let stays = |waiting: &Waiting| waiting.deadline > now && is_there(&waiting.origin);
+    /// Takes those out of the line that nobody waits for any more.
+    pub fn take_stale(&mut self, is_stale: impl Fn(&Origin) -> bool) -> Vec<Origin> {
+        let stays = |waiting: &Waiting| !is_stale(&waiting.origin);
         if self.line.iter().all(stays) {
             return Vec::new();
         }
         let all = std::mem::take(&mut self.line);
-        let (stay, late): (Vec<_>, Vec<_>) = all.into_iter().partition(stays);
+        let (stay, stale): (Vec<_>, Vec<_>) = all.into_iter().partition(stays);
         self.line = stay.into();
         self.bytes_in_line = self.line.iter().map(|waiting| waiting.bytes.len()).sum();
-        late.into_iter().map(|waiting| waiting.origin).collect()
+        stale.into_iter().map(|waiting| waiting.origin).collect()
     }
 
-    /// Opens a connection again on a thread of its own, and the lane as well when it takes none. `done` is told whether the
-    /// lane is another one now: the connections to the old one lead nowhere then.
-    pub fn mend(&self, done: impl FnOnce(net::UnixStream, bool) + Send + 'static) {
+    /// Opens a connection again on a thread of its own, and the lane as well when it takes none. `done` is told of the lane
+    /// when it is another one now: the connections to the old one lead nowhere then.
+    pub fn mend(&self, done: impl FnOnce(net::UnixStream, Option<Arc<Turns>>) + Send + 'static) {
         let lane = Arc::clone(&self.lane);
         let mend = move || {
             let mut anew = false;
@@ -253,7 +272,7 @@ impl Links {
                 match connected {
                     Ok(stream) => {
                         info!("a connection to lane {} is mended", lane.plan.name);
-                        return done(stream, anew);
+                        return done(stream, anew.then(|| lane.running.turns()));
                     }
                     Err(e) => {
                         warn!("lane {} cannot be reached: {e}", lane.plan.name);

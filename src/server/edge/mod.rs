@@ -6,12 +6,12 @@
 //! for good, heads may be of any size, and nothing has a time limit. Here all of that ends:
 //!
 //! ```text
-//!  clients ──► one thread, one event loop ──► health lane: 2 workers
+//!  clients ──► one thread, one event loop ──► health lane: 4 workers
 //!              (framing, limits, deadlines)   api lane: HTTP_WORKERS, behind a line of HTTP_QUEUE
 //! ```
 //!
-//! A slow client costs a buffer, not a thread. A request takes one of its lane's connections when one is free; one more than
-//! the line takes is refused at once. The event loop never waits for anything but its sockets.
+//! A slow client costs a buffer, not a thread. One request more than the line takes is refused at once. The event loop never
+//! waits for anything but its sockets.
 
 mod connection;
 mod desk;
@@ -197,8 +197,12 @@ mod tests {
                 Plan {
                     name,
                     workers,
+                    at_once: workers,
                     ahead: 1,
-                    serve: Arc::new(move |incoming| service.serve(incoming, &desk, lane)),
+                    coming: desk.coming(lane),
+                    serve: Arc::new(move |incoming, turns| {
+                        service.serve(incoming, &desk, turns, lane);
+                    }),
                     dir: Arc::clone(dir),
                 }
             };

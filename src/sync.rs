@@ -1,10 +1,12 @@
-//! The locks, threads and deadlines that the line is built on: those of the standard library. The model-checked test of
-//! the line has a module of the same shape with the model checker's.
+//! The locks, threads and deadlines under what is model-checked: those of the standard library. The tests have a module of
+//! the same shape with the model checker's.
 
+#[cfg(feature = "server")]
+pub use std::sync::atomic::AtomicUsize;
 pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::sync::{LockResult, PoisonError};
 pub use std::thread::{Thread, current as current_thread};
-use std::time::Instant;
+pub use std::time::Instant;
 
 /// The lock's content, also after a panic elsewhere: every critical section here leaves its data whole.
 pub fn unpoison<G>(result: LockResult<G>) -> G {

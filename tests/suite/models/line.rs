@@ -1,24 +1,13 @@
-//! The line, model-checked: every interleaving of a few threads, with deadlines that may pass at any moment.
+//! The line of the pool.
 
-#[path = "../../../src/pool/admission.rs"]
-#[allow(dead_code)]
-mod admission;
-mod sync;
-
-use admission::{Arrival, Line, Outcome};
+use super::admission::{Arrival, Line, Outcome};
+use super::check;
+use super::sync::Deadline;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
-use sync::Deadline;
 
 const NEVER: Deadline = Deadline(None);
-
-/// Every interleaving with at most this many forced switches of threads; the literature finds nearly all bugs below that.
-fn check(model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(model);
-}
 
 fn line_with(values: usize, max_waiting: usize) -> Arc<Line<usize>> {
     let line = Line::new(values, max_waiting);
@@ -48,7 +37,7 @@ fn is_at_rest(line: &Line<usize>, idle: usize) {
 
 #[test]
 fn no_waiter_is_lost() {
-    check(|| {
+    check(3, || {
         let line = line_with(1, 10);
         let users: Vec<_> = (0..2)
             .map(|_| {
@@ -68,7 +57,7 @@ fn no_waiter_is_lost() {
 
 #[test]
 fn a_deadline_and_a_hand_off_may_race() {
-    check(|| {
+    check(3, || {
         let line = line_with(1, 10);
         let value = get(&line);
         let (in_line, passed) = (line.clone(), Arc::new(AtomicBool::new(false)));
@@ -102,7 +91,7 @@ fn a_deadline_and_a_hand_off_may_race() {
 
 #[test]
 fn one_who_gives_up_does_not_take_the_value_from_the_next() {
-    check(|| {
+    check(3, || {
         let line = line_with(1, 10);
         let value = get(&line);
         let Arrival::Queued {
@@ -130,7 +119,7 @@ fn one_who_gives_up_does_not_take_the_value_from_the_next() {
 
 #[test]
 fn nobody_is_overtaken() {
-    check(|| {
+    check(3, || {
         let line = line_with(1, 10);
         let value = get(&line);
         // Two places in line, in this order, taken by one thread on behalf of two.
@@ -157,7 +146,7 @@ fn nobody_is_overtaken() {
 
 #[test]
 fn one_who_comes_back_for_another_value_keeps_his_turn() {
-    check(|| {
+    check(3, || {
         let line = line_with(1, 10);
         let spent = get(&line);
         let in_line = line.clone();
@@ -188,7 +177,7 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
 
 #[test]
 fn an_opener_comes_for_everybody_who_finds_nothing() {
-    check(|| {
+    check(3, || {
         let line: Arc<Line<usize>> = Arc::new(Line::new(1, 10));
         let opens = line.clone();
         let opener = thread::spawn(move || {
@@ -216,7 +205,7 @@ fn an_opener_comes_for_everybody_who_finds_nothing() {
 
 #[test]
 fn closing_turns_everybody_away_and_loses_nothing() {
-    check(|| {
+    check(3, || {
         let line = line_with(1, 10);
         let value = get(&line);
         let in_line = line.clone();
@@ -242,7 +231,7 @@ fn closing_turns_everybody_away_and_loses_nothing() {
 
 #[test]
 fn a_full_line_turns_away() {
-    check(|| {
+    check(3, || {
         let line = line_with(1, 0);
         let value = get(&line);
         assert!(matches!(line.arrive(false), Arrival::Full));

@@ -1,0 +1,19 @@
+//! What hands threads their turn, model-checked: every interleaving of a few threads, with deadlines that may pass at any
+//! moment.
+
+#[path = "../../../src/pool/admission.rs"]
+#[allow(dead_code)]
+mod admission;
+mod lane;
+mod line;
+mod sync;
+#[path = "../../../src/server/turns.rs"]
+#[allow(dead_code)]
+mod turns;
+
+/// Every interleaving with at most so many forced switches of threads; the literature finds nearly all bugs with two or three.
+fn check(forced_switches: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(forced_switches);
+    builder.check(model);
+}
