@@ -257,17 +257,14 @@ pub(crate) fn leaves_state(sql: &str) -> bool {
 /// True for a statement that ends or begins a transaction by itself; going back to a savepoint is one, too: it is a method
 /// of the transaction.
 pub(crate) fn controls_transaction(sql: &str) -> bool {
-    let Some(first) = Keywords(sql).next() else {
+    let mut words = Keywords(sql);
+    let Some(first) = words.next() else {
         return false;
     };
-    let second = Keywords(sql).nth(1).unwrap_or_default();
-    let is = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
-    (["COMMIT", "END", "ABORT", "BEGIN"]
-        .iter()
-        .any(|w| is(first, w)))
-        || (is(first, "START") && is(second, "TRANSACTION"))
-        || (is(first, "PREPARE") && is(second, "TRANSACTION"))
-        || is(first, "ROLLBACK")
+    let any = |list: &[&str]| list.iter().any(|w| first.eq_ignore_ascii_case(w));
+    let mut is_followed = |by: &str| words.next().is_some_and(|w| w.eq_ignore_ascii_case(by));
+    any(&["COMMIT", "END", "ABORT", "BEGIN", "ROLLBACK"])
+        || (any(&["START", "PREPARE"]) && is_followed("TRANSACTION"))
 }
 
 /// The words at the start of a statement, comments skipped.

@@ -1,13 +1,14 @@
 //! Requests, responses and problems as the routes see them. Beside `lane.rs` the only file that names tiny_http.
 
-use super::lane::Note;
+use super::lane::NUMBER;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
 use log::{debug, error, warn};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 /// A request, read to its end.
 #[derive(Debug)]
@@ -254,20 +255,32 @@ fn problem_for(error: &Error) -> Problem {
     }
 }
 
+/// What the edge knows of a request.
+pub(super) struct Note {
+    pub arrived: Instant,
+    /// By then it must have been answered.
+    pub deadline: Instant,
+    pub client: IpAddr,
+    pub id: String,
+    /// The client's `Idempotency-Key`, or one that was made for a write that brings none; else empty.
+    pub key: String,
+    pub key_was_made: bool,
+}
+
 /// A request as a lane hands it to a worker.
 pub(super) struct Incoming {
     raw: tiny_http::Request,
-    pub note: Note,
+    /// At the edge's desk.
+    pub number: u64,
 }
 
 impl Incoming {
-    /// What comes without the edge's note is no client's: it proves that a connection has a thread and a worker behind it,
-    /// and is answered at once.
+    /// What comes without a number is no client's: it proves that a connection has a thread and a worker behind it, and is
+    /// answered at once.
     pub fn of(raw: tiny_http::Request) -> Option<Incoming> {
-        let is_note = |h: &&tiny_http::Header| h.field.equiv(Note::HEADER);
-        let note = raw.headers().iter().find(is_note);
-        if let Some(note) = note.and_then(|h| Note::read(h.value.as_str())) {
-            return Some(Incoming { raw, note });
+        let number = raw.headers().iter().find(|h| h.field.equiv(NUMBER));
+        if let Some(number) = number.and_then(|h| h.value.as_str().parse().ok()) {
+            return Some(Incoming { raw, number });
         }
         if let Err(e) = raw.respond(tiny_http::Response::empty(204)) {
             debug!("a proof was not delivered: {e}");
@@ -277,7 +290,7 @@ impl Incoming {
 
     /// Reads the body, and all that the routes want to know. tiny_http is done with the request then: the answer goes to the
     /// client's own socket, and the next request can be read.
-    pub fn read(mut self, budget: Duration) -> io::Result<Request> {
+    pub fn read(mut self, note: &Note) -> io::Result<Request> {
         let mut body = Vec::new();
         self.raw.as_reader().read_to_end(&mut body)?;
         let url = self.raw.url();
@@ -288,14 +301,17 @@ impl Incoming {
             path: path.to_owned(),
             query: query.to_owned(),
             headers: headers
-                .filter(|h| !h.field.equiv(Note::HEADER))
+                .filter(|h| !h.field.equiv(NUMBER))
                 .map(|h| (h.field.to_string(), h.value.to_string()))
                 .collect(),
             body,
-            client: self.note.client,
-            id: std::mem::take(&mut self.note.id),
-            fallback_key: std::mem::take(&mut self.note.fallback_key),
-            deadline: self.note.arrived + budget,
+            client: note.client,
+            id: note.id.clone(),
+            fallback_key: match note.key_was_made {
+                true => note.key.clone(),
+                false => String::new(),
+            },
+            deadline: note.deadline,
             params: Vec::new(),
         };
         self.discard();
@@ -326,14 +342,17 @@ pub(super) fn request_id(given: Option<&str>) -> String {
 /// An answer as it goes over the wire.
 pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> {
     let status = response.status;
-    let mut out = format!("HTTP/1.1 {status} {}\r\n", reason(status));
+    let mut out = String::with_capacity(512 + response.body.len());
+    // Writing to memory does not fail.
+    let _ = write!(out, "HTTP/1.1 {status} {}\r\n", reason(status));
     let mut add = |name: &str, value: &str| {
         out += name;
         out += ": ";
         // A header is one line, whatever it was made of.
-        value
-            .split(char::is_control)
-            .for_each(|part| out.push_str(part));
+        match value.bytes().any(|b| b.is_ascii_control()) {
+            true => out.extend(value.chars().filter(|c| !c.is_control())),
+            false => out += value,
+        }
         out += "\r\n";
     };
     add("Server", "millpond");

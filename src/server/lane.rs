@@ -2,26 +2,28 @@
 //! reach the socket, and only over connections that were opened one after the other and proven: tiny_http 0.12 leaves some
 //! of those that come in a burst without a thread.
 //!
-//! The edge sends over one connection one request at a time, and what it knows of it in a header that no client can send
-//! ([`Note`]).
+//! The edge sends over one connection one request at a time, each with its number at the edge's desk, in a header that no
+//! client can send.
 
 use super::http::Incoming;
 use super::turns::Turns;
 use log::{error, warn};
 use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// While a proof is waited for: whether the lane still takes connections.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The number of a request at the edge's desk.
+pub(super) const NUMBER: &str = "X-Millpond-Edge";
 
 pub(super) type Serve = Arc<dyn Fn(Incoming, &Turns) + Send + Sync>;
 
@@ -163,80 +165,5 @@ impl Drop for Running {
         for _ in 0..self.workers {
             self.shared.http.unblock();
         }
-    }
-}
-
-/// What the edge tells a worker of a request.
-#[derive(Debug, PartialEq)]
-pub(super) struct Note {
-    /// Its number at the edge's desk.
-    pub exchange: u64,
-    pub arrived: Instant,
-    pub client: IpAddr,
-    /// The request's id.
-    pub id: String,
-    /// For a write that brings no key.
-    pub fallback_key: String,
-}
-
-impl Note {
-    pub const HEADER: &str = "X-Millpond-Edge";
-
-    /// As one line.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        let arrived = self
-            .arrived
-            .saturating_duration_since(beginning())
-            .as_micros();
-        let (number, client) = (self.exchange, self.client);
-        let (id, key) = (&self.id, &self.fallback_key);
-        // Writing to memory does not fail.
-        let _ = write!(
-            out,
-            "{}: {number} {arrived} {client} {id} {key}\r\n",
-            Self::HEADER
-        );
-    }
-
-    pub fn read(text: &str) -> Option<Note> {
-        let mut parts = text.split(' ');
-        let exchange = parts.next()?.parse().ok()?;
-        let arrived = beginning() + Duration::from_micros(parts.next()?.parse().ok()?);
-        Some(Note {
-            exchange,
-            arrived,
-            client: parts.next()?.parse().ok()?,
-            id: parts.next()?.to_owned(),
-            fallback_key: parts.next().unwrap_or_default().to_owned(),
-        })
-    }
-}
-
-/// Moments are told as the time since then.
-fn beginning() -> Instant {
-    static BEGINNING: OnceLock<Instant> = OnceLock::new();
-    *BEGINNING.get_or_init(Instant::now)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_note_is_read_as_it_was_written() {
-        beginning();
-        let note = Note {
-            exchange: 7,
-            arrived: beginning() + Duration::from_micros(1234),
-            client: "::1".parse().unwrap(),
-            id: "abc".into(),
-            fallback_key: String::new(),
-        };
-        let mut line = Vec::new();
-        note.write(&mut line);
-        let text = String::from_utf8(line).unwrap();
-        let value = text.strip_prefix("X-Millpond-Edge: ").unwrap();
-        assert_eq!(Note::read(value.trim()), Some(note));
-        assert_eq!(Note::read("x"), None);
     }
 }

@@ -162,14 +162,13 @@ impl Server {
 
 impl Service {
     fn serve(&self, incoming: Incoming, desk: &Desk, turns: &Turns, lane: Lane) {
-        let taken = desk.take(incoming.note.exchange);
+        let taken = desk.take(incoming.number);
         turns.call();
         // Nobody waits for one that was given up.
         let Some(exchange) = taken else {
             return incoming.discard();
         };
-        let arrived = incoming.note.arrived;
-        let mut request = match incoming.read(self.config.request_timeout) {
+        let mut request = match incoming.read(exchange.note()) {
             Ok(request) => request,
             Err(e) => {
                 debug!("a request was lost on its way: {e}");
@@ -187,7 +186,7 @@ impl Service {
             path: &request.path,
             route,
             status: response.status,
-            took: arrived.elapsed(),
+            took: exchange.note().arrived.elapsed(),
             id: &request.id,
             client: request.client,
         });

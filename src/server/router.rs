@@ -32,8 +32,9 @@ pub(crate) struct Route {
     pub method: &'static str,
     /// As `/api/things/{id}`.
     pub pattern: &'static str,
-    /// The pattern's part before the first open one; nearly all paths are told apart by this.
+    /// What stands before its first open part; nearly all paths are told apart by this.
     fixed: &'static str,
+    open_parts: usize,
     pub lane: Lane,
     pub access: Access,
     pub handler: Handler,
@@ -78,6 +79,7 @@ impl Router {
             method,
             pattern,
             fixed: pattern.split('{').next().unwrap_or(pattern),
+            open_parts: pattern.matches('{').count(),
             lane,
             access,
             handler: Arc::new(handler),
@@ -100,19 +102,14 @@ impl Router {
     /// HEAD leads where GET does. Where several patterns match, the one with the fewest open parts is meant.
     pub(crate) fn find(&self, method: &str, path: &str) -> Found<'_> {
         let method = if method == "HEAD" { "GET" } else { method };
-        let matching = self.routes.iter().filter_map(|route| {
-            let params = route.matches(path)?;
-            Some((route, params))
-        });
-        let mut matching: Vec<_> = matching.collect();
-        let Some(closest) = matching.iter().map(|(_, params)| params.len()).min() else {
+        let matching = || self.routes.iter().filter(|route| route.matches(path));
+        let Some(closest) = matching().map(|route| route.open_parts).min() else {
             return Found::Nothing;
         };
-        matching.retain(|(_, params)| params.len() == closest);
         let mut others = Vec::new();
-        for (route, params) in matching {
+        for route in matching().filter(|route| route.open_parts == closest) {
             if route.method == method {
-                return Found::Route(route, params);
+                return Found::Route(route, route.params(path));
             }
             others.push(route.method);
             if route.method == "GET" {
@@ -127,34 +124,43 @@ impl Router {
         let health = self
             .routes
             .iter()
-            .any(|r| r.lane == Lane::Health && r.matches(path).is_some());
+            .any(|r| r.lane == Lane::Health && r.matches(path));
         if health { Lane::Health } else { Lane::Api }
     }
 }
 
 impl Route {
-    /// The open parts of the path, when it is one of this route's.
-    fn matches(&self, path: &str) -> Option<Vec<(&'static str, String)>> {
-        if !path.starts_with(self.fixed) {
-            return None;
+    /// The path is one of this route's.
+    fn matches(&self, path: &str) -> bool {
+        let Some(given) = path.strip_prefix(self.fixed) else {
+            return false;
+        };
+        let wanted = &self.pattern[self.fixed.len()..];
+        if self.open_parts == 0 {
+            return given.is_empty();
         }
-        if self.fixed.len() == self.pattern.len() {
-            return (path.len() == self.fixed.len()).then(Vec::new);
-        }
-        let mut params = Vec::new();
-        let (mut wanted, mut given) = (self.pattern.split('/'), path.split('/'));
+        let (mut wanted, mut given) = (wanted.split('/'), given.split('/'));
         loop {
             match (wanted.next(), given.next()) {
-                (None, None) => return Some(params),
-                (Some(w), Some(g)) => match w.strip_prefix('{').and_then(|w| w.strip_suffix('}')) {
-                    Some(name) if !g.is_empty() => params.push((name, g.to_owned())),
-                    None if w == g => {}
-                    _ => return None,
-                },
-                _ => return None,
+                (None, None) => return true,
+                (Some(w), Some(g)) if w == g || (is_open(w) && !g.is_empty()) => {}
+                _ => return false,
             }
         }
     }
+
+    /// The open parts of a path that matches, by name.
+    fn params(&self, path: &str) -> Vec<(&'static str, String)> {
+        let parts = self.pattern.split('/').zip(path.split('/'));
+        let open = parts.filter(|(name, _)| is_open(name));
+        open.map(|(name, part)| (name.trim_matches(['{', '}']), part.to_owned()))
+            .collect()
+    }
+}
+
+/// A part of a pattern stands for any.
+fn is_open(part: &str) -> bool {
+    part.starts_with('{')
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! client that has sent more already, or a request in line when few are left that were sent ahead.
 
 use super::in_flight::Ticket;
-use crate::server::http::{Problem, closing, render};
+use crate::server::http::{Note, Problem, closing, render};
 use crate::server::router::Lane;
 use crate::server::shutdown::Phase;
 use crate::server::{Seen, Service};
@@ -13,10 +13,8 @@ use mio::Waker;
 use mio::net::TcpStream;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Write};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 /// Key and serial number of a client's connection.
 pub(super) type ClientKey = (usize, u64);
@@ -40,12 +38,7 @@ pub(super) struct Origin {
     pub writes: bool,
     pub method: String,
     pub path: String,
-    pub id: String,
-    pub asker: IpAddr,
-    pub arrived: Instant,
-    /// By then a worker must have it.
-    pub deadline: Instant,
-    pub key: String,
+    pub note: Note,
     /// In flight, until it is answered.
     pub ticket: Option<Ticket>,
 }
@@ -245,6 +238,10 @@ impl Exchange {
         }
     }
 
+    pub fn note(&self) -> &Note {
+        &self.origin.note
+    }
+
     /// Sends the answer.
     pub fn answer(mut self, answer: Vec<u8>) {
         self.send(answer);
@@ -256,21 +253,19 @@ impl Exchange {
     }
 
     fn send_problem(&mut self, problem: Problem) {
-        let response = problem.into_response(Some(&self.origin.id));
+        let note = &self.origin.note;
+        let response = problem.into_response(Some(&note.id));
         self.desk.service.note(&Seen {
             method: &self.origin.method,
             path: &self.origin.path,
             route: "",
             status: response.status,
-            took: self.origin.arrived.elapsed(),
-            id: &self.origin.id,
-            client: self.origin.asker,
+            took: note.arrived.elapsed(),
+            id: &note.id,
+            client: note.client,
         });
-        self.send(render(
-            &response,
-            &self.origin.id,
-            self.origin.method == "HEAD",
-        ));
+        let answer = render(&response, &note.id, self.origin.method == "HEAD");
+        self.send(answer);
     }
 
     fn send(&mut self, mut answer: Vec<u8>) {
@@ -319,7 +314,7 @@ impl Drop for Exchange {
         if !self.answered {
             let problem = match self.origin.writes {
                 true => Problem::outcome_unknown()
-                    .with("idempotencyKey", std::mem::take(&mut self.origin.key)),
+                    .with("idempotencyKey", std::mem::take(&mut self.origin.note.key)),
                 false => Problem::internal(),
             };
             self.send_problem(problem);

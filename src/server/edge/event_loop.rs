@@ -7,8 +7,8 @@ use super::files;
 use super::forwarded;
 use super::framing::{Head, Refusal};
 use super::links::{Links, Lost, Waiting};
-use crate::server::http::{Problem, closing, render, request_id};
-use crate::server::lane::{Note, Plan};
+use crate::server::http::{Note, Problem, closing, render, request_id};
+use crate::server::lane::Plan;
 use crate::server::router::Lane;
 use crate::server::shutdown::Phase;
 use crate::server::turns::{SLOW, Turns};
@@ -489,30 +489,31 @@ impl EventLoop {
         }
         let client = self.client_of(key, &head);
         let writes = head.writes();
-        let fallback_key = match &head.idempotency_key {
+        let made_key = match &head.idempotency_key {
             None if writes => match new_key() {
-                Some(fallback_key) => fallback_key,
                 None => return self.refuse_request(key, &head, Problem::internal()),
+                made => made,
             },
-            _ => String::new(),
+            _ => None,
         };
         let config = &self.service.config;
         let Some(connection) = self.clients.get(key) else {
             return;
         };
-        let id = request_id(head.request_id.as_deref());
         // What has come already is not told of again.
         let has_more = connection.buffered() > 0 || connection.readable;
         connection.attention.store(has_more, Ordering::SeqCst);
         self.next_exchange += 1;
+        let bytes = head.for_lane(self.next_exchange, body);
+        let path = head.path().to_owned();
         let note = Note {
-            exchange: self.next_exchange,
             arrived,
+            deadline: arrived + config.request_timeout,
             client,
-            id: id.clone(),
-            fallback_key,
+            id: request_id(head.request_id.as_deref()),
+            key_was_made: made_key.is_some(),
+            key: made_key.or(head.idempotency_key).unwrap_or_default(),
         };
-        let bytes = head.for_lane(&note, body);
         let origin = Origin {
             client: (key, connection.serial),
             lane,
@@ -520,18 +521,14 @@ impl EventLoop {
             attention: Arc::clone(&connection.attention),
             close: head.close,
             writes,
-            path: head.path().to_owned(),
+            path,
             method: head.method,
-            id,
-            asker: client,
-            arrived,
-            deadline: arrived + config.request_timeout,
-            key: head.idempotency_key.unwrap_or(note.fallback_key),
+            note,
             ticket: Some(self.shared.in_flight(lane).enter()),
         };
         let waiting = Waiting {
             origin,
-            exchange: note.exchange,
+            exchange: self.next_exchange,
             bytes,
         };
         self.lanes.of(lane).queue(waiting);
@@ -673,7 +670,7 @@ impl EventLoop {
         let clients = &self.clients;
         let is_stale = |origin: &Origin| {
             let (key, serial) = origin.client;
-            now >= origin.deadline || clients.get(key).is_none_or(|c| c.serial != serial)
+            now >= origin.note.deadline || clients.get(key).is_none_or(|c| c.serial != serial)
         };
         let desk = &self.shared.desk;
         let mut stale = desk.take_stale(is_stale);

@@ -6,7 +6,7 @@
 //! Rules: RFC 9112, sections 2.2, 3, 5 and 6.
 
 use super::forwarded;
-use crate::server::lane::Note;
+use crate::server::lane::NUMBER;
 use std::net::IpAddr;
 use std::str;
 
@@ -62,14 +62,14 @@ impl Head {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// The request as a lane is sent it.
-    pub fn for_lane(&self, note: &Note, body: &[u8]) -> Vec<u8> {
+    /// The request as a lane is sent it, under its number at the desk.
+    pub fn for_lane(&self, number: u64, body: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.headers.len() + body.len() + 256);
         bytes.extend_from_slice(self.method.as_bytes());
         bytes.push(b' ');
         bytes.extend_from_slice(self.target.as_bytes());
         bytes.extend_from_slice(b" HTTP/1.1\r\n");
-        note.write(&mut bytes);
+        bytes.extend_from_slice(format!("{NUMBER}: {number}\r\n").as_bytes());
         bytes.extend_from_slice(&self.headers);
         if !body.is_empty() {
             bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
@@ -537,13 +537,6 @@ mod tests {
 
     /// What the edge would hand on of these bytes: as it reads them, and as it sends them.
     fn handed_on(mut input: &[u8]) -> Vec<(SeenRequest, Vec<u8>)> {
-        let note = Note {
-            exchange: 1,
-            arrived: std::time::Instant::now(),
-            client: "::1".parse().unwrap(),
-            id: "id".into(),
-            fallback_key: String::new(),
-        };
         let mut all = Vec::new();
         loop {
             input = &input[blank_lines(input)..];
@@ -569,7 +562,7 @@ mod tests {
                 headers,
                 body.to_vec(),
             );
-            all.push((seen, read.for_lane(&note, body)));
+            all.push((seen, read.for_lane(1, body)));
             if read.close {
                 return all;
             }
@@ -592,7 +585,7 @@ mod tests {
             let mut body = Vec::new();
             request.as_reader().read_to_end(&mut body).unwrap();
             let headers = request.headers().iter();
-            let headers = headers.filter(|h| !h.field.equiv(Note::HEADER));
+            let headers = headers.filter(|h| !h.field.equiv(NUMBER));
             let seen: SeenRequest = (
                 request.method().to_string(),
                 request.url().to_owned(),
