@@ -19,7 +19,6 @@ mod manager;
 mod probe;
 mod scout;
 mod session;
-
 mod unnamed;
 mod upkeep;
 mod watchdog;

@@ -262,6 +262,7 @@ pub(super) struct Note {
     pub deadline: Instant,
     pub client: IpAddr,
     pub id: String,
+    pub headers: Vec<(String, String)>,
     /// The client's `Idempotency-Key`, or one that was made for a write that brings none; else empty.
     pub key: String,
     pub key_was_made: bool,
@@ -288,22 +289,18 @@ impl Incoming {
         None
     }
 
-    /// Reads the body, and all that the routes want to know. tiny_http is done with the request then: the answer goes to the
+    /// Reads the body, beside which stands what the edge knows. tiny_http is done with the request then: the answer goes to the
     /// client's own socket, and the next request can be read.
-    pub fn read(mut self, note: &Note) -> io::Result<Request> {
+    pub fn read(mut self, note: &mut Note) -> io::Result<Request> {
         let mut body = Vec::new();
         self.raw.as_reader().read_to_end(&mut body)?;
         let url = self.raw.url();
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
-        let headers = self.raw.headers().iter();
         let request = Request {
             method: self.raw.method().as_str().to_owned(),
             path: path.to_owned(),
             query: query.to_owned(),
-            headers: headers
-                .filter(|h| !h.field.equiv(NUMBER))
-                .map(|h| (h.field.to_string(), h.value.to_string()))
-                .collect(),
+            headers: std::mem::take(&mut note.headers),
             body,
             client: note.client,
             id: note.id.clone(),
@@ -349,7 +346,7 @@ pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> 
         out += name;
         out += ": ";
         // A header is one line, whatever it was made of.
-        match value.bytes().any(|b| b.is_ascii_control()) {
+        match value.contains(char::is_control) {
             true => out.extend(value.chars().filter(|c| !c.is_control())),
             false => out += value,
         }

@@ -2,11 +2,11 @@
 //! reach the socket, and only over connections that were opened one after the other and proven: tiny_http 0.12 leaves some
 //! of those that come in a burst without a thread.
 //!
-//! The edge sends over one connection one request at a time, each with its number at the edge's desk, in a header that no
-//! client can send.
+//! The edge sends over one connection one request at a time: method and target, its number at the edge's desk, where the rest
+//! of its head is, and the body.
 
 use super::http::Incoming;
-use super::turns::Turns;
+use super::turns::{SLOW, Turns};
 use log::{error, warn};
 use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
 use std::io::{self, Read, Write};
@@ -16,13 +16,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 use tempfile::TempDir;
 
-/// While a proof is waited for: whether the lane still takes connections.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// The number of a request at the edge's desk.
+/// The header with the number of a request at the edge's desk.
 pub(super) const NUMBER: &str = "X-Millpond-Edge";
 
 pub(super) type Serve = Arc<dyn Fn(Incoming, &Turns) + Send + Sync>;
@@ -135,14 +131,14 @@ impl Running {
     /// When the lane takes no connections.
     pub fn connect(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.shared.path)?;
-        stream.set_read_timeout(Some(LOOK_AGAIN))?;
+        stream.set_read_timeout(Some(SLOW))?;
         let turns = &self.shared.turns;
         let _announced = turns.announce();
         (&stream).write_all(b"GET / HTTP/1.1\r\n\r\n")?;
-        turns.call();
         let mut answer = Vec::new();
         let mut buffer = [0; 256];
         while !answer.ends_with(b"\r\n\r\n") {
+            turns.call();
             match (&stream).read(&mut buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => answer.extend_from_slice(&buffer[..read]),

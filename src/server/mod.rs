@@ -165,10 +165,10 @@ impl Service {
         let taken = desk.take(incoming.number);
         turns.call();
         // Nobody waits for one that was given up.
-        let Some(exchange) = taken else {
+        let Some(mut exchange) = taken else {
             return incoming.discard();
         };
-        let mut request = match incoming.read(exchange.note()) {
+        let mut request = match incoming.read(exchange.note_mut()) {
             Ok(request) => request,
             Err(e) => {
                 debug!("a request was lost on its way: {e}");

@@ -75,11 +75,16 @@ impl Router {
     where
         F: Fn(&Request) -> Result<Response, Problem> + Send + Sync + 'static,
     {
+        let open_parts = pattern.split('/').filter(|part| is_open(part)).count();
+        let first_open = pattern.find("/{").map_or(0, |at| at + 1);
         self.routes.push(Route {
             method,
             pattern,
-            fixed: pattern.split('{').next().unwrap_or(pattern),
-            open_parts: pattern.matches('{').count(),
+            fixed: match open_parts {
+                0 => pattern,
+                _ => &pattern[..first_open],
+            },
+            open_parts,
             lane,
             access,
             handler: Arc::new(handler),
@@ -160,7 +165,7 @@ impl Route {
 
 /// A part of a pattern stands for any.
 fn is_open(part: &str) -> bool {
-    part.starts_with('{')
+    part.starts_with('{') && part.ends_with('}')
 }
 
 #[cfg(test)]

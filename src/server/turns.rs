@@ -6,7 +6,7 @@
 //! - of those who find none, one waits at the lane's door, the **watch**; the others sit on a bench, and no request wakes
 //!   them. When the watch has one, another is called from the bench only if more are coming: one by one, each by the one
 //!   before, as fast as they get to it;
-//! - while `at_once` are at work, nobody else is called: workers beyond the connections to the database would only stand in
+//! - while `at_once` or more are at work, nobody else is called: workers beyond the connections to the database would only stand in
 //!   another line, and be woken once more for it. Who has been at a request for longer than [`SLOW`] does not count: behind
 //!   slow statements, the others go on.
 //!

@@ -591,6 +591,16 @@ fn the_line_is_no_longer_than_it_may_be_however_requests_come() {
 }
 
 #[test]
+fn who_was_answered_finds_room_for_the_next_request_where_there_is_no_line() {
+    let edge = edge(&[("HTTP_WORKERS", "1"), ("HTTP_QUEUE", "0")]);
+    let mut stream = connect(edge.addr);
+    let again = "GET /api/count HTTP/1.1\r\nHost: a\r\n\r\n".repeat(200);
+    let last = "GET /api/count HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    stream.write_all((again + last).as_bytes()).unwrap();
+    assert_eq!(statuses(&rest_of(stream)), [200; 201]);
+}
+
+#[test]
 fn behind_slow_requests_the_other_workers_go_on() {
     // Two connections to the database: no more than two quick requests would be at work at once.
     let edge = edge(&[("HTTP_WORKERS", "4")]);

@@ -78,8 +78,10 @@ struct Sent {
 /// Between the loop and the workers of one lane.
 #[derive(Default)]
 struct Door {
-    /// Requests that were sent, and that no worker has taken; not those that were given up.
+    /// Requests that were sent, and that no worker has taken.
     coming: Arc<AtomicUsize>,
+    /// Those of them that were given up.
+    given_up: AtomicUsize,
     /// How many more may be sent than the loop knows of.
     freed: AtomicUsize,
     /// The loop is to be woken for that when fewer are coming; 0 while none are in line.
@@ -150,13 +152,8 @@ impl Desk {
     /// The worker has it now; nobody has when it was given up.
     pub fn take(&self, number: u64) -> Option<Exchange> {
         let sent = self.sent().remove(&number)?;
-        match sent.exchange {
-            Some(_) => {
-                self.door(sent.lane).coming.fetch_sub(1, Ordering::SeqCst);
-                self.ask_for_more(sent.lane);
-            }
-            None => self.free(sent.lane),
-        }
+        self.has_gone(&sent);
+        self.ask_for_more(sent.lane);
         sent.exchange
     }
 
@@ -164,12 +161,26 @@ impl Desk {
     pub(super) fn take_lost(&self, lane: Lane, link: usize) -> Vec<Exchange> {
         let lost = |_: &u64, sent: &mut Sent| sent.lane == lane && sent.link == link;
         let lost: Vec<_> = self.sent().extract_if(lost).map(|(_, sent)| sent).collect();
-        let given_up = lost.iter().filter(|sent| sent.exchange.is_none()).count();
-        (0..given_up).for_each(|_| self.free(lane));
-        let lost: Vec<_> = lost.into_iter().filter_map(|sent| sent.exchange).collect();
-        let coming = &self.door(lane).coming;
-        coming.fetch_sub(lost.len(), Ordering::SeqCst);
-        lost
+        lost.iter().for_each(|sent| self.has_gone(sent));
+        lost.into_iter().filter_map(|sent| sent.exchange).collect()
+    }
+
+    /// It comes to no worker any more; one that was given up leaves its room with that.
+    fn has_gone(&self, sent: &Sent) {
+        let door = self.door(sent.lane);
+        door.coming.fetch_sub(1, Ordering::SeqCst);
+        if sent.exchange.is_none() {
+            door.given_up.fetch_sub(1, Ordering::SeqCst);
+            door.freed.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Of those that were sent to a lane, and that no worker has taken: how many are waited for.
+    pub(super) fn waiting(&self, lane: Lane) -> usize {
+        let door = self.door(lane);
+        let given_up = door.given_up.load(Ordering::SeqCst);
+        let coming = door.coming.load(Ordering::SeqCst);
+        coming.saturating_sub(given_up)
     }
 
     /// Those that nobody waits for any more.
@@ -178,16 +189,11 @@ impl Desk {
         let stale = sent.values_mut().filter_map(|sent| {
             let mut exchange = sent.exchange.take_if(|e| is_stale(&e.origin))?;
             exchange.in_lane = false;
-            self.door(sent.lane).coming.fetch_sub(1, Ordering::SeqCst);
+            let given_up = &self.door(sent.lane).given_up;
+            given_up.fetch_add(1, Ordering::SeqCst);
             Some(exchange)
         });
         stale.collect()
-    }
-
-    /// A worker is through with something.
-    fn free(&self, lane: Lane) {
-        self.door(lane).freed.fetch_add(1, Ordering::SeqCst);
-        self.ask_for_more(lane);
     }
 
     /// Asked after every change; the loop looks at the changes after it has said what it waits for. So one of both sees the
@@ -242,6 +248,10 @@ impl Exchange {
         &self.origin.note
     }
 
+    pub fn note_mut(&mut self) -> &mut Note {
+        &mut self.origin.note
+    }
+
     /// Sends the answer.
     pub fn answer(mut self, answer: Vec<u8>) {
         self.send(answer);
@@ -294,12 +304,16 @@ impl Exchange {
             rest,
         };
         let desk = &self.desk;
+        if self.in_lane {
+            let freed = &desk.door(self.origin.lane).freed;
+            freed.fetch_add(1, Ordering::SeqCst);
+        }
         desk.done
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(done);
         if self.in_lane {
-            desk.free(self.origin.lane);
+            desk.ask_for_more(self.origin.lane);
         }
         // Asked after it was put there; the loop looks there after it has said that it waits. So one of both sees the other.
         if urgent || self.origin.attention.load(Ordering::SeqCst) {

@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::connection::{Connection, State, Step};
-use super::desk::{Desk, Exchange, Origin};
+use super::desk::{Desk, Done, Exchange, Origin};
 use super::files;
 use super::forwarded;
 use super::framing::{Head, Refusal};
@@ -93,8 +93,8 @@ struct Mended {
     lane: Lane,
     index: usize,
     stream: net::UnixStream,
-    /// Of the lane, when it is another one than before.
-    anew: Option<Arc<Turns>>,
+    /// Of the lane that it leads to.
+    turns: Arc<Turns>,
 }
 
 impl EventLoop {
@@ -185,10 +185,12 @@ impl EventLoop {
             }
             self.more = false;
             self.shared.desk.is_awake();
-            self.take_done();
+            let done = self.shared.desk.take_done();
+            // First, so that whoever asks again finds the room that its last request has left.
             for lane in BOTH {
                 self.refill(lane);
             }
+            self.go_on_with(done);
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept(),
@@ -416,7 +418,7 @@ impl EventLoop {
         } else if lane == Lane::Api && self.phase == Phase::Draining {
             let detail = "the server is shutting down";
             Some(Problem::unavailable("draining", detail))
-        } else if !self.lanes.of(lane).has_room() {
+        } else if !self.lanes.of(lane).has_room(self.shared.desk.waiting(lane)) {
             let detail = "too many requests are in line";
             Some(Problem::unavailable("overloaded", detail))
         } else {
@@ -511,6 +513,7 @@ impl EventLoop {
             deadline: arrived + config.request_timeout,
             client,
             id: request_id(head.request_id.as_deref()),
+            headers: head.headers,
             key_was_made: made_key.is_some(),
             key: made_key.or(head.idempotency_key).unwrap_or_default(),
         };
@@ -567,8 +570,8 @@ impl EventLoop {
     }
 
     /// Goes on with those whose answer was written.
-    fn take_done(&mut self) {
-        for done in self.shared.desk.take_done() {
+    fn go_on_with(&mut self, done: Vec<Done>) {
+        for done in done {
             let (key, serial) = done.client;
             let Some(connection) = self.clients.get_mut(key).filter(|c| c.serial == serial) else {
                 continue;
@@ -612,13 +615,13 @@ impl EventLoop {
 
     fn mend(&mut self, lane: Lane, index: usize) {
         let (done, shared) = (self.mended.0.clone(), Arc::clone(&self.shared));
-        self.lanes.of(lane).mend(move |stream, anew| {
+        self.lanes.of(lane).mend(move |stream, turns| {
             // Nobody wants it any more when the server is closed.
             let _ = done.send(Mended {
                 lane,
                 index,
                 stream,
-                anew,
+                turns,
             });
             shared.desk.wake();
         });
@@ -628,8 +631,9 @@ impl EventLoop {
     fn woken(&mut self) {
         while let Ok(mended) = self.mended.1.try_recv() {
             let (lane, index) = (mended.lane, mended.index);
-            if let Some(turns) = mended.anew {
-                self.lanes.of(lane).turns = turns;
+            // The lane was built anew: the connections to the old one lead nowhere.
+            if !Arc::ptr_eq(&self.lanes.of(lane).turns, &mended.turns) {
+                self.lanes.of(lane).turns = mended.turns;
                 for other in (0..self.lanes.of(lane).len()).filter(|other| *other != index) {
                     self.lost(lane, other);
                 }
@@ -670,13 +674,15 @@ impl EventLoop {
         let clients = &self.clients;
         let is_stale = |origin: &Origin| {
             let (key, serial) = origin.client;
-            now >= origin.note.deadline || clients.get(key).is_none_or(|c| c.serial != serial)
+            let late = origin.lane == Lane::Api && now >= origin.note.deadline;
+            late || clients.get(key).is_none_or(|c| c.serial != serial)
         };
         let desk = &self.shared.desk;
         let mut stale = desk.take_stale(is_stale);
         for lane in BOTH {
             let in_line = self.lanes.of(lane).take_stale(is_stale).into_iter();
             stale.extend(in_line.map(|origin| Exchange::new(desk, origin)));
+            desk.refill_below(lane, self.lanes.of(lane).refill_below());
         }
         for exchange in stale {
             exchange.give_up(Problem::no_worker());

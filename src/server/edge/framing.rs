@@ -7,14 +7,13 @@
 
 use super::forwarded;
 use crate::server::lane::NUMBER;
+use std::io::Write;
 use std::net::IpAddr;
 use std::str;
 
 /// The longest head, from the method to the empty line.
 pub const LONGEST_HEAD: usize = 16 * 1024;
 const MOST_HEADERS: usize = 100;
-/// Names of headers that are ours between the edge and the lanes, and are never taken from a client.
-pub const OURS: &str = "X-Millpond-";
 
 /// Why a request is refused; the connection is closed after that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +42,8 @@ pub struct Head {
     pub method: String,
     /// Path and query.
     pub target: String,
-    /// Those that are handed on, as lines.
-    pub headers: Vec<u8>,
+    /// Names and values of those that are handed on.
+    pub headers: Vec<(String, String)>,
     /// Nothing else is wanted on this connection.
     pub close: bool,
     /// The client waits for a 100 before it sends the body.
@@ -62,17 +61,18 @@ impl Head {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// The request as a lane is sent it, under its number at the desk.
+    /// The request as a lane is sent it, under its number at the desk. The client's headers stay at the desk as well:
+    /// tiny_http would read them once more, byte by byte.
     pub fn for_lane(&self, number: u64, body: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.headers.len() + body.len() + 256);
-        bytes.extend_from_slice(self.method.as_bytes());
-        bytes.push(b' ');
-        bytes.extend_from_slice(self.target.as_bytes());
-        bytes.extend_from_slice(b" HTTP/1.1\r\n");
-        bytes.extend_from_slice(format!("{NUMBER}: {number}\r\n").as_bytes());
-        bytes.extend_from_slice(&self.headers);
+        let (method, target) = (&self.method, &self.target);
+        let mut bytes = Vec::with_capacity(method.len() + target.len() + body.len() + 96);
+        // Writing to memory does not fail.
+        let _ = write!(
+            bytes,
+            "{method} {target} HTTP/1.1\r\n{NUMBER}: {number}\r\n"
+        );
         if !body.is_empty() {
-            bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+            let _ = write!(bytes, "Content-Length: {}\r\n", body.len());
         }
         bytes.extend_from_slice(b"\r\n");
         bytes.extend_from_slice(body);
@@ -138,7 +138,7 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
         body: 0,
         method: request.method.unwrap_or_default().to_owned(),
         target: target(request.method, request.path)?,
-        headers: Vec::with_capacity(head.len()),
+        headers: Vec::with_capacity(request.headers.len()),
         close: old,
         expects_continue: false,
         request_id: None,
@@ -196,18 +196,12 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
             read.forwarded_for.extend(addresses.map(forwarded::address));
         }
         let hop_by_hop = ["Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Upgrade"];
-        let ours = header
-            .name
-            .get(..OURS.len())
-            .is_some_and(|n| n.eq_ignore_ascii_case(OURS));
-        // tiny_http takes a header that is not ASCII for the end of the connection: it is left out.
+        // One that is not ASCII is left out: nobody can say what it was meant to be.
         if let Some(value) = value
-            && !ours
             && !hop_by_hop.iter().any(|name| is(name))
         {
-            for part in [header.name.as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-                read.headers.extend_from_slice(part);
-            }
+            read.headers
+                .push((header.name.to_owned(), value.to_owned()));
         }
     }
     if !forwarded.is_empty() {
@@ -448,9 +442,20 @@ mod tests {
         );
         assert_eq!(head.request_id.as_deref(), Some("r1"));
         assert_eq!(head.idempotency_key.as_deref(), Some("\"k\""));
+        let headers = [
+            ("host", "a:80"),
+            ("X-Millpond-Edge", "1"),
+            ("Idempotency-Key", "\"k\""),
+            ("Accept", "a"),
+        ];
         assert_eq!(
-            str::from_utf8(&head.headers).unwrap(),
-            "host: a:80\r\nIdempotency-Key: \"k\"\r\nAccept: a\r\n"
+            head.headers,
+            headers.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
+        // To a lane, none of them: what a client calls its number is not taken for one.
+        assert_eq!(
+            String::from_utf8(head.for_lane(7, b"abcdefghijkl")).unwrap(),
+            "POST /a?b=c HTTP/1.1\r\nX-Millpond-Edge: 7\r\nContent-Length: 12\r\n\r\nabcdefghijkl"
         );
         for (target, path) in [
             ("http://a", "/"),
@@ -532,8 +537,8 @@ mod tests {
         "5\r\nabcde\r\n0\r\n\r\n",
     ];
 
-    /// Method, target, names and values of headers, body.
-    type SeenRequest = (String, String, Vec<(String, String)>, Vec<u8>);
+    /// Method, target, body.
+    type SeenRequest = (String, String, Vec<u8>);
 
     /// What the edge would hand on of these bytes: as it reads them, and as it sends them.
     fn handed_on(mut input: &[u8]) -> Vec<(SeenRequest, Vec<u8>)> {
@@ -548,20 +553,7 @@ mod tests {
                 return all;
             }
             let (body, next) = rest.split_at(read.body);
-            let lines = str::from_utf8(&read.headers).unwrap().lines();
-            let mut headers: Vec<_> = lines
-                .map(|line| line.split_once(": ").unwrap())
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect();
-            if !body.is_empty() {
-                headers.push(("Content-Length".into(), body.len().to_string()));
-            }
-            let seen = (
-                read.method.clone(),
-                read.target.clone(),
-                headers,
-                body.to_vec(),
-            );
+            let seen = (read.method.clone(), read.target.clone(), body.to_vec());
             all.push((seen, read.for_lane(1, body)));
             if read.close {
                 return all;
@@ -584,16 +576,8 @@ mod tests {
             let mut request = request.unwrap().expect("a request that was handed on");
             let mut body = Vec::new();
             request.as_reader().read_to_end(&mut body).unwrap();
-            let headers = request.headers().iter();
-            let headers = headers.filter(|h| !h.field.equiv(NUMBER));
-            let seen: SeenRequest = (
-                request.method().to_string(),
-                request.url().to_owned(),
-                headers
-                    .map(|h| (h.field.to_string(), h.value.to_string()))
-                    .collect(),
-                body,
-            );
+            let (method, url) = (request.method().to_string(), request.url().to_owned());
+            let seen: SeenRequest = (method, url, body);
             drop(request.into_writer());
             seen
         };
@@ -634,7 +618,7 @@ mod tests {
             }
             // Nothing else was seen, and the next request is where it should be.
             stream.write_all(b"GET /end HTTP/1.1\r\n\r\n").unwrap();
-            prop_assert_eq!(next(), ("GET".into(), "/end".into(), vec![], vec![]));
+            prop_assert_eq!(next(), ("GET".into(), "/end".into(), vec![]));
             Ok(())
         });
         outcome.unwrap();

@@ -13,7 +13,6 @@ use mio::{Interest, Registry, Token};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -22,6 +21,9 @@ use std::time::Duration;
 const MEND_AGAIN: Duration = Duration::from_millis(100);
 /// Connections to a lane: one is busy over a large body while the others go on.
 const MOST: usize = 4;
+
+/// What a connection keeps for bytes to come, when it has none.
+const KEPT: usize = 64 * 1024;
 
 /// A request in line.
 pub(super) struct Waiting {
@@ -32,7 +34,7 @@ pub(super) struct Waiting {
     pub bytes: Vec<u8>,
 }
 
-/// Bytes of requests in line, all together.
+/// Bytes of requests in line, all together, and of those that are being sent.
 const MOST_BYTES: usize = 64 << 20;
 
 /// One connection to a lane.
@@ -47,12 +49,20 @@ struct Link {
 pub(super) struct Lost;
 
 impl Link {
+    fn unsent(&self) -> usize {
+        self.output.len() - self.written
+    }
+
     fn write(&mut self, registry: &Registry, token: Token) -> Result<(), Lost> {
         let stream = self.stream.as_mut().ok_or(Lost)?;
         while self.written < self.output.len() {
             match stream.write(&self.output[self.written..]) {
                 Ok(written) if written > 0 => self.written += written,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if self.written > self.output.len() / 2 {
+                        self.output.drain(..self.written);
+                        self.written = 0;
+                    }
                     // Told of once; not asked for otherwise, since every read at the other end would be told of.
                     let both = Interest::READABLE | Interest::WRITABLE;
                     return registry.reregister(stream, token, both).map_err(|_| Lost);
@@ -62,6 +72,7 @@ impl Link {
             }
         }
         self.output.clear();
+        self.output.shrink_to(KEPT);
         self.written = 0;
         Ok(())
     }
@@ -86,8 +97,6 @@ pub(super) struct Links {
     ahead: usize,
     /// How many more the lane may be sent.
     free: usize,
-    /// Of those that it was sent, how many no worker has taken.
-    coming: Arc<AtomicUsize>,
     /// Whose turn it is in the lane.
     pub turns: Arc<Turns>,
     lane: Arc<Mutex<Mending>>,
@@ -113,7 +122,6 @@ impl Links {
             bytes_in_line: 0,
             ahead,
             free: workers + ahead,
-            coming: Arc::clone(&plan.coming),
             turns: running.turns(),
             lane: Arc::new(Mutex::new(Mending { plan, running })),
         };
@@ -153,10 +161,11 @@ impl Links {
         self.all[index].stream.is_some()
     }
 
-    /// There is room for one more request.
-    pub fn has_room(&self) -> bool {
-        let waiting = self.line.len() + self.coming.load(Ordering::SeqCst);
-        self.free > 0 || (waiting < self.longest && self.bytes_in_line < MOST_BYTES)
+    /// There is room for one more request, beside those `waiting` which were sent ahead.
+    pub fn has_room(&self, waiting: usize) -> bool {
+        let unsent: usize = self.all.iter().map(Link::unsent).sum();
+        self.bytes_in_line + unsent < MOST_BYTES
+            && (self.free > 0 || self.line.len() + waiting < self.longest)
     }
 
     pub fn has_line(&self) -> bool {
@@ -187,7 +196,7 @@ impl Links {
             .iter()
             .enumerate()
             .filter(|(_, link)| link.stream.is_some());
-        let (index, _) = open.min_by_key(|(_, link)| link.output.len())?;
+        let (index, _) = open.min_by_key(|(_, link)| link.unsent())?;
         let waiting = self.line.pop_front()?;
         self.bytes_in_line -= waiting.bytes.len();
         self.free -= 1;
@@ -255,24 +264,22 @@ impl Links {
         stale.into_iter().map(|waiting| waiting.origin).collect()
     }
 
-    /// Opens a connection again on a thread of its own, and the lane as well when it takes none. `done` is told of the lane
-    /// when it is another one now: the connections to the old one lead nowhere then.
-    pub fn mend(&self, done: impl FnOnce(net::UnixStream, Option<Arc<Turns>>) + Send + 'static) {
+    /// Opens a connection again on a thread of its own, and the lane as well when it takes none. `done` is told the turns of
+    /// the lane that it leads to.
+    pub fn mend(&self, done: impl FnOnce(net::UnixStream, Arc<Turns>) + Send + 'static) {
         let lane = Arc::clone(&self.lane);
         let mend = move || {
-            let mut anew = false;
             loop {
                 let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
                 let connected = lane.running.connect().or_else(|e| {
                     warn!("lane {} is built anew: {e}", lane.plan.name);
                     lane.running = lane.plan.start()?;
-                    anew = true;
                     lane.running.connect()
                 });
                 match connected {
                     Ok(stream) => {
                         info!("a connection to lane {} is mended", lane.plan.name);
-                        return done(stream, anew.then(|| lane.running.turns()));
+                        return done(stream, lane.running.turns());
                     }
                     Err(e) => {
                         warn!("lane {} cannot be reached: {e}", lane.plan.name);

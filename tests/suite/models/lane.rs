@@ -1,6 +1,7 @@
 //! The workers of a lane, at a door as tiny_http has it.
 
 use super::check;
+use super::sync::time_passes;
 use super::turns::Turns;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
@@ -17,6 +18,7 @@ struct Lane {
     served: Condvar,
 }
 
+#[derive(Clone, Copy)]
 enum Message {
     Request,
     /// Takes until the other message is served.
@@ -131,6 +133,22 @@ fn who_is_stuck_holds_up_nobody_else() {
         lane.send(Message::Request);
         lane.send(Message::Stuck);
     });
+}
+
+#[test]
+fn who_is_slow_holds_up_nobody_else_where_only_one_is_to_be_at_work() {
+    for (first, second) in [
+        (Message::Stuck, Message::Request),
+        (Message::Request, Message::Stuck),
+    ] {
+        serves_all(2, 1, move |lane| {
+            lane.send(first);
+            lane.send(second);
+            // The sender looks again.
+            time_passes();
+            lane.turns.call();
+        });
+    }
 }
 
 #[test]

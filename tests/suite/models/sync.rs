@@ -27,7 +27,16 @@ impl Deadline {
     }
 }
 
-/// Nothing takes time here.
+loom::lazy_static! {
+    static ref LATER: AtomicBool = AtomicBool::new(false);
+}
+
+/// From now on, what was is long ago.
+pub fn time_passes() {
+    LATER.store(true, Ordering::SeqCst);
+}
+
+/// A moment; until time passes, all are the same.
 #[derive(Clone, Copy)]
 pub struct Instant;
 
@@ -37,6 +46,9 @@ impl Instant {
     }
 
     pub fn elapsed(&self) -> Duration {
-        Duration::ZERO
+        match LATER.load(Ordering::SeqCst) {
+            true => Duration::from_secs(1),
+            false => Duration::ZERO,
+        }
     }
 }
