@@ -216,12 +216,6 @@ impl Desk {
         self.door(lane).refill_below.store(coming, Ordering::SeqCst);
     }
 
-    /// Sent to a lane, and with no worker yet.
-    #[cfg(test)]
-    pub(super) fn on_their_way(&self) -> usize {
-        self.sent().len()
-    }
-
     /// Nobody is left to answer.
     pub(super) fn clear(&self) {
         let left = std::mem::take(&mut *self.sent());

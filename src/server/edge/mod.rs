@@ -252,7 +252,7 @@ mod tests {
             }
             ask(edge.addr(), "POST", &sender);
             let patience = Instant::now() + soon;
-            while edge.shared.desk.on_their_way() == 0 {
+            while edge.shared.desk.waiting(Lane::Api) == 0 {
                 assert!(Instant::now() < patience, "no request is sent ahead");
                 thread::yield_now();
             }
