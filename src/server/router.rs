@@ -12,6 +12,29 @@ pub enum Lane {
     Api,
 }
 
+/// Something of which each lane has its own.
+#[derive(Default)]
+pub(super) struct PerLane<T> {
+    pub health: T,
+    pub api: T,
+}
+
+impl<T> PerLane<T> {
+    pub fn of(&self, lane: Lane) -> &T {
+        match lane {
+            Lane::Health => &self.health,
+            Lane::Api => &self.api,
+        }
+    }
+
+    pub fn of_mut(&mut self, lane: Lane) -> &mut T {
+        match lane {
+            Lane::Health => &mut self.health,
+            Lane::Api => &mut self.api,
+        }
+    }
+}
+
 /// Which token a route asks for, where one is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

@@ -158,7 +158,8 @@ impl Drop for Announced<'_> {
 
 impl State {
     fn slow(&self) -> usize {
-        let slow = |since: &&Instant| since.elapsed() > SLOW;
+        let now = Instant::now();
+        let slow = |since: &&Instant| now.saturating_duration_since(**since) > SLOW;
         self.at_work.iter().flatten().filter(slow).count()
     }
 }

@@ -95,6 +95,15 @@ fn statuses(answers: &str) -> Vec<u16> {
         .collect()
 }
 
+/// A client whose request takes so many milliseconds; it is the `nth` in flight.
+fn sleeper(edge: &Edge, ms: u32, nth: usize) -> TcpStream {
+    let mut stream = connect(edge.addr);
+    let asked = format!("GET /api/sleep?{ms} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    stream.write_all(asked.as_bytes()).unwrap();
+    eventually("it is in flight", || edge.server.in_flight() == nth);
+    stream
+}
+
 #[test]
 fn what_is_no_clean_request_is_refused_and_the_next_client_is_served() {
     let edge = edge(&[("HTTP_MAX_BODY_BYTES", "100")]);
@@ -413,10 +422,7 @@ fn at_the_limit_the_one_idle_longest_makes_room() {
     let edge = edge(&[("HTTP_MAX_CONNECTIONS", "20")]);
     let mut oldest = Client::to(edge.addr);
     assert_eq!(oldest.ask("GET", "/health/live", "", b"").status, 200);
-    let mut busy = connect(edge.addr);
-    busy.write_all(b"GET /api/sleep?2000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    eventually("it is in flight", || edge.server.in_flight() == 1);
+    let busy = sleeper(&edge, 2000, 1);
     let slow: Vec<_> = (0..60)
         .map(|_| {
             let mut slow = connect(edge.addr);
@@ -549,18 +555,10 @@ fn only_a_trusted_proxy_is_believed_about_who_asks() {
 #[test]
 fn the_line_is_no_longer_than_it_may_be_however_requests_come() {
     let edge = edge(&[("HTTP_WORKERS", "1"), ("HTTP_QUEUE", "4")]);
-    let held = |n: usize| {
-        let mut stream = connect(edge.addr);
-        stream
-            .write_all(b"GET /api/sleep?5000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        eventually("it is in flight", || edge.server.in_flight() == n);
-        stream
-    };
     // Those who go away while they are in line leave their place, and no more than that.
-    let first = held(1);
+    let first = sleeper(&edge, 5000, 1);
     for _ in 0..10 {
-        let gone = held(2);
+        let gone = sleeper(&edge, 5000, 2);
         socket2::SockRef::from(&gone)
             .set_linger(Some(Duration::ZERO))
             .unwrap();
@@ -604,15 +602,7 @@ fn who_was_answered_finds_room_for_the_next_request_where_there_is_no_line() {
 fn behind_slow_requests_the_other_workers_go_on() {
     // Two connections to the database: no more than two quick requests would be at work at once.
     let edge = edge(&[("HTTP_WORKERS", "4")]);
-    let slow = |n: usize| {
-        let mut stream = connect(edge.addr);
-        stream
-            .write_all(b"GET /api/sleep?5000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        eventually("it is in flight", || edge.server.in_flight() == n);
-        stream
-    };
-    let slow: Vec<_> = (1..=3).map(slow).collect();
+    let slow: Vec<_> = (1..=3).map(|n| sleeper(&edge, 5000, n)).collect();
     for _ in 0..10 {
         assert_eq!(get(edge.addr, "/api/count").status, 200);
     }
@@ -629,10 +619,7 @@ fn who_waits_at_the_workers_door_is_told_when_its_time_is_over_and_never_runs() 
     let edge = edge(&[("HTTP_WORKERS", "1"), ("HTTP_REQUEST_TIMEOUT_MS", "500")]);
     let body = vec![b'x'; 600_000];
     for body in [&b"abc"[..], &body] {
-        let mut slow = connect(edge.addr);
-        slow.write_all(b"GET /api/sleep?4000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        eventually("it is in flight", || edge.server.in_flight() == 1);
+        let slow = sleeper(&edge, 4000, 1);
         let answer = Client::to(edge.addr).ask("POST", "/api/count", "", body);
         assert_eq!(answer.status, 503, "{answer:?}");
         eventually("the worker is still at the other", || {

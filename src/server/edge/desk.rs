@@ -6,7 +6,7 @@
 
 use super::in_flight::Ticket;
 use crate::server::http::{Note, Problem, closing, render};
-use crate::server::router::Lane;
+use crate::server::router::{Lane, PerLane};
 use crate::server::shutdown::Phase;
 use crate::server::{Seen, Service};
 use mio::Waker;
@@ -62,8 +62,7 @@ pub(in crate::server) struct Desk {
     /// Sent to a lane, and not taken by a worker. Who takes a request out has it.
     sent: Mutex<HashMap<u64, Sent>>,
     done: Mutex<Vec<Done>>,
-    health: Door,
-    api: Door,
+    doors: PerLane<Door>,
 }
 
 /// What was sent to a lane.
@@ -96,8 +95,7 @@ impl Desk {
             service,
             sent: Mutex::default(),
             done: Mutex::default(),
-            health: Door::default(),
-            api: Door::default(),
+            doors: PerLane::default(),
         }
     }
 
@@ -120,24 +118,15 @@ impl Desk {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn door(&self, lane: Lane) -> &Door {
-        match lane {
-            Lane::Health => &self.health,
-            Lane::Api => &self.api,
-        }
-    }
-
     /// Requests that were sent to a lane, and that no worker has taken.
     pub fn coming(&self, lane: Lane) -> Arc<AtomicUsize> {
-        Arc::clone(&self.door(lane).coming)
+        Arc::clone(&self.doors.of(lane).coming)
     }
 
     /// A request is about to be sent over `link`, under this number.
     pub(super) fn put(self: &Arc<Self>, number: u64, link: usize, origin: Origin) {
         let lane = origin.lane;
-        let mut exchange = Exchange::new(self, origin);
-        exchange.in_lane = true;
-        let exchange = Some(exchange);
+        let exchange = Some(Exchange::new(self, origin, true));
         self.sent().insert(
             number,
             Sent {
@@ -146,7 +135,7 @@ impl Desk {
                 exchange,
             },
         );
-        self.door(lane).coming.fetch_add(1, Ordering::SeqCst);
+        self.doors.of(lane).coming.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The worker has it now; nobody has when it was given up.
@@ -167,7 +156,7 @@ impl Desk {
 
     /// It comes to no worker any more; one that was given up leaves its room with that.
     fn has_gone(&self, sent: &Sent) {
-        let door = self.door(sent.lane);
+        let door = self.doors.of(sent.lane);
         door.coming.fetch_sub(1, Ordering::SeqCst);
         if sent.exchange.is_none() {
             door.given_up.fetch_sub(1, Ordering::SeqCst);
@@ -177,7 +166,7 @@ impl Desk {
 
     /// Of those that were sent to a lane, and that no worker has taken: how many are waited for.
     pub(super) fn waiting(&self, lane: Lane) -> usize {
-        let door = self.door(lane);
+        let door = self.doors.of(lane);
         let given_up = door.given_up.load(Ordering::SeqCst);
         let coming = door.coming.load(Ordering::SeqCst);
         coming.saturating_sub(given_up)
@@ -189,7 +178,7 @@ impl Desk {
         let stale = sent.values_mut().filter_map(|sent| {
             let mut exchange = sent.exchange.take_if(|e| is_stale(&e.origin))?;
             exchange.in_lane = false;
-            let given_up = &self.door(sent.lane).given_up;
+            let given_up = &self.doors.of(sent.lane).given_up;
             given_up.fetch_add(1, Ordering::SeqCst);
             Some(exchange)
         });
@@ -199,7 +188,7 @@ impl Desk {
     /// Asked after every change; the loop looks at the changes after it has said what it waits for. So one of both sees the
     /// other.
     fn ask_for_more(&self, lane: Lane) {
-        let door = self.door(lane);
+        let door = self.doors.of(lane);
         let few = door.coming.load(Ordering::SeqCst) < door.refill_below.load(Ordering::SeqCst);
         if few && door.freed.load(Ordering::SeqCst) > 0 {
             self.wake();
@@ -208,12 +197,15 @@ impl Desk {
 
     /// How many more may be sent than before.
     pub(super) fn take_freed(&self, lane: Lane) -> usize {
-        self.door(lane).freed.swap(0, Ordering::SeqCst)
+        self.doors.of(lane).freed.swap(0, Ordering::SeqCst)
     }
 
     /// When to wake the loop for more room.
     pub(super) fn refill_below(&self, lane: Lane, coming: usize) {
-        self.door(lane).refill_below.store(coming, Ordering::SeqCst);
+        self.doors
+            .of(lane)
+            .refill_below
+            .store(coming, Ordering::SeqCst);
     }
 
     /// Nobody is left to answer.
@@ -229,11 +221,11 @@ impl Desk {
 }
 
 impl Exchange {
-    pub(super) fn new(desk: &Arc<Desk>, origin: Origin) -> Exchange {
+    pub(super) fn new(desk: &Arc<Desk>, origin: Origin, in_lane: bool) -> Exchange {
         Exchange {
             desk: Arc::clone(desk),
             origin,
-            in_lane: false,
+            in_lane,
             answered: false,
         }
     }
@@ -299,7 +291,7 @@ impl Exchange {
         };
         let desk = &self.desk;
         if self.in_lane {
-            let freed = &desk.door(self.origin.lane).freed;
+            let freed = &desk.doors.of(self.origin.lane).freed;
             freed.fetch_add(1, Ordering::SeqCst);
         }
         desk.done

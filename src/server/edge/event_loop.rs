@@ -9,7 +9,7 @@ use super::framing::{Head, Refusal};
 use super::links::{Links, Lost, Waiting};
 use crate::server::http::{Note, Problem, closing, render, request_id};
 use crate::server::lane::Plan;
-use crate::server::router::Lane;
+use crate::server::router::{Lane, PerLane};
 use crate::server::shutdown::Phase;
 use crate::server::turns::{SLOW, Turns};
 use crate::server::{Seen, Service};
@@ -61,31 +61,12 @@ pub(super) struct EventLoop {
     most_clients: usize,
     next_serial: u64,
     next_exchange: u64,
-    lanes: Lanes,
+    lanes: PerLane<Links>,
     /// Something may be done that nobody tells of.
     more: bool,
     mended: (Sender<Mended>, Receiver<Mended>),
     scratch: Box<[u8]>,
     phase: Phase,
-}
-
-/// The connections to both.
-struct Lanes {
-    health: Links,
-    api: Links,
-}
-
-impl Lanes {
-    fn of(&mut self, lane: Lane) -> &mut Links {
-        match lane {
-            Lane::Health => &mut self.health,
-            Lane::Api => &mut self.api,
-        }
-    }
-
-    fn any_coming(&self) -> bool {
-        self.health.turns.are_coming() || self.api.turns.are_coming()
-    }
 }
 
 /// A connection to a lane that was opened again, for the place that it has there.
@@ -113,8 +94,7 @@ impl EventLoop {
         let shared = Arc::new(Shared {
             desk,
             over: AtomicBool::new(false),
-            health: Arc::default(),
-            api: Arc::default(),
+            in_flight: PerLane::default(),
         });
         // No request waits for a worker of the health lane for long: all may do so at its door.
         let line = health.ahead;
@@ -133,7 +113,7 @@ impl EventLoop {
             most_clients,
             next_serial: 0,
             next_exchange: 0,
-            lanes: Lanes { health, api },
+            lanes: PerLane { health, api },
             more: false,
             mended: mpsc::channel(),
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
@@ -214,9 +194,10 @@ impl EventLoop {
 
     /// For how long nothing needs to be done that is not told of.
     fn pause(&self) -> Option<Duration> {
+        let are_coming = |lane| self.lanes.of(lane).turns.are_coming();
         match () {
             () if self.more => Some(Duration::ZERO),
-            () if self.lanes.any_coming() => Some(SLOW),
+            () if BOTH.into_iter().any(are_coming) => Some(SLOW),
             () if self.accept_at.is_some() => Some(ACCEPT_AGAIN),
             () if !self.clients.is_empty() => Some(LOOK),
             () => None,
@@ -527,14 +508,14 @@ impl EventLoop {
             path,
             method: head.method,
             note,
-            ticket: Some(self.shared.in_flight(lane).enter()),
+            ticket: Some(self.shared.in_flight.of(lane).enter()),
         };
         let waiting = Waiting {
             origin,
             exchange: self.next_exchange,
             bytes,
         };
-        self.lanes.of(lane).queue(waiting);
+        self.lanes.of_mut(lane).queue(waiting);
         self.send_next(lane);
         // A worker that came free before it could see the line does not wake us.
         self.more |= self.lanes.of(lane).has_line();
@@ -542,12 +523,12 @@ impl EventLoop {
 
     /// Sends what is in line, as far as there are workers for it.
     fn send_next(&mut self, lane: Lane) {
-        while let Some((index, waiting)) = self.lanes.of(lane).next() {
+        while let Some((index, waiting)) = self.lanes.of_mut(lane).next() {
             self.shared
                 .desk
                 .put(waiting.exchange, index, waiting.origin);
             let token = self.token_of(lane, index);
-            let links = self.lanes.of(lane);
+            let links = self.lanes.of_mut(lane);
             if let Err(Lost) = links.send(index, &waiting.bytes, self.poll.registry(), token) {
                 self.lost(lane, index);
             }
@@ -560,13 +541,8 @@ impl EventLoop {
     /// Sends more, when workers are through with some; and sees to it that those who rest are called when others are slow.
     fn refill(&mut self, lane: Lane) {
         let freed = self.shared.desk.take_freed(lane);
-        let links = self.lanes.of(lane);
-        links.freed(freed);
-        if freed > 0 && links.has_line() {
-            self.send_next(lane);
-        } else {
-            links.turns.call();
-        }
+        self.lanes.of_mut(lane).freed(freed);
+        self.send_next(lane);
     }
 
     /// Goes on with those whose answer was written.
@@ -589,12 +565,12 @@ impl EventLoop {
 
     fn connected(&mut self, lane: Lane, index: usize, stream: net::UnixStream) -> io::Result<()> {
         let token = self.token_of(lane, index);
-        let links = self.lanes.of(lane);
+        let links = self.lanes.of_mut(lane);
         links.connected(index, stream, self.poll.registry(), token)
     }
 
     fn link_event(&mut self, lane: Lane, index: usize, event: &Event) {
-        let links = self.lanes.of(lane);
+        let links = self.lanes.of_mut(lane);
         if let Err(Lost) = links.event(index, event, self.poll.registry()) {
             self.lost(lane, index);
         }
@@ -606,7 +582,7 @@ impl EventLoop {
             return;
         }
         warn!("a connection to the {lane:?} lane was lost");
-        self.lanes.of(lane).lost(index);
+        self.lanes.of_mut(lane).lost(index);
         self.mend(lane, index);
         for exchange in self.shared.desk.take_lost(lane, index) {
             exchange.give_up(Problem::lost());
@@ -615,7 +591,7 @@ impl EventLoop {
 
     fn mend(&mut self, lane: Lane, index: usize) {
         let (done, shared) = (self.mended.0.clone(), Arc::clone(&self.shared));
-        self.lanes.of(lane).mend(move |stream, turns| {
+        self.lanes.of_mut(lane).mend(move |stream, turns| {
             // Nobody wants it any more when the server is closed.
             let _ = done.send(Mended {
                 lane,
@@ -633,7 +609,7 @@ impl EventLoop {
             let (lane, index) = (mended.lane, mended.index);
             // The lane was built anew: the connections to the old one lead nowhere.
             if !Arc::ptr_eq(&self.lanes.of(lane).turns, &mended.turns) {
-                self.lanes.of(lane).turns = mended.turns;
+                self.lanes.of_mut(lane).turns = mended.turns;
                 for other in (0..self.lanes.of(lane).len()).filter(|other| *other != index) {
                     self.lost(lane, other);
                 }
@@ -680,9 +656,8 @@ impl EventLoop {
         let desk = &self.shared.desk;
         let mut stale = desk.take_stale(is_stale);
         for lane in BOTH {
-            let in_line = self.lanes.of(lane).take_stale(is_stale).into_iter();
-            stale.extend(in_line.map(|origin| Exchange::new(desk, origin)));
-            desk.refill_below(lane, self.lanes.of(lane).refill_below());
+            let in_line = self.lanes.of_mut(lane).take_stale(is_stale).into_iter();
+            stale.extend(in_line.map(|origin| Exchange::new(desk, origin, false)));
         }
         for exchange in stale {
             exchange.give_up(Problem::no_worker());

@@ -21,7 +21,8 @@ use std::time::Duration;
 const MEND_AGAIN: Duration = Duration::from_millis(100);
 /// Connections to a lane: one is busy over a large body while the others go on.
 const MOST: usize = 4;
-
+/// Bytes of requests in line, all together, and of those that are being sent.
+const MOST_BYTES: usize = 64 << 20;
 /// What a connection keeps for bytes to come, when it has none.
 const KEPT: usize = 64 * 1024;
 
@@ -33,9 +34,6 @@ pub(super) struct Waiting {
     /// As it is sent.
     pub bytes: Vec<u8>,
 }
-
-/// Bytes of requests in line, all together, and of those that are being sent.
-const MOST_BYTES: usize = 64 << 20;
 
 /// One connection to a lane.
 #[derive(Default)]

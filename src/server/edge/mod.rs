@@ -24,7 +24,7 @@ mod links;
 
 use super::Service;
 use super::lane::Plan;
-use super::router::Lane;
+use super::router::{Lane, PerLane};
 pub(super) use desk::Desk;
 use event_loop::EventLoop;
 use in_flight::InFlight;
@@ -52,8 +52,7 @@ pub(super) struct Edge {
 struct Shared {
     desk: Arc<Desk>,
     over: AtomicBool,
-    health: Arc<InFlight>,
-    api: Arc<InFlight>,
+    in_flight: PerLane<Arc<InFlight>>,
 }
 
 impl Edge {
@@ -86,21 +85,12 @@ impl Edge {
 
     /// Requests of a lane that are not answered yet.
     pub fn in_flight(&self, lane: Lane) -> &InFlight {
-        self.shared.in_flight(lane)
+        self.shared.in_flight.of(lane)
     }
 
     /// Has it look at the phase.
     pub fn wake(&self) {
         self.shared.desk.wake();
-    }
-}
-
-impl Shared {
-    fn in_flight(&self, lane: Lane) -> &Arc<InFlight> {
-        match lane {
-            Lane::Health => &self.health,
-            Lane::Api => &self.api,
-        }
     }
 }
 

@@ -45,7 +45,7 @@ impl Instant {
         Instant
     }
 
-    pub fn elapsed(&self) -> Duration {
+    pub fn saturating_duration_since(&self, _: Instant) -> Duration {
         match LATER.load(Ordering::SeqCst) {
             true => Duration::from_secs(1),
             false => Duration::ZERO,
