@@ -1,7 +1,7 @@
 //! What becomes of a COMMIT whose answer is lost: the truth, never a guess.
 
 use super::proxy::{Act, Proxy};
-use super::support::{Database, MS, SECOND, admin, database, pool, server};
+use super::support::{Database, MS, SECOND, admin, counter, database, pool, server};
 use millpond::embedded::{PrivateServer, Stop};
 use millpond::{Pool, RetryPolicy};
 use std::cell::Cell;
@@ -16,7 +16,7 @@ fn set_up() -> (Database, Proxy, Pool) {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
     db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
-    let pool = pool(&db.url_by(proxy.port)).max_size(2).build().unwrap();
+    let pool = pool(&proxy.url(&db.url)).max_size(2).build().unwrap();
     (db, proxy, pool)
 }
 
@@ -42,13 +42,8 @@ pub fn rows(url: &str) -> i64 {
 }
 
 pub fn outcomes(pool: &Pool, outcome: &str) -> u64 {
-    let text = pool.metrics_text();
     let name = format!("millpond_commit_outcomes_total{{outcome=\"{outcome}\"}} ");
-    text.lines()
-        .find_map(|l| l.strip_prefix(&name))
-        .unwrap()
-        .parse()
-        .unwrap()
+    counter(pool, &name)
 }
 
 #[test]
@@ -152,9 +147,9 @@ pub fn own_server(durable: bool) -> (Arc<Mutex<PrivateServer>>, Proxy, String, S
         ("synchronous_commit", on),
         ("full_page_writes", on),
     ]);
-    let (direct, port) = (server.url(), server.port());
-    let proxy = Proxy::in_front_of(port);
-    let by_proxy = direct.replace(&format!(":{port}/"), &format!(":{}/", proxy.port));
+    let direct = server.url();
+    let proxy = Proxy::in_front_of(server.port());
+    let by_proxy = proxy.url(&direct);
     admin(&direct)
         .batch_execute("CREATE TABLE t (n int)")
         .unwrap();
@@ -240,9 +235,7 @@ fn an_ordinary_role_is_told_the_truth_and_one_that_may_not_look_is_told_unknown(
     let by_role = |role: &str, password: &str| {
         let (_, after) = db.url.split_once('@').unwrap();
         let url = format!("postgresql://{role}:{password}@{after}");
-        pool(&url.replace(&format!(":{}/", db.port), &format!(":{}/", proxy.port)))
-            .build()
-            .unwrap()
+        pool(&proxy.url(&url)).build().unwrap()
     };
     let plain = by_role("plain_role", "plain");
     write(&plain, || proxy.on_answer(COMMITTED, Act::Lose))

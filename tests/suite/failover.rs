@@ -3,11 +3,11 @@
 use super::commit::{COMMIT, outcomes};
 use super::proxy::{Act, Mode, Proxy};
 use super::servers::{Frozen, Standby, replicate_synchronously};
-use super::support::{MS, SECOND, admin, eventually, log_lines, pool, server};
+use super::support::{MS, SECOND, admin, counter, eventually, pool, server};
 use millpond::embedded::{PrivateServer, Stop};
 use millpond::{Error, Keyed, Pool, RetryPolicy};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
@@ -134,10 +134,7 @@ fn a_first_host_that_is_silent_keeps_no_write_from_the_promoted_second() {
 fn a_commit_that_the_standby_has_not_got_is_not_called_committed() {
     let (primary, standby) = pair();
     let proxy = Proxy::in_front_of(primary.port());
-    let by_proxy = primary.url().replace(
-        &format!(":{}/", primary.port()),
-        &format!(":{}/", proxy.port),
-    );
+    let by_proxy = proxy.url(&primary.url());
     let pool = pool(&by_proxy).connection_timeout(SECOND).build().unwrap();
     pool.create_ledger().unwrap();
     replicate_synchronously(&primary);
@@ -240,10 +237,7 @@ fn a_write_that_meets_a_standby_is_done_at_the_primary() {
 fn behind_one_address_the_pool_moves_with_it_to_the_new_primary() {
     let (mut primary, standby) = pair();
     let proxy = Proxy::in_front_of(standby.server.port());
-    let by_proxy = primary.url().replace(
-        &format!(":{}/", primary.port()),
-        &format!(":{}/", proxy.port),
-    );
+    let by_proxy = proxy.url(&standby.server.url());
     let pool = pool(&by_proxy).retry_policy(
         RetryPolicy::default()
             .max_retries(1000)
@@ -253,16 +247,34 @@ fn behind_one_address_the_pool_moves_with_it_to_the_new_primary() {
     let pool = pool.build().unwrap();
     pool.read("SELECT 1", &[]).unwrap();
     thread::scope(|scope| {
-        let before = log_lines("reason=failed_over").len();
         let writer =
             scope.spawn(|| pool.transaction(|tx| tx.execute("INSERT INTO t VALUES (1)", &[])));
         eventually("its connections are retired as those of a standby", || {
-            log_lines("reason=failed_over").len() > before + 1
+            counter(
+                &pool,
+                "millpond_connections_closed_total{reason=\"failed_over\"}",
+            ) > 1
         });
         primary.stop(Stop::Fast);
         standby.promote();
         assert_eq!(writer.join().unwrap().unwrap(), 1);
     });
+    assert_eq!(keys(&standby.server.url()), [1]);
+}
+
+#[test]
+fn a_promotion_that_comes_right_after_the_refusal_hides_it_from_nobody() {
+    let (_primary, standby) = pair();
+    let standby = Arc::new(standby);
+    let proxy = Proxy::in_front_of(standby.server.port());
+    let pool = pool(&proxy.url(&standby.server.url())).build().unwrap();
+    let promoted = Arc::clone(&standby);
+    proxy.on_answer(
+        b"C25006\0",
+        Act::DeliverAfter(Box::new(move || promoted.promote())),
+    );
+    let write = pool.transaction(|tx| tx.execute("INSERT INTO t VALUES (1)", &[]));
+    assert_eq!(write.unwrap(), 1);
     assert_eq!(keys(&standby.server.url()), [1]);
 }
 

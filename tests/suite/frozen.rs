@@ -34,10 +34,7 @@ struct Scene {
 fn scene() -> Scene {
     let server = server(&[]);
     let proxy = Proxy::in_front_of(server.port());
-    let by_proxy = server.url().replace(
-        &format!(":{}/", server.port()),
-        &format!(":{}/", proxy.port),
-    );
+    let by_proxy = proxy.url(&server.url());
     let pool = pool(&by_proxy)
         .max_size(SIZE)
         .connection_timeout(CHECK_OUT)
@@ -195,10 +192,7 @@ fn a_whole_server_stopped() {
 fn twenty_queries_past_their_deadline_at_once_are_all_freed_in_time() {
     let server = server(&[]);
     let proxy = Proxy::in_front_of(server.port());
-    let by_proxy = server.url().replace(
-        &format!(":{}/", server.port()),
-        &format!(":{}/", proxy.port),
-    );
+    let by_proxy = proxy.url(&server.url());
     let pool = pool(&by_proxy)
         .connection_timeout(20 * SECOND)
         .query_timeout(3 * SECOND)

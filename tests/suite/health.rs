@@ -43,7 +43,7 @@ fn a_saturated_pool_on_a_live_database_is_healthy_and_shows_its_waiters() {
 fn those_who_ask_together_share_one_answer() {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
-    let pool = super::support::pool(&db.url_by(proxy.port))
+    let pool = super::support::pool(&proxy.url(&db.url))
         .min_idle(0)
         .build()
         .unwrap();
@@ -76,7 +76,12 @@ fn what_is_wrong_is_named() {
         format!("{}:wrong@{after}", before.rsplit_once(':').unwrap().0)
     };
     for (url, error, code) in [
-        (db.url_by(unused), ProbeError::Refused, None),
+        (
+            db.url
+                .replace(&format!(":{}/", db.port), &format!(":{unused}/")),
+            ProbeError::Refused,
+            None,
+        ),
         (
             db.url.replace("127.0.0.1", "no-such-host.invalid"),
             ProbeError::Unreachable,
@@ -103,9 +108,7 @@ fn what_is_wrong_is_named() {
 fn a_server_that_is_silent_is_a_timeout_and_recovery_is_seen() {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
-    let pool = super::support::pool(&db.url_by(proxy.port))
-        .build()
-        .unwrap();
+    let pool = super::support::pool(&proxy.url(&db.url)).build().unwrap();
     assert!(pool.health().healthy);
     proxy.set(Mode::BlackHole);
     thread::sleep(300 * MS);

@@ -14,7 +14,7 @@ fn set_up() -> (Database, Proxy, Pool) {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
     db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
-    let pool = pool(&db.url_by(proxy.port)).max_size(4).build().unwrap();
+    let pool = pool(&proxy.url(&db.url)).max_size(4).build().unwrap();
     pool.create_ledger().unwrap();
     (db, proxy, pool)
 }
@@ -411,7 +411,7 @@ fn a_server_that_crashes_over_the_commit_is_no_reason_not_to_know() {
 #[test]
 fn a_role_that_may_not_look_at_the_server_knows_by_its_key() {
     let (db, proxy, owner) = set_up();
-    let url = db.url_by(proxy.port);
+    let url = proxy.url(&db.url);
     let (_, after) = url.split_once('@').unwrap();
     db.admin()
         .batch_execute(

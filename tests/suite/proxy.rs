@@ -47,6 +47,8 @@ pub enum Act {
     LoseAfter(Box<dyn FnOnce() + Send>),
     /// Delivered, but the answer is not; then this runs.
     DeliverThen(Box<dyn FnOnce() + Send>),
+    /// Delivered when this has run.
+    DeliverAfter(Box<dyn FnOnce() + Send>),
 }
 
 pub struct Proxy {
@@ -66,6 +68,13 @@ struct Shared {
 }
 
 impl Proxy {
+    /// The same database as by this URL, through the proxy.
+    pub fn url(&self, direct: &str) -> String {
+        let there = format!(":{}/", self.shared.upstream);
+        assert!(direct.contains(&there), "not what the proxy is in front of");
+        direct.replace(&there, &format!(":{}/", self.port))
+    }
+
     pub fn in_front_of(upstream: u16) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -198,6 +207,7 @@ impl Shared {
             }
             match self.fault_for(&buffer[..count], frontend) {
                 None => {}
+                Some(Act::DeliverAfter(work)) => work(),
                 Some(Act::Lose) => break,
                 Some(Act::LoseAfter(work)) => {
                     work();

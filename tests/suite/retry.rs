@@ -1,7 +1,7 @@
 //! What is repeated, how often, and what never is.
 
 use super::proxy::{Act, Proxy};
-use super::support::{MS, SECOND, database, eventually};
+use super::support::{MS, SECOND, counter, database, eventually};
 use millpond::error::GaveUpReason;
 use millpond::{Error, Pool, RetryPolicy, Transaction};
 use std::cell::Cell;
@@ -20,14 +20,6 @@ fn count(pool: &Pool, table: &str) -> i64 {
     pool.query(&format!("SELECT count(*) FROM {table}"), &[])
         .unwrap()[0]
         .get(0)
-}
-
-fn counter(pool: &Pool, name: &str) -> u64 {
-    let text = pool.metrics_text();
-    text.lines()
-        .filter(|l| l.starts_with(name))
-        .filter_map(|l| l.rsplit_once(' ')?.1.parse::<u64>().ok())
-        .sum()
 }
 
 // The four cases of the plan.
@@ -189,7 +181,7 @@ fn a_lone_write_whose_answer_was_lost_is_not_repeated() {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
     db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
-    let pool = super::support::pool(&db.url_by(proxy.port))
+    let pool = super::support::pool(&proxy.url(&db.url))
         .max_size(1)
         .build()
         .unwrap();
@@ -205,7 +197,7 @@ fn a_lone_write_whose_answer_was_lost_is_not_repeated() {
 fn a_read_whose_answer_was_lost_is_repeated() {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
-    let pool = super::support::pool(&db.url_by(proxy.port))
+    let pool = super::support::pool(&proxy.url(&db.url))
         .max_size(1)
         .build()
         .unwrap();
@@ -220,7 +212,7 @@ fn a_write_passed_to_read_by_mistake_is_never_done_twice() {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
     db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
-    let pool = super::support::pool(&db.url_by(proxy.port))
+    let pool = super::support::pool(&proxy.url(&db.url))
         .max_size(1)
         .build()
         .unwrap();

@@ -56,12 +56,6 @@ impl Database {
         pool(&self.url)
     }
 
-    /// The same database by another port, where a proxy listens.
-    pub fn url_by(&self, port: u16) -> String {
-        self.url
-            .replace(&format!(":{}/", self.port), &format!(":{port}/"))
-    }
-
     pub fn admin(&self) -> Client {
         admin(&self.url)
     }
@@ -130,6 +124,15 @@ pub fn log_lines(needle: &str) -> Vec<String> {
         .filter(|line| line.contains(needle))
         .cloned()
         .collect()
+}
+
+/// What a counter of the pool's metrics says, or all of its labels together.
+pub fn counter(pool: &Pool, name: &str) -> u64 {
+    let text = pool.metrics_text();
+    text.lines()
+        .filter(|l| l.starts_with(name))
+        .filter_map(|l| l.rsplit_once(' ')?.1.parse::<u64>().ok())
+        .sum()
 }
 
 /// Waits until the condition holds.

@@ -167,10 +167,7 @@ fn nobody_was_told_anything_but_the_truth() {
     let mut server = server(&[("synchronous_commit", "on"), ("full_page_writes", "on")]);
     let url = server.url();
     let proxy = Proxy::in_front_of(server.port());
-    let by_proxy = url.replace(
-        &format!(":{}/", server.port()),
-        &format!(":{}/", proxy.port),
-    );
+    let by_proxy = proxy.url(&url);
     admin(&url)
         .batch_execute(&format!(
             "CREATE TABLE accounts AS SELECT i AS id, {CENTS}::bigint AS cents FROM generate_series(0, {}) AS i; \

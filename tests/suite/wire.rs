@@ -26,7 +26,7 @@ fn flights(log: &[Passed]) -> Vec<String> {
 fn a_warm_query_is_one_round_trip() {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
-    let pool = super::support::pool(&db.url_by(proxy.port))
+    let pool = super::support::pool(&proxy.url(&db.url))
         .max_size(1)
         .build()
         .unwrap();
@@ -51,7 +51,7 @@ fn a_warm_query_is_one_round_trip() {
 fn a_transaction_begins_in_one_flight_and_commits_in_one() {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
-    let pool = super::support::pool(&db.url_by(proxy.port))
+    let pool = super::support::pool(&proxy.url(&db.url))
         .max_size(1)
         .build()
         .unwrap();
@@ -71,7 +71,7 @@ fn a_transaction_begins_in_one_flight_and_commits_in_one() {
 fn a_check_out_that_is_not_used_sends_nothing() {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
-    let pool = super::support::pool(&db.url_by(proxy.port))
+    let pool = super::support::pool(&proxy.url(&db.url))
         .max_size(1)
         .build()
         .unwrap();
@@ -93,7 +93,7 @@ fn a_url_that_asks_for_tls_is_refused_before_a_byte_leaves() {
         "sslnegotiation=direct",
         "channel_binding=require",
     ] {
-        let url = format!("{}?{asks}", db.url_by(proxy.port));
+        let url = format!("{}?{asks}", proxy.url(&db.url));
         let errors = super::support::pool(&url).build().unwrap_err().to_string();
         assert!(errors.contains("DATABASE_URL"), "{errors}");
         assert!(errors.contains("sslmode"), "{errors}");

@@ -450,8 +450,12 @@ impl Session {
         &self.identity
     }
 
-    /// True where the server is a standby; asked once nothing is under way any more.
+    /// True where the server is a standby, or was one when the session began: it may have been promoted since the refusal
+    /// that makes us ask. Asked once nothing is under way any more.
     pub fn is_on_standby(&mut self) -> bool {
+        if self.identity.standby {
+            return true;
+        }
         if self.is_closing() || (self.in_transaction && self.rollback().is_err()) {
             return false;
         }
