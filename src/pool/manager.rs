@@ -62,7 +62,7 @@ pub(crate) struct Shared {
     trouble_at: AtomicU64,
     /// When a session last came back in good order, in the same unit.
     answered_at: AtomicU64,
-    hosts: Vec<postgres::Config>,
+    pub hosts: Vec<postgres::Config>,
     last_good_host: AtomicUsize,
     /// A write was refused by a standby: of several hosts, the primary is wanted.
     wants_primary: AtomicBool,
@@ -367,6 +367,7 @@ impl Shared {
         drop(armed);
         let took = started.elapsed();
         self.metrics.create_time.observe(took.as_secs_f64());
+        self.attempts.note_opened(took);
         info!("opened conn={id} took={took:.1?}");
         self.observe(|o| o.opened(id, took));
         Ok(Session::new(

@@ -16,8 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long an attempt waits before the scout looks, and how long a look may take.
+/// How long an attempt waits before the scout looks, and how long a look at one host may take: so long, or twice as long
+/// as opening takes here. A look that is cut too early finds nothing, and costs a busy server a process each time.
 const PATIENCE: Duration = Duration::from_millis(100);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
 /// Between a look without an answer and the next.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -30,6 +32,8 @@ struct State {
     /// The oldest first.
     waiting: Vec<Arc<Attempt>>,
     scouting: bool,
+    /// What opening takes: the slowest of late.
+    usual: Duration,
     /// Found when nobody was waiting any more; for whoever comes while the scout is about.
     spare: Option<Session>,
 }
@@ -88,6 +92,16 @@ impl Attempts {
         let unneeded = inner.found.take();
         drop(inner);
         close(unneeded);
+    }
+
+    /// Opening a connection took so long.
+    pub fn note_opened(&self, took: Duration) {
+        let mut state = self.lock();
+        state.usual = took.max(state.usual.mul_f64(0.9));
+    }
+
+    fn patience(&self) -> Duration {
+        (2 * self.lock().usual).clamp(PATIENCE, LONGEST_PATIENCE)
     }
 
     /// For how long the oldest has been waiting. With none, the scout's work is done.
@@ -154,10 +168,11 @@ fn close(unneeded: Option<Session>) {
 }
 
 fn scout_for(shared: &Arc<Shared>) {
-    thread::sleep(PATIENCE);
+    thread::sleep(shared.attempts.patience());
     while let Some(waited) = shared.attempts.longest_wait() {
-        if waited < PATIENCE {
-            thread::sleep(PATIENCE - waited);
+        let patience = shared.attempts.patience();
+        if waited < patience {
+            thread::sleep(patience - waited);
             continue;
         }
         if shared.closing.load(Ordering::SeqCst) {
@@ -165,7 +180,8 @@ fn scout_for(shared: &Arc<Shared>) {
             thread::sleep(PATIENCE);
             continue;
         }
-        match shared.open(Instant::now() + PATIENCE, None) {
+        let limit = patience * shared.hosts.len() as u32;
+        match shared.open(Instant::now() + limit, None) {
             Ok(session) => {
                 shared.attempts.found(session);
                 shared.note_opened();

@@ -3,6 +3,7 @@
 use super::proxy::{Mode, Proxy};
 use super::support::{MS, SECOND, backends, counter, database, eventually};
 use millpond::pool::{CloseReason, Observer};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -243,6 +244,30 @@ fn startup_options_are_set_without_a_statement_and_on_connect_runs_once() {
         .batch_execute("SET search_path = public")
         .unwrap();
     assert_eq!(one("SHOW search_path"), "pg_catalog");
+}
+
+#[test]
+fn where_opening_takes_its_time_nobody_looks_twice() {
+    let started = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&started);
+    let pool = database()
+        .pool()
+        .max_size(1)
+        .min_idle(0)
+        .max_uses(1)
+        .on_connect(move |client| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            client.batch_execute("SELECT pg_sleep(0.15)")
+        })
+        .build()
+        .unwrap();
+    for _ in 0..10 {
+        pool.query("SELECT 1", &[]).unwrap();
+    }
+    let opened = counter(&pool, "db_client_connection_create_time_seconds_count");
+    let started = started.load(Ordering::SeqCst);
+    // A look or two until it is known what is usual.
+    assert!(opened >= 10 && started <= opened + 3, "{started} {opened}");
 }
 
 #[test]
