@@ -77,8 +77,10 @@ impl Response {
     }
 
     fn json_as(content_type: &str, status: u16, body: &impl Serialize) -> Response {
-        match serde_json::to_vec(body) {
-            Ok(body) => Response::bytes(status, content_type, body),
+        // What most answers need, at once.
+        let mut text = Vec::with_capacity(512);
+        match serde_json::to_writer(&mut text, body) {
+            Ok(()) => Response::bytes(status, content_type, text),
             Err(e) => {
                 error!("an answer could not be written as JSON: {e}");
                 Problem::internal().into()
@@ -346,9 +348,9 @@ pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> 
         out += name;
         out += ": ";
         // A header is one line, whatever it was made of.
-        match value.contains(char::is_control) {
-            true => out.extend(value.chars().filter(|c| !c.is_control())),
-            false => out += value,
+        match value.bytes().all(|b| matches!(b, b' '..=b'~')) {
+            true => out += value,
+            false => out.extend(value.chars().filter(|c| !c.is_control())),
         }
         out += "\r\n";
     };

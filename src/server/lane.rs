@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use tempfile::TempDir;
 
-/// The header with the number of a request at the edge's desk.
-pub(super) const NUMBER: &str = "X-Millpond-Edge";
+/// The header with the number of a request at the edge's desk; short, since tiny_http reads byte by byte.
+pub(super) const NUMBER: &str = "Desk";
 
 pub(super) type Serve = Arc<dyn Fn(Incoming, &Turns) + Send + Sync>;
 

@@ -66,6 +66,7 @@ pub(crate) struct Route {
 /// All routes of a server, and what must hold before they are ready.
 #[derive(Clone, Default)]
 pub struct Router {
+    /// Those with fewer open parts first.
     routes: Vec<Route>,
     conditions: Vec<Condition>,
 }
@@ -100,7 +101,8 @@ impl Router {
     {
         let open_parts = pattern.split('/').filter(|part| is_open(part)).count();
         let first_open = pattern.find("/{").map_or(0, |at| at + 1);
-        self.routes.push(Route {
+        let behind = self.routes.partition_point(|r| r.open_parts <= open_parts);
+        let route = Route {
             method,
             pattern,
             fixed: match open_parts {
@@ -111,7 +113,8 @@ impl Router {
             lane,
             access,
             handler: Arc::new(handler),
-        });
+        };
+        self.routes.insert(behind, route);
         self
     }
 
@@ -130,12 +133,12 @@ impl Router {
     /// HEAD leads where GET does. Where several patterns match, the one with the fewest open parts is meant.
     pub(crate) fn find(&self, method: &str, path: &str) -> Found<'_> {
         let method = if method == "HEAD" { "GET" } else { method };
-        let matching = || self.routes.iter().filter(|route| route.matches(path));
-        let Some(closest) = matching().map(|route| route.open_parts).min() else {
-            return Found::Nothing;
-        };
+        let mut closest = None;
         let mut others = Vec::new();
-        for route in matching().filter(|route| route.open_parts == closest) {
+        for route in self.routes.iter().filter(|route| route.matches(path)) {
+            if *closest.get_or_insert(route.open_parts) < route.open_parts {
+                break;
+            }
             if route.method == method {
                 return Found::Route(route, route.params(path));
             }
@@ -144,7 +147,10 @@ impl Router {
                 others.push("HEAD");
             }
         }
-        Found::OtherMethods(others)
+        match closest {
+            Some(_) => Found::OtherMethods(others),
+            None => Found::Nothing,
+        }
     }
 
     /// Which lane a path belongs to; what leads nowhere must not keep the health lane busy.

@@ -428,7 +428,7 @@ mod tests {
     fn what_is_good_is_handed_on_without_what_is_the_connections() {
         let head = read(
             "POST /a?b=c HTTP/1.1\r\nhost: a:80\r\nContent-Length: 12\r\nConnection: Keep-Alive, Close\r\n\
-             Expect: 100-Continue\r\nUpgrade: h2c\r\nX-Millpond-Edge: 1\r\nUser-Agent: Zoë\r\nx-request-id: r1\r\n\
+             Expect: 100-Continue\r\nUpgrade: h2c\r\nDesk: 1\r\nUser-Agent: Zoë\r\nx-request-id: r1\r\n\
              Idempotency-Key:  \"k\" \r\nAccept: a\r\n\r\n",
         );
         let head = head.unwrap().unwrap();
@@ -444,7 +444,7 @@ mod tests {
         assert_eq!(head.idempotency_key.as_deref(), Some("\"k\""));
         let headers = [
             ("host", "a:80"),
-            ("X-Millpond-Edge", "1"),
+            ("Desk", "1"),
             ("Idempotency-Key", "\"k\""),
             ("Accept", "a"),
         ];
@@ -455,7 +455,7 @@ mod tests {
         // To a lane, none of them: what a client calls its number is not taken for one.
         assert_eq!(
             String::from_utf8(head.for_lane(7, b"abcdefghijkl")).unwrap(),
-            "POST /a?b=c HTTP/1.1\r\nX-Millpond-Edge: 7\r\nContent-Length: 12\r\n\r\nabcdefghijkl"
+            "POST /a?b=c HTTP/1.1\r\nDesk: 7\r\nContent-Length: 12\r\n\r\nabcdefghijkl"
         );
         for (target, path) in [
             ("http://a", "/"),
@@ -518,7 +518,7 @@ mod tests {
         "Connection: close\r\n",
         "Connection: upgrade\r\n",
         "Expect: 100-continue\r\n",
-        "X-Millpond-Edge: 1 2 3\r\n",
+        "Desk: 1 2 3\r\n",
         "User-Agent: Zo\u{eb}\r\n",
         "Idempotency-Key: k\r\n",
         "X:\r\n",
