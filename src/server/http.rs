@@ -1,6 +1,7 @@
 //! Requests, responses and problems as the routes see them. Beside `lane.rs` the only file that names tiny_http.
 
 use super::lane::NUMBER;
+use super::router::Route;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
 use log::{debug, error, warn};
 use serde::Serialize;
@@ -38,15 +39,7 @@ pub struct Request {
 impl Request {
     /// A header by name, in any case; the first where there are several.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(n, _)| n.eq_ignore_ascii_case(name))
-            .map(|(_, v)| v.as_str())
-    }
-
-    /// The client's `Idempotency-Key`, or the one that was made in its place.
-    pub(crate) fn key(&self) -> &str {
-        self.header("Idempotency-Key").unwrap_or(&self.fallback_key)
+        header(&self.headers, name)
     }
 
     /// The part of the path that stands for `{name}` in the route.
@@ -257,6 +250,13 @@ fn problem_for(error: &Error) -> Problem {
     }
 }
 
+/// The first of a name, in any case.
+pub(super) fn header<'h>(headers: &'h [(String, String)], name: &str) -> Option<&'h str> {
+    let mut all = headers.iter();
+    let (_, value) = all.find(|(n, _)| n.eq_ignore_ascii_case(name))?;
+    Some(value)
+}
+
 /// What the edge knows of a request.
 pub(super) struct Note {
     pub arrived: Instant,
@@ -293,7 +293,7 @@ impl Incoming {
 
     /// Reads the body, beside which stands what the edge knows. tiny_http is done with the request then: the answer goes to the
     /// client's own socket, and the next request can be read.
-    pub fn read(mut self, note: &mut Note) -> io::Result<Request> {
+    pub fn read(mut self, note: &mut Note, route: &Route) -> io::Result<Request> {
         let mut body = Vec::new();
         self.raw.as_reader().read_to_end(&mut body)?;
         let url = self.raw.url();
@@ -311,7 +311,7 @@ impl Incoming {
                 false => String::new(),
             },
             deadline: note.deadline,
-            params: Vec::new(),
+            params: route.params(path),
         };
         self.discard();
         Ok(request)

@@ -20,10 +20,10 @@ use crate::config::HttpConfig;
 use crate::pool::Pool;
 use crate::sync;
 use edge::{Desk, Edge};
-use http::{Incoming, render};
+use http::{Incoming, header, render};
 use lane::Plan;
 use log::{debug, error, info};
-use router::Found;
+use router::{Found, Route};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -60,7 +60,7 @@ struct Service {
 struct Seen<'a> {
     method: &'a str,
     path: &'a str,
-    /// Its pattern; empty where no handler saw it.
+    /// Its pattern; empty where no handler answered.
     route: &'a str,
     status: u16,
     took: Duration,
@@ -98,7 +98,7 @@ impl Server {
                     ahead,
                     coming: desk.coming(lane),
                     serve: Arc::new(move |incoming, turns| {
-                        service.serve(incoming, &desk, turns, lane);
+                        service.serve(incoming, &desk, turns);
                     }),
                     dir: Arc::clone(dir),
                 }
@@ -161,30 +161,44 @@ impl Server {
 }
 
 impl Service {
-    fn serve(&self, incoming: Incoming, desk: &Desk, turns: &Turns, lane: Lane) {
+    fn serve(&self, incoming: Incoming, desk: &Desk, turns: &Turns) {
         let taken = desk.take(incoming.number);
         turns.call();
         // Nobody waits for one that was given up.
-        let Some(mut exchange) = taken else {
+        let Some((mut exchange, route)) = taken else {
             return incoming.discard();
         };
-        let mut request = match incoming.read(exchange.note_mut()) {
+        let request = match incoming.read(exchange.note_mut(), &route) {
             Ok(request) => request,
             Err(e) => {
                 debug!("a request was lost on its way: {e}");
                 return exchange.give_up(Problem::lost());
             }
         };
-        let late = lane == Lane::Api && Instant::now() >= request.deadline;
-        let (route, response) = if late {
-            ("", Problem::no_worker().into_response(Some(&request.id)))
-        } else {
-            self.answer(&mut request)
+        let late = route.lane == Lane::Api && Instant::now() >= request.deadline;
+        let answer = match late {
+            true => Ok(Err(Problem::no_worker())),
+            false => catch_unwind(AssertUnwindSafe(|| (route.handler)(&request))),
+        };
+        let response = match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(problem)) => problem.into_response(Some(&request.id)),
+            Err(_) => {
+                let Route {
+                    method, pattern, ..
+                } = *route;
+                error!(
+                    "the handler of {method} {pattern} panicked, id={}",
+                    request.id
+                );
+                // What it may have written before that is not known here.
+                return drop(exchange);
+            }
         };
         self.note(&Seen {
             method: &request.method,
             path: &request.path,
-            route,
+            route: route.pattern,
             status: response.status,
             took: exchange.note().arrived.elapsed(),
             id: &request.id,
@@ -213,61 +227,35 @@ impl Service {
             .observe(took.as_secs_f64());
     }
 
-    /// The route's pattern, and its answer.
-    fn answer(&self, request: &mut Request) -> (&'static str, Response) {
-        let problem = |problem: Problem| problem.into_response(Some(&request.id));
-        let (route, params) = match self.router.find(&request.method, &request.path) {
-            Found::Route(route, params) => (route, params),
+    /// The route that a request may take, before its body is asked for.
+    fn admit(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+    ) -> Result<Arc<Route>, Problem> {
+        match self.router.find(method, path) {
+            Found::Route(route) if self.may_enter(route.access, headers) => Ok(Arc::clone(route)),
+            Found::Route(_) => {
+                let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");
+                Err(told.header("WWW-Authenticate", "Bearer"))
+            }
             Found::OtherMethods(allow) => {
-                let told = Problem::plain(
-                    405,
-                    format!("{} is not for this path", known_method(&request.method)),
-                );
-                return ("", problem(told.header("Allow", allow.join(", "))));
+                let told = format!("{} is not for this path", known_method(method));
+                Err(Problem::plain(405, told).header("Allow", allow.join(", ")))
             }
-            Found::Nothing => {
-                return (
-                    "",
-                    problem(Problem::plain(404, "there is nothing at this path")),
-                );
-            }
-        };
-        if !self.may_enter(route.access, request) {
-            let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");
-            return (
-                route.pattern,
-                problem(told.header("WWW-Authenticate", "Bearer")),
-            );
+            Found::Nothing => Err(Problem::plain(404, "there is nothing at this path")),
         }
-        request.params = params;
-        let result = catch_unwind(AssertUnwindSafe(|| (route.handler)(request)));
-        let response = match result {
-            Ok(Ok(response)) => response,
-            Ok(Err(problem)) => problem.into_response(Some(&request.id)),
-            Err(_) => {
-                error!(
-                    "the handler of {} {} panicked, id={}",
-                    route.method, route.pattern, request.id
-                );
-                // What it may have written before that is not known here.
-                let problem = match known_method(&request.method) {
-                    "GET" | "HEAD" | "OPTIONS" => Problem::internal(),
-                    _ => Problem::outcome_unknown().with("idempotencyKey", request.key()),
-                };
-                problem.into_response(Some(&request.id))
-            }
-        };
-        (route.pattern, response)
     }
 
-    fn may_enter(&self, access: Access, request: &Request) -> bool {
+    fn may_enter(&self, access: Access, headers: &[(String, String)]) -> bool {
         let token = match access {
             Access::Open => None,
             Access::Metrics => self.config.metrics_token.as_deref(),
             Access::Api => self.config.api_token.as_deref(),
         };
         let Some(token) = token else { return true };
-        let given = request.header("Authorization").and_then(|value| {
+        let given = header(headers, "Authorization").and_then(|value| {
             let (scheme, given) = value.split_once(' ')?;
             scheme
                 .eq_ignore_ascii_case("bearer")

@@ -50,7 +50,6 @@ pub enum Access {
 pub type Handler = Arc<dyn Fn(&Request) -> Result<Response, Problem> + Send + Sync>;
 
 /// One route.
-#[derive(Clone)]
 pub(crate) struct Route {
     pub method: &'static str,
     /// As `/api/things/{id}`.
@@ -67,7 +66,7 @@ pub(crate) struct Route {
 #[derive(Clone, Default)]
 pub struct Router {
     /// Those with fewer open parts first.
-    routes: Vec<Route>,
+    routes: Vec<Arc<Route>>,
     conditions: Vec<Condition>,
 }
 
@@ -75,7 +74,7 @@ type Condition = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// What a method and a path lead to.
 pub(crate) enum Found<'r> {
-    Route(&'r Route, Vec<(&'static str, String)>),
+    Route(&'r Arc<Route>),
     /// The path exists; these methods lead somewhere.
     OtherMethods(Vec<&'static str>),
     Nothing,
@@ -114,7 +113,7 @@ impl Router {
             access,
             handler: Arc::new(handler),
         };
-        self.routes.insert(behind, route);
+        self.routes.insert(behind, Arc::new(route));
         self
     }
 
@@ -140,7 +139,7 @@ impl Router {
                 break;
             }
             if route.method == method {
-                return Found::Route(route, route.params(path));
+                return Found::Route(route);
             }
             others.push(route.method);
             if route.method == "GET" {
@@ -151,15 +150,6 @@ impl Router {
             Some(_) => Found::OtherMethods(others),
             None => Found::Nothing,
         }
-    }
-
-    /// Which lane a path belongs to; what leads nowhere must not keep the health lane busy.
-    pub(crate) fn lane(&self, path: &str) -> Lane {
-        let health = self
-            .routes
-            .iter()
-            .any(|r| r.lane == Lane::Health && r.matches(path));
-        if health { Lane::Health } else { Lane::Api }
     }
 }
 
@@ -184,7 +174,7 @@ impl Route {
     }
 
     /// The open parts of a path that matches, by name.
-    fn params(&self, path: &str) -> Vec<(&'static str, String)> {
+    pub fn params(&self, path: &str) -> Vec<(&'static str, String)> {
         let parts = self.pattern.split('/').zip(path.split('/'));
         let open = parts.filter(|(name, _)| is_open(name));
         open.map(|(name, part)| (name.trim_matches(['{', '}']), part.to_owned()))
@@ -222,11 +212,11 @@ mod tests {
             ("POST", "/things/import", "/things/import", None),
             ("POST", "/things/7/pay", "/things/{id}/pay", Some("7")),
         ] {
-            let Found::Route(route, params) = router.find(method, path) else {
+            let Found::Route(route) = router.find(method, path) else {
                 panic!("{method} {path}")
             };
             assert_eq!(route.pattern, pattern);
-            assert_eq!(params.first().map(|(_, v)| v.as_str()), part);
+            assert_eq!(route.params(path).first().map(|(_, v)| v.as_str()), part);
         }
         for path in [
             "/",
@@ -253,12 +243,5 @@ mod tests {
             };
             assert_eq!(allow, ["POST"], "{path}");
         }
-    }
-
-    #[test]
-    fn only_what_is_health_runs_on_its_lane() {
-        assert_eq!(router().lane("/health"), Lane::Health);
-        assert_eq!(router().lane("/things"), Lane::Api);
-        assert_eq!(router().lane("/nowhere"), Lane::Api);
     }
 }

@@ -4,10 +4,10 @@ use super::http::{Answer, Client, get, settings};
 use super::support::{MS, SECOND, database, eventually};
 use millpond::server::{Access, Lane, Response, Router, Server};
 use millpond::{Config, Pool};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,8 @@ fn edge(vars: &[(&str, &str)]) -> Edge {
     };
     let router = Router::new()
         .route("GET", "/api/count", Lane::Api, Access::Open, count.clone())
-        .route("POST", "/api/count", Lane::Api, Access::Open, count)
+        .route("POST", "/api/count", Lane::Api, Access::Open, count.clone())
+        .route("POST", "/api/secret", Lane::Api, Access::Api, count.clone())
         .route("GET", "/api/sleep", Lane::Api, Access::Open, sleep)
         .route("GET", "/api/long", Lane::Api, Access::Open, long);
     let server = Server::start(settings(vars), pool.clone(), router, false).unwrap();
@@ -155,7 +156,7 @@ fn what_is_no_clean_request_is_refused_and_the_next_client_is_served() {
             417,
         ),
         (
-            "POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nabc",
             413,
         ),
         (&long_head, 431),
@@ -173,6 +174,55 @@ fn what_is_no_clean_request_is_refused_and_the_next_client_is_served() {
         0,
         "nothing of it was done"
     );
+}
+
+#[test]
+fn what_leads_nowhere_or_has_no_token_is_told_so_before_its_body_and_without_a_worker() {
+    let edge = edge(&[("API_TOKEN", "k"), ("HTTP_WORKERS", "1")]);
+    let secret = "POST /api/secret HTTP/1.1\r\nHost: a\r\n";
+    let token = "Authorization: Bearer k\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
+    let answer = send(edge.addr, [secret, token].concat().as_bytes());
+    assert_eq!(statuses(&answer), [200], "{answer}");
+    // The worker is busy.
+    let _sleeper = sleeper(&edge, 5000, 1);
+    let nowhere = "GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n";
+    let other = "DELETE /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    // The connection is kept where the body is there; what is behind a body that is not wanted cannot be told from it.
+    let small = format!("{secret}Content-Length: {}\r\n\r\n{nowhere}", nowhere.len());
+    let large = format!("{secret}Content-Length: 100000\r\n\r\n{nowhere}");
+    let answer = send(
+        edge.addr,
+        [nowhere, other, &small, &large].concat().as_bytes(),
+    );
+    assert_eq!(statuses(&answer), [404, 405, 401, 401], "{answer}");
+    assert_eq!(answer.matches("Connection: close").count(), 1, "{answer}");
+    let waiting = format!("{secret}Expect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    assert_eq!(statuses(&send(edge.addr, waiting.as_bytes())), [401]);
+    assert_eq!(edge.reached.load(Ordering::SeqCst), 1);
+    assert_eq!(edge.server.in_flight(), 1, "the worker is busy still");
+}
+
+#[test]
+fn who_is_refused_without_end_keeps_nobody_waiting() {
+    let edge = edge(&[]);
+    let over = AtomicBool::new(false);
+    let mut stream = connect(edge.addr);
+    let mut answers = stream.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let many = "GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
+            while !over.load(Ordering::SeqCst) {
+                stream.write_all(many.as_bytes()).unwrap();
+            }
+            let _ = stream.shutdown(Shutdown::Write);
+        });
+        let reader = scope.spawn(move || io::copy(&mut answers, &mut io::sink()));
+        for _ in 0..20 {
+            assert_eq!(get(edge.addr, "/api/count").status, 200);
+        }
+        over.store(true, Ordering::SeqCst);
+        assert!(reader.join().unwrap().unwrap() > 0);
+    });
 }
 
 #[test]

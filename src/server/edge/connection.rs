@@ -4,6 +4,7 @@
 use super::framing::{self, Head, Refusal};
 use super::in_flight::Ticket;
 use crate::config::HttpConfig;
+use crate::server::router::Route;
 use mio::net::TcpStream;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown};
@@ -56,13 +57,19 @@ pub(super) enum State {
     /// Within the head of one.
     Head,
     /// Within its body.
-    Body(Box<Head>),
+    Body(Box<Admitted>),
     /// It is handed on.
     Waiting,
     /// Its answer is being written.
     Answering,
     /// Answered for the last time.
     Lingering { discarded: usize },
+}
+
+/// A request that is wanted, and where it leads.
+pub(super) struct Admitted {
+    pub head: Head,
+    pub route: Arc<Route>,
 }
 
 /// What to do next.
@@ -72,8 +79,8 @@ pub(super) enum Step {
     /// The next step.
     Go,
     /// The head is there, and may be refused before the body is asked for.
-    Admit,
-    Request(Box<Head>, Vec<u8>),
+    Admit(Box<Head>),
+    Request(Box<Admitted>, Vec<u8>),
     Refuse(Refusal),
     Close,
 }
@@ -144,21 +151,21 @@ impl Connection {
                 Ok(None) => self.seen = self.input.len(),
                 Ok(Some(head)) => {
                     self.input.drain(..head.length);
-                    self.enter(State::Body(Box::new(head)), Some(limits.body_timeout));
-                    return Step::Admit;
+                    self.enter(State::Waiting, None);
+                    return Step::Admit(Box::new(head));
                 }
             }
         }
-        if let State::Body(head) = &self.state
-            && self.input.len() >= head.body
+        if let State::Body(admitted) = &self.state
+            && self.input.len() >= admitted.head.body
         {
-            let rest = self.input.split_off(head.body);
+            let rest = self.input.split_off(admitted.head.body);
             let body = std::mem::replace(&mut self.input, rest);
-            let State::Body(head) = std::mem::replace(&mut self.state, State::Waiting) else {
+            let State::Body(admitted) = std::mem::replace(&mut self.state, State::Waiting) else {
                 return Step::Close;
             };
             self.enter(State::Waiting, None);
-            return Step::Request(head, body);
+            return Step::Request(admitted, body);
         }
         if self.eof {
             return Step::Close;
@@ -191,6 +198,20 @@ impl Connection {
             Err(e) if e.kind() == ErrorKind::Interrupted => Ok(0),
             Err(e) => Err(e),
         }
+    }
+
+    /// Goes on with the body of a request that is wanted.
+    pub fn read_body(&mut self, admitted: Admitted, limits: &HttpConfig) {
+        self.enter(State::Body(Box::new(admitted)), Some(limits.body_timeout));
+    }
+
+    /// Leaves out the body of a request that is not wanted, where it is there. Else nothing behind it can be read.
+    pub fn skip_body(&mut self, head: &Head) -> bool {
+        let whole = self.input.len() >= head.body;
+        if whole {
+            self.input.drain(..head.body);
+        }
+        whole
     }
 
     /// Lets the client send the body that it waits with.

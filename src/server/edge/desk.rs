@@ -6,7 +6,7 @@
 
 use super::in_flight::Ticket;
 use crate::server::http::{Note, Problem, closing, render};
-use crate::server::router::{Lane, PerLane};
+use crate::server::router::{Lane, PerLane, Route};
 use crate::server::shutdown::Phase;
 use crate::server::{Seen, Service};
 use mio::Waker;
@@ -23,15 +23,14 @@ pub(super) type ClientKey = (usize, u64);
 pub(in crate::server) struct Exchange {
     desk: Arc<Desk>,
     origin: Origin,
-    /// Its answer leaves room for another in the lane.
-    in_lane: bool,
+    /// Its answer leaves room for another in this lane.
+    in_lane: Option<Lane>,
     answered: bool,
 }
 
 /// What the loop knows of a request when it hands it on.
 pub(super) struct Origin {
     pub client: ClientKey,
-    pub lane: Lane,
     pub socket: Arc<TcpStream>,
     pub attention: Arc<AtomicBool>,
     pub close: bool,
@@ -67,9 +66,9 @@ pub(in crate::server) struct Desk {
 
 /// What was sent to a lane.
 struct Sent {
-    lane: Lane,
     /// The connection that it was sent over.
     link: usize,
+    route: Arc<Route>,
     /// None where it was given up; a worker still has to take it from the lane.
     exchange: Option<Exchange>,
 }
@@ -124,14 +123,20 @@ impl Desk {
     }
 
     /// A request is about to be sent over `link`, under this number.
-    pub(super) fn put(self: &Arc<Self>, number: u64, link: usize, origin: Origin) {
-        let lane = origin.lane;
-        let exchange = Some(Exchange::new(self, origin, true));
+    pub(super) fn put(
+        self: &Arc<Self>,
+        number: u64,
+        link: usize,
+        origin: Origin,
+        route: Arc<Route>,
+    ) {
+        let lane = route.lane;
+        let exchange = Some(Exchange::new(self, origin, Some(lane)));
         self.sent().insert(
             number,
             Sent {
-                lane,
                 link,
+                route,
                 exchange,
             },
         );
@@ -139,16 +144,16 @@ impl Desk {
     }
 
     /// The worker has it now; nobody has when it was given up.
-    pub fn take(&self, number: u64) -> Option<Exchange> {
+    pub fn take(&self, number: u64) -> Option<(Exchange, Arc<Route>)> {
         let sent = self.sent().remove(&number)?;
         self.has_gone(&sent);
-        self.ask_for_more(sent.lane);
-        sent.exchange
+        self.ask_for_more(sent.route.lane);
+        sent.exchange.map(|exchange| (exchange, sent.route))
     }
 
     /// Those that were sent over a connection that is gone: no worker will ever take them.
     pub(super) fn take_lost(&self, lane: Lane, link: usize) -> Vec<Exchange> {
-        let lost = |_: &u64, sent: &mut Sent| sent.lane == lane && sent.link == link;
+        let lost = |_: &u64, sent: &mut Sent| sent.route.lane == lane && sent.link == link;
         let lost: Vec<_> = self.sent().extract_if(lost).map(|(_, sent)| sent).collect();
         lost.iter().for_each(|sent| self.has_gone(sent));
         lost.into_iter().filter_map(|sent| sent.exchange).collect()
@@ -156,7 +161,7 @@ impl Desk {
 
     /// It comes to no worker any more; one that was given up leaves its room with that.
     fn has_gone(&self, sent: &Sent) {
-        let door = self.doors.of(sent.lane);
+        let door = self.doors.of(sent.route.lane);
         door.coming.fetch_sub(1, Ordering::SeqCst);
         if sent.exchange.is_none() {
             door.given_up.fetch_sub(1, Ordering::SeqCst);
@@ -173,12 +178,13 @@ impl Desk {
     }
 
     /// Those that nobody waits for any more.
-    pub(super) fn take_stale(&self, is_stale: impl Fn(&Origin) -> bool) -> Vec<Exchange> {
+    pub(super) fn take_stale(&self, is_stale: impl Fn(Lane, &Origin) -> bool) -> Vec<Exchange> {
         let mut sent = self.sent();
         let stale = sent.values_mut().filter_map(|sent| {
-            let mut exchange = sent.exchange.take_if(|e| is_stale(&e.origin))?;
-            exchange.in_lane = false;
-            let given_up = &self.doors.of(sent.lane).given_up;
+            let lane = sent.route.lane;
+            let mut exchange = sent.exchange.take_if(|e| is_stale(lane, &e.origin))?;
+            exchange.in_lane = None;
+            let given_up = &self.doors.of(lane).given_up;
             given_up.fetch_add(1, Ordering::SeqCst);
             Some(exchange)
         });
@@ -221,7 +227,7 @@ impl Desk {
 }
 
 impl Exchange {
-    pub(super) fn new(desk: &Arc<Desk>, origin: Origin, in_lane: bool) -> Exchange {
+    pub(super) fn new(desk: &Arc<Desk>, origin: Origin, in_lane: Option<Lane>) -> Exchange {
         Exchange {
             desk: Arc::clone(desk),
             origin,
@@ -243,7 +249,7 @@ impl Exchange {
         self.send(answer);
     }
 
-    /// Answers that it was lost before a worker had it.
+    /// Answers without a worker's having had it.
     pub fn give_up(mut self, problem: Problem) {
         self.send_problem(problem);
     }
@@ -290,16 +296,16 @@ impl Exchange {
             rest,
         };
         let desk = &self.desk;
-        if self.in_lane {
-            let freed = &desk.doors.of(self.origin.lane).freed;
+        if let Some(lane) = self.in_lane {
+            let freed = &desk.doors.of(lane).freed;
             freed.fetch_add(1, Ordering::SeqCst);
         }
         desk.done
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(done);
-        if self.in_lane {
-            desk.ask_for_more(self.origin.lane);
+        if let Some(lane) = self.in_lane {
+            desk.ask_for_more(lane);
         }
         // Asked after it was put there; the loop looks there after it has said that it waits. So one of both sees the other.
         if urgent || self.origin.attention.load(Ordering::SeqCst) {

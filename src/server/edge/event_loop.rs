@@ -1,7 +1,7 @@
 //! The loop: accepts, reads, hands on, writes back, and keeps everybody to their time.
 
 use super::Shared;
-use super::connection::{Connection, State, Step};
+use super::connection::{Admitted, Connection, State, Step};
 use super::desk::{Desk, Done, Exchange, Origin};
 use super::files;
 use super::forwarded;
@@ -21,7 +21,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::net;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,8 +47,6 @@ const BACKLOG: i32 = 4096;
 const FILES_BESIDES: usize = 48;
 
 const BOTH: [Lane; 2] = [Lane::Health, Lane::Api];
-/// Of a client that is gone.
-const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 pub(super) struct EventLoop {
     poll: Poll,
@@ -353,8 +351,8 @@ impl EventLoop {
                 Step::Wait => return self.wait_for(key),
                 Step::Close => return self.close(key),
                 Step::Refuse(refusal) => self.refuse(key, refusal),
-                Step::Admit => self.admit(key),
-                Step::Request(head, body) => self.hand_on(key, *head, &body),
+                Step::Admit(head) => self.admit(key, *head),
+                Step::Request(admitted, body) => self.hand_on(key, *admitted, &body),
             }
         }
     }
@@ -369,149 +367,99 @@ impl EventLoop {
     }
 
     /// The head is there: whether the rest is wanted.
-    fn admit(&mut self, key: usize) {
+    fn admit(&mut self, key: usize, mut head: Head) {
+        let route = self
+            .service
+            .admit(&head.method, head.path(), &head.headers)
+            .and_then(|route| {
+                self.has_room(route.lane, &head)?;
+                Ok(route)
+            });
         let Some(connection) = self.clients.get_mut(key) else {
             return;
         };
-        // Put back at once: the state keeps what the body is read for.
-        let State::Body(head) = std::mem::replace(&mut connection.state, State::Head) else {
-            return;
-        };
-        let lane = self.service.router.lane(head.path());
-        let refusal = self.unwanted(lane, &head);
-        let Some(connection) = self.clients.get_mut(key) else {
-            return;
-        };
-        if let Some(problem) = refusal {
-            return self.refuse_request(key, &head, problem);
-        }
-        let waits = head.expects_continue && connection.buffered() == 0;
-        connection.state = State::Body(head);
-        if waits && matches!(connection.ask_for_body(), Step::Close) {
-            self.close(key);
+        match route {
+            Ok(route) => {
+                let waits = head.expects_continue && connection.buffered() == 0;
+                connection.read_body(Admitted { head, route }, &self.service.config);
+                if waits && matches!(connection.ask_for_body(), Step::Close) {
+                    self.close(key);
+                }
+            }
+            Err(problem) => {
+                head.close |= !connection.skip_body(&head);
+                self.refuse_request(key, head, problem);
+            }
         }
     }
 
-    /// Why a request is not taken now.
-    fn unwanted(&mut self, lane: Lane, head: &Head) -> Option<Problem> {
+    /// Whether a request is taken now.
+    fn has_room(&self, lane: Lane, head: &Head) -> Result<(), Problem> {
         if lane == Lane::Health && head.body > 0 {
-            Some(Problem::plain(413, "no body is taken here"))
+            Err(Problem::plain(413, "no body is taken here"))
         } else if lane == Lane::Api && self.phase == Phase::Draining {
             let detail = "the server is shutting down";
-            Some(Problem::unavailable("draining", detail))
+            Err(Problem::unavailable("draining", detail))
         } else if !self.lanes.of(lane).has_room(self.shared.desk.waiting(lane)) {
             let detail = "too many requests are in line";
-            Some(Problem::unavailable("overloaded", detail))
+            Err(Problem::unavailable("overloaded", detail))
         } else {
-            None
+            Ok(())
         }
     }
 
-    fn client_of(&self, key: usize, head: &Head) -> IpAddr {
-        let peer = self.clients.get(key).map_or(NOBODY, |c| c.peer);
-        forwarded::client(
-            peer,
-            &head.forwarded_for,
-            &self.service.config.trusted_proxies,
-        )
-    }
-
-    fn refuse_request(&mut self, key: usize, head: &Head, problem: Problem) {
-        let id = request_id(head.request_id.as_deref());
-        let client = self.client_of(key, head);
-        self.answer_here(key, (&head.method, head.path()), &id, client, problem);
-    }
-
-    /// What cannot be read as a request.
+    /// What cannot be read as a request, and nothing behind it.
     fn refuse(&mut self, key: usize, refusal: Refusal) {
-        let problem = Problem::plain(refusal.status, refusal.detail);
-        let peer = self.clients.get(key).map_or(NOBODY, |c| c.peer);
-        self.answer_here(
-            key,
-            ("-", "-"),
-            &request_id(None),
-            peer.to_canonical(),
-            problem,
-        );
-    }
-
-    /// Answers without a lane, for the last time on this connection.
-    fn answer_here(
-        &mut self,
-        key: usize,
-        (method, path): (&str, &str),
-        id: &str,
-        client: IpAddr,
-        problem: Problem,
-    ) {
         let Some(connection) = self.clients.get_mut(key) else {
             return;
         };
-        let response = problem.into_response(Some(id));
+        let id = request_id(None);
+        let response = Problem::plain(refusal.status, refusal.detail).into_response(Some(&id));
         self.service.note(&Seen {
-            method,
-            path,
+            method: "-",
+            path: "-",
             route: "",
             status: response.status,
             took: Duration::ZERO,
-            id,
-            client,
+            id: &id,
+            client: connection.peer.to_canonical(),
         });
-        let answer = closing(render(&response, id, method == "HEAD"));
+        let answer = closing(render(&response, &id, false));
         connection.answer(answer, true, None, &self.service.config);
     }
 
     // --- requests
 
-    fn hand_on(&mut self, key: usize, head: Head, body: &[u8]) {
-        let arrived = Instant::now();
-        let lane = self.service.router.lane(head.path());
-        // Others may have been faster, while its body came.
-        if let Some(problem) = self.unwanted(lane, &head) {
-            return self.refuse_request(key, &head, problem);
+    /// Answers in the place of a worker. The client is gone on with in the loop's next round, after the others.
+    fn refuse_request(&mut self, key: usize, head: Head, problem: Problem) {
+        if let Some(origin) = self.origin(key, head, None) {
+            Exchange::new(&self.shared.desk, origin, None).give_up(problem);
         }
-        let client = self.client_of(key, &head);
-        let writes = head.writes();
+    }
+
+    fn hand_on(&mut self, key: usize, admitted: Admitted, body: &[u8]) {
+        let Admitted { head, route } = admitted;
+        let lane = route.lane;
+        // Others may have been faster, while its body came.
+        if let Err(problem) = self.has_room(lane, &head) {
+            return self.refuse_request(key, head, problem);
+        }
         let made_key = match &head.idempotency_key {
-            None if writes => match new_key() {
-                None => return self.refuse_request(key, &head, Problem::internal()),
+            None if head.writes() => match new_key() {
+                None => return self.refuse_request(key, head, Problem::internal()),
                 made => made,
             },
             _ => None,
         };
-        let config = &self.service.config;
-        let Some(connection) = self.clients.get(key) else {
-            return;
-        };
-        // What has come already is not told of again.
-        let has_more = connection.buffered() > 0 || connection.readable;
-        connection.attention.store(has_more, Ordering::SeqCst);
         self.next_exchange += 1;
         let bytes = head.for_lane(self.next_exchange, body);
-        let path = head.path().to_owned();
-        let note = Note {
-            arrived,
-            deadline: arrived + config.request_timeout,
-            client,
-            id: request_id(head.request_id.as_deref()),
-            headers: head.headers,
-            key_was_made: made_key.is_some(),
-            key: made_key.or(head.idempotency_key).unwrap_or_default(),
+        let Some(mut origin) = self.origin(key, head, made_key) else {
+            return;
         };
-        let origin = Origin {
-            client: (key, connection.serial),
-            lane,
-            socket: Arc::clone(&connection.socket),
-            attention: Arc::clone(&connection.attention),
-            close: head.close,
-            writes,
-            path,
-            method: head.method,
-            note,
-            ticket: Some(self.shared.in_flight.of(lane).enter()),
-        };
+        origin.ticket = Some(self.shared.in_flight.of(lane).enter());
         let waiting = Waiting {
             origin,
+            route,
             exchange: self.next_exchange,
             bytes,
         };
@@ -521,12 +469,48 @@ impl EventLoop {
         self.more |= self.lanes.of(lane).has_line();
     }
 
+    /// Nothing where the client is gone.
+    fn origin(&self, key: usize, head: Head, made_key: Option<String>) -> Option<Origin> {
+        let connection = self.clients.get(key)?;
+        // What has come already is not told of again.
+        let has_more = connection.buffered() > 0 || connection.readable;
+        connection.attention.store(has_more, Ordering::SeqCst);
+        let config = &self.service.config;
+        let arrived = Instant::now();
+        let writes = head.writes();
+        let path = head.path().to_owned();
+        let note = Note {
+            arrived,
+            deadline: arrived + config.request_timeout,
+            client: forwarded::client(
+                connection.peer,
+                &head.forwarded_for,
+                &config.trusted_proxies,
+            ),
+            id: request_id(head.request_id.as_deref()),
+            headers: head.headers,
+            key_was_made: made_key.is_some(),
+            key: made_key.or(head.idempotency_key).unwrap_or_default(),
+        };
+        Some(Origin {
+            client: (key, connection.serial),
+            socket: Arc::clone(&connection.socket),
+            attention: Arc::clone(&connection.attention),
+            close: head.close,
+            writes,
+            path,
+            method: head.method,
+            note,
+            ticket: None,
+        })
+    }
+
     /// Sends what is in line, as far as there are workers for it.
     fn send_next(&mut self, lane: Lane) {
         while let Some((index, waiting)) = self.lanes.of_mut(lane).next() {
             self.shared
                 .desk
-                .put(waiting.exchange, index, waiting.origin);
+                .put(waiting.exchange, index, waiting.origin, waiting.route);
             let token = self.token_of(lane, index);
             let links = self.lanes.of_mut(lane);
             if let Err(Lost) = links.send(index, &waiting.bytes, self.poll.registry(), token) {
@@ -648,16 +632,18 @@ impl EventLoop {
 
     fn look_at_the_time(&mut self, now: Instant) {
         let clients = &self.clients;
-        let is_stale = |origin: &Origin| {
+        let is_stale = |lane, origin: &Origin| {
             let (key, serial) = origin.client;
-            let late = origin.lane == Lane::Api && now >= origin.note.deadline;
+            let late = lane == Lane::Api && now >= origin.note.deadline;
             late || clients.get(key).is_none_or(|c| c.serial != serial)
         };
         let desk = &self.shared.desk;
         let mut stale = desk.take_stale(is_stale);
         for lane in BOTH {
-            let in_line = self.lanes.of_mut(lane).take_stale(is_stale).into_iter();
-            stale.extend(in_line.map(|origin| Exchange::new(desk, origin, false)));
+            let links = self.lanes.of_mut(lane);
+            let in_line = links.take_stale(|origin| is_stale(lane, origin));
+            let in_line = in_line.into_iter();
+            stale.extend(in_line.map(|origin| Exchange::new(desk, origin, None)));
         }
         for exchange in stale {
             exchange.give_up(Problem::no_worker());

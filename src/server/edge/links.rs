@@ -6,6 +6,7 @@
 
 use super::desk::Origin;
 use crate::server::lane::{Plan, Running};
+use crate::server::router::Route;
 use crate::server::turns::Turns;
 use log::{info, warn};
 use mio::net::UnixStream;
@@ -29,6 +30,7 @@ const KEPT: usize = 64 * 1024;
 /// A request in line.
 pub(super) struct Waiting {
     pub origin: Origin,
+    pub route: Arc<Route>,
     /// Its number at the desk.
     pub exchange: u64,
     /// As it is sent.

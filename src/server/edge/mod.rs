@@ -10,7 +10,8 @@
 //!              (framing, limits, deadlines)   api lane: HTTP_WORKERS, behind a line of HTTP_QUEUE
 //! ```
 //!
-//! A slow client costs a buffer, not a thread. One request more than the line takes is refused at once. The event loop never
+//! A slow client costs a buffer, not a thread. Where a request leads, and whether it may, is seen from its head: what leads nowhere
+//! costs neither a body nor a worker. One request more than the line takes is refused at once. The event loop never
 //! waits for anything but its sockets.
 
 mod connection;
@@ -191,7 +192,7 @@ mod tests {
                     ahead: 1,
                     coming: desk.coming(lane),
                     serve: Arc::new(move |incoming, turns| {
-                        service.serve(incoming, &desk, turns, lane);
+                        service.serve(incoming, &desk, turns);
                     }),
                     dir: Arc::clone(dir),
                 }
