@@ -62,7 +62,7 @@ pub(crate) struct Shared {
     trouble_at: AtomicU64,
     /// When a session last came back in good order, in the same unit.
     answered_at: AtomicU64,
-    pub hosts: Vec<postgres::Config>,
+    hosts: Vec<postgres::Config>,
     last_good_host: AtomicUsize,
     /// A write was refused by a standby: of several hosts, the primary is wanted.
     wants_primary: AtomicBool,
@@ -214,7 +214,8 @@ impl Shared {
             let started = Instant::now();
             let limit = started + self.config.connection_timeout;
             let attempt = self.attempts.begin(self);
-            let result = self.open(deadline.map_or(limit, |at| at.min(limit)), Some(&attempt));
+            let until = deadline.map_or(limit, |at| at.min(limit));
+            let result = self.open(until, Duration::MAX, Some(&attempt));
             let result = result.or_else(|e| attempt.take_found().ok_or(e));
             self.attempts.end(&attempt);
             let error = match result {
@@ -240,10 +241,12 @@ impl Shared {
         Err(OpenError::Closed)
     }
 
-    /// Opens a connection to the first host that lets us in, the last good one first.
+    /// Opens a connection to the first host that lets us in, the last good one first; at each of their addresses within
+    /// `each`.
     pub fn open(
         self: &Arc<Self>,
         deadline: Instant,
+        each: Duration,
         attempt: Option<&Attempt>,
     ) -> Result<Session, OpenError> {
         let first = match self
@@ -263,7 +266,7 @@ impl Shared {
             // A share of what is left for each host: one that accepts and stays silent must not eat the others' time.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / (count - nth) as u32;
-            match self.open_host(&self.hosts[at], Instant::now() + share, attempt) {
+            match self.open_host(&self.hosts[at], Instant::now() + share, each, attempt) {
                 Ok(mut session) if wants_primary && session.identity().standby => {
                     session.close_for(CloseReason::FailedOver);
                     standby.get_or_insert(at);
@@ -277,7 +280,7 @@ impl Shared {
         }
         match standby {
             // Better than nothing: it can be read from, and may be promoted.
-            Some(at) => self.open_host(&self.hosts[at], deadline, attempt),
+            Some(at) => self.open_host(&self.hosts[at], deadline, each, attempt),
             None => Err(last_error),
         }
     }
@@ -287,14 +290,16 @@ impl Shared {
         self: &Arc<Self>,
         host: &postgres::Config,
         deadline: Instant,
+        each: Duration,
         attempt: Option<&Attempt>,
     ) -> Result<Session, OpenError> {
         let mut last_error = OpenError::Closed;
-        let each = addresses(host, deadline)?;
-        let count = each.len();
-        for (nth, one) in each.iter().enumerate() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.open_at(one, left / (count - nth) as u32, attempt) {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let all = addresses(host, left().min(each))?;
+        let count = all.len();
+        for (nth, one) in all.iter().enumerate() {
+            let share = left() / (count - nth) as u32;
+            match self.open_at(one, share.min(each), attempt) {
                 Ok(session) => return Ok(session),
                 Err(e) => last_error = e,
             }
@@ -464,10 +469,7 @@ fn is_tcp(host: &postgres::Config) -> bool {
 
 /// One setting for each address of a host. The driver would walk them inside one connect, each with the whole of the time;
 /// and the system's resolver knows no deadline, so it is asked on a thread that can be left behind.
-fn addresses(
-    host: &postgres::Config,
-    deadline: Instant,
-) -> Result<Vec<postgres::Config>, OpenError> {
+fn addresses(host: &postgres::Config, limit: Duration) -> Result<Vec<postgres::Config>, OpenError> {
     let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
         return Ok(vec![host.clone()]);
     };
@@ -482,7 +484,6 @@ fn addresses(
                 .name("millpond-resolver".into())
                 .spawn(resolve)
                 .map_err(OpenError::Resolve)?;
-            let limit = deadline.saturating_duration_since(Instant::now());
             let answer = resolved
                 .recv_timeout(limit)
                 .map_err(|_| OpenError::Timeout(limit))?;

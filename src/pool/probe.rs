@@ -190,7 +190,7 @@ fn read(
             Err(_) => return (None, Err((ProbeError::Timeout, None))),
         }
     }
-    let opened = shared.open(until, None);
+    let opened = shared.open(until, Duration::MAX, None);
     let mut session = match opened {
         Ok(session) => session,
         Err(e) => {

@@ -11,15 +11,18 @@ use super::wire;
 use crate::error::Chain;
 use crate::metrics::CloseReason;
 use log::{debug, warn};
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long an attempt waits before the scout looks, and how long a look at one host may take: so long, or twice as long
+/// How long an attempt waits before the scout looks, and how long a look at one address may take: so long, or twice as long
 /// as opening takes here. A look that is cut too early finds nothing, and costs a busy server a process each time.
 const PATIENCE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
+/// The fastest of so many openings tells what is usual: one that was held up is not.
+const RECENT: usize = 4;
 /// Between a look without an answer and the next.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -32,8 +35,8 @@ struct State {
     /// The oldest first.
     waiting: Vec<Arc<Attempt>>,
     scouting: bool,
-    /// What opening takes: the slowest of late.
-    usual: Duration,
+    /// What opening took of late.
+    took: VecDeque<Duration>,
     /// Found when nobody was waiting any more; for whoever comes while the scout is about.
     spare: Option<Session>,
 }
@@ -97,11 +100,15 @@ impl Attempts {
     /// Opening a connection took so long.
     pub fn note_opened(&self, took: Duration) {
         let mut state = self.lock();
-        state.usual = took.max(state.usual.mul_f64(0.9));
+        if state.took.len() == RECENT {
+            state.took.pop_front();
+        }
+        state.took.push_back(took);
     }
 
     fn patience(&self) -> Duration {
-        (2 * self.lock().usual).clamp(PATIENCE, LONGEST_PATIENCE)
+        let usual = self.lock().took.iter().min().copied();
+        (2 * usual.unwrap_or_default()).clamp(PATIENCE, LONGEST_PATIENCE)
     }
 
     /// For how long the oldest has been waiting. With none, the scout's work is done.
@@ -180,8 +187,8 @@ fn scout_for(shared: &Arc<Shared>) {
             thread::sleep(PATIENCE);
             continue;
         }
-        let limit = patience * shared.hosts.len() as u32;
-        match shared.open(Instant::now() + limit, None) {
+        let until = Instant::now() + shared.config.connection_timeout;
+        match shared.open(until, patience, None) {
             Ok(session) => {
                 shared.attempts.found(session);
                 shared.note_opened();
@@ -191,5 +198,30 @@ fn scout_for(shared: &Arc<Shared>) {
                 thread::sleep(PAUSE);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_opening_that_was_held_up_does_not_make_the_scout_slow() {
+        let attempts = Attempts::default();
+        let patience_after = |ms: &[u64]| {
+            for took in ms {
+                attempts.note_opened(Duration::from_millis(*took));
+            }
+            attempts.patience()
+        };
+        assert_eq!(patience_after(&[]), PATIENCE);
+        assert_eq!(patience_after(&[150]), Duration::from_millis(300));
+        assert_eq!(
+            patience_after(&[160, 155, 5000, 170]),
+            Duration::from_millis(310)
+        );
+        assert_eq!(patience_after(&[5]), PATIENCE);
+        assert_eq!(patience_after(&[3000; 4]), LONGEST_PATIENCE);
+        assert_eq!(patience_after(&[5]), PATIENCE);
     }
 }

@@ -388,7 +388,15 @@ impl Call<'_> {
     /// another server may do it.
     fn unless_demoted(&self, stop: Stop, session: &mut Session) -> Stop {
         let meant_to_write = !self.begin.read_only && !self.pool.config().reads_only();
-        if !(stop.refused_write && meant_to_write && session.is_on_standby()) {
+        // What commits inside may have done so since a promotion: there, only what the server is now tells.
+        let inside = matches!(
+            stop.error,
+            Error::Database {
+                phase: Phase::CommitsInside,
+                ..
+            }
+        );
+        if !(stop.refused_write && meant_to_write && session.is_on_standby(!inside)) {
             return stop;
         }
         session.close_for(CloseReason::FailedOver);

@@ -60,7 +60,7 @@ struct Service {
 struct Seen<'a> {
     method: &'a str,
     path: &'a str,
-    /// Its pattern; empty where no handler answered.
+    /// Its pattern; empty where there is none.
     route: &'a str,
     status: u16,
     took: Duration,
@@ -227,24 +227,25 @@ impl Service {
             .observe(took.as_secs_f64());
     }
 
-    /// The route that a request may take, before its body is asked for.
+    /// The route that a request may take, before its body is asked for; else the pattern, if any, and the answer.
     fn admit(
         &self,
         method: &str,
         path: &str,
         headers: &[(String, String)],
-    ) -> Result<Arc<Route>, Problem> {
+    ) -> Result<Arc<Route>, (&'static str, Problem)> {
         match self.router.find(method, path) {
             Found::Route(route) if self.may_enter(route.access, headers) => Ok(Arc::clone(route)),
-            Found::Route(_) => {
+            Found::Route(route) => {
                 let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");
-                Err(told.header("WWW-Authenticate", "Bearer"))
+                Err((route.pattern, told.header("WWW-Authenticate", "Bearer")))
             }
             Found::OtherMethods(allow) => {
                 let told = format!("{} is not for this path", known_method(method));
-                Err(Problem::plain(405, told).header("Allow", allow.join(", ")))
+                let told = Problem::plain(405, told).header("Allow", allow.join(", "));
+                Err(("", told))
             }
-            Found::Nothing => Err(Problem::plain(404, "there is nothing at this path")),
+            Found::Nothing => Err(("", Problem::plain(404, "there is nothing at this path"))),
         }
     }
 

@@ -288,6 +288,26 @@ fn a_promotion_that_comes_right_after_the_refusal_hides_it_from_nobody() {
 }
 
 #[test]
+fn what_commits_inside_is_not_repeated_for_a_promotion_that_was_before() {
+    let (primary, standby) = pair();
+    let halves = "CREATE PROCEDURE halves() LANGUAGE plpgsql AS \
+                'BEGIN INSERT INTO t VALUES (1); COMMIT; SET TRANSACTION READ ONLY; INSERT INTO t VALUES (2); END'";
+    admin(&primary.url()).batch_execute(halves).unwrap();
+    let direct = standby.server.url();
+    eventually("the standby has it", || {
+        let found = admin(&direct).query("SELECT FROM pg_proc WHERE proname = 'halves'", &[]);
+        found.unwrap().len() == 1
+    });
+    let pool = pool(&direct).max_size(1).build().unwrap();
+    // Its session has begun on a standby, and lives on.
+    pool.read("SELECT 1", &[]).unwrap();
+    standby.promote();
+    let error = pool.execute("CALL halves()", &[]).unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(keys(&direct), [1]);
+}
+
+#[test]
 fn a_pool_that_reads_only_reads_from_a_standby() {
     let (primary, standby) = pair();
     let pool = pool(&url(

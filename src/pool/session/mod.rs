@@ -370,6 +370,8 @@ impl Session {
         let row = first_row(&answer);
         let number = |column: &str| row?.try_get(column).ok().flatten()?.parse::<u64>().ok();
         self.xid = number("xid").filter(|_| number("pid") == u64::try_from(self.identity.pid).ok());
+        // Only a primary gives numbers.
+        self.identity.standby &= self.xid.is_none();
         Ok(answer)
     }
 
@@ -450,14 +452,14 @@ impl Session {
         &self.identity
     }
 
-    /// True where the server is a standby, or was one when the session began: it may have been promoted since the refusal
-    /// that makes us ask. Asked once nothing is under way any more.
-    pub fn is_on_standby(&mut self) -> bool {
-        if self.identity.standby {
-            return true;
-        }
+    /// True where the server is a standby; asked once nothing is under way any more. With `or_was`, also where it was one
+    /// for all that the session knows: it may have been promoted since the refusal that makes us ask.
+    pub fn is_on_standby(&mut self, or_was: bool) -> bool {
         if self.is_closing() || (self.in_transaction && self.rollback().is_err()) {
             return false;
+        }
+        if or_was && self.identity.standby {
+            return true;
         }
         let answer = self.ask("SELECT pg_is_in_recovery()", upkeep_until(None));
         answer.is_ok_and(|messages| {

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// For how long, and how much, a client that was refused is listened to, so that it reads the refusal: a socket that is
-/// closed over unread data resets the connection.
+/// For how long, and how much if no body may be longer, a client that was refused is listened to, so that it reads the
+/// refusal: a socket that is closed over unread data resets the connection, as does data for a closed one.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
 /// A client takes at least this much of its answer in each `write_timeout`.
@@ -47,6 +47,8 @@ pub(super) struct Connection {
     output: Vec<u8>,
     written: usize,
     close: bool,
+    /// The rest of what was refused is still to come, or may be.
+    more_to_come: bool,
     /// The request is in flight until its answer is written.
     ticket: Option<Ticket>,
 }
@@ -58,7 +60,7 @@ pub(super) enum State {
     Head,
     /// Within its body.
     Body(Box<Admitted>),
-    /// It is handed on.
+    /// Its request is with others: looked at, handed on, or refused.
     Waiting,
     /// Its answer is being written.
     Answering,
@@ -107,6 +109,7 @@ impl Connection {
             output: Vec::new(),
             written: 0,
             close: false,
+            more_to_come: false,
             ticket: None,
         }
     }
@@ -132,7 +135,7 @@ impl Connection {
         match &self.state {
             State::Waiting => Step::Wait,
             State::Answering => self.write(limits),
-            State::Lingering { .. } => self.discard(scratch),
+            State::Lingering { .. } => self.discard(limits, scratch),
             State::Idle | State::Head | State::Body(_) => self.read(limits, scratch),
         }
     }
@@ -211,6 +214,7 @@ impl Connection {
         if whole {
             self.input.drain(..head.body);
         }
+        self.more_to_come = !whole;
         whole
     }
 
@@ -236,6 +240,8 @@ impl Connection {
         self.written = 0;
         self.close = close;
         self.ticket = ticket;
+        // Refused in the middle.
+        self.more_to_come |= matches!(self.state, State::Head | State::Body(_));
         self.enter(State::Answering, Some(limits.write_timeout));
     }
 
@@ -265,7 +271,7 @@ impl Connection {
             self.enter(State::Idle, Some(limits.idle_timeout));
             return Step::Go;
         }
-        let all_read = self.input.is_empty() && !self.readable;
+        let all_read = !self.more_to_come && self.input.is_empty() && !self.readable;
         if all_read || self.eof || self.socket.shutdown(Shutdown::Write).is_err() {
             return Step::Close;
         }
@@ -274,15 +280,16 @@ impl Connection {
         Step::Go
     }
 
-    fn discard(&mut self, scratch: &mut [u8]) -> Step {
+    fn discard(&mut self, limits: &HttpConfig, scratch: &mut [u8]) -> Step {
         if self.eof {
             return Step::Close;
         }
         if !self.readable {
             return Step::Wait;
         }
+        let most = LINGER_BYTES.max(limits.max_body_bytes);
         match (self.fill(scratch), &mut self.state) {
-            (Ok(read), State::Lingering { discarded }) if *discarded + read <= LINGER_BYTES => {
+            (Ok(read), State::Lingering { discarded }) if *discarded + read <= most => {
                 *discarded += read;
                 Step::Go
             }

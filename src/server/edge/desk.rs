@@ -1,6 +1,6 @@
 //! Where the event loop and the workers meet: what is on its way through a lane, and what has come of it.
 //!
-//! A worker writes its answer to the client's own socket. The loop need not be woken for that: it learns of it when the
+//! A worker writes its answer to the client's own socket, as the loop does with a refusal. The loop need not be woken for that: it learns of it when the
 //! client asks again, unless something waits for it: more of the answer than the socket takes, a connection to be closed, a
 //! client that has sent more already, or a request in line when few are left that were sent ahead.
 
@@ -37,6 +37,8 @@ pub(super) struct Origin {
     pub writes: bool,
     pub method: String,
     pub path: String,
+    /// Its route's; empty where there is none.
+    pub pattern: &'static str,
     pub note: Note,
     /// In flight, until it is answered.
     pub ticket: Option<Ticket>,
@@ -249,7 +251,7 @@ impl Exchange {
         self.send(answer);
     }
 
-    /// Answers without a worker's having had it.
+    /// Answers in the place of a handler.
     pub fn give_up(mut self, problem: Problem) {
         self.send_problem(problem);
     }
@@ -260,7 +262,7 @@ impl Exchange {
         self.desk.service.note(&Seen {
             method: &self.origin.method,
             path: &self.origin.path,
-            route: "",
+            route: self.origin.pattern,
             status: response.status,
             took: note.arrived.elapsed(),
             id: &note.id,

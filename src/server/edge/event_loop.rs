@@ -46,6 +46,9 @@ const BACKLOG: i32 = 4096;
 /// Files of this program that belong to nobody here: its log, the loop's own, those of `check`s and so on.
 const FILES_BESIDES: usize = 48;
 
+/// Steps that a client may take before it is the others' turn; a step reads 64 KiB at most.
+const STEPS: usize = 16;
+
 const BOTH: [Lane; 2] = [Lane::Health, Lane::Api];
 
 pub(super) struct EventLoop {
@@ -56,6 +59,8 @@ pub(super) struct EventLoop {
     service: Arc<Service>,
     shared: Arc<Shared>,
     clients: Slab<Connection>,
+    /// Clients who can go on, and have to let others go first.
+    in_turn: Vec<usize>,
     most_clients: usize,
     next_serial: u64,
     next_exchange: u64,
@@ -108,6 +113,7 @@ impl EventLoop {
             service,
             shared,
             clients: Slab::new(),
+            in_turn: Vec::new(),
             most_clients,
             next_serial: 0,
             next_exchange: 0,
@@ -169,6 +175,9 @@ impl EventLoop {
                 self.refill(lane);
             }
             self.go_on_with(done);
+            for key in std::mem::take(&mut self.in_turn) {
+                self.drive(key);
+            }
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept(),
@@ -340,9 +349,9 @@ impl EventLoop {
             .reregister(&mut SourceFd(&fd), token, interest)
     }
 
-    /// Goes on with a client for as long as something can be done.
+    /// Goes on with a client for as long as something can be done, and it is its turn.
     fn drive(&mut self, key: usize) {
-        loop {
+        for _ in 0..STEPS {
             let Some(connection) = self.clients.get_mut(key) else {
                 return;
             };
@@ -355,6 +364,8 @@ impl EventLoop {
                 Step::Request(admitted, body) => self.hand_on(key, *admitted, &body),
             }
         }
+        self.in_turn.push(key);
+        self.more = true;
     }
 
     /// Asks to be told when a client takes more, where it would take no more.
@@ -371,9 +382,9 @@ impl EventLoop {
         let route = self
             .service
             .admit(&head.method, head.path(), &head.headers)
-            .and_then(|route| {
-                self.has_room(route.lane, &head)?;
-                Ok(route)
+            .and_then(|route| match self.has_room(route.lane, &head) {
+                Ok(()) => Ok(route),
+                Err(problem) => Err((route.pattern, problem)),
             });
         let Some(connection) = self.clients.get_mut(key) else {
             return;
@@ -386,9 +397,9 @@ impl EventLoop {
                     self.close(key);
                 }
             }
-            Err(problem) => {
+            Err((pattern, problem)) => {
                 head.close |= !connection.skip_body(&head);
-                self.refuse_request(key, head, problem);
+                self.refuse_request(key, head, pattern, problem);
             }
         }
     }
@@ -431,8 +442,8 @@ impl EventLoop {
     // --- requests
 
     /// Answers in the place of a worker. The client is gone on with in the loop's next round, after the others.
-    fn refuse_request(&mut self, key: usize, head: Head, problem: Problem) {
-        if let Some(origin) = self.origin(key, head, None) {
+    fn refuse_request(&mut self, key: usize, head: Head, pattern: &'static str, problem: Problem) {
+        if let Some(origin) = self.origin(key, head, pattern, None) {
             Exchange::new(&self.shared.desk, origin, None).give_up(problem);
         }
     }
@@ -442,18 +453,20 @@ impl EventLoop {
         let lane = route.lane;
         // Others may have been faster, while its body came.
         if let Err(problem) = self.has_room(lane, &head) {
-            return self.refuse_request(key, head, problem);
+            return self.refuse_request(key, head, route.pattern, problem);
         }
         let made_key = match &head.idempotency_key {
             None if head.writes() => match new_key() {
-                None => return self.refuse_request(key, head, Problem::internal()),
+                None => {
+                    return self.refuse_request(key, head, route.pattern, Problem::internal());
+                }
                 made => made,
             },
             _ => None,
         };
         self.next_exchange += 1;
         let bytes = head.for_lane(self.next_exchange, body);
-        let Some(mut origin) = self.origin(key, head, made_key) else {
+        let Some(mut origin) = self.origin(key, head, route.pattern, made_key) else {
             return;
         };
         origin.ticket = Some(self.shared.in_flight.of(lane).enter());
@@ -470,7 +483,13 @@ impl EventLoop {
     }
 
     /// Nothing where the client is gone.
-    fn origin(&self, key: usize, head: Head, made_key: Option<String>) -> Option<Origin> {
+    fn origin(
+        &self,
+        key: usize,
+        head: Head,
+        pattern: &'static str,
+        made_key: Option<String>,
+    ) -> Option<Origin> {
         let connection = self.clients.get(key)?;
         // What has come already is not told of again.
         let has_more = connection.buffered() > 0 || connection.readable;
@@ -498,6 +517,7 @@ impl EventLoop {
             attention: Arc::clone(&connection.attention),
             close: head.close,
             writes,
+            pattern,
             path,
             method: head.method,
             note,
