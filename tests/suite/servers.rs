@@ -8,12 +8,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// Sends a signal by name.
-pub fn signal(pid: u32, name: &str) {
+/// Sends a signal by name. False where the process is gone.
+pub fn signal(pid: u32, name: &str) -> bool {
     let sent = Command::new("kill")
         .args([&format!("-{name}"), &pid.to_string()])
         .status();
-    assert!(sent.expect("kill").success(), "{name} to {pid}");
+    sent.expect("kill").success()
 }
 
 /// Processes that are stopped until this is dropped.
@@ -21,16 +21,16 @@ pub struct Frozen(Vec<u32>);
 
 impl Frozen {
     pub fn process(pid: u32) -> Frozen {
-        signal(pid, "STOP");
+        assert!(signal(pid, "STOP"), "{pid} is gone");
         Frozen(vec![pid])
     }
 
     /// A postmaster and all of its children.
     pub fn tree(postmaster: u32) -> Frozen {
-        signal(postmaster, "STOP");
-        // Nothing is born any more.
+        assert!(signal(postmaster, "STOP"), "{postmaster} is gone");
+        // Nothing is born any more; one may end by itself.
         let mut all = children(postmaster);
-        all.iter().for_each(|pid| signal(*pid, "STOP"));
+        all.retain(|pid| signal(*pid, "STOP"));
         all.push(postmaster);
         Frozen(all)
     }
@@ -42,9 +42,7 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         for pid in self.0.drain(..) {
             // Who was killed meanwhile needs no thaw.
-            let _ = Command::new("kill")
-                .args(["-CONT", &pid.to_string()])
-                .status();
+            let _ = signal(pid, "CONT");
         }
     }
 }
