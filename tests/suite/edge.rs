@@ -764,8 +764,8 @@ fn a_drain_ends_kept_connections_between_requests() {
         eventually("it is in flight", || edge.server.in_flight() == 1);
         let Edge { server, .. } = edge;
         let stopping = scope.spawn(move || server.shut_down(3 * SECOND, 20 * SECOND));
-        eventually("it is not ready", || {
-            get(addr, "/health/ready").status == 503
+        eventually("it drains", || {
+            get(addr, "/health/ready").json()["status"] == "draining"
         });
         // Served within the delay, for the last time on this connection.
         let last = kept.ask("GET", "/api/count", "", b"");

@@ -479,8 +479,8 @@ fn a_drain_finishes_what_is_in_flight_and_refuses_what_is_new() {
         let sleeper = scope.spawn(move || get(addr, "/api/sleep?3"));
         eventually("the request runs", || pool.stats().active == 1);
         let stopping = scope.spawn(move || server.shut_down(2 * SECOND, 20 * SECOND));
-        eventually("it is not ready", || {
-            get(addr, "/health/ready").status == 503
+        eventually("it drains", || {
+            get(addr, "/health/ready").json()["status"] == "draining"
         });
         // Within the delay requests are still served, and told to go elsewhere next.
         let served = get(addr, "/api/sleep?0");
