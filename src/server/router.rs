@@ -146,9 +146,9 @@ impl Router {
                 others.push("HEAD");
             }
         }
-        match closest {
-            Some(_) => Found::OtherMethods(others),
-            None => Found::Nothing,
+        match others.is_empty() {
+            true => Found::Nothing,
+            false => Found::OtherMethods(others),
         }
     }
 }

@@ -126,9 +126,12 @@ pub fn log_lines(needle: &str) -> Vec<String> {
         .collect()
 }
 
-/// What a counter of the pool's metrics says, or all of its labels together.
+/// What a counter of the pool's metrics says, or all of its labels together; a label that is named has to be there.
+#[track_caller]
 pub fn counter(pool: &Pool, name: &str) -> u64 {
     let text = pool.metrics_text();
+    let found = text.lines().any(|l| l.starts_with(name));
+    assert!(found || !name.contains('{'), "there is no {name}");
     text.lines()
         .filter(|l| l.starts_with(name))
         .filter_map(|l| l.rsplit_once(' ')?.1.parse::<u64>().ok())

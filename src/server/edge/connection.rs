@@ -59,7 +59,7 @@ pub(super) enum State {
     /// Within the head of one.
     Head,
     /// Within its body.
-    Body(Box<Admitted>),
+    Body(Admitted),
     /// Its request is with others: looked at, handed on, or refused.
     Waiting,
     /// Its answer is being written.
@@ -70,7 +70,7 @@ pub(super) enum State {
 
 /// A request that is wanted, and where it leads.
 pub(super) struct Admitted {
-    pub head: Head,
+    pub head: Box<Head>,
     pub route: Arc<Route>,
 }
 
@@ -82,7 +82,7 @@ pub(super) enum Step {
     Go,
     /// The head is there, and may be refused before the body is asked for.
     Admit(Box<Head>),
-    Request(Box<Admitted>, Vec<u8>),
+    Request(Admitted, Vec<u8>),
     Refuse(Refusal),
     Close,
 }
@@ -205,7 +205,7 @@ impl Connection {
 
     /// Goes on with the body of a request that is wanted.
     pub fn read_body(&mut self, admitted: Admitted, limits: &HttpConfig) {
-        self.enter(State::Body(Box::new(admitted)), Some(limits.body_timeout));
+        self.enter(State::Body(admitted), Some(limits.body_timeout));
     }
 
     /// Leaves out the body of a request that is not wanted, where it is there. Else nothing behind it can be read.

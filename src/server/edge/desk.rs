@@ -1,8 +1,9 @@
 //! Where the event loop and the workers meet: what is on its way through a lane, and what has come of it.
 //!
-//! A worker writes its answer to the client's own socket, as the loop does with a refusal. The loop need not be woken for that: it learns of it when the
-//! client asks again, unless something waits for it: more of the answer than the socket takes, a connection to be closed, a
-//! client that has sent more already, or a request in line when few are left that were sent ahead.
+//! A worker writes its answer to the client's own socket, as the loop does with a refusal. The loop need not be woken for
+//! that: it learns of it when the client asks again, unless something waits for it: more of the answer than the socket
+//! takes, a connection to be closed, a client that has sent more already, or a request in line when few are left that were
+//! sent ahead.
 
 use super::in_flight::Ticket;
 use crate::server::http::{Note, Problem, closing, render};

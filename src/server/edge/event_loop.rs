@@ -360,8 +360,8 @@ impl EventLoop {
                 Step::Wait => return self.wait_for(key),
                 Step::Close => return self.close(key),
                 Step::Refuse(refusal) => self.refuse(key, refusal),
-                Step::Admit(head) => self.admit(key, *head),
-                Step::Request(admitted, body) => self.hand_on(key, *admitted, &body),
+                Step::Admit(head) => self.admit(key, head),
+                Step::Request(admitted, body) => self.hand_on(key, admitted, &body),
             }
         }
         self.in_turn.push(key);
@@ -378,7 +378,7 @@ impl EventLoop {
     }
 
     /// The head is there: whether the rest is wanted.
-    fn admit(&mut self, key: usize, mut head: Head) {
+    fn admit(&mut self, key: usize, mut head: Box<Head>) {
         let route = self
             .service
             .admit(&head.method, head.path(), &head.headers)
@@ -399,7 +399,7 @@ impl EventLoop {
             }
             Err((pattern, problem)) => {
                 head.close |= !connection.skip_body(&head);
-                self.refuse_request(key, head, pattern, problem);
+                self.refuse_request(key, *head, pattern, problem);
             }
         }
     }
@@ -453,12 +453,12 @@ impl EventLoop {
         let lane = route.lane;
         // Others may have been faster, while its body came.
         if let Err(problem) = self.has_room(lane, &head) {
-            return self.refuse_request(key, head, route.pattern, problem);
+            return self.refuse_request(key, *head, route.pattern, problem);
         }
         let made_key = match &head.idempotency_key {
             None if head.writes() => match new_key() {
                 None => {
-                    return self.refuse_request(key, head, route.pattern, Problem::internal());
+                    return self.refuse_request(key, *head, route.pattern, Problem::internal());
                 }
                 made => made,
             },
@@ -466,7 +466,7 @@ impl EventLoop {
         };
         self.next_exchange += 1;
         let bytes = head.for_lane(self.next_exchange, body);
-        let Some(mut origin) = self.origin(key, head, route.pattern, made_key) else {
+        let Some(mut origin) = self.origin(key, *head, route.pattern, made_key) else {
             return;
         };
         origin.ticket = Some(self.shared.in_flight.of(lane).enter());
@@ -662,8 +662,8 @@ impl EventLoop {
         for lane in BOTH {
             let links = self.lanes.of_mut(lane);
             let in_line = links.take_stale(|origin| is_stale(lane, origin));
-            let in_line = in_line.into_iter();
-            stale.extend(in_line.map(|origin| Exchange::new(desk, origin, None)));
+            let exchanges = in_line.into_iter();
+            stale.extend(exchanges.map(|origin| Exchange::new(desk, origin, None)));
         }
         for exchange in stale {
             exchange.give_up(Problem::no_worker());

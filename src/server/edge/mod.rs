@@ -10,8 +10,8 @@
 //!              (framing, limits, deadlines)   api lane: HTTP_WORKERS, behind a line of HTTP_QUEUE
 //! ```
 //!
-//! A slow client costs a buffer, not a thread. Where a request leads, and whether it may, is seen from its head: what leads nowhere
-//! costs neither a body nor a worker. One request more than the line takes is refused at once. The event loop never
+//! A slow client costs a buffer, not a thread. Where a request leads, and whether it may, is seen from its head: what leads
+//! nowhere costs neither a body nor a worker. One request more than the line takes is refused at once. The event loop never
 //! waits for anything but its sockets.
 
 mod connection;
