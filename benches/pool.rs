@@ -4,9 +4,20 @@
 //! machine is noisy for all. Compare the ratios: the absolute numbers are the machine's.
 
 /// The byte stream under the pool's connections, for a bare client on it.
-#[path = "../src/pool/wire.rs"]
+#[path = "../src/pool/wire/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod wire;
+
+/// What it tells the pool, which is not asked here.
+#[allow(dead_code)]
+mod retry {
+    pub enum Progress {
+        Unseen,
+        NothingSent,
+        Sent,
+        Completed,
+    }
+}
 
 use millpond::Pool;
 use millpond::embedded::{Options, PrivateServer};

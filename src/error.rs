@@ -326,6 +326,15 @@ impl Error {
     /// The same, once it is known that what it speaks of took no effect.
     pub(crate) fn without_effect(self) -> Error {
         match self {
+            // The server itself stopped it: the next attempt would most likely end the same way.
+            Error::QueryTimeout {
+                limit, sql, source, ..
+            } if source.code() == Some(&SqlState::QUERY_CANCELED) => Error::QueryTimeout {
+                limit,
+                sql,
+                source,
+                phase: Phase::Preparing,
+            },
             Error::Database { source, .. } | Error::QueryTimeout { source, .. } => {
                 Error::Database {
                     source,
@@ -469,7 +478,7 @@ impl StdError for Error {
     }
 }
 
-/// For reading rows inside a closure: `row.try_get(..)?`.
+/// For reading rows inside a closure: `row.try_get(..)?`. A mistake there rolls the transaction back for good.
 impl From<postgres::Error> for Error {
     fn from(source: postgres::Error) -> Error {
         Error::Database {

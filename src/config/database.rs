@@ -1,6 +1,7 @@
 //! Where the database is: a `postgresql://` URL or a `key=value` string.
 //!
-//! The driver's parser does the work; what it would weaken silently, or put where it would be printed, is refused here.
+//! The driver's parser does the work; what it would weaken silently, or put where it would be printed, is refused here. One
+//! parameter is ours, and taken out before: `pgbouncer=true`, by which other tools are told of a pooler as well.
 
 use postgres::config::{ChannelBinding, Host, SslMode, SslNegotiation};
 use std::fmt;
@@ -9,21 +10,29 @@ use std::time::Duration;
 
 /// A database to connect to. Its `Debug` and `Display` show no password.
 #[derive(Clone)]
-pub struct Database(postgres::Config);
+pub struct Database {
+    config: postgres::Config,
+    pooler: Option<bool>,
+}
 
 impl Database {
     /// The driver's settings.
     pub fn config(&self) -> &postgres::Config {
-        &self.0
+        &self.config
+    }
+
+    /// Whether a pooler stands in front of it, where `pgbouncer=` says so.
+    pub fn pooler(&self) -> Option<bool> {
+        self.pooler
     }
 
     /// One setting for each host, in the order given, as the pool walks them itself: the driver's own walk would spend
     /// the whole deadline on a host that accepts and then stays silent.
     pub(crate) fn each_host(&self) -> Vec<postgres::Config> {
         let (hosts, addrs, ports) = (
-            self.0.get_hosts(),
-            self.0.get_hostaddrs(),
-            self.0.get_ports(),
+            self.config.get_hosts(),
+            self.config.get_hostaddrs(),
+            self.config.get_ports(),
         );
         let count = hosts.len().max(addrs.len());
         (0..count)
@@ -46,7 +55,7 @@ impl Database {
     }
 
     fn without_hosts(&self) -> postgres::Config {
-        let from = &self.0;
+        let from = &self.config;
         let mut one = postgres::Config::new();
         if let Some(user) = from.get_user() {
             one.user(user);
@@ -120,8 +129,10 @@ impl FromStr for Database {
         } else if !text.contains('=') {
             return Err("is neither a postgresql:// URL nor a key=value string".into());
         }
-        let config: postgres::Config =
-            text.parse().map_err(|e| explain(&e, text, url.is_some()))?;
+        let (pooler, text) = take_pooler(text, url.is_some())?;
+        let config: postgres::Config = text
+            .parse()
+            .map_err(|e| explain(&e, &text, url.is_some()))?;
         let refused = match () {
             () if config.get_ssl_mode() == SslMode::Require => Some("sslmode=require"),
             () if config.get_ssl_negotiation() == SslNegotiation::Direct => {
@@ -157,8 +168,46 @@ impl FromStr for Database {
         if config.get_hosts().iter().any(empty) {
             return Err("names a host that is empty".into());
         }
-        Ok(Database(config))
+        Ok(Database { config, pooler })
     }
+}
+
+/// Takes `pgbouncer=..` out of the parameters.
+fn take_pooler(text: &str, url: bool) -> Result<(Option<bool>, String), String> {
+    let (before, parameters) = match text.split_once('?') {
+        Some((before, parameters)) if url => (before, parameters),
+        _ if url => (text, ""),
+        _ => ("", text),
+    };
+    let mut quoted = false;
+    let ends = |c: char| {
+        quoted ^= !url && c == '\'';
+        !quoted && (if url { c == '&' } else { c.is_whitespace() })
+    };
+    let (mut pooler, mut others) = (None, Vec::new());
+    for parameter in parameters.split(ends) {
+        match parameter.strip_prefix("pgbouncer=") {
+            None => others.push(parameter),
+            Some(switch) => {
+                let switch = switch.trim_matches('\'').to_ascii_lowercase();
+                pooler = Some(match switch.as_str() {
+                    "true" | "on" | "1" => true,
+                    "false" | "off" | "0" => false,
+                    _ => return Err("has a bad value for pgbouncer: takes true or false".into()),
+                });
+            }
+        }
+    }
+    if pooler.is_none() {
+        return Ok((None, text.to_owned()));
+    }
+    let others = others.join(if url { "&" } else { " " });
+    let text = match (url, others.is_empty()) {
+        (true, false) => format!("{before}?{others}"),
+        (true, true) => before.to_owned(),
+        (false, _) => others,
+    };
+    Ok((pooler, text))
 }
 
 /// What the driver's parser says, without a word that could be part of a password.
@@ -197,9 +246,9 @@ fn explain(error: &postgres::Error, text: &str, url: bool) -> String {
 impl fmt::Display for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("postgresql://")?;
-        if let Some(user) = self.0.get_user() {
+        if let Some(user) = self.config.get_user() {
             f.write_str(user)?;
-            if self.0.get_password().is_some() {
+            if self.config.get_password().is_some() {
                 f.write_str(":***")?;
             }
             f.write_str("@")?;
@@ -215,7 +264,7 @@ impl fmt::Display for Database {
                 None => {}
             }
         }
-        match self.0.get_dbname() {
+        match self.config.get_dbname() {
             Some(dbname) => write!(f, "/{dbname}"),
             None => Ok(()),
         }
@@ -294,6 +343,37 @@ mod tests {
                 "{text}: {said}"
             );
         }
+    }
+
+    #[test]
+    fn a_pooler_is_named_by_a_parameter_that_the_driver_does_not_know() {
+        for (text, pooler, left) in [
+            ("postgresql://u@h/d?pgbouncer=true", Some(true), "d"),
+            (
+                "postgresql://u@h/d?application_name=a&pgbouncer=false&sslmode=disable",
+                Some(false),
+                "d",
+            ),
+            (
+                "postgresql://u@h/d?pgbouncer=1&sslmode=disable",
+                Some(true),
+                "d",
+            ),
+            ("host=h dbname=d pgbouncer=on user=u", Some(true), "d"),
+            // In quotes it is a part of something else.
+            (
+                "host=h dbname='d pgbouncer=true x' user=u",
+                None,
+                "d pgbouncer=true x",
+            ),
+            ("postgresql://u@h/d", None, "d"),
+        ] {
+            let db: Database = text.parse().unwrap();
+            assert_eq!(db.pooler(), pooler, "{text}");
+            assert_eq!(db.config().get_dbname(), Some(left), "{text}");
+        }
+        let said = "postgresql://u@h/d?pgbouncer=maybe".parse::<Database>();
+        assert!(said.unwrap_err().contains("bad value for pgbouncer"));
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct PoolConfig {
     pub query_timeout: Option<Duration>,
     /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only.
     pub statement_cache: usize,
+    /// Whether a pooler stands between. `None` is what the URL says (`pgbouncer=true`), else [`Pooler::Auto`].
+    pub pooler: Option<Pooler>,
     /// Shown in `pg_stat_activity`. `None` is the program's file name.
     pub application_name: Option<String>,
     /// When calls are repeated.
@@ -75,6 +77,7 @@ impl Default for PoolConfig {
             statement_timeout: Some(Duration::from_secs(5)),
             query_timeout: Some(Duration::from_secs(5)),
             statement_cache: 256,
+            pooler: None,
             application_name: None,
             retry: RetryPolicy::default(),
             fail_fast_after: Duration::from_secs(10),
@@ -91,6 +94,15 @@ impl PoolConfig {
     /// The idle connections kept ready, as they are in force.
     pub fn effective_min_idle(&self) -> u32 {
         self.min_idle.unwrap_or(2).min(self.max_size)
+    }
+
+    /// Whether a pooler stands between, as it is in force.
+    pub fn effective_pooler(&self) -> Pooler {
+        let by_url = || match self.database.as_ref()?.pooler()? {
+            true => Some(Pooler::On),
+            false => Some(Pooler::Off),
+        };
+        self.pooler.or_else(by_url).unwrap_or(Pooler::Auto)
     }
 
     /// The URL asks for a server that takes no writes (`target_session_attrs=read-only`).
@@ -191,6 +203,17 @@ impl PoolConfig {
         );
         found
     }
+}
+
+/// Whether a connection pooler, such as PgBouncer, stands between the pool and the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooler {
+    /// It is found out: the process that a connection was told of is not the one that answers.
+    Auto,
+    /// Yes: statements have no names, nothing is set on sessions, and only a key tells what became of a lost COMMIT.
+    On,
+    /// No, whatever it looks like.
+    Off,
 }
 
 /// Whether the program starts a PostgreSQL of its own.

@@ -1,6 +1,6 @@
 //! The table of variables: how each is read, what it takes, and how it is shown.
 
-use super::{Config, ConfigErrors, PrivateDatabase, Problem};
+use super::{Config, ConfigErrors, Pooler, PrivateDatabase, Problem};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -113,6 +113,8 @@ const SETTINGS: &[Setting] = &[
         |c| optional_ms(c.pool.query_timeout)),
     plain("DB_STATEMENT_CACHE", "a whole number from 0 to 100000, 0 = unnamed statements only", |c, v| { c.pool.statement_cache = number(v, 0..=100_000)?; Ok(()) },
         |c| c.pool.statement_cache.to_string()),
+    plain("DB_POOLER", "auto, on or off", |c, v| { c.pool.pooler = Some(pooler(v)?); Ok(()) },
+        |c| format!("{:?}", c.pool.effective_pooler()).to_lowercase()),
     plain("DB_APPLICATION_NAME", "a name", |c, v| { c.pool.application_name = Some(filled(v)?); Ok(()) },
         |c| c.pool.application_name.clone().unwrap_or_default()),
     plain("DB_MAX_RETRIES", "a whole number from 0 to 1000", |c, v| { c.pool.retry.max_retries = number(v, 0..=1000)?; Ok(()) },
@@ -205,14 +207,27 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-fn private(text: &str) -> Result<PrivateDatabase, String> {
+/// A switch that may also be left to the program: `None`.
+fn auto_or_switch(text: &str) -> Result<Option<bool>, String> {
     if text.trim().eq_ignore_ascii_case("auto") {
-        return Ok(PrivateDatabase::Auto);
+        return Ok(None);
     }
-    Ok(if switch(text)? {
-        PrivateDatabase::On
-    } else {
-        PrivateDatabase::Off
+    switch(text).map(Some)
+}
+
+fn private(text: &str) -> Result<PrivateDatabase, String> {
+    Ok(match auto_or_switch(text)? {
+        None => PrivateDatabase::Auto,
+        Some(true) => PrivateDatabase::On,
+        Some(false) => PrivateDatabase::Off,
+    })
+}
+
+fn pooler(text: &str) -> Result<Pooler, String> {
+    Ok(match auto_or_switch(text)? {
+        None => Pooler::Auto,
+        Some(true) => Pooler::On,
+        Some(false) => Pooler::Off,
     })
 }
 
@@ -397,15 +412,18 @@ fn take_over_from_url(config: &mut Config) {
     let Some(database) = &config.pool.database else {
         return;
     };
-    let Some(name) = database.config().get_application_name() else {
-        return;
-    };
-    if !config.sources.contains_key("DB_APPLICATION_NAME") {
+    let mut by_url = Vec::new();
+    if let Some(name) = database.config().get_application_name()
+        && !config.sources.contains_key("DB_APPLICATION_NAME")
+    {
         config.pool.application_name = Some(name.to_owned());
-        config
-            .sources
-            .insert("DB_APPLICATION_NAME", Source::DatabaseUrl);
+        by_url.push("DB_APPLICATION_NAME");
     }
+    if database.pooler().is_some() && config.pool.pooler.is_none() {
+        by_url.push("DB_POOLER");
+    }
+    let sources = by_url.into_iter().map(|name| (name, Source::DatabaseUrl));
+    config.sources.extend(sources);
 }
 
 pub(super) fn effective(config: &Config) -> Vec<(&'static str, String, Source)> {
@@ -465,6 +483,7 @@ mod tests {
             ("API_TOKEN", ""),
             ("API_TOKEN", "two words"),
             ("DB_APPLICATION_NAME", " "),
+            ("DB_POOLER", "maybe"),
         ] {
             let found = refused(&[(name, bad)]);
             assert_eq!(found.len(), 1, "{name}={bad}: {found:?}");
@@ -509,6 +528,13 @@ mod tests {
         let config =
             Config::from_vars([("DATABASE_URL", url), ("DB_APPLICATION_NAME", "var")]).unwrap();
         assert_eq!(config.pool.application_name.as_deref(), Some("var"));
+        let by_url = ("DATABASE_URL", "postgresql://u@h/d?pgbouncer=true");
+        let config = Config::from_vars([by_url]).unwrap();
+        assert_eq!(config.pool.effective_pooler(), Pooler::On);
+        assert_eq!(config.source("DB_POOLER"), Source::DatabaseUrl);
+        let config = Config::from_vars([by_url, ("DB_POOLER", "auto")]).unwrap();
+        assert_eq!(config.pool.effective_pooler(), Pooler::Auto);
+        assert_eq!(config.source("DB_POOLER"), Source::Environment);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::manager::{Manager, OnConnect, Shared};
 use super::probe::Probe;
 use super::watchdog::Watchdog;
 use super::{Inner, LONGEST, Observer, Pool, upkeep};
-use crate::config::{ConfigErrors, Database, PoolConfig, Problem};
+use crate::config::{ConfigErrors, Database, PoolConfig, Pooler, Problem};
 use crate::retry::{Budget, RetryPolicy};
 use postgres::Client;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -108,10 +108,22 @@ impl Builder {
         self
     }
 
-    /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only, for poolers that hand every
-    /// transaction to another server.
+    /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only, as behind a [pooler](Self::pooler).
     pub fn statement_cache(mut self, statements: usize) -> Self {
         self.config.statement_cache = statements;
+        self
+    }
+
+    /// Whether a connection pooler, such as PgBouncer, stands between. Default [`Pooler::Auto`], or what `pgbouncer=` in the
+    /// URL says. Behind one, in session mode as in transaction mode: statements are not prepared by name; nothing is set on
+    /// a connection, but inside transactions, so that [`statement_timeout`](Self::statement_timeout) holds there only and
+    /// [`query_timeout`](Self::query_timeout) everywhere; a connection that was lent out raw is closed; and what became of
+    /// a COMMIT whose answer was lost is found out for [writes with a key](Pool::transaction_with_key) alone.
+    ///
+    /// A pooler that hands its clients the server's own process numbers (pgpool-II) cannot be told from the server, nor one
+    /// behind a Unix socket for sure: say [`Pooler::On`] there.
+    pub fn pooler(mut self, pooler: Pooler) -> Self {
+        self.config.pooler = Some(pooler);
         self
     }
 

@@ -1,6 +1,7 @@
 //! Which backend of which server a session is; what that is good for is told in `transaction::outcome`.
 
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
@@ -10,6 +11,10 @@ pub(crate) struct Identity {
     pub standby: bool,
     /// None on a standby, and for a role that may not read it.
     pub incarnation: Option<Incarnation>,
+    /// How long the backend has been there, by the server's clock.
+    pub age: Duration,
+    /// The `statement_timeout` that it began with; zero = off.
+    pub statement_timeout: Duration,
 }
 
 /// A span of a server's life in which the numbers of its transactions only go up.
@@ -28,24 +33,29 @@ impl Identity {
     /// the views are asked: a new backend takes 2 ms for them, and 4 ms for the views.
     pub fn read(client: &mut Client) -> Result<Identity, postgres::Error> {
         let who = format!(
-            "SELECT pid, {BACKEND_START}, pg_is_in_recovery() FROM pg_stat_get_activity(pg_backend_pid())"
+            "SELECT pid, {BACKEND_START} AS backend_start, pg_is_in_recovery() AS standby, \
+             (extract(epoch FROM clock_timestamp() - backend_start) * 1000000)::bigint AS age, \
+             (extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::bigint AS statement_timeout"
         );
-        let full = format!(
-            "SELECT pid, {BACKEND_START}, pg_is_in_recovery(), CASE WHEN NOT pg_is_in_recovery() THEN \
-             (SELECT system_identifier::text FROM pg_control_system()) END, CASE WHEN NOT pg_is_in_recovery() THEN \
-             left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END, (SELECT extract(epoch FROM stats_reset)::text \
-             FROM pg_stat_get_wal()) FROM pg_stat_get_activity(pg_backend_pid())"
-        );
-        let messages = match client.simple_query(&full) {
-            Err(e) if e.as_db_error().is_some() => client.simple_query(&who)?,
+        let server = "CASE WHEN NOT pg_is_in_recovery() THEN (SELECT system_identifier::text FROM pg_control_system()) \
+                      END AS system_identifier, CASE WHEN NOT pg_is_in_recovery() THEN \
+                      left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END AS timeline, \
+                      (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_get_wal()) AS stats_reset";
+        let from = "FROM pg_stat_get_activity(pg_backend_pid())";
+        let messages = match client.simple_query(&format!("{who}, {server} {from}")) {
+            Err(e) if e.as_db_error().is_some() => client.simple_query(&format!("{who} {from}"))?,
             other => other?,
         };
         let row = first_row(&messages);
-        let text = |column| {
+        let text = |column: &str| {
             row.and_then(|row| row.try_get(column).ok().flatten())
                 .map(str::to_owned)
         };
-        let incarnation = match (text(3), text(4), text(5)) {
+        let incarnation = match (
+            text("system_identifier"),
+            text("timeline"),
+            text("stats_reset"),
+        ) {
             (Some(system_identifier), Some(timeline), Some(stats_reset)) => Some(Incarnation {
                 system_identifier,
                 timeline,
@@ -54,11 +64,16 @@ impl Identity {
             _ => None,
         };
         let number = |column| text(column).and_then(|t| t.parse::<i64>().ok());
+        let span = |column| number(column).map_or(0, i64::unsigned_abs);
         Ok(Identity {
-            pid: number(0).and_then(|n| i32::try_from(n).ok()).unwrap_or(0),
-            backend_start: number(1).unwrap_or(0),
-            standby: text(2).as_deref() == Some("t"),
-            incarnation: incarnation.filter(|_| number(1).is_some()),
+            pid: number("pid")
+                .and_then(|n| i32::try_from(n).ok())
+                .unwrap_or(0),
+            backend_start: number("backend_start").unwrap_or(0),
+            standby: text("standby").as_deref() == Some("t"),
+            incarnation: incarnation.filter(|_| number("backend_start").is_some()),
+            age: Duration::from_micros(span("age")),
+            statement_timeout: Duration::from_millis(span("statement_timeout")),
         })
     }
 }

@@ -11,10 +11,10 @@ use super::scout::{Attempt, Attempts};
 use super::session::{Session, as_server_ms};
 use super::watchdog::{Plan, Tracked, Watchdog};
 use super::wire::Connector;
-use crate::config::PoolConfig;
+use crate::config::{PoolConfig, Pooler};
 use crate::error::{Chain, Error, OpenError, excerpt};
 use crate::metrics::{CloseReason, Metrics};
-use crate::retry::Phase;
+use crate::retry::{Phase, Symptom};
 use crate::transaction::Ledger;
 use log::{debug, error, info, warn};
 use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
@@ -53,10 +53,13 @@ pub(crate) struct Shared {
     pub generation: AtomicU64,
     /// Connections being opened at this moment.
     pub attempts: Attempts,
-    /// A pooler in front of the server refuses options in the startup packet (08P01): SET stands in for them.
+    /// Options in the startup packet are refused, as poolers do.
     without_options: AtomicBool,
     /// The URL's options set `statement_timeout`, and nothing wins over them.
-    pub server_timeout_is_theirs: bool,
+    server_timeout_is_theirs: bool,
+    warned_of_timeout: AtomicBool,
+    /// A pooler stands between us and the server: a connection of ours is not a session there. Once seen, it stays.
+    pooled: AtomicBool,
     start: Instant,
     /// When a session last broke, in nanoseconds since `start`: who was not heard of since is asked for a sign of life.
     trouble_at: AtomicU64,
@@ -91,6 +94,7 @@ impl Shared {
             server_timeout_is_theirs: theirs.contains("statement_timeout")
                 && !config.statement_timeout_wins,
             ledger: Ledger::in_schema(&config.ledger_schema),
+            pooled: AtomicBool::new(config.effective_pooler() == Pooler::On),
             config,
             metrics: Metrics::new(),
             watchdog,
@@ -100,6 +104,7 @@ impl Shared {
             generation: AtomicU64::new(0),
             attempts: Attempts::default(),
             without_options: AtomicBool::new(false),
+            warned_of_timeout: AtomicBool::new(false),
             start: Instant::now(),
             trouble_at: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
@@ -151,6 +156,30 @@ impl Shared {
         self.generation.fetch_max(generation + 1, Ordering::Relaxed);
     }
 
+    /// There is another server that a session may be opened to, or was opened to since.
+    pub fn has_other_hosts(&self) -> bool {
+        self.hosts.len() > 1
+    }
+
+    /// A pooler stands between: what is set on a session may reach strangers, statements have no names, and numbers of
+    /// processes and transactions are somebody else's.
+    pub fn is_pooled(&self) -> bool {
+        self.pooled.load(Ordering::Relaxed)
+    }
+
+    /// A session was seen to be served by a process other than its own.
+    pub fn note_pooler(&self, how: &str) {
+        if self.config.effective_pooler() != Pooler::Auto
+            || self.pooled.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        info!(
+            "a pooler stands between us and the server ({how}): statements are not prepared, nothing is set on its \
+             connections, and only a write with a key can be asked for once its answer was lost"
+        );
+    }
+
     /// From now on, a standby is used only where no host is a primary.
     pub fn look_for_primary(&self) {
         self.wants_primary.store(true, Ordering::Relaxed);
@@ -188,10 +217,10 @@ impl Shared {
         warn!("slow statement took={took:.1?} sql={text:?}");
     }
 
-    /// Does what a new connection needs before it is used: what a pooler did not let into the startup packet, and the
-    /// application's `on_connect`.
+    /// Does what a new connection needs before it is used: what was not let into the startup packet, and the application's
+    /// `on_connect`. What is shared with others is not for us to set: there our own deadlines stand in.
     pub fn restore(&self, client: &mut Client) -> Result<(), postgres::Error> {
-        if self.without_options.load(Ordering::Relaxed) {
+        if self.sets_timeout() {
             let limit = self.statement_timeout_ms();
             client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
         }
@@ -201,21 +230,29 @@ impl Shared {
         }
     }
 
+    /// SET stands in for what was not let into the startup packet.
+    fn sets_timeout(&self) -> bool {
+        self.without_options.load(Ordering::Relaxed) && !self.is_pooled()
+    }
+
     /// Opens a connection, and keeps trying until that succeeds, the pool is closing, or the deadline has passed. One
     /// thread at a time tries while the database is down.
     pub fn open_when_possible(
         self: &Arc<Self>,
         deadline: Option<Instant>,
+        purpose: Purpose,
     ) -> Result<Session, OpenError> {
         while self.gate.turn(&self.closing, deadline) {
-            if let Some(session) = self.attempts.take_spare() {
+            if purpose == Purpose::Use
+                && let Some(session) = self.attempts.take_spare()
+            {
                 return Ok(session);
             }
             let started = Instant::now();
             let limit = started + self.config.connection_timeout;
-            let attempt = self.attempts.begin(self);
+            let attempt = self.attempts.begin(self, purpose);
             let until = deadline.map_or(limit, |at| at.min(limit));
-            let result = self.open(until, Duration::MAX, Some(&attempt));
+            let result = self.open(until, Duration::MAX, purpose, Some(&attempt));
             let result = result.or_else(|e| attempt.take_found().ok_or(e));
             self.attempts.end(&attempt);
             let error = match result {
@@ -247,6 +284,7 @@ impl Shared {
         self: &Arc<Self>,
         deadline: Instant,
         each: Duration,
+        purpose: Purpose,
         attempt: Option<&Attempt>,
     ) -> Result<Session, OpenError> {
         let first = match self
@@ -266,7 +304,13 @@ impl Shared {
             // A share of what is left for each host: one that accepts and stays silent must not eat the others' time.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / (count - nth) as u32;
-            match self.open_host(&self.hosts[at], Instant::now() + share, each, attempt) {
+            match self.open_host(
+                &self.hosts[at],
+                Instant::now() + share,
+                each,
+                purpose,
+                attempt,
+            ) {
                 Ok(mut session) if wants_primary && session.identity().standby => {
                     session.close_for(CloseReason::FailedOver);
                     standby.get_or_insert(at);
@@ -280,7 +324,7 @@ impl Shared {
         }
         match standby {
             // Better than nothing: it can be read from, and may be promoted.
-            Some(at) => self.open_host(&self.hosts[at], deadline, each, attempt),
+            Some(at) => self.open_host(&self.hosts[at], deadline, each, purpose, attempt),
             None => Err(last_error),
         }
     }
@@ -291,6 +335,7 @@ impl Shared {
         host: &postgres::Config,
         deadline: Instant,
         each: Duration,
+        purpose: Purpose,
         attempt: Option<&Attempt>,
     ) -> Result<Session, OpenError> {
         let mut last_error = OpenError::Closed;
@@ -299,7 +344,7 @@ impl Shared {
         let count = all.len();
         for (nth, one) in all.iter().enumerate() {
             let share = left() / (count - nth) as u32;
-            match self.open_at(one, share.min(each), attempt) {
+            match self.open_at(one, share.min(each), purpose, attempt) {
                 Ok(session) => return Ok(session),
                 Err(e) => last_error = e,
             }
@@ -311,6 +356,7 @@ impl Shared {
         self: &Arc<Self>,
         host: &postgres::Config,
         limit: Duration,
+        purpose: Purpose,
         attempt: Option<&Attempt>,
     ) -> Result<Session, OpenError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -331,19 +377,20 @@ impl Shared {
             }
         };
         let opened = caught(|| {
-            if !self.without_options.load(Ordering::Relaxed) {
-                match connect(self.startup(host, limit, true, &registration.tracked)) {
-                    Err(e)
-                        if e.code() == Some(&SqlState::PROTOCOL_VIOLATION)
-                            && host.get_options().is_none() =>
-                    {
-                        info!("startup options are refused, as poolers do: {}", Chain(&e));
-                        self.without_options.store(true, Ordering::Relaxed);
-                    }
-                    other => return other,
-                }
+            if self.without_options.load(Ordering::Relaxed) {
+                return connect(self.startup(host, limit, false, &registration.tracked));
             }
-            connect(self.startup(host, limit, false, &registration.tracked))
+            let refused = match connect(self.startup(host, limit, true, &registration.tracked)) {
+                Err(e) if host.get_options().is_none() && refuses_options(&e) => e,
+                other => return other,
+            };
+            let opened = connect(self.startup(host, limit, false, &registration.tracked))?;
+            info!(
+                "startup options are refused, as poolers do: {}",
+                Chain(&refused)
+            );
+            self.without_options.store(true, Ordering::Relaxed);
+            Ok(opened)
         });
         let opened = match opened {
             Ok(Ok(client)) => Ok(client),
@@ -352,14 +399,25 @@ impl Shared {
             Err(panic) => Err(OpenError::Panicked(panic)),
         };
         let mut client = opened?;
-        let identity = match Identity::read(&mut client) {
+        let mut identity = match Identity::read(&mut client) {
             Ok(identity) => identity,
             Err(_) if wire.is_aborted() => return Err(OpenError::Timeout(limit)),
             Err(e) => return Err(OpenError::Driver(e)),
         };
+        if let Some(how) = betrays_pooler(&identity, wire.process(), started.elapsed()) {
+            self.note_pooler(how);
+        }
         self.note_incarnation(&identity);
+        if self.sets_timeout() {
+            identity.statement_timeout = self.config.statement_timeout.unwrap_or_default();
+        }
+        self.note_timeout(&identity);
         registration.tracked.set_cancel(client.cancel_token(), tcp);
-        match caught(|| self.restore(&mut client)) {
+        let restored = match purpose {
+            Purpose::Use => caught(|| self.restore(&mut client)),
+            Purpose::Resolve => Ok(Ok(())),
+        };
+        match restored {
             Ok(Ok(())) => {}
             Ok(Err(source)) => {
                 return Err(OpenError::OnConnect(Box::new(Error::Database {
@@ -387,6 +445,7 @@ impl Shared {
     /// Once, where lost commits can only be unknown. A standby takes no writes.
     fn note_incarnation(&self, identity: &Identity) {
         if identity.incarnation.is_none()
+            && !self.is_pooled()
             && !self.config.reads_only()
             && !self.warned_of_incarnation.swap(true, Ordering::Relaxed)
         {
@@ -395,6 +454,22 @@ impl Shared {
                  a standby, or a role that may not read pg_control_system, pg_walfile_name and pg_stat_wal"
             );
         }
+    }
+
+    /// Once, where the server's own timeout is not the one that was asked for: poolers drop or refuse it.
+    fn note_timeout(&self, identity: &Identity) {
+        let asked_for = self.config.statement_timeout.unwrap_or_default();
+        let in_force = identity.statement_timeout;
+        if self.server_timeout_is_theirs
+            || in_force.as_millis() == as_server_ms(asked_for)
+            || self.warned_of_timeout.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        warn!(
+            "statement_timeout is {in_force:?} on the server, not the {asked_for:?} that was asked for: a pooler keeps it \
+             from the server, or the server sets its own; a lone statement is stopped by DB_QUERY_TIMEOUT_MS alone"
+        );
     }
 
     /// The settings of the startup packet. Later options win over earlier ones, so the order says who wins.
@@ -452,15 +527,37 @@ impl Shared {
             file.unwrap_or_else(|| "millpond".into())
         })
     }
+}
 
-    /// The `statement_timeout` that the server applies; `None` = off, or not known to us.
-    pub fn server_timeout(&self) -> Option<Duration> {
-        if self.server_timeout_is_theirs {
-            None
-        } else {
-            self.config.statement_timeout
-        }
+/// What a session is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To be used by the application, whose `on_connect` has run.
+    Use,
+    /// To find out about a lost COMMIT, as the role that logs in: the application's may not be allowed to.
+    Resolve,
+}
+
+/// A connection whose backend is not the process that it was told of goes through a pooler; and so does one whose backend is
+/// older than itself, which shows where nobody saw what it was told (Unix sockets).
+fn betrays_pooler(identity: &Identity, told: Option<i32>, since: Duration) -> Option<&'static str> {
+    /// Two clocks, which may be set right in between by a little.
+    const SLACK: Duration = Duration::from_millis(5);
+    match told {
+        Some(process) => (process != identity.pid)
+            .then_some("the process that answers is not the one that cancel requests go to"),
+        None => (identity.age > since + SLACK)
+            .then_some("the process that answers is older than the connection"),
     }
+}
+
+/// Poolers that refuse options say so in words only.
+fn refuses_options(error: &postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db| {
+        let said = db.message().to_ascii_lowercase();
+        matches!(Symptom::of(error), Symptom::Middleman(_))
+            && (said.contains("startup parameter") || said.contains("option"))
+    })
 }
 
 fn is_tcp(host: &postgres::Config) -> bool {
@@ -642,7 +739,7 @@ impl ManageConnection for Manager {
     type Error = OpenError;
 
     fn connect(&self) -> Result<Session, OpenError> {
-        let session = self.0.open_when_possible(None)?;
+        let session = self.0.open_when_possible(None, Purpose::Use)?;
         if self.0.closing.load(Ordering::SeqCst) {
             return Err(OpenError::Closed);
         }

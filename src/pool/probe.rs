@@ -3,7 +3,7 @@
 //! All who ask within 250 ms share one answer, and nobody waits longer than 800 ms: the asking is done on a thread that can
 //! be left behind.
 
-use super::manager::Shared;
+use super::manager::{Purpose, Shared};
 use super::session::Session;
 use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
@@ -190,7 +190,7 @@ fn read(
             Err(_) => return (None, Err((ProbeError::Timeout, None))),
         }
     }
-    let opened = shared.open(until, Duration::MAX, None);
+    let opened = shared.open(until, Duration::MAX, Purpose::Use, None);
     let mut session = match opened {
         Ok(session) => session,
         Err(e) => {

@@ -5,7 +5,7 @@
 //! has waited for a while, the scout makes short ones beside it, one at a time; the first that succeeds takes the
 //! place of the oldest that waits, which is cut. Nothing is lost where opening is merely slow: it goes on.
 
-use super::manager::Shared;
+use super::manager::{Purpose, Shared};
 use super::session::Session;
 use super::wire;
 use crate::error::Chain;
@@ -44,6 +44,7 @@ struct State {
 /// One attempt, which may go from host to host.
 pub(crate) struct Attempt {
     since: Instant,
+    purpose: Purpose,
     inner: Mutex<Inner>,
 }
 
@@ -69,9 +70,10 @@ impl Attempts {
     }
 
     /// Takes note of an attempt that begins, and has somebody look after it.
-    pub fn begin(&self, shared: &Arc<Shared>) -> Arc<Attempt> {
+    pub fn begin(&self, shared: &Arc<Shared>, purpose: Purpose) -> Arc<Attempt> {
         let attempt = Arc::new(Attempt {
             since: Instant::now(),
+            purpose,
             inner: Mutex::default(),
         });
         let mut state = self.lock();
@@ -111,10 +113,11 @@ impl Attempts {
         (2 * usual.unwrap_or_default()).clamp(PATIENCE, LONGEST_PATIENCE)
     }
 
-    /// For how long the oldest has been waiting. With none, the scout's work is done.
-    fn longest_wait(&self) -> Option<Duration> {
+    /// For how long the oldest has been waiting, and what for. With none, the scout's work is done.
+    fn longest_wait(&self) -> Option<(Duration, Purpose)> {
         let mut state = self.lock();
-        let longest = state.waiting.first().map(|a| a.since.elapsed());
+        let longest = state.waiting.first();
+        let longest = longest.map(|a| (a.since.elapsed(), a.purpose));
         state.scouting = longest.is_some();
         let unneeded = state.spare.take_if(|_| longest.is_none());
         drop(state);
@@ -122,15 +125,22 @@ impl Attempts {
         longest
     }
 
-    /// Gives a session to the oldest that waits.
-    fn found(&self, session: Session) {
+    /// Gives a session to the oldest that waits for one of its kind.
+    fn found(&self, session: Session, purpose: Purpose) {
         let mut state = self.lock();
-        let unneeded = if state.waiting.is_empty() {
-            state.spare.replace(session)
-        } else {
-            let oldest = state.waiting.remove(0);
-            drop(state);
-            oldest.replace(session)
+        let oldest = state.waiting.iter().position(|a| a.purpose == purpose);
+        let unneeded = match oldest {
+            Some(at) => {
+                let oldest = state.waiting.remove(at);
+                drop(state);
+                oldest.replace(session)
+            }
+            None if purpose == Purpose::Use => {
+                let before = state.spare.replace(session);
+                drop(state);
+                before
+            }
+            None => Some(session),
         };
         close(unneeded);
     }
@@ -176,7 +186,7 @@ fn close(unneeded: Option<Session>) {
 
 fn scout_for(shared: &Arc<Shared>) {
     thread::sleep(shared.attempts.patience());
-    while let Some(waited) = shared.attempts.longest_wait() {
+    while let Some((waited, purpose)) = shared.attempts.longest_wait() {
         let patience = shared.attempts.patience();
         if waited < patience {
             thread::sleep(patience - waited);
@@ -188,9 +198,9 @@ fn scout_for(shared: &Arc<Shared>) {
             continue;
         }
         let until = Instant::now() + shared.config.connection_timeout;
-        match shared.open(until, patience, None) {
+        match shared.open(until, patience, purpose, None) {
             Ok(session) => {
-                shared.attempts.found(session);
+                shared.attempts.found(session, purpose);
                 shared.note_opened();
             }
             Err(e) => {

@@ -11,7 +11,9 @@ mod verdict;
 pub use backoff::RetryPolicy;
 pub(crate) use budget::Budget;
 pub use verdict::{Fate, Phase, Repeat, Symptom, Verdict, verdict};
-pub(crate) use verdict::{commits_inside, controls_transaction, leaves_state};
+pub(crate) use verdict::{
+    Progress, commits_inside, controls_transaction, leaves_state, mentions_sync_commit,
+};
 
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
 use crate::pool::{Begin, CloseReason, Lease, Limits, Pool, Session};
@@ -181,14 +183,14 @@ impl Call<'_> {
         refuse_control(sql)?;
         let mut lost = false;
         self.run(Location::caller(), |session| {
-            let limits = self.limits();
+            let limits = self.limits(session);
             // Where it needs a transaction it is a READ ONLY one: a standby has no others.
             let begin = Begin {
                 read_only: true,
                 ..self.begin_with_timeout()
             };
-            let answer = if lost || self.needs_transaction() {
-                let limits = self.limits_in_transaction();
+            let answer = if lost || self.needs_transaction(session) {
+                let limits = self.limits_in_transaction(session);
                 transact(session, &begin, &limits, |s| {
                     s.query(sql, params, Phase::InTransaction, &limits)
                 })
@@ -235,17 +237,18 @@ impl Call<'_> {
         refuse_control(sql)?;
         let inside = commits_inside(sql);
         self.run(Location::caller(), |session| {
+            let limits = self.limits(session);
             let result = if inside {
                 // Not for a transaction.
-                work(session, Phase::CommitsInside, &self.limits())
-            } else if self.needs_transaction() {
-                let limits = self.limits_in_transaction();
+                work(session, Phase::CommitsInside, &limits)
+            } else if self.needs_transaction(session) {
+                let limits = self.limits_in_transaction(session);
                 let begin = self.begin_with_timeout();
                 transact(session, &begin, &limits, |s| {
                     work(s, Phase::InTransaction, &limits)
                 })
             } else {
-                work(session, Phase::Statement, &self.limits())
+                work(session, Phase::Statement, &limits)
             };
             result.map_err(Stop::from)
         })
@@ -253,22 +256,22 @@ impl Call<'_> {
 
     /// A limit longer than the server's own needs the server's lifted, for this statement alone: a transaction with SET LOCAL
     /// in the message that begins it, never a SET on the session. A shorter one is kept by us, at no cost.
-    fn needs_transaction(&self) -> bool {
-        let shared = &self.pool.inner.shared;
-        let longer = match (self.timeout, shared.server_timeout()) {
+    fn needs_transaction(&self, session: &Session) -> bool {
+        let longer = match (self.timeout, session.server_timeout()) {
             (None, _) => false,
-            (Some(_), None) => shared.server_timeout_is_theirs,
-            (Some(limit), Some(server)) => limit.is_zero() || limit > server,
+            // Any limit may be in force there.
+            (Some(_), None) => true,
+            (Some(limit), Some(server)) => !server.is_zero() && (limit.is_zero() || limit > server),
         };
         longer || self.begin.read_only || self.begin.isolation.is_some()
     }
 
     /// In a transaction of its own, a call's timeout is the server's as well.
-    pub(crate) fn limits_in_transaction(&self) -> Limits {
+    pub(crate) fn limits_in_transaction(&self, session: &Session) -> Limits {
         let own = self
             .timeout_of_attempt()
             .map(|limit| Some(limit).filter(|l| !l.is_zero()));
-        let limits = self.limits();
+        let limits = self.limits(session);
         Limits {
             server: own.unwrap_or(limits.server),
             ..limits
@@ -306,9 +309,9 @@ impl Call<'_> {
     }
 
     /// Outside a transaction of its own, the server's timeout stays as it is.
-    pub(crate) fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self, session: &Session) -> Limits {
         Limits {
-            server: self.pool.inner.shared.server_timeout(),
+            server: session.server_timeout().filter(|limit| !limit.is_zero()),
             client: match self.timeout {
                 None => self.pool.config().query_timeout,
                 Some(limit) => Some(limit).filter(|l| !l.is_zero()),
@@ -401,8 +404,11 @@ impl Call<'_> {
         }
         session.close_for(CloseReason::FailedOver);
         let shared = &self.pool.inner.shared;
-        shared.retire_generation(session.generation());
-        shared.look_for_primary();
+        // A lone server that was a standby from the start: the others of its age are no worse than new ones.
+        if !session.identity().standby || shared.has_other_hosts() {
+            shared.retire_generation(session.generation());
+            shared.look_for_primary();
+        }
         Stop {
             verdict: verdict(&Symptom::Demoted, Phase::InTransaction),
             ..stop

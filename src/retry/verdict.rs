@@ -1,7 +1,45 @@
 //! What an error means: may the work be repeated, and is the connection spent? A pure table.
 //!
-//! The codes are those of appendix A of PostgreSQL's manual. Two rules carry the table: what was never sent, or was
-//! rolled back for certain, may be repeated; what may have taken effect may not.
+//! Two rules carry it: what was never sent, or was rolled back for certain, may be repeated; what may have taken effect may
+//! not. What is certain follows from the order in which a server does its work (the functions named are PostgreSQL's own,
+//! versions 14 to 18; the codes are those of appendix A of its manual):
+//!
+//! - In the **extended protocol** a statement of its own is committed at Sync: `exec_execute_message` queues CommandComplete,
+//!   and only the Sync behind it reaches `finish_xact_command`. Without CommandComplete there was no commit
+//!   ([`Phase::Executing`]); with it there may have been one ([`Phase::Commit`]). What commits on its own account
+//!   ([`Phase::CommitsInside`]) is told apart by its text.
+//! - In the **simple protocol** `exec_simple_query` commits first and queues CommandComplete behind it, so its absence
+//!   proves nothing. Nor does it where nobody reads the answers, as over a Unix socket ([`Phase::Statement`]).
+//! - Between the commit record and the end of `CommitTransaction` interrupts are held: nothing is raised there. Whatever is
+//!   raised from then on comes out of `CHECK_FOR_INTERRUPTS`, which `errfinish` calls after each message that is no error;
+//!   a log line is enough (`check_log_duration` with `log_min_duration_statement`, `log_duration`, a debug level for the
+//!   log or for the client). So the errors of `ProcessInterrupts`, and those of whatever else runs then (memory, files,
+//!   internal errors), may follow a commit; those of constraints, triggers and serialization come before it.
+//! - Who says it counts. Since 9.6 `send_message_to_frontend` puts the fields `V` (severity) and `R` (routine) into every
+//!   error. An error that lacks one of them is a middleman's about its own trouble (PgBouncer's lack both, pgpool-II's the
+//!   routine), and says of the work only that its connection is lost.
+//!
+//! | code | raised by | opening | preparing | executing | statement | in a transaction | commit |
+//! |---|---|---|---|---|---|---|---|
+//! | FATAL 57P01, 57P05, 25P03, 25P04 | `ProcessInterrupts` | again | again | again | ? | again | ? |
+//! | ERROR of those | a `RAISE` of the application's | again | again | again | again | again | ? |
+//! | 57P02, 57P03 | `quickdie`, `ProcessStartupPacket` | again | again | ? | ? | again | ? |
+//! | 08000, 08001, 08003, 08004, 08006 | `ProcessInterrupts` (client lost), foreign servers | again | again | ? | ? | again | ? |
+//! | any other FATAL, every PANIC | `proc_exit` follows | by its code | again | ? | ? | again | ? |
+//! | no word at all: the end of the stream | | again | again | ? | ? | again | ? |
+//! | an error without `V` or `R` | a middleman | again, or no (28\*, 3D000) | again | ? | ? | again | ? |
+//! | 57014 | `ProcessInterrupts` | no | no | no | no | no | ? |
+//! | XX\*, 58\* | `elog`, `mdwrite` .. | no | no | no | no | no | ? |
+//! | 53\* (but 53300, 53400 opening: again) | `palloc`, `mdextend`, `InitProcess` .. | no | again | again | again | again | ? |
+//! | 40001, 40P01 | `PreCommit_CheckForSerializationFailure`, `DeadLockReport` | no | again | again | again | again | again |
+//! | 55P03 | `LockAcquireExtended`, `ProcessInterrupts` (lock_timeout) | no | again | again | again | again | again |
+//! | 08007, 40003 | `RAISE`, foreign servers: "I do not know" | no | again | ? | ? | ? | ? |
+//! | 26000, 0A000 of `RevalidateCachedQuery` | `FetchPreparedStatement` | | again | again | again | again | |
+//! | 28\*, 3D000 | `auth_failed`, `InitPostgres` | no | no | no | no | no | no |
+//! | the rest: constraints, syntax, rights, `RAISE` | | no | no | no | no | no | no |
+//!
+//! *again*: it may be repeated; *no*: it would fail again; *?*: it may have taken effect, so it is found out, or reported as
+//! unknown. What commits inside is never *again* once it was sent.
 
 use postgres::error::{Severity, SqlState};
 use std::error::Error as _;
@@ -15,14 +53,43 @@ pub enum Phase {
     Opening,
     /// Nothing that takes effect had been sent: the statement was being prepared, or a transaction begun.
     Preparing,
-    /// A statement of its own was sent, which commits by itself.
+    /// A statement of its own was sent, which commits by itself; how far the server came with it is not known.
     Statement,
+    /// A statement of its own was sent in the extended protocol, and the server has not called it complete: it is not
+    /// committed before that.
+    Executing,
     /// A statement of its own was sent that commits inside (`CALL`, `VACUUM`, ..): parts of it may stay done.
     CommitsInside,
     /// A statement inside a transaction, before COMMIT was sent.
     InTransaction,
-    /// COMMIT was sent.
+    /// COMMIT was sent; or a statement of its own is complete, and its commit under way.
     Commit,
+}
+
+/// How far a request had come when it failed, as the bytes on the wire tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Nobody looked.
+    Unseen,
+    /// Not a byte of it had been written: the connection was found broken before.
+    NothingSent,
+    /// Some of it had been written, and the server had called nothing complete.
+    Sent,
+    /// The server had called a statement of it complete.
+    Completed,
+}
+
+impl Phase {
+    /// The phase of a request that failed, once it is known how far it had come.
+    pub(crate) fn once_seen(self, progress: Progress) -> Phase {
+        match (self, progress) {
+            (Phase::Statement | Phase::CommitsInside, Progress::NothingSent) => Phase::Preparing,
+            (Phase::Commit, Progress::NothingSent) => Phase::InTransaction,
+            (Phase::Statement, Progress::Sent) => Phase::Executing,
+            (Phase::Statement, Progress::Completed) => Phase::Commit,
+            (phase, _) => phase,
+        }
+    }
 }
 
 /// What was seen of the failure.
@@ -30,8 +97,10 @@ pub enum Phase {
 pub enum Symptom<'a> {
     /// The server answered with this code.
     Server(&'a SqlState),
-    /// The server answered with this code and ended the session (FATAL), or all of them (PANIC).
+    /// The server answered with this code and ended the session (FATAL).
     Fatal(&'a SqlState),
+    /// A middleman between us and the server answered with this code, about trouble of its own.
+    Middleman(&'a SqlState),
     /// A prepared statement's plan no longer fits ("cached plan must not change result type").
     StalePlan,
     /// The server refused a write because it is a standby now (25006, and it was asked).
@@ -40,7 +109,9 @@ pub enum Symptom<'a> {
     Lost,
     /// The call itself was wrong and never left: a parameter of the wrong type, too few of them.
     BadCall,
-    /// The answer did not fit: too many rows, bytes that are no message. The statement may be done.
+    /// An answer was read in a way that does not fit it: a column that is not there, a value of another type, a NULL.
+    BadRead,
+    /// The answer is none: bytes that are no message, or one that does not belong there. The statement may be done.
     BadAnswer,
 }
 
@@ -53,7 +124,10 @@ impl<'a> Symptom<'a> {
                 && db.routine() == Some("RevalidateCachedQuery");
             return match db.parsed_severity() {
                 _ if stale => Symptom::StalePlan,
-                Some(Severity::Fatal | Severity::Panic) => Symptom::Fatal(db.code()),
+                None => Symptom::Middleman(db.code()),
+                _ if db.routine().is_none() => Symptom::Middleman(db.code()),
+                Some(Severity::Panic) => Symptom::Lost,
+                Some(Severity::Fatal) => Symptom::Fatal(db.code()),
                 _ => Symptom::Server(db.code()),
             };
         }
@@ -65,6 +139,14 @@ impl<'a> Symptom<'a> {
             || (text.starts_with("expected ") && text.contains("parameters"))
         {
             return Symptom::BadCall;
+        }
+        let reading = [
+            "error deserializing column",
+            "invalid column",
+            "query returned an unexpected number",
+        ];
+        if reading.iter().any(|e| text.starts_with(e)) {
+            return Symptom::BadRead;
         }
         let lost = error.is_closed()
             || text == "timeout waiting for server"
@@ -135,56 +217,71 @@ impl Verdict {
 /// The table.
 pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
     use Fate::{Discard, Keep};
-    use Repeat::{Ambiguous, NeverSent, Permanent, RolledBack};
-    let (repeat, session) = match symptom {
-        Symptom::Server(code) => return server_said(code.code(), phase),
-        Symptom::Fatal(code) if phase == Phase::Opening || says_what_ran(code.code()) => {
-            return Verdict::new(server_said(code.code(), phase).repeat, Discard);
-        }
-        // What commits inside may have committed a part before its plan went stale.
-        Symptom::StalePlan if phase == Phase::CommitsInside => (Permanent, Keep),
-        Symptom::StalePlan => (RolledBack, Keep),
-        Symptom::Demoted => (RolledBack, Discard),
-        Symptom::BadCall => (Permanent, Keep),
-        Symptom::BadAnswer if matches!(phase, Phase::Opening | Phase::Preparing) => {
+    use Repeat::{NeverSent, Permanent, RolledBack};
+    let (repeat, session) = match (symptom, phase) {
+        (Symptom::Server(code), _) => server_said(code.code(), phase),
+        (Symptom::Fatal(code) | Symptom::Middleman(code), Phase::Opening)
+            if is_refused(code.code()) =>
+        {
             (Permanent, Discard)
         }
+        (Symptom::Fatal(code), Phase::Opening) => (server_said(code.code(), phase).0, Discard),
+        // It said so at a moment of its own choosing, and the commit of what ran is behind CommandComplete.
+        (Symptom::Fatal(code), Phase::Executing) if ends_session(code.code()) => {
+            (RolledBack, Discard)
+        }
+        // What commits inside may have committed a part before its plan went stale.
+        (Symptom::StalePlan, Phase::CommitsInside) => (Permanent, Keep),
+        (Symptom::StalePlan, _) => (RolledBack, Keep),
+        (Symptom::Demoted, _) => (RolledBack, Discard),
+        (Symptom::BadCall | Symptom::BadRead, _) => (Permanent, Keep),
+        (Symptom::BadAnswer, Phase::Opening | Phase::Preparing | Phase::InTransaction) => {
+            (Permanent, Discard)
+        }
+        (Symptom::Middleman(_), Phase::Opening) => (NeverSent, Discard),
         // Any other end of the session, and an answer that is none, say nothing about what ran.
-        Symptom::Lost | Symptom::Fatal(_) | Symptom::BadAnswer => match phase {
-            Phase::Opening | Phase::Preparing => (NeverSent, Discard),
-            Phase::InTransaction => (RolledBack, Discard),
-            Phase::Statement | Phase::CommitsInside | Phase::Commit => (Ambiguous, Discard),
-        },
+        (Symptom::Lost | Symptom::Fatal(_) | Symptom::Middleman(_) | Symptom::BadAnswer, _) => {
+            (lost(phase), Discard)
+        }
     };
     Verdict::new(repeat, session)
 }
 
-fn server_said(code: &str, phase: Phase) -> Verdict {
+/// The connection is gone.
+fn lost(phase: Phase) -> Repeat {
+    match phase {
+        Phase::Opening | Phase::Preparing => Repeat::NeverSent,
+        Phase::InTransaction => Repeat::RolledBack,
+        Phase::Statement | Phase::Executing | Phase::CommitsInside | Phase::Commit => {
+            Repeat::Ambiguous
+        }
+    }
+}
+
+/// The server said so in an error, after which its session goes on.
+fn server_said(code: &str, phase: Phase) -> (Repeat, Fate) {
     use Fate::{Discard, Keep};
     use Repeat::{Ambiguous, NeverSent, Permanent, RolledBack};
-    let (repeat, session) = match (code, phase) {
-        // Wrong password, unknown database: asking again helps nobody.
-        (c, Phase::Opening) if c.starts_with("28") || c == "3D000" => (Permanent, Discard),
+    match (code, phase) {
+        // Asking again helps nobody.
+        (c, Phase::Opening) if is_refused(c) => (Permanent, Discard),
         // Starting up, shutting down, too many connections, a pooler that lost its server.
         ("57P03" | "53300" | "57P01" | "57P02" | "53400", Phase::Opening) => (NeverSent, Discard),
         (c, Phase::Opening) if c.starts_with("08") && c != "08P01" => (NeverSent, Discard),
         (_, Phase::Opening) => (Permanent, Discard),
 
+        // The transaction may be done: the error may have come behind its commit.
+        (c, Phase::Commit) if may_follow_commit(c) => (Ambiguous, Discard),
+
         // The server says itself that it does not know.
         ("08007" | "40003", Phase::Preparing) => (NeverSent, Discard),
         ("08007" | "40003", _) => (Ambiguous, Discard),
 
-        // The connection is gone. 57P01 (terminated by an administrator), 57P05 and 25P03 (idle too long) come between
-        // statements or end the one that runs; 57P02 and 08* say nothing about what ran.
-        ("57P01" | "57P02" | "57P03" | "57P05" | "25P03", Phase::Preparing) => (NeverSent, Discard),
-        (c, Phase::Preparing) if is_lost(c) => (NeverSent, Discard),
-        ("57P01" | "57P05" | "25P03", Phase::Commit) => (Ambiguous, Discard),
-        ("57P01" | "57P05" | "25P03", Phase::CommitsInside) => (Ambiguous, Discard),
-        ("57P01" | "57P05" | "25P03", _) => (RolledBack, Discard),
-        ("57P02" | "57P03", Phase::InTransaction) => (RolledBack, Discard),
-        ("57P02" | "57P03", _) => (Ambiguous, Discard),
-        (c, Phase::InTransaction) if is_lost(c) => (RolledBack, Discard),
-        (c, _) if is_lost(c) => (Ambiguous, Discard),
+        (c, Phase::Preparing) if ends_session(c) => (NeverSent, Discard),
+        (c, Phase::CommitsInside) if ends_session(c) => (Ambiguous, Discard),
+        (c, _) if ends_session(c) => (RolledBack, Discard),
+        // 57P02 and 08* say nothing about what ran.
+        (c, _) if is_lost(c) => (lost(phase), Discard),
         (c, _) if c.starts_with("08") => (Permanent, Discard),
 
         // Serialization failure, deadlock, lock not available, out of resources: the server rolled back and said so. What
@@ -202,39 +299,69 @@ fn server_said(code: &str, phase: Phase) -> Verdict {
         ("26000", _) => (RolledBack, Keep),
 
         // Internal errors: data corruption among them; nothing on this session is to be trusted.
-        ("XX000" | "XX001" | "XX002", _) => (Permanent, Discard),
+        (c, _) if c.starts_with("XX") => (Permanent, Discard),
         _ => (Permanent, Keep),
-    };
-    Verdict::new(repeat, session)
+    }
 }
 
-/// FATAL errors that are in the table for what they say of the work.
-fn says_what_ran(code: &str) -> bool {
-    matches!(code, "57P01" | "57P02" | "57P03" | "57P05" | "25P03") || is_lost(code)
+/// A wrong password, an unknown database.
+fn is_refused(code: &str) -> bool {
+    code.starts_with("28") || code == "3D000"
+}
+
+/// Terminated by an administrator, idle for too long, in a transaction for too long: the server ends a session that it might
+/// as well have gone on with.
+fn ends_session(code: &str) -> bool {
+    matches!(code, "57P01" | "57P05" | "25P03" | "25P04")
 }
 
 fn is_lost(code: &str) -> bool {
-    matches!(code, "08000" | "08001" | "08003" | "08004" | "08006")
+    matches!(
+        code,
+        "57P02" | "57P03" | "08000" | "08001" | "08003" | "08004" | "08006"
+    )
 }
 
-/// Statements that commit inside, or in several steps: never repeated once sent, and not to be put into a transaction.
-/// Looks at the first keywords only; comments and blanks before them are skipped.
+/// What `CHECK_FOR_INTERRUPTS` raises, and whatever can go wrong at any moment: all of it may come behind a commit record.
+fn may_follow_commit(code: &str) -> bool {
+    let classes = ["08", "53", "57", "58", "XX"];
+    classes.iter().any(|class| code.starts_with(class)) || ends_session(code) || code == "40003"
+}
+
+/// Statements that commit inside, in several steps, or before they are called complete (`PreventInTransactionBlock`): never
+/// repeated once sent, and not to be put into a transaction. Looks at the first keywords only; comments and blanks before
+/// them are skipped.
 pub(crate) fn commits_inside(sql: &str) -> bool {
     let mut words = Keywords(sql);
     let Some(first) = words.next() else {
         return false;
     };
-    let any = |list: &[&str]| list.iter().any(|w| first.eq_ignore_ascii_case(w));
-    if any(&["CALL", "DO", "VACUUM", "ANALYZE", "CLUSTER", "REINDEX"]) {
+    let is = |word: &str, list: &[&str]| list.iter().any(|w| word.eq_ignore_ascii_case(w));
+    if is(
+        first,
+        &["CALL", "DO", "VACUUM", "ANALYZE", "CLUSTER", "REINDEX"],
+    ) {
         return true;
     }
-    if any(&["CREATE", "DROP"]) {
-        // CREATE [UNIQUE] INDEX CONCURRENTLY, DROP INDEX CONCURRENTLY; ALTER TABLE .. DETACH is not repeated either way.
-        return words
-            .take(3)
-            .any(|w| w.eq_ignore_ascii_case("CONCURRENTLY"));
+    let second = words.next().unwrap_or_default();
+    // Words are looked for in the whole text where names come first: at worst something is not repeated that could be.
+    let mentions = |word: &str| {
+        sql.split(|c: char| !c.is_ascii_alphabetic())
+            .any(|w| w.eq_ignore_ascii_case(word))
+    };
+    if is(first, &["CREATE", "DROP"]) {
+        is(second, &["DATABASE", "TABLESPACE", "SUBSCRIPTION"])
+            // CREATE [UNIQUE] INDEX CONCURRENTLY, DROP INDEX CONCURRENTLY
+            || (is(second, &["UNIQUE", "INDEX"])
+                && words.take(2).any(|w| is(w, &["CONCURRENTLY"])))
+    } else if is(first, &["ALTER"]) {
+        is(second, &["SYSTEM", "SUBSCRIPTION"])
+            || (is(second, &["DATABASE"]) && mentions("TABLESPACE"))
+            // ALTER TABLE .. DETACH PARTITION .. CONCURRENTLY
+            || (is(second, &["TABLE"]) && mentions("CONCURRENTLY"))
+    } else {
+        is(first, &["DISCARD"]) && is(second, &["ALL"])
     }
-    false
 }
 
 /// True for a statement that leaves something on its session: a setting, a subscription, a cursor.
@@ -252,6 +379,14 @@ pub(crate) fn leaves_state(sql: &str) -> bool {
     Keywords(sql)
         .next()
         .is_some_and(|first| WORDS.iter().any(|w| first.eq_ignore_ascii_case(w)))
+}
+
+/// True for a statement that may change what its transaction's commit waits for.
+pub(crate) fn mentions_sync_commit(sql: &str) -> bool {
+    const NAME: &str = "synchronous_commit";
+    sql.as_bytes()
+        .windows(NAME.len())
+        .any(|w| w.eq_ignore_ascii_case(NAME.as_bytes()))
 }
 
 /// True for a statement that ends or begins a transaction by itself; going back to a savepoint is one, too: it is a method
@@ -339,9 +474,13 @@ mod tests {
             ("57P01", InTransaction, RolledBack, Discard),
             ("57P01", Commit, Ambiguous, Discard),
             ("57P01", CommitsInside, Ambiguous, Discard),
+            ("57P01", Executing, RolledBack, Discard),
             ("57P05", Statement, RolledBack, Discard),
+            ("25P04", InTransaction, RolledBack, Discard),
+            ("25P04", Commit, Ambiguous, Discard),
             ("25P03", InTransaction, RolledBack, Discard),
             ("57P02", Statement, Ambiguous, Discard),
+            ("57P02", Executing, Ambiguous, Discard),
             ("57P02", InTransaction, RolledBack, Discard),
             ("57P02", Commit, Ambiguous, Discard),
             ("08000", Statement, Ambiguous, Discard),
@@ -355,6 +494,8 @@ mod tests {
             // rolled back
             ("40001", Statement, RolledBack, Keep),
             ("40001", Commit, RolledBack, Keep),
+            ("40P01", Commit, RolledBack, Keep),
+            ("55P03", Commit, RolledBack, Keep),
             ("40P01", InTransaction, RolledBack, Keep),
             ("55P03", Statement, RolledBack, Keep),
             ("53200", InTransaction, RolledBack, Keep),
@@ -362,11 +503,26 @@ mod tests {
             ("40001", CommitsInside, Permanent, Keep),
             ("26000", InTransaction, RolledBack, Keep),
             ("26000", Statement, RolledBack, Keep),
+            // behind the commit record, perhaps
+            ("57014", Commit, Ambiguous, Discard),
+            ("53100", Commit, Ambiguous, Discard),
+            ("53200", Commit, Ambiguous, Discard),
+            ("58030", Commit, Ambiguous, Discard),
+            ("XX000", Commit, Ambiguous, Discard),
+            ("08P01", Commit, Ambiguous, Discard),
+            ("40003", Commit, Ambiguous, Discard),
+            ("25P03", Commit, Ambiguous, Discard),
+            // before it, for certain
+            ("23505", Commit, Permanent, Keep),
+            ("23503", Commit, Permanent, Keep),
+            ("P0001", Commit, Permanent, Keep),
             // for good
             ("42601", Statement, Permanent, Keep),
             ("42601", Preparing, Permanent, Keep),
             ("23505", InTransaction, Permanent, Keep),
             ("57014", Statement, Permanent, Keep),
+            ("57014", Executing, Permanent, Keep),
+            ("57014", InTransaction, Permanent, Keep),
             ("25006", Statement, Permanent, Keep),
             ("25P02", Commit, Permanent, Keep),
             ("0A000", Statement, Permanent, Keep),
@@ -386,18 +542,27 @@ mod tests {
             (Opening, NeverSent),
             (Preparing, NeverSent),
             (Statement, Ambiguous),
+            (Executing, Ambiguous),
             (CommitsInside, Ambiguous),
             (InTransaction, RolledBack),
             (Commit, Ambiguous),
         ] {
-            assert_eq!(
-                verdict(&Symptom::Lost, phase),
-                Verdict {
-                    repeat,
-                    session: Discard
-                },
-                "{phase:?}"
-            );
+            let expected = Verdict {
+                repeat,
+                session: Discard,
+            };
+            assert_eq!(verdict(&Symptom::Lost, phase), expected, "{phase:?}");
+            // Whatever code a middleman gives it.
+            for code in ["08P01", "XX000", "57P01", "40001"] {
+                let code = SqlState::from_code(code);
+                let seen = verdict(&Symptom::Middleman(&code), phase);
+                assert_eq!(seen, expected, "{code:?} while {phase:?}");
+            }
+        }
+        for code in ["28P01", "3D000"] {
+            let code = SqlState::from_code(code);
+            let seen = verdict(&Symptom::Middleman(&code), Opening);
+            assert_eq!(seen.repeat, Permanent, "{code:?}");
         }
         assert_eq!(
             verdict(&Symptom::StalePlan, InTransaction).repeat,
@@ -408,15 +573,54 @@ mod tests {
         assert_eq!(verdict(&Symptom::BadAnswer, Commit).repeat, Ambiguous);
         assert_eq!(verdict(&Symptom::BadAnswer, Opening).repeat, Permanent);
         assert_eq!(
+            verdict(&Symptom::BadAnswer, InTransaction).repeat,
+            Permanent
+        );
+        for phase in [Statement, Executing, InTransaction, Commit] {
+            assert_eq!(verdict(&Symptom::BadRead, phase), Verdict::PERMANENT);
+        }
+        assert_eq!(
             verdict(&Symptom::StalePlan, CommitsInside).repeat,
             Permanent
         );
     }
 
     #[test]
+    fn what_was_seen_on_the_wire_says_how_far_a_request_had_come() {
+        for (phase, progress, seen) in [
+            (Statement, Progress::Unseen, Statement),
+            (Statement, Progress::NothingSent, Preparing),
+            (Statement, Progress::Sent, Executing),
+            (Statement, Progress::Completed, Phase::Commit),
+            (CommitsInside, Progress::NothingSent, Preparing),
+            (CommitsInside, Progress::Sent, CommitsInside),
+            (CommitsInside, Progress::Completed, CommitsInside),
+            (InTransaction, Progress::NothingSent, InTransaction),
+            (InTransaction, Progress::Completed, InTransaction),
+            (Phase::Commit, Progress::NothingSent, InTransaction),
+            (Phase::Commit, Progress::Sent, Phase::Commit),
+            (Phase::Commit, Progress::Completed, Phase::Commit),
+            (Preparing, Progress::Sent, Preparing),
+        ] {
+            assert_eq!(phase.once_seen(progress), seen, "{phase:?} {progress:?}");
+        }
+    }
+
+    #[test]
     fn a_session_that_the_server_ended_is_discarded_whatever_the_code() {
         for (code, phase, repeat) in [
-            ("57P01", Statement, RolledBack),
+            // It ended before the statement was complete; elsewhere it may have been done.
+            ("57P01", Executing, RolledBack),
+            ("57P05", Executing, RolledBack),
+            ("25P03", Executing, RolledBack),
+            ("25P04", Executing, RolledBack),
+            ("57P01", Statement, Ambiguous),
+            ("57P05", Statement, Ambiguous),
+            ("25P04", Commit, Ambiguous),
+            ("57P01", CommitsInside, Ambiguous),
+            ("57P01", InTransaction, RolledBack),
+            ("57P01", Preparing, NeverSent),
+            ("57P02", Executing, Ambiguous),
             ("57P01", Commit, Ambiguous),
             ("08P01", Statement, Ambiguous),
             ("25P04", Statement, Ambiguous),
@@ -461,6 +665,14 @@ mod tests {
             "CREATE UNIQUE INDEX CONCURRENTLY i ON t (a)",
             "drop index concurrently i",
             "analyze",
+            "CREATE DATABASE d",
+            "drop database if exists d",
+            "ALTER SYSTEM SET work_mem = '1GB'",
+            "ALTER DATABASE d SET TABLESPACE s",
+            "create tablespace s location '/x'",
+            "DROP SUBSCRIPTION s",
+            "ALTER TABLE a.\"B\" DETACH PARTITION c CONCURRENTLY",
+            "DISCARD ALL",
         ] {
             assert!(commits_inside(sql), "{sql}");
         }
@@ -468,6 +680,10 @@ mod tests {
             "SELECT 1",
             "INSERT INTO calls VALUES (1)",
             "CREATE INDEX i ON t (a)",
+            "CREATE TABLE databases (n int)",
+            "ALTER TABLE t ADD COLUMN tablespace int",
+            "ALTER DATABASE d SET work_mem = '1MB'",
+            "DISCARD TEMP",
             "document",
             "",
             "/* open",

@@ -3,7 +3,7 @@
 use super::Studio;
 use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
-use crate::pool::{Pool, Session};
+use crate::pool::{Pool, Purpose, Session};
 use crate::retry::{Phase, Repeat, Symptom, verdict};
 use log::{debug, info, warn};
 use postgres::Client;
@@ -67,7 +67,7 @@ impl Studio {
         let shared = &self.pool.inner.shared;
         loop {
             // A session of its own: migrations may take longer than any timeout allows.
-            let mut session = match shared.open_when_possible(None) {
+            let mut session = match shared.open_when_possible(None, Purpose::Use) {
                 Ok(session) => session,
                 Err(OpenError::Closed) => return Err(SchemaError::Closed),
                 Err(e) => {
@@ -97,18 +97,33 @@ impl Studio {
 
 /// Only one of several servers runs migrations at a time; whoever finds nothing to do needs no right to do it.
 fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    let shared = &pool.inner.shared;
     let client = session.client_mut();
     let mut runner = migrations::migrations::runner();
     runner.set_migration_table_name(format!("{SCHEMA}.schema_history"));
-    client.batch_execute("SET statement_timeout = 0")?;
+    // A session behind a pooler is not ours to set or to lock with: there the lock is that of a transaction beside.
+    let mut other = match shared.is_pooled() {
+        true => Some(shared.open_when_possible(None, Purpose::Use)?),
+        false => None,
+    };
+    let mut beside = match &mut other {
+        Some(other) => Some(other.client_mut().transaction()?),
+        None => {
+            client.batch_execute("SET statement_timeout = 0")?;
+            None
+        }
+    };
     loop {
         if is_up_to_date(client, runner.get_migrations())? {
             info!("the studio's schema is up to date");
             return Ok(());
         }
         // Asked for again and again: who waits in the database would do so when this program has long been gone.
-        let locked = client.query_one("SELECT pg_try_advisory_lock($1)", &[&MIGRATING])?;
-        if locked.try_get(0)? {
+        let locked = match &mut beside {
+            Some(beside) => beside.query_one("SELECT pg_try_advisory_xact_lock($1)", &[&MIGRATING]),
+            None => client.query_one("SELECT pg_try_advisory_lock($1)", &[&MIGRATING]),
+        };
+        if locked?.try_get(0)? {
             break;
         }
         if pool.is_closed() {
@@ -116,12 +131,14 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
         }
         thread::sleep(LOOK_AGAIN);
     }
-    let there: bool = client
+    let mut tx = client.transaction()?;
+    let there: bool = tx
         .query_one("SELECT to_regnamespace($1) IS NOT NULL", &[&SCHEMA])?
         .try_get(0)?;
     if !there {
-        client.batch_execute(&format!("CREATE SCHEMA {SCHEMA}"))?;
+        tx.batch_execute(&format!("CREATE SCHEMA {SCHEMA}"))?;
     }
+    tx.commit()?;
     let report = runner.run(client)?;
     for migration in report.applied_migrations() {
         info!(
@@ -131,18 +148,20 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
         );
     }
     client.batch_execute(&pool.ledger_ddl())?;
-    // The lock goes with the session.
+    // The lock goes with the session, or with the transaction.
     Ok(())
 }
 
 /// All migrations of this program were run, as they are, and the ledger is there.
 fn is_up_to_date(client: &mut Client, migrations: &[Migration]) -> Result<bool, postgres::Error> {
+    // In one transaction, which a pooler gives one session to: a statement is prepared there, and then run.
+    let mut tx = client.transaction()?;
     let tables = "SELECT to_regclass($1 || '.schema_history') IS NOT NULL AND to_regclass($1 || '.ledger') IS NOT NULL";
-    if !client.query_one(tables, &[&SCHEMA])?.try_get(0)? {
+    if !tx.query_one(tables, &[&SCHEMA])?.try_get(0)? {
         return Ok(false);
     }
     let sql = format!("SELECT version::text || ' ' || checksum FROM {SCHEMA}.schema_history");
-    let rows = client.query(&sql, &[])?;
+    let rows = tx.query(&sql, &[])?;
     let ran: Result<HashSet<String>, _> = rows.iter().map(|row| row.try_get(0)).collect();
     let ran = ran?;
     let mark = |m: &Migration| format!("{} {}", m.version(), m.checksum());

@@ -87,7 +87,7 @@ impl Call<'_> {
                 key: &key,
                 wait: self.key_wait,
                 begin: self.begin_with_timeout(),
-                limits: self.limits_in_transaction(),
+                limits: self.limits_in_transaction(session),
             };
             let limits = wanted.limits;
             let mut failure = None;
@@ -150,8 +150,8 @@ impl Wanted<'_> {
             Ok(done) => done,
             Err(error) => return Err(roll_back_after(session, error)),
         };
-        let keep = answer.map(|answer| self.ledger.keep_sql(&claim, &answer));
-        match session.commit(keep.as_deref().unwrap_or_default(), &self.limits) {
+        let finish = self.ledger.finish_sql(&claim, answer.as_deref());
+        match session.commit(&finish, &self.limits) {
             Ok(()) => Ok(Keyed::Done(value)),
             Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
                 match session.lost_commit(Some(&claim), &self.limits).resolve() {
@@ -181,9 +181,11 @@ impl Wanted<'_> {
 
     /// What can be seen was committed on this server; it counts when the synchronous standbys have it, too.
     fn done_before<T>(&self, session: &mut Session, answer: Option<Vec<u8>>) -> Result<Keyed<T>> {
+        // The other's level is not known; whoever writes with the same key most likely has the same.
+        let level = session.sync_commit();
         session.rollback()?;
         let deadline = self.limits.until();
-        match wait_for_standbys(session, deadline) {
+        match wait_for_standbys(session, level, deadline) {
             Ok(true) => Ok(Keyed::AlreadyDone(answer)),
             Ok(false) => Err(Error::NotReplicated),
             Err(_) if Instant::now() >= deadline => Err(Error::NotReplicated),

@@ -115,7 +115,8 @@ impl Ledger {
         )
     }
 
-    /// What follows BEGIN in its message. `wait` is for the claim alone: what `lock_timeout` was, it is again afterwards.
+    /// What follows BEGIN in its message. `wait` is for the claim alone: what `lock_timeout` was, it is again afterwards. The
+    /// role is kept, for the row's second writing: the closure may change its own in between.
     pub fn claim_sql(&self, key: &Key, wait: Option<Duration>) -> String {
         let (table, Key(key)) = (&self.table, key);
         let (before, after) = match wait {
@@ -132,7 +133,9 @@ impl Ledger {
         format!(
             "{before}; INSERT INTO {table} AS entry (key, attempt, state) VALUES ('{key}', gen_random_uuid(), 'done') \
              ON CONFLICT (key) DO UPDATE SET attempt = excluded.attempt, state = 'done', answer = NULL, at = now() \
-             WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed{after}; {}",
+             WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed{after}; \
+             SELECT set_config('millpond.session_authorization', current_setting('session_authorization'), true), \
+             set_config('millpond.role', current_setting('role'), true); {}",
             self.read_sql(key)
         )
     }
@@ -166,12 +169,16 @@ impl Ledger {
         }
     }
 
-    /// What the commit of a claim begins with, to keep an answer.
-    pub fn keep_sql(&self, claim: &Claim, answer: &[u8]) -> String {
-        let (table, Key(key), answer) = (&self.table, &claim.key, hex(answer));
+    /// What the commit of a claim begins with: the answer is kept, and the row's time is that of the write's end. It is done
+    /// in the role that claimed the key, and in words that mean the same under every setting of the closure's.
+    pub fn finish_sql(&self, claim: &Claim, answer: Option<&[u8]>) -> String {
+        let (table, Key(key), attempt) = (&self.table, &claim.key, &claim.attempt);
+        let answer = answer.map_or("NULL".into(), |a| format!("decode('{}', 'hex')", hex(a)));
         format!(
-            "UPDATE {table} SET answer = '\\x{answer}'::bytea WHERE key = '{key}' AND attempt = '{}'; ",
-            claim.attempt
+            "SELECT set_config('session_authorization', current_setting('millpond.session_authorization'), true); \
+             SELECT set_config('role', current_setting('millpond.role'), true); \
+             UPDATE {table} SET answer = {answer}, at = clock_timestamp() \
+             WHERE key = '{key}' AND attempt = '{attempt}'; "
         )
     }
 
@@ -183,8 +190,10 @@ impl Ledger {
         deadline: Instant,
     ) -> Result<Option<Entry>, postgres::Error> {
         let (table, Key(key)) = (&self.table, &claim.key);
+        // One message, and so one transaction, whatever the role's defaults for those are.
         let settle = format!(
-            "SET lock_timeout = 500; INSERT INTO {table} (key, attempt, state) \
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE; SET LOCAL statement_timeout = 0; \
+             SET LOCAL lock_timeout = 500; INSERT INTO {table} (key, attempt, state) \
              VALUES ('{key}', gen_random_uuid(), 'aborted') ON CONFLICT (key) DO NOTHING"
         );
         match session.ask(&settle, deadline) {

@@ -47,7 +47,10 @@ impl Call<'_> {
         mut work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
         self.run(Location::caller(), |session| {
-            let (begin, limits) = (self.begin_with_timeout(), self.limits_in_transaction());
+            let (begin, limits) = (
+                self.begin_with_timeout(),
+                self.limits_in_transaction(session),
+            );
             let mut failure = None;
             let done = transact(session, &begin, &limits, |session| {
                 let run = Run::of(&mut work, session, limits, false);

@@ -19,7 +19,17 @@
 //!      progress*, for no transaction of our dead backend is. *committed* may speak of another transaction: unknown.
 //!    - Another cluster, or no status any more: unknown.
 //! 3. "Committed" on a server that replicates synchronously is true only when it is so on the standby: the COMMIT that was
-//!    not answered may have been waiting for it. Something that writes WAL is committed behind it, and waited for.
+//!    not answered may have been waiting for it. Something that writes WAL is committed behind it, and waited for, at the
+//!    transaction's own `synchronous_commit`: the one that it began with, or, where a statement of it names the setting,
+//!    the one that was in force before COMMIT was sent. (A function that sets it on the quiet is not seen.)
+//!
+//! The connection is opened without the application's `on_connect`, as the role that logged in: only that one may end the
+//! old backend for certain. Where the ledger is closed to it, `on_connect` runs then. Nothing is set on the session, which
+//! may be shared: each question is one message, with SET LOCAL in the transaction that the message is.
+//!
+//! Behind a pooler the numbers of processes and transactions are somebody else's: no backend is ended, and no number asked
+//! for. A backend's number may belong to an innocent client of the pooler by now, and a transaction's to its work. The
+//! ledger alone tells there.
 //!
 //! The order matters: the old backend is gone before the status is read, so the status cannot change afterwards. Every step
 //! may be repeated, so the loss of the connection that asks is no harm. Where no answer can be had in time, the outcome is
@@ -27,7 +37,10 @@
 
 use super::ledger::{Claim, Entry};
 use crate::error::Chain;
-use crate::pool::{BACKEND_START, Identity, Incarnation, Session, Shared, first_row};
+use crate::pool::{
+    BACKEND_START, Identity, Incarnation, Purpose, Session, Shared, SyncCommit, first_row,
+};
+use crate::retry::Symptom;
 use log::{debug, info, warn};
 use postgres::error::SqlState;
 use std::sync::Arc;
@@ -64,6 +77,8 @@ pub(crate) struct LostCommit<'c> {
     pub identity: Identity,
     /// None where a pooler stands between us and the backend.
     pub xid: Option<u64>,
+    /// What the commit waits for.
+    pub sync_commit: SyncCommit,
     pub claim: Option<&'c Claim>,
     /// The caller's, for everything.
     pub deadline: Option<Instant>,
@@ -126,16 +141,29 @@ impl LostCommit<'_> {
     }
 
     fn ask_until(&self, deadline: Instant) -> Outcome {
-        while let Ok(mut session) = self.shared.open_when_possible(Some(deadline)) {
+        let open = || {
+            self.shared
+                .open_when_possible(Some(deadline), Purpose::Resolve)
+        };
+        while let Ok(mut session) = open() {
             // A standby may be promoted in a moment, or another host be the primary by now: looked for anew.
-            while !session.identity().standby {
+            while !session.identity().standby && !session.is_closing() {
                 match self.ask(&mut session, deadline) {
                     Ok(Some(outcome)) => return outcome,
                     Ok(None) => {}
-                    Err(e) => {
-                        debug!("asking for a lost commit failed: {}", Chain(&e));
+                    Err(e) if e.as_db_error().is_none() || is_over(&e) => {
+                        debug!(
+                            "the connection that asks for a lost commit broke: {}",
+                            Chain(&e)
+                        );
                         break;
                     }
+                    // It will say the same again.
+                    Err(e) if is_forbidden(&e) => {
+                        warn!("a lost commit may not be asked for: {}", Chain(&e));
+                        return Outcome::Unknown;
+                    }
+                    Err(e) => debug!("asking for a lost commit failed: {}", Chain(&e)),
                 }
                 if !pause_before(deadline) {
                     return Outcome::Unknown;
@@ -154,22 +182,24 @@ impl LostCommit<'_> {
         session: &mut Session,
         deadline: Instant,
     ) -> Result<Option<Outcome>, postgres::Error> {
-        // Our deadline alone counts: the end of the old backend may be waited for.
-        ask(session, "SET statement_timeout = 0", deadline)?;
         if self.xid.is_some() && !self.end_old_backend(session, deadline)? {
             return Ok(None);
         }
         let outcome = match (self.claim, self.xid, &self.identity.incarnation) {
             (Some(claim), _, _) => {
-                let shared = Arc::clone(&self.shared);
-                shared
-                    .ledger
-                    .settle(claim, session, deadline)?
-                    .map(|entry| match entry {
-                        Entry::Committed => Outcome::Committed,
-                        Entry::NotCommitted => Outcome::NotCommitted,
-                        Entry::DoneByAnother(answer) => Outcome::DoneByAnother(answer),
-                    })
+                let ledger = &self.shared.ledger;
+                let entry = match ledger.settle(claim, session, deadline) {
+                    Err(e) if is_forbidden(&e) => {
+                        session.restore(deadline)?;
+                        ledger.settle(claim, session, deadline)?
+                    }
+                    settled => settled?,
+                };
+                entry.map(|entry| match entry {
+                    Entry::Committed => Outcome::Committed,
+                    Entry::NotCommitted => Outcome::NotCommitted,
+                    Entry::DoneByAnother(answer) => Outcome::DoneByAnother(answer),
+                })
             }
             (None, Some(xid), Some(before)) => ask_by_number(session, xid, before, deadline)?,
             _ => Some(Outcome::Unknown),
@@ -178,7 +208,7 @@ impl LostCommit<'_> {
             outcome,
             Some(Outcome::Committed | Outcome::DoneByAnother(_))
         );
-        if done && !wait_for_standbys(session, deadline)? {
+        if done && !wait_for_standbys(session, self.sync_commit, deadline)? {
             return Ok(Some(Outcome::Unknown));
         }
         Ok(outcome)
@@ -215,6 +245,18 @@ fn pause_before(deadline: Instant) -> bool {
     time
 }
 
+/// The server ended the session.
+fn is_over(error: &postgres::Error) -> bool {
+    matches!(
+        Symptom::of(error),
+        Symptom::Lost | Symptom::Fatal(_) | Symptom::Middleman(_)
+    )
+}
+
+fn is_forbidden(error: &postgres::Error) -> bool {
+    error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+}
+
 fn ask_by_number(
     session: &mut Session,
     xid: u64,
@@ -242,20 +284,24 @@ fn ask_by_number(
     Ok(judge(now == *before, status))
 }
 
-/// What is committed now is behind the transaction in question, and is answered only when the standbys have both. A number
-/// alone would not wait: it takes something that writes WAL, which an ordinary role may do. False when the server gave the
-/// wait up.
+/// What is committed now is behind the transaction in question, and is answered only when the standbys have both, as far as
+/// that one was to wait for them. A number alone would not wait: it takes something that writes WAL, which an ordinary role
+/// may do. False when the server gave the wait up.
 pub(super) fn wait_for_standbys(
     session: &mut Session,
+    sync_commit: SyncCommit,
     deadline: Instant,
 ) -> Result<bool, postgres::Error> {
+    if !sync_commit.waits_for_standbys() {
+        return Ok(true);
+    }
     let standbys = ask(session, "SHOW synchronous_standby_names", deadline)?;
     if standbys.is_some_and(|names| !names.is_empty()) {
-        ask(
-            session,
-            "SELECT pg_logical_emit_message(true, 'millpond', '')",
-            deadline,
-        )?;
+        let level = sync_commit.as_str();
+        let write = format!(
+            "SET LOCAL synchronous_commit = {level}; SELECT pg_logical_emit_message(true, 'millpond', '')"
+        );
+        ask(session, &write, deadline)?;
     }
     Ok(!session.gave_up_on_standbys())
 }
@@ -266,7 +312,8 @@ fn ask(
     sql: &str,
     deadline: Instant,
 ) -> Result<Option<String>, postgres::Error> {
-    let messages = session.ask(sql, deadline)?;
+    // Our deadline alone counts: the end of the old backend, or a standby, may be waited for.
+    let messages = session.ask(&format!("SET LOCAL statement_timeout = 0; {sql}"), deadline)?;
     Ok(first_row(&messages)
         .and_then(|row| row.try_get(0).ok().flatten())
         .map(str::to_owned))

@@ -1,5 +1,7 @@
-//! The tests that need a database, a network or the program itself. One binary, one module for each behaviour.
+//! The tests that need a database, a network or the program itself. One binary, one module for each behaviour. Those that
+//! need more than PostgreSQL on the machine are behind the feature `lab`.
 
+mod answers;
 mod checkout;
 mod cli;
 mod comeback;
@@ -14,6 +16,8 @@ mod keyed;
 mod logs;
 mod models;
 mod outage;
+#[cfg(feature = "lab")]
+mod pooler;
 mod proxy;
 mod retry;
 mod servers;
@@ -22,3 +26,4 @@ mod studio;
 mod support;
 mod torture;
 mod wire;
+mod writers;

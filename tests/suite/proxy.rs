@@ -49,6 +49,14 @@ pub enum Act {
     DeliverThen(Box<dyn FnOnce() + Send>),
     /// Delivered when this has run.
     DeliverAfter(Box<dyn FnOnce() + Send>),
+    /// Delivered with this right behind them, in one piece; the connection is closed.
+    FollowWith(Vec<u8>),
+    /// Delivered without the ReadyForQuery that they end with, and with this in its place; the connection is closed.
+    BreakOffWith(Vec<u8>),
+    /// Not delivered, but this in their place; the connection is closed.
+    ReplaceWith(Vec<u8>),
+    /// Not delivered: the sender gets this for an answer, and the connection is closed.
+    AnswerWith(Vec<u8>),
 }
 
 pub struct Proxy {
@@ -222,6 +230,25 @@ impl Shared {
                     work();
                     break;
                 }
+                Some(Act::FollowWith(more)) => {
+                    let _ = to.write_all(&[&buffer[..count], &more].concat());
+                    break;
+                }
+                Some(Act::BreakOffWith(more)) => {
+                    let ready = b"Z\0\0\0\x05";
+                    let end = buffer[..count].windows(5).rposition(|w| w == ready);
+                    let kept = &buffer[..end.expect("the end of an answer")];
+                    let _ = to.write_all(&[kept, &more].concat());
+                    break;
+                }
+                Some(Act::ReplaceWith(other)) => {
+                    let _ = to.write_all(&other);
+                    break;
+                }
+                Some(Act::AnswerWith(answer)) => {
+                    let _ = from.write_all(&answer);
+                    break;
+                }
                 Some(Act::DeliverThen(work)) => {
                     let _ = from.shutdown(Shutdown::Both);
                     let _ = to.write_all(&buffer[..count]);
@@ -298,9 +325,24 @@ fn has_options(client: &TcpStream) -> bool {
     startup[..count].windows(name.len()).any(|w| w == name)
 }
 
-/// An ErrorResponse with the code of a protocol violation.
+/// The refusal of options, in PgBouncer's words.
 fn refusal() -> Vec<u8> {
-    let fields = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
+    error_response("SFATAL\0C08P01\0Munsupported startup parameter: options\0\0")
+}
+
+/// What PostgreSQL says when it ends a session for this reason.
+pub fn fatal(code: &str) -> Vec<u8> {
+    error_response(&format!(
+        "SFATAL\0VFATAL\0C{code}\0Mterminating connection\0Fpostgres.c\0L3229\0RProcessInterrupts\0\0"
+    ))
+}
+
+/// What a pooler says of its own trouble.
+pub fn pooler_error(severity: &str, code: &str) -> Vec<u8> {
+    error_response(&format!("S{severity}\0C{code}\0Mserver conn crashed?\0\0"))
+}
+
+fn error_response(fields: &str) -> Vec<u8> {
     let length = (fields.len() as u32 + 4).to_be_bytes();
-    [b"E".as_slice(), &length, fields].concat()
+    [b"E".as_slice(), &length, fields.as_bytes()].concat()
 }

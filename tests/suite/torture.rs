@@ -7,10 +7,13 @@ use super::commit::{COMMIT, COMMITTED, outcomes};
 use super::proxy::{Act, Proxy};
 use super::servers::signal;
 use super::support::{MS, SECOND, admin, pool, server};
+use super::writers::{
+    AllTold, EVERY_WAY, Told, check, check_all, counts, pool_for_writers, terminate_for,
+    write_during,
+};
 use millpond::embedded::{PrivateServer, Stop};
 use millpond::{Pool, RetryPolicy};
 use postgres::{Client, NoTls};
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,38 +22,15 @@ const WRITERS: usize = 8;
 const ACCOUNTS: usize = 20;
 const CENTS: i64 = 1000;
 
-/// What a writer was told of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    Done,
-    Refused,
-    Unknown,
-}
-
-impl Told {
-    fn of<T>(result: &millpond::Result<T>) -> Told {
-        match result {
-            Ok(_) => Told::Done,
-            Err(e) if e.is_outcome_unknown() => Told::Unknown,
-            Err(_) => Told::Refused,
-        }
-    }
-}
-
-/// All that was told, by the name of the write: with a key, and without.
+/// With a key, and without.
 #[derive(Default)]
-struct AllTold {
-    keyed: HashMap<String, Told>,
-    plain: HashMap<String, Told>,
+struct Both {
+    keyed: AllTold,
+    plain: AllTold,
 }
 
-fn write_until(
-    over: &AtomicBool,
-    acknowledged: &AtomicUsize,
-    pool: &Pool,
-    writer: usize,
-) -> AllTold {
-    let mut told = AllTold::default();
+fn write_until(over: &AtomicBool, acknowledged: &AtomicUsize, pool: &Pool, writer: usize) -> Both {
+    let mut told = Both::default();
     for n in 0.. {
         if over.load(Ordering::Relaxed) {
             break;
@@ -134,36 +114,17 @@ fn some_backend(url: &str) -> Option<u32> {
     Some(pid.unsigned_abs())
 }
 
-/// How often each name is in a table.
-fn counts(admin: &mut Client, table: &str) -> HashMap<String, i64> {
-    let sql = format!("SELECT name, count(*) FROM {table} GROUP BY name");
-    let rows = admin.query(&sql, &[]).unwrap();
-    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
-}
-
-/// Each write is there as often as its writer was told.
-fn check(what: &str, told: &HashMap<String, Told>, mut there: HashMap<String, i64>) -> [usize; 3] {
-    let mut figures = [0; 3];
-    for (name, told) in told {
-        let times = there.remove(name).unwrap_or(0);
-        let (right, figure) = match told {
-            Told::Done => (times == 1, 0),
-            Told::Refused => (times == 0, 1),
-            Told::Unknown => (times <= 1, 2),
-        };
-        assert!(right, "{what} {name}: told {told:?}, there {times} times");
-        figures[figure] += 1;
-    }
-    assert!(there.is_empty(), "{what}: nobody wrote {there:?}");
-    figures
+/// How long a torture takes, where the environment does not say it.
+pub fn lasts(usually: Duration) -> Duration {
+    let seconds = std::env::var("MILLPOND_TORTURE_SECONDS");
+    seconds.map_or(usually, |s| {
+        Duration::from_secs(s.parse().expect("MILLPOND_TORTURE_SECONDS: a number"))
+    })
 }
 
 #[test]
 fn nobody_was_told_anything_but_the_truth() {
-    let seconds = std::env::var("MILLPOND_TORTURE_SECONDS");
-    let lasts = seconds.map_or(50 * SECOND, |s| {
-        Duration::from_secs(s.parse().expect("MILLPOND_TORTURE_SECONDS: a number"))
-    });
+    let lasts = lasts(50 * SECOND);
     let mut server = server(&[("synchronous_commit", "on"), ("full_page_writes", "on")]);
     let url = server.url();
     let proxy = Proxy::in_front_of(server.port());
@@ -208,7 +169,7 @@ fn nobody_was_told_anything_but_the_truth() {
         }
         over.store(true, Ordering::Relaxed);
         let crashes = crashes.join().unwrap();
-        let mut told = AllTold::default();
+        let mut told = Both::default();
         for writer in writers {
             let one = writer.join().unwrap();
             told.keyed.extend(one.keyed);
@@ -234,4 +195,42 @@ fn nobody_was_told_anything_but_the_truth() {
     assert_eq!(keyed[2], 0, "with a key nothing is unknown");
     assert!(crashes.iter().all(|times| *times > 0), "{crashes:?}");
     assert!(enough(), "too few to say anything");
+}
+
+#[test]
+fn planned_restarts_crashes_and_ended_sessions_leave_no_write_twice() {
+    let lasts = lasts(40 * SECOND);
+    // Commits that take a while, so that much happens during one.
+    let mut server = server(&[
+        ("fsync", "on"),
+        ("synchronous_commit", "on"),
+        ("full_page_writes", "on"),
+        ("commit_delay", "2000"),
+        ("commit_siblings", "0"),
+    ]);
+    let url = server.url();
+    let pool = pool_for_writers(&url, &url, 24);
+    let (told, (restarts, ended)) = write_during(&pool, &EVERY_WAY, 16, || {
+        let until = Instant::now() + lasts * 2 / 3;
+        let mut restarts = 0;
+        while Instant::now() < until {
+            thread::sleep(300 * MS);
+            server.stop(if restarts % 2 == 0 {
+                Stop::Fast
+            } else {
+                Stop::Immediate
+            });
+            server.start_again().expect("a restart");
+            restarts += 1;
+        }
+        (restarts, terminate_for(&url, lasts / 3))
+    });
+    let [done, refused, unknown] = check_all("restarts", &told, &url);
+    println!(
+        "{restarts} restarts, {ended} sessions ended: {done} done, {refused} refused, {unknown} unknown"
+    );
+    assert!(
+        restarts >= 10 && ended >= 100 && done >= 1000,
+        "too few to say anything"
+    );
 }

@@ -11,7 +11,7 @@ use super::manager::{Shared, caught};
 use super::watchdog::{Plan, Registration, Tracked};
 use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
-use crate::retry::{Fate, Phase, Symptom, leaves_state, verdict};
+use crate::retry::{Fate, Phase, Symptom, leaves_state, mentions_sync_commit, verdict};
 use crate::transaction::{Claim, LostCommit};
 use log::{debug, info, warn};
 use lru::LruCache;
@@ -78,6 +78,30 @@ pub(crate) fn as_server_ms(limit: Duration) -> u128 {
     limit.as_micros().div_ceil(1000).min(i32::MAX as u128)
 }
 
+/// A level of `synchronous_commit`: what a commit waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SyncCommit(&'static str);
+
+impl SyncCommit {
+    /// The server's default, and the one in force where nobody said.
+    pub const ON: SyncCommit = SyncCommit("on");
+
+    fn named(name: &str) -> Option<SyncCommit> {
+        const ALL: [&str; 5] = ["on", "off", "local", "remote_write", "remote_apply"];
+        ALL.into_iter().find(|one| *one == name).map(SyncCommit)
+    }
+
+    /// A word of our own, fit for a statement.
+    pub fn as_str(self) -> &'static str {
+        self.0
+    }
+
+    /// A commit of this level waits for synchronous standbys, where there are any.
+    pub fn waits_for_standbys(self) -> bool {
+        !matches!(self.0, "off" | "local")
+    }
+}
+
 /// What a transaction begins with.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Begin {
@@ -111,8 +135,10 @@ impl Begin {
             );
         }
         if !self.read_only {
-            // The number tells later what became of the commit; the process, whether a pooler stands between.
-            sql += "; SELECT pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid";
+            // The number tells later what became of the commit; the process, whether a pooler stands between; and the
+            // level, what the commit waits for.
+            sql += "; SELECT pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid, \
+                    current_setting('synchronous_commit') AS synchronous_commit";
         }
         sql
     }
@@ -135,8 +161,12 @@ pub(crate) struct Session {
     dirty: bool,
     in_transaction: bool,
     identity: Identity,
-    /// The number of the transaction under way, when it may write and its backend is the one we know.
+    /// The number of the transaction under way, when it may write.
     xid: Option<u64>,
+    /// What its commit waits for.
+    sync_commit: SyncCommit,
+    /// A statement of it may have changed that.
+    sync_commit_touched: bool,
 }
 
 impl Session {
@@ -168,6 +198,8 @@ impl Session {
             in_transaction: false,
             identity,
             xid: None,
+            sync_commit: SyncCommit::ON,
+            sync_commit_touched: false,
             shared,
         }
     }
@@ -272,8 +304,18 @@ impl Session {
         result
     }
 
-    /// Takes away what a raw borrower left behind, and does again what `on_connect` did.
+    /// Takes away what a raw borrower left behind, and does again what `on_connect` did. Behind a pooler that would be done
+    /// to a session that others use as well: there the connection is closed, and the pooler cleans up in its own way.
     pub fn clean(&mut self, deadline: Option<Instant>) -> bool {
+        if self.shared.is_pooled() {
+            // What is open there goes with the client, and would take the server's connection along.
+            let until = Some(upkeep_until(deadline));
+            if let Err(e) = self.bounded(until, |s| s.client.batch_execute("ROLLBACK")) {
+                debug!("conn={} could not be rolled back: {}", self.id(), Chain(&e));
+            }
+            self.close_for(CloseReason::LeakedState);
+            return false;
+        }
         let cleaned = caught(|| {
             self.bounded(Some(upkeep_until(deadline)), |s| {
                 s.client.batch_execute(CLEAN)?;
@@ -307,6 +349,17 @@ impl Session {
         };
         self.close_for(reason);
         false
+    }
+
+    /// Does what was left undone when it was opened for the pool's own questions.
+    pub fn restore(&mut self, deadline: Instant) -> Result<(), postgres::Error> {
+        caught(|| self.bounded(Some(deadline), |s| s.shared.restore(&mut s.client))).unwrap_or_else(
+            |panic| {
+                warn!("on_connect panicked: {panic}");
+                self.close_for(CloseReason::Broken);
+                Ok(())
+            },
+        )
     }
 
     /// Runs a statement and returns its rows. `phase` says what it means when its answer is lost.
@@ -362,14 +415,31 @@ impl Session {
         // Set before it is sent: an answer that is lost may have begun one.
         self.in_transaction = true;
         self.xid = None;
+        (self.sync_commit, self.sync_commit_touched) = (SyncCommit::ON, false);
+        let begin = Begin {
+            // Where it cannot be set on the session, at least here.
+            statement_timeout: begin.statement_timeout.or_else(|| {
+                let pooled = self.shared.is_pooled();
+                self.shared.config.statement_timeout.filter(|_| pooled)
+            }),
+            ..*begin
+        };
         let sql = begin.sql() + and_then;
         let answer = self.timed("BEGIN", Phase::Preparing, limits, |session| {
             let answer = session.client.simple_query(&sql);
             answer.map_err(|e| (e, Phase::Preparing))
         })?;
         let row = first_row(&answer);
-        let number = |column: &str| row?.try_get(column).ok().flatten()?.parse::<u64>().ok();
-        self.xid = number("xid").filter(|_| number("pid") == u64::try_from(self.identity.pid).ok());
+        let text = |column: &str| row?.try_get(column).ok().flatten();
+        self.xid = text("xid").and_then(|xid| xid.parse().ok());
+        if let Some(level) = text("synchronous_commit").and_then(SyncCommit::named) {
+            self.sync_commit = level;
+        }
+        let pid = text("pid").and_then(|pid| pid.parse::<i32>().ok());
+        if pid.is_some_and(|pid| pid != self.identity.pid) {
+            self.shared
+                .note_pooler("another process answers than before");
+        }
         // Only a primary gives numbers.
         self.identity.standby &= self.xid.is_none();
         Ok(answer)
@@ -380,6 +450,9 @@ impl Session {
     /// transaction that was begun: the closure has ended that one by itself. Never cancelled on the way (see the watchdog).
     /// `first` of our own belongs to the transaction.
     pub fn commit(&mut self, first: &str, limits: &Limits) -> Result<(), Error> {
+        if std::mem::take(&mut self.sync_commit_touched) {
+            self.ask_what_commit_waits_for(limits)?;
+        }
         let sql = match self.xid {
             Some(xid) => format!(
                 "{first}SELECT CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
@@ -401,6 +474,18 @@ impl Session {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Once the COMMIT is lost, it is too late to ask.
+    fn ask_what_commit_waits_for(&mut self, limits: &Limits) -> Result<(), Error> {
+        const SQL: &str = "SELECT current_setting('synchronous_commit')";
+        let answer = self.timed(SQL, Phase::InTransaction, limits, |session| {
+            let answer = session.client.simple_query(SQL);
+            answer.map_err(|e| (e, Phase::InTransaction))
+        })?;
+        let level = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+        self.sync_commit = level.and_then(SyncCommit::named).unwrap_or(SyncCommit::ON);
+        Ok(())
     }
 
     fn ended_inside(&mut self) -> Error {
@@ -442,10 +527,23 @@ impl Session {
         LostCommit {
             shared: Arc::clone(&self.shared),
             identity: self.identity.clone(),
-            xid: self.xid,
+            // Behind a pooler, numbers of processes and transactions are somebody else's by now.
+            xid: self.xid.filter(|_| !self.shared.is_pooled()),
+            sync_commit: self.sync_commit,
             claim,
             deadline: limits.deadline,
         }
+    }
+
+    /// What the commit of the last transaction waits for.
+    pub fn sync_commit(&self) -> SyncCommit {
+        self.sync_commit
+    }
+
+    /// The server's own `statement_timeout` for a statement on this session; zero = off, `None` = not known.
+    pub fn server_timeout(&self) -> Option<Duration> {
+        let known = !self.shared.is_pooled();
+        known.then_some(self.identity.statement_timeout)
     }
 
     pub fn identity(&self) -> &Identity {
@@ -484,8 +582,10 @@ impl Session {
 
     /// The prepared statement for this text, from the cache or newly prepared (one more round trip).
     fn prepared(&mut self, sql: &str) -> Result<Option<Statement>, postgres::Error> {
-        let Some(statements) = &mut self.statements else {
-            return Ok(None);
+        // The next transaction may meet another server, where the name stands for nothing, or for another's statement.
+        let statements = match &mut self.statements {
+            Some(statements) if !self.shared.is_pooled() => statements,
+            _ => return Ok(None),
         };
         if let Some(statement) = statements.get(sql) {
             return Ok(Some(statement.clone()));
@@ -517,6 +617,8 @@ impl Session {
             else {
                 break;
             };
+            // A preparation may have asked for types, with statements that complete.
+            self.begin_request();
             let error = match named(&mut self.client, &statement) {
                 Ok(value) => return Ok(value),
                 Err(e) => e,
@@ -556,6 +658,10 @@ impl Session {
         if leaves_state(sql) {
             self.dirty = true;
         }
+        if self.in_transaction && mentions_sync_commit(sql) {
+            self.sync_commit_touched = true;
+        }
+        self.begin_request();
         let started = Instant::now();
         let plan = if phase == Phase::Commit {
             Plan::Abort
@@ -585,6 +691,10 @@ impl Session {
         result.map_err(|(error, phase)| self.failed(sql, error, phase, cancelled, took, limits))
     }
 
+    fn begin_request(&self) {
+        self.tracked().wire.begin_request();
+    }
+
     fn failed(
         &mut self,
         sql: &str,
@@ -594,6 +704,7 @@ impl Session {
         took: Duration,
         limits: &Limits,
     ) -> Error {
+        let phase = phase.once_seen(self.tracked().wire.progress());
         if verdict(&Symptom::of(&source), phase).session == Fate::Discard {
             self.close_for(CloseReason::Broken);
             self.shared.note_trouble();
@@ -656,6 +767,10 @@ impl Drop for Session {
         }
         let (id, age, uses) = (self.id(), self.opened_at.elapsed(), self.uses);
         match reason {
+            // Behind a pooler it is the usual end of a connection that was lent out.
+            CloseReason::LeakedState if self.shared.is_pooled() => {
+                info!("closed conn={id} reason={reason} age={age:.1?} uses={uses}");
+            }
             CloseReason::Broken | CloseReason::LeakedState => {
                 warn!("closed conn={id} reason={reason} age={age:.1?} uses={uses}");
             }
@@ -796,7 +911,8 @@ mod tests {
         );
         assert_eq!(
             Begin::default().sql(),
-            "BEGIN; SELECT pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid"
+            "BEGIN; SELECT pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid, \
+             current_setting('synchronous_commit') AS synchronous_commit"
         );
     }
 }

@@ -24,6 +24,7 @@ impl Session {
             let mut pass = || {
                 let mut rows = match session.prepared(sql)? {
                     Some(statement) => {
+                        session.begin_request();
                         let params = params.iter().map(|param| *param as &dyn ToSql);
                         session.client.query_raw(&statement, params)?
                     }

@@ -1,0 +1,160 @@
+//! Where messages begin and end in what the server sends, and which of them matter here. Pure: bytes in, positions out.
+//!
+//! A message of PostgreSQL's protocol is a tag, a length that counts itself but not the tag, and a body (manual, section
+//! 55.7). A read may end anywhere in it.
+
+/// CommandComplete: the statement has run. In the extended protocol its commit is still to come (`finish_xact_command` at
+/// Sync), in the simple protocol it is done.
+const COMMAND_COMPLETE: u8 = b'C';
+/// ReadyForQuery: the answer is complete.
+const READY_FOR_QUERY: u8 = b'Z';
+/// BackendKeyData: the process to be named in a cancel request.
+const BACKEND_KEY_DATA: u8 = b'K';
+
+const HEAD: usize = 5;
+
+/// The state between two reads.
+#[derive(Default)]
+pub(super) struct Frame {
+    /// The message under way: its tag and length, as far as they were read.
+    head: [u8; HEAD],
+    have: usize,
+    /// What is left of its body.
+    left: usize,
+    /// The process number, as far as it was read.
+    process: [u8; 4],
+    process_bytes: usize,
+    completed: bool,
+}
+
+impl Frame {
+    /// How much of `data` belongs to messages up to the end of the first ReadyForQuery, and whether there is one; all of it
+    /// where there is none. What follows is to be passed in again.
+    pub fn until_ready(&mut self, data: &[u8]) -> (usize, bool) {
+        let mut at = 0;
+        loop {
+            if self.left > 0 {
+                let step = self.left.min(data.len() - at);
+                if self.head[0] == BACKEND_KEY_DATA {
+                    self.keep_process(&data[at..at + step]);
+                }
+                self.left -= step;
+                at += step;
+                if self.left > 0 {
+                    return (at, false);
+                }
+            }
+            if self.have == HEAD {
+                self.have = 0;
+                if self.head[0] == READY_FOR_QUERY {
+                    return (at, true);
+                }
+            }
+            let step = (HEAD - self.have).min(data.len() - at);
+            self.head[self.have..self.have + step].copy_from_slice(&data[at..at + step]);
+            self.have += step;
+            at += step;
+            if self.have < HEAD {
+                return (at, false);
+            }
+            let [tag, length @ ..] = self.head;
+            // A length that does not even count itself is for the driver to refuse.
+            self.left = (u32::from_be_bytes(length) as usize).saturating_sub(length.len());
+            self.completed |= tag == COMMAND_COMPLETE;
+        }
+    }
+
+    /// True once after a CommandComplete.
+    pub fn take_completed(&mut self) -> bool {
+        std::mem::take(&mut self.completed)
+    }
+
+    /// The process number of BackendKeyData, once after it came.
+    pub fn take_process(&mut self) -> Option<i32> {
+        let whole = self.process_bytes == self.process.len();
+        whole.then(|| {
+            self.process_bytes = 0;
+            i32::from_be_bytes(self.process)
+        })
+    }
+
+    fn keep_process(&mut self, body: &[u8]) {
+        // Behind the process number stands the key, which has no fixed length since protocol 3.2.
+        let before = self.body_read();
+        for (offset, byte) in (before..self.process.len()).zip(body) {
+            self.process[offset] = *byte;
+            self.process_bytes = offset + 1;
+        }
+    }
+
+    /// How much of the body of the message under way was read before.
+    fn body_read(&self) -> usize {
+        let [_, length @ ..] = self.head;
+        (u32::from_be_bytes(length) as usize).saturating_sub(length.len()) - self.left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        [&[tag], &length[..], body].concat()
+    }
+
+    #[test]
+    fn an_answer_ends_with_ready_for_query_wherever_the_read_ends() {
+        let answer = [
+            message(b'2', b""),
+            // A row whose value looks like the end of an answer.
+            message(b'D', b"\0\x01\0\0\0\x06Z\0\0\0\x05I"),
+            message(b'C', b"INSERT 0 1\0"),
+            message(b'Z', b"I"),
+        ]
+        .concat();
+        let fatal = message(b'E', b"SFATAL\0C57P01\0\0");
+        let both = [&answer[..], &fatal].concat();
+        for first in 0..=both.len() {
+            let mut frame = Frame::default();
+            let (one, two) = both.split_at(first);
+            let (mut at, mut ready) = frame.until_ready(one);
+            if !ready {
+                assert_eq!(at, one.len(), "all of what is no whole answer");
+                let (more, whole) = frame.until_ready(two);
+                (at, ready) = (at + more, whole);
+            }
+            assert!(ready && at == answer.len(), "split at {first}: {at}");
+            assert!(frame.take_completed() && !frame.take_completed());
+            assert_eq!(frame.until_ready(&both[at..]), (fatal.len(), false));
+        }
+    }
+
+    #[test]
+    fn the_process_number_is_read_out_of_whatever_pieces() {
+        let key = message(b'K', &[0, 1, 0xe2, 0x40, 9, 9, 9, 9]);
+        let start = [message(b'R', &[0; 4]), key, message(b'Z', b"I")].concat();
+        for size in 1..=start.len() {
+            let mut frame = Frame::default();
+            for piece in start.chunks(size) {
+                frame.until_ready(piece);
+            }
+            assert_eq!(frame.take_process(), Some(123_456), "pieces of {size}");
+            assert_eq!(frame.take_process(), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_a_server_sends_stops_it(data in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut frame = Frame::default();
+            let mut at = 0;
+            while at < data.len() {
+                let (step, _) = frame.until_ready(&data[at..]);
+                prop_assert!(step > 0, "it would stand still");
+                at += step;
+            }
+        }
+    }
+}

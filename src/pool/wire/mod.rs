@@ -1,0 +1,308 @@
+//! The byte stream under a server connection, and the handle that frees a thread blocked on it.
+//!
+//! The driver is asked for TLS with direct negotiation (`ssl_mode(Require)`, `ssl_negotiation(Direct)`): it then hands the
+//! raw socket to our connector at once and speaks the plain protocol over whatever the connector returns
+//! (tokio-postgres 0.7.18). The connector returns the socket inside a [`Wire`], without TLS. What that gives:
+//!
+//! - [`Handle::abort`] from any thread: whatever is blocked on the wire ends with `TimedOut` at once, a query on a black
+//!   hole, a hung handshake, and the close that follows;
+//! - a finished answer is always delivered. The driver polls the connection before it looks for its answer, and
+//!   reports the connection's error in its place (tokio-postgres 0.7.18, `poll_block_on` of postgres 0.19.14): when the end
+//!   of the stream, or the FATAL of a server that shuts down, follows an answer closely, the caller would be told that his
+//!   statement failed, though it was done. [`Answers`] therefore lets nothing pass between the end of an answer and the
+//!   next poll;
+//! - what the driver does not tell: whether anything of a request had been sent, or called complete, when its connection
+//!   was lost; and the process number that the server gave out, which betrays a pooler.
+//!
+//! `Answers` stands above whatever encrypts: it reads the protocol in the clear. This is the only file with async traits.
+//! A Unix socket has no wire (the driver gives it no host name to negotiate with): there the server's own timeout is all
+//! there is, and nobody sees how far a statement had come.
+
+mod frame;
+
+use crate::retry::Progress;
+use frame::Frame;
+use postgres::Socket;
+use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
+use std::future::{Ready, ready};
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Ends whatever is blocked on one wire.
+#[derive(Default)]
+pub(crate) struct Handle {
+    aborted: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+    /// One of `progress`.
+    progress: AtomicU8,
+    /// The process number that was given out with the key for cancel requests; 0 = none was seen.
+    process: AtomicI32,
+}
+
+/// How far the request under way has come. Only the thread that uses the connection moves it on.
+mod progress {
+    /// Nobody looks.
+    pub const UNSEEN: u8 = 0;
+    pub const NOTHING_SENT: u8 = 1;
+    pub const SENT: u8 = 2;
+    pub const COMPLETED: u8 = 3;
+}
+
+impl Handle {
+    /// Cuts the connection for good. Never blocks.
+    pub fn abort(&self) {
+        self.aborted.store(true, Ordering::SeqCst);
+        let waker = self
+            .waker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::SeqCst)
+    }
+
+    /// A request is about to be made.
+    pub fn begin_request(&self) {
+        if self.progress.load(Ordering::Relaxed) != progress::UNSEEN {
+            self.progress
+                .store(progress::NOTHING_SENT, Ordering::Relaxed);
+        }
+    }
+
+    /// How far the request has come since [`begin_request`](Self::begin_request).
+    pub fn progress(&self) -> Progress {
+        match self.progress.load(Ordering::Relaxed) {
+            progress::UNSEEN => Progress::Unseen,
+            progress::NOTHING_SENT => Progress::NothingSent,
+            progress::SENT => Progress::Sent,
+            _ => Progress::Completed,
+        }
+    }
+
+    /// The process to be named in a cancel request, as it was given out when the connection was opened.
+    pub fn process(&self) -> Option<i32> {
+        Some(self.process.load(Ordering::Relaxed)).filter(|process| *process != 0)
+    }
+
+    /// Registers who is to be woken, then looks: an abort between the two cannot be missed.
+    fn check(&self, cx: &Context<'_>) -> io::Result<()> {
+        let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        drop(waker);
+        if self.is_aborted() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The byte stream that can be cut.
+pub(crate) struct Wire {
+    socket: Socket,
+    handle: Arc<Handle>,
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.handle.check(cx)?;
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.handle.check(cx)?;
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.handle.check(cx)?;
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+/// What the driver reads and writes: answers, each of which it can hand to its caller before it sees what came behind.
+pub(crate) struct Answers<S> {
+    stream: S,
+    handle: Arc<Handle>,
+    frame: Frame,
+    /// Since the last poll that had nothing to give: data was delivered, and it ended an answer.
+    delivered: bool,
+    ended: bool,
+    /// What came behind the end of an answer.
+    held: Vec<u8>,
+}
+
+impl<S> Answers<S> {
+    fn new(stream: S, handle: Arc<Handle>) -> Answers<S> {
+        handle
+            .progress
+            .store(progress::NOTHING_SENT, Ordering::Relaxed);
+        Answers {
+            stream,
+            handle,
+            frame: Frame::default(),
+            delivered: false,
+            ended: false,
+            held: Vec::new(),
+        }
+    }
+
+    /// Looks at what is about to be delivered: up to where, so that it ends with the first end of an answer.
+    fn deliver(&mut self, data: &[u8]) -> usize {
+        let (length, ready) = self.frame.until_ready(data);
+        if self.frame.take_completed() {
+            self.handle
+                .progress
+                .store(progress::COMPLETED, Ordering::Relaxed);
+        }
+        if let Some(process) = self.frame.take_process() {
+            self.handle.process.store(process, Ordering::Relaxed);
+        }
+        (self.delivered, self.ended) = (true, ready);
+        length
+    }
+
+    /// Has the driver look for its answer first, and come again at once.
+    fn later(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        (self.delivered, self.ended) = (false, false);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let answers = &mut *self;
+        if !answers.held.is_empty() {
+            if answers.ended {
+                return answers.later(cx);
+            }
+            let mut held = std::mem::take(&mut answers.held);
+            let fits = held.len().min(buf.remaining());
+            let length = answers.deliver(&held[..fits]);
+            buf.put_slice(&held[..length]);
+            held.drain(..length);
+            answers.held = held;
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut answers.stream).poll_read(cx, buf) {
+            Poll::Pending => {
+                (answers.delivered, answers.ended) = (false, false);
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(())) if buf.filled().len() > before => {}
+            // The end. What was delivered before it is looked at first.
+            _ if answers.delivered => return answers.later(cx),
+            end => return end,
+        }
+        let data = &buf.filled()[before..];
+        let length = if answers.ended {
+            0
+        } else {
+            answers.deliver(data)
+        };
+        answers.held.extend_from_slice(&data[length..]);
+        buf.set_filled(before + length);
+        if length == 0 {
+            return answers.later(cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let progress = &self.handle.progress;
+        if progress.load(Ordering::Relaxed) == progress::NOTHING_SENT {
+            progress.store(progress::SENT, Ordering::Relaxed);
+        }
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl TlsStream for Answers<Wire> {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+/// Makes one wire; a fresh one for each connection, since the handle belongs to it.
+#[derive(Clone)]
+pub(crate) struct Connector(pub Arc<Handle>);
+
+impl MakeTlsConnect<Socket> for Connector {
+    type Stream = Answers<Wire>;
+    type TlsConnect = Connector;
+    type Error = io::Error;
+
+    fn make_tls_connect(&mut self, _host: &str) -> io::Result<Connector> {
+        Ok(self.clone())
+    }
+}
+
+impl TlsConnect<Socket> for Connector {
+    type Stream = Answers<Wire>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Answers<Wire>>>;
+
+    fn connect(self, socket: Socket) -> Self::Future {
+        let wire = Wire {
+            socket,
+            handle: Arc::clone(&self.0),
+        };
+        ready(Ok(Answers::new(wire, self.0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_may_be_pulled_from_any_thread() {
+        fn crosses_threads<T: Send + Sync>() {}
+        crosses_threads::<Handle>();
+    }
+}

@@ -1,0 +1,388 @@
+//! Behind PgBouncer, in both of its usual modes.
+
+use super::commit::{COMMITTED, outcomes};
+use super::proxy::{Act, Proxy};
+use super::servers::signal;
+use super::support::{MS, SECOND, admin, eventually, log_lines, pool, server};
+use super::writers::{EVERY_WAY, check_all, pool_for_writers, terminate_for, write_during};
+use millpond::config::Pooler;
+use millpond::embedded::{PrivateServer, Stop};
+use millpond::{Keyed, Pool};
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Instant;
+use tempfile::TempDir;
+
+const TRANSACTION: &str = "pool_mode=transaction";
+const SESSION: &str = "pool_mode=session";
+const BOTH: [&str; 2] = [TRANSACTION, SESSION];
+/// As its manual recommends for drivers that send options; they are dropped then.
+const DROPS_OPTIONS: &str = "ignore_startup_parameters=extra_float_digits,options";
+
+/// A PgBouncer of our own, ended when this is dropped.
+struct PgBouncer {
+    port: u16,
+    owner: (u32, u32),
+    process: Child,
+    dir: TempDir,
+}
+
+impl PgBouncer {
+    /// In front of a server's port, with these settings.
+    fn in_front_of(server: &PrivateServer, upstream: u16, settings: &[&str]) -> PgBouncer {
+        let dir = TempDir::new().expect("a directory");
+        let owner = fs::metadata(server.dir()).expect("the server's directory");
+        let owner = (owner.uid(), owner.gid());
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .and_then(|l| l.local_addr())
+            .expect("a free port")
+            .port();
+        let url = server.url();
+        let (user, rest) = url
+            .strip_prefix("postgresql://")
+            .and_then(|rest| rest.split_once(':'))
+            .expect("a URL with a user");
+        let (password, _) = rest.split_once('@').expect("a URL with a password");
+        let users = dir.path().join("users.txt");
+        fs::write(&users, format!("\"{user}\" \"{password}\"\n")).expect("users.txt");
+        let ini = format!(
+            "[databases]\n* = host=127.0.0.1 port={upstream}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n\
+             auth_type=trust\nauth_file={}\nunix_socket_dir={}\nmax_client_conn=500\ndefault_pool_size=10\n\
+             server_login_retry=1\nserver_check_delay=0\n{}\n",
+            users.display(),
+            dir.path().display(),
+            settings.join("\n")
+        );
+        fs::write(dir.path().join("pgbouncer.ini"), ini).expect("pgbouncer.ini");
+        for path in [
+            dir.path().to_owned(),
+            users,
+            dir.path().join("pgbouncer.ini"),
+        ] {
+            chown(path, Some(owner.0), Some(owner.1)).expect("chown");
+        }
+        let process = PgBouncer::start(&dir, owner, port);
+        PgBouncer {
+            port,
+            owner,
+            process,
+            dir,
+        }
+    }
+
+    fn start(dir: &TempDir, owner: (u32, u32), port: u16) -> Child {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(dir.path().join("log"))
+            .expect("a log");
+        let process = Command::new("pgbouncer")
+            .arg(dir.path().join("pgbouncer.ini"))
+            .uid(owner.0)
+            .gid(owner.1)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("PgBouncer: apt-get install pgbouncer");
+        eventually("PgBouncer listens", || {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+        });
+        process
+    }
+
+    /// The same database as by this URL, through PgBouncer.
+    fn url(&self, server: &PrivateServer) -> String {
+        let there = format!(":{}/", server.port());
+        server.url().replace(&there, &format!(":{}/", self.port))
+    }
+
+    /// The same over its Unix socket.
+    fn socket_url(&self, server: &PrivateServer) -> String {
+        let url = server.url();
+        let rest = url.strip_prefix("postgresql://").expect("a URL");
+        let (user, _) = rest.split_once(':').expect("a user");
+        let database = url.rsplit_once('/').expect("a database").1;
+        format!(
+            "host={} port={} user={user} dbname={database}",
+            self.dir.path().display(),
+            self.port
+        )
+    }
+
+    /// As a crash does it, with whatever is under way.
+    fn restart(&mut self) {
+        self.end();
+        self.process = PgBouncer::start(&self.dir, self.owner, self.port);
+    }
+
+    fn end(&mut self) {
+        signal(self.process.id(), "KILL");
+        self.process.wait().expect("its end");
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn behind(settings: &[&str]) -> (PrivateServer, PgBouncer) {
+    let server = server(&[]);
+    let pgbouncer = PgBouncer::in_front_of(&server, server.port(), settings);
+    (server, pgbouncer)
+}
+
+fn one(pool: &Pool, sql: &str) -> String {
+    pool.query(sql, &[]).unwrap()[0].get(0)
+}
+
+#[test]
+fn a_pooler_is_seen_and_nothing_is_set_on_what_it_shares() {
+    for mode in BOTH {
+        for options in [DROPS_OPTIONS, "# options are refused"] {
+            let (server, pgbouncer) = behind(&[mode, options, "default_pool_size=1"]);
+            let url = pgbouncer.url(&server);
+            let seen = log_lines("a pooler stands between").len();
+            let warned = log_lines("statement_timeout is 0ns on the server").len();
+            let pool = pool(&url).max_size(1).build().unwrap();
+            pool.create_ledger().unwrap();
+            pool.execute("SELECT 1", &[]).unwrap();
+            assert!(log_lines("a pooler stands between").len() > seen, "{mode}");
+            assert!(
+                log_lines("statement_timeout is 0ns on the server").len() > warned,
+                "{mode} {options}: the timeout is not in force"
+            );
+            // In a transaction it is.
+            let inside = pool
+                .transaction(|tx| tx.query_one("SHOW statement_timeout", &[]))
+                .unwrap();
+            assert_eq!(inside.get::<_, String>(0), "5s");
+            // The only server connection is shared; what a lost COMMIT's resolver left there would be seen.
+            drop(pool.get().unwrap());
+            let keyed = pool.execute_with_key("k", "SELECT 1", &[]).unwrap();
+            assert_eq!(keyed, Keyed::Done(1));
+            pool.close(SECOND);
+            let mut stranger = admin(&url);
+            for (setting, value) in [("statement_timeout", "0"), ("lock_timeout", "0")] {
+                let row = stranger.query_one(&format!("SHOW {setting}"), &[]).unwrap();
+                assert_eq!(row.get::<_, String>(0), value, "{mode} {setting}");
+            }
+        }
+    }
+}
+
+#[test]
+fn statements_are_not_prepared_by_name_where_another_server_may_answer() {
+    let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "default_pool_size=4"]);
+    let url = pgbouncer.url(&server);
+    for url in [url, pgbouncer.socket_url(&server)] {
+        let pool = pool(&url).max_size(8).build().unwrap();
+        pool.create_ledger().unwrap();
+        let until = Instant::now() + 2 * SECOND;
+        thread::scope(|scope| {
+            for writer in 0..8 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    for n in 0.. {
+                        if Instant::now() >= until {
+                            break;
+                        }
+                        let rows = pool.query("SELECT $1::int", &[&n]).unwrap();
+                        assert_eq!(rows[0].get::<_, i32>(0), n);
+                        let key = format!("{}-{writer}-{n}", pgbouncer.port);
+                        pool.transaction_with_key(&key, |tx| tx.query("SELECT $1::int", &[&n]))
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(
+            super::support::counter(&pool, "millpond_retries_total"),
+            0,
+            "nothing had to be repeated"
+        );
+    }
+}
+
+#[test]
+fn a_lost_commit_is_unknown_without_a_key_and_ends_nobody_elses_transaction() {
+    for mode in BOTH {
+        let server = server(&[]);
+        // Between the pooler and the server: what is lost there, the pooler reports in words of its own.
+        let proxy = Proxy::in_front_of(server.port());
+        let pgbouncer = PgBouncer::in_front_of(&server, proxy.port, &[mode, DROPS_OPTIONS]);
+        let url = pgbouncer.url(&server);
+        admin(&server.url())
+            .batch_execute("CREATE TABLE t (n int)")
+            .unwrap();
+        let pool = pool(&url).max_size(2).build().unwrap();
+        pool.create_ledger().unwrap();
+        let rows = || super::commit::rows(&server.url());
+        let insert = "INSERT INTO t VALUES (1)";
+
+        proxy.on_answer(b"INSERT 0 1\0", Act::Lose);
+        let error = pool.execute(insert, &[]).unwrap_err();
+        assert!(error.is_outcome_unknown(), "{mode} lone: {error:?}");
+        assert_eq!(rows(), 1);
+
+        let mut attempts = 0;
+        let error = pool
+            .transaction(|tx| {
+                attempts += 1;
+                tx.execute(insert, &[])?;
+                proxy.on_answer(COMMITTED, Act::Lose);
+                Ok(())
+            })
+            .unwrap_err();
+        assert!(error.is_outcome_unknown(), "{mode} transaction: {error:?}");
+        assert_eq!((attempts, rows(), outcomes(&pool, "unknown")), (1, 2, 1));
+
+        let done = pool.transaction_with_key("k", |tx| {
+            tx.execute(insert, &[])?;
+            proxy.on_answer(COMMITTED, Act::Lose);
+            Ok(())
+        });
+        assert_eq!(done.unwrap(), Keyed::Done(()), "{mode}");
+        assert_eq!((rows(), outcomes(&pool, "committed")), (3, 1));
+        // Lost before it came: repeated.
+        let mut attempts = 0;
+        let done = pool.transaction_with_key("l", |tx| {
+            attempts += 1;
+            tx.execute(insert, &[])?;
+            if attempts == 1 {
+                proxy.on_request(super::commit::COMMIT, Act::Lose);
+            }
+            Ok(())
+        });
+        assert_eq!(done.unwrap(), Keyed::Done(()), "{mode}");
+        assert_eq!(
+            (attempts, rows(), outcomes(&pool, "not_committed")),
+            (2, 4, 1)
+        );
+        // Inside a transaction, before its COMMIT, a lost server is no more than a reason to begin again.
+        let mut attempts = 0;
+        pool.transaction(|tx| {
+            attempts += 1;
+            if attempts == 1 {
+                proxy.on_answer(b"INSERT 0 1\0", Act::Lose);
+            }
+            tx.execute(insert, &[])
+        })
+        .unwrap();
+        assert_eq!((attempts, rows()), (2, 5), "{mode}");
+    }
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_through_the_pooler_is_waited_for() {
+    for mode in BOTH {
+        let (mut server, pgbouncer) = behind(&[mode, DROPS_OPTIONS]);
+        let pool = pool(&pgbouncer.url(&server))
+            .connection_timeout(20 * SECOND)
+            .build()
+            .unwrap();
+        let write = || pool.transaction(|tx| tx.query("SELECT 1", &[]).map(|_| ()));
+        write().unwrap();
+        server.stop(Stop::Fast);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                pool.call()
+                    .with_policy(millpond::RetryPolicy::default().max_retries(1000))
+                    .with_deadline(Instant::now() + 20 * SECOND)
+                    .transaction(|tx| tx.query("SELECT 1", &[]).map(|_| ()))
+            });
+            thread::sleep(500 * MS);
+            server.start_again().unwrap();
+            waiting.join().unwrap().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_pooler_is_what_the_settings_say() {
+    let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "default_pool_size=1"]);
+    // Off: as if there were none.
+    let off = pool(&pgbouncer.url(&server))
+        .pooler(Pooler::Off)
+        .max_size(1)
+        .build()
+        .unwrap();
+    let named = "SELECT count(*)::text FROM pg_prepared_statements WHERE name LIKE 's%'";
+    one(&off, named);
+    assert_eq!(one(&off, named), "1");
+    off.close(SECOND);
+    // On, also where nothing gives it away: no statement has a name.
+    let on = pool(&format!("{}?pgbouncer=true", server.url()))
+        .max_size(1)
+        .build()
+        .unwrap();
+    one(&on, named);
+    assert_eq!(one(&on, named), "0");
+    let direct = pool(&server.url()).max_size(1).build().unwrap();
+    one(&direct, named);
+    assert_eq!(
+        one(&direct, named),
+        "1",
+        "no pooler is seen where there is none"
+    );
+}
+
+/// What is lost between the writers and the server, and what is lost between the pooler and the server.
+fn torture(mode: &str) {
+    let lasts = super::torture::lasts(30 * SECOND);
+    let mut server = server(&[
+        ("fsync", "on"),
+        ("synchronous_commit", "on"),
+        ("full_page_writes", "on"),
+        ("commit_delay", "2000"),
+        ("commit_siblings", "0"),
+    ]);
+    let direct = server.url();
+    let mut pgbouncer = PgBouncer::in_front_of(
+        &server,
+        server.port(),
+        &[mode, DROPS_OPTIONS, "default_pool_size=20"],
+    );
+    let pool = pool_for_writers(&direct, &pgbouncer.url(&server), 20);
+    let (told, (restarts, ended)) = write_during(&pool, &EVERY_WAY, 16, || {
+        let until = Instant::now() + lasts * 2 / 3;
+        let mut restarts = 0;
+        while Instant::now() < until {
+            thread::sleep(400 * MS);
+            match restarts % 3 {
+                0 => server.stop(Stop::Fast),
+                1 => server.stop(Stop::Immediate),
+                _ => pgbouncer.restart(),
+            };
+            if restarts % 3 < 2 {
+                server.start_again().expect("a restart");
+            }
+            restarts += 1;
+        }
+        (restarts, terminate_for(&direct, lasts / 3))
+    });
+    let [done, refused, unknown] = check_all(mode, &told, &direct);
+    println!(
+        "{mode}: {restarts} restarts, {ended} sessions ended: {done} done, {refused} refused, {unknown} unknown"
+    );
+    assert!(
+        restarts >= 6 && ended >= 30 && done >= 300,
+        "too few to say anything"
+    );
+}
+
+#[test]
+fn writers_behind_transaction_pooling_are_told_the_truth() {
+    torture(TRANSACTION);
+}
+
+#[test]
+fn writers_behind_session_pooling_are_told_the_truth() {
+    torture(SESSION);
+}
