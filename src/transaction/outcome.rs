@@ -182,8 +182,14 @@ impl LostCommit<'_> {
         session: &mut Session,
         deadline: Instant,
     ) -> Result<Option<Outcome>, postgres::Error> {
-        if self.xid.is_some() && !self.end_old_backend(session, deadline)? {
-            return Ok(None);
+        if self.xid.is_some() {
+            match self.end_old_backend(session, deadline) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                // With a key, its row waits for the old backend in any case.
+                Err(e) if self.claim.is_some() && is_forbidden(&e) => {}
+                Err(e) => return Err(e),
+            }
         }
         let outcome = match (self.claim, self.xid, &self.identity.incarnation) {
             (Some(claim), _, _) => {

@@ -185,6 +185,86 @@ fn a_commit_that_the_standby_has_not_got_is_not_called_committed() {
 }
 
 #[test]
+fn a_lost_commit_waits_for_the_standby_as_its_transaction_would_have() {
+    let (primary, standby) = pair();
+    let proxy = Proxy::in_front_of(primary.port());
+    let by_proxy = proxy.url(&primary.url());
+    let pool_whose_role_has = |level: &str| {
+        admin(&primary.url())
+            .batch_execute(&format!(
+                "ALTER ROLE CURRENT_USER SET synchronous_commit = {level}"
+            ))
+            .unwrap();
+        let pool = pool(&by_proxy)
+            .connection_timeout(2 * SECOND)
+            .build()
+            .unwrap();
+        pool.create_ledger().unwrap();
+        pool
+    };
+    let careless = pool_whose_role_has("off");
+    let careful = pool_whose_role_has("on");
+    replicate_synchronously(&primary);
+    let mut admin = admin(&primary.url());
+    let waiting =
+        "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%; COMMIT'";
+    let stopped = Frozen::tree(standby.server.pid().unwrap());
+    let write = |pool: &Pool, key: Option<&str>, level: &str| {
+        let work = |tx: &mut millpond::Transaction<'_>| {
+            tx.execute(
+                "SELECT set_config('SYNCHRONOUS_COMMIT', $1, true)",
+                &[&level],
+            )?;
+            tx.execute("INSERT INTO t VALUES (1)", &[])
+        };
+        match key {
+            Some(key) => pool.transaction_with_key(key, work).map(drop),
+            None => pool.transaction(work).map(drop),
+        }
+    };
+    for key in [None, Some("careful")] {
+        let error = thread::scope(|scope| {
+            let writer = scope.spawn(|| write(&careless, key, "on").unwrap_err());
+            eventually("the COMMIT waits for the standby", || {
+                admin.query(waiting, &[]).unwrap().len() == 1
+            });
+            proxy.cut();
+            writer.join().unwrap()
+        });
+        assert!(error.is_outcome_unknown(), "{key:?} {error:?}");
+    }
+    // And one that was not to wait does not.
+    for key in [None, Some("careless")] {
+        let before = outcomes(&careful, "committed");
+        proxy.on_answer(COMMITTED, Act::Lose);
+        write(&careful, key, "local").unwrap();
+        assert_eq!(outcomes(&careful, "committed"), before + 1, "{key:?}");
+    }
+    drop(stopped);
+}
+
+#[test]
+fn a_mistaken_write_on_a_lone_standby_costs_its_own_connections_alone() {
+    let (_primary, standby) = pair();
+    let pool = pool(&standby.server.url())
+        .max_size(12)
+        .min_idle(12)
+        .build()
+        .unwrap();
+    eventually("all are open", || pool.stats().idle == 12);
+    let error = pool.execute("INSERT INTO t VALUES (1)", &[]).unwrap_err();
+    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    for _ in 0..12 {
+        pool.read("SELECT 1", &[]).unwrap();
+    }
+    let closed = counter(
+        &pool,
+        "millpond_connections_closed_total{reason=\"failed_over\"}",
+    );
+    assert!(closed <= 4, "{closed} were closed, one for each attempt");
+}
+
+#[test]
 fn a_wait_for_the_standby_that_the_server_gives_up_is_no_success() {
     let (primary, standby) = pair();
     let pool = pool(&primary.url())

@@ -332,6 +332,99 @@ fn two_callers_on_one_key_while_the_answer_of_the_first_is_cut() {
 }
 
 #[test]
+fn whatever_a_closure_sets_for_its_transaction_its_answer_is_kept_as_it_is() {
+    let (db, _proxy, pool) = set_up();
+    db.admin()
+        .batch_execute("CREATE ROLE humble; GRANT ALL ON t TO humble")
+        .unwrap();
+    let all: Vec<u8> = (0..=255).collect();
+    for sets in [
+        "SET LOCAL standard_conforming_strings = off",
+        "SET LOCAL bytea_output = 'escape'",
+        "SET LOCAL ROLE humble",
+        "SET ROLE humble",
+        "SET LOCAL SESSION AUTHORIZATION humble",
+        "SET LOCAL SESSION AUTHORIZATION humble; SET LOCAL ROLE humble",
+    ] {
+        let done = pool.transaction_with_key(sets, |tx| {
+            tx.batch_execute(sets)?;
+            tx.execute("INSERT INTO t VALUES (1)", &[])?;
+            tx.keep_answer(all.clone())
+        });
+        assert_eq!(done.unwrap(), Keyed::Done(()), "{sets}");
+        let again = pool.transaction_with_key(sets, |_| Ok(())).unwrap();
+        assert_eq!(again, Keyed::AlreadyDone(Some(all.clone())), "{sets}");
+    }
+    assert_eq!(rows(&db.url), 6);
+}
+
+#[test]
+fn what_is_done_is_found_out_in_the_role_that_may() {
+    let (db, proxy, _) = set_up();
+    // One that may not end the sessions of others, and one that alone may write to the ledger.
+    db.admin()
+        .batch_execute(
+            "CREATE ROLE weak; GRANT ALL ON t TO weak; GRANT USAGE ON SCHEMA millpond TO weak; \
+             GRANT ALL ON millpond.ledger TO weak; \
+             CREATE ROLE keeper; GRANT ALL ON t TO keeper; GRANT USAGE ON SCHEMA millpond TO keeper; \
+             GRANT ALL ON millpond.ledger TO keeper; \
+             CREATE ROLE front LOGIN NOINHERIT PASSWORD 'front' IN ROLE keeper",
+        )
+        .unwrap();
+    let (_, at) = db.url.split_once('@').unwrap();
+    let by_front = format!("postgresql://front:front@{at}");
+    for (url, role) in [(&db.url, "weak"), (&by_front, "keeper")] {
+        let set_role = format!("SET ROLE {role}");
+        let pool = pool(&proxy.url(url))
+            .on_connect(move |client| client.batch_execute(&set_role))
+            .build()
+            .unwrap();
+        let before = (rows(&db.url), proxy.accepted());
+        let by_key = write(&pool, role, || proxy.on_answer(COMMITTED, Act::Lose));
+        assert_eq!(by_key.0.unwrap(), Keyed::Done("done"), "{role}");
+        // Its backend is still there, and would commit in a while: it is ended, and the work repeated.
+        let (arrived, late) = mpsc::channel();
+        let mut attempts = 0;
+        let without = pool.transaction(|tx| {
+            attempts += 1;
+            let done = tx.execute("INSERT INTO t VALUES (1)", &[]);
+            if attempts == 1 {
+                let arrived = arrived.clone();
+                let then = Box::new(move || arrived.send(()).unwrap());
+                proxy.on_request(COMMIT, Act::DeliverLateThen(500 * MS, then));
+            }
+            done
+        });
+        assert_eq!((without.unwrap(), attempts), (1, 2), "{role}");
+        late.recv_timeout(20 * SECOND).expect("it was delivered");
+        assert_eq!(rows(&db.url), before.0 + 2);
+        let opened = proxy.accepted() - before.1;
+        assert!(opened < 12, "{opened} connections for two questions");
+    }
+}
+
+#[test]
+fn a_key_is_kept_from_the_end_of_its_write_on() {
+    let db = database();
+    let pool = db.pool().ledger_ttl(2 * SECOND).build().unwrap();
+    pool.create_ledger().unwrap();
+    for keeps in [false, true] {
+        let key = format!("keeps: {keeps}");
+        pool.transaction_with_key(&key, |tx| {
+            tx.query("SELECT pg_sleep(2.2)", &[])?;
+            if keeps {
+                tx.keep_answer("kept")?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        pool.sweep_ledger().unwrap();
+        let again = pool.transaction_with_key(&key, |_| Ok(())).unwrap();
+        assert!(matches!(again, Keyed::AlreadyDone(_)), "{key}: {again:?}");
+    }
+}
+
+#[test]
 fn when_another_did_it_in_the_meantime_its_answer_is_the_answer() {
     let (db, proxy, pool) = set_up();
     let other = db.pool().build().unwrap();
