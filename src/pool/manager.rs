@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     last_good_host: AtomicUsize,
     /// A write was refused by a standby: of several hosts, the primary is wanted.
     wants_primary: AtomicBool,
+    /// When a connection last led to a primary, in nanoseconds since `start`; 0 = never.
+    primary_at: AtomicU64,
     warned_of_incarnation: AtomicBool,
     pub ledger: Ledger,
     next_id: AtomicU64,
@@ -111,6 +113,7 @@ impl Shared {
             hosts,
             last_good_host: AtomicUsize::new(0),
             wants_primary: AtomicBool::new(false),
+            primary_at: AtomicU64::new(0),
             warned_of_incarnation: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
             on_connect,
@@ -156,9 +159,13 @@ impl Shared {
         self.generation.fetch_max(generation + 1, Ordering::Relaxed);
     }
 
-    /// There is another server that a session may be opened to, or was opened to since.
-    pub fn has_other_hosts(&self) -> bool {
-        self.hosts.len() > 1
+    /// A session opened now may lead to another server than one that was opened to a standby: several hosts are named, or
+    /// the one address has led to a primary of late, as that of a proxy in front of several does.
+    pub fn may_lead_elsewhere(&self) -> bool {
+        const OF_LATE: Duration = Duration::from_secs(60);
+        let primary = self.primary_at.load(Ordering::Relaxed);
+        let since = self.now().saturating_sub(primary);
+        self.hosts.len() > 1 || (primary > 0 && u128::from(since) < OF_LATE.as_nanos())
     }
 
     /// A pooler stands between: what is set on a session may reach strangers, statements have no names, and numbers of
@@ -406,6 +413,9 @@ impl Shared {
         };
         if let Some(how) = betrays_pooler(&identity, wire.process(), started.elapsed()) {
             self.note_pooler(how);
+        }
+        if !identity.standby {
+            self.primary_at.store(self.now(), Ordering::Relaxed);
         }
         self.note_incarnation(&identity);
         if self.sets_timeout() {

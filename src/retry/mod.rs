@@ -404,8 +404,8 @@ impl Call<'_> {
         }
         session.close_for(CloseReason::FailedOver);
         let shared = &self.pool.inner.shared;
-        // A lone server that was a standby from the start: the others of its age are no worse than new ones.
-        if !session.identity().standby || shared.has_other_hosts() {
+        // Of a lone server that was a standby from the start, new sessions are no better.
+        if !session.identity().standby || shared.may_lead_elsewhere() {
             shared.retire_generation(session.generation());
             shared.look_for_primary();
         }

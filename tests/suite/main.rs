@@ -4,6 +4,8 @@
 mod answers;
 mod checkout;
 mod cli;
+#[cfg(feature = "lab")]
+mod cluster;
 mod comeback;
 mod commit;
 mod docs;

@@ -350,7 +350,7 @@ fn torture(mode: &str) {
         &[mode, DROPS_OPTIONS, "default_pool_size=20"],
     );
     let pool = pool_for_writers(&direct, &pgbouncer.url(&server), 20);
-    let (told, (restarts, ended)) = write_during(&pool, &EVERY_WAY, 16, || {
+    let (told, (restarts, ended)) = write_during(&[("pgbouncer", &pool)], &EVERY_WAY, 16, || {
         let until = Instant::now() + lasts * 2 / 3;
         let mut restarts = 0;
         while Instant::now() < until {

@@ -210,7 +210,7 @@ fn planned_restarts_crashes_and_ended_sessions_leave_no_write_twice() {
     ]);
     let url = server.url();
     let pool = pool_for_writers(&url, &url, 24);
-    let (told, (restarts, ended)) = write_during(&pool, &EVERY_WAY, 16, || {
+    let (told, (restarts, ended)) = write_during(&[("direct", &pool)], &EVERY_WAY, 16, || {
         let until = Instant::now() + lasts * 2 / 3;
         let mut restarts = 0;
         while Instant::now() < until {

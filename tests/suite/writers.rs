@@ -3,9 +3,9 @@
 use super::support::{MS, SECOND, admin, pool};
 use millpond::{Pool, RetryPolicy};
 use postgres::Client;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Way {
 /// A pool for writers, and the table that they write to.
 pub fn pool_for_writers(direct: &str, url: &str, connections: u32) -> Pool {
     admin(direct)
-        .batch_execute("CREATE TABLE written (name text)")
+        .batch_execute("CREATE TABLE IF NOT EXISTS written (name text)")
         .unwrap();
     let pool = pool(url)
         .max_size(connections)
@@ -76,33 +76,36 @@ pub fn pool_for_writers(direct: &str, url: &str, connections: u32) -> Pool {
 /// All that was told, by the name of the write.
 pub type AllTold = HashMap<String, Told>;
 
-/// Has `each` writers write in each of the ways for as long as `faults` runs, and hold what they were told.
+/// Has `each` writers write in each of the ways, through each of the pools, for as long as `faults` runs, and hold what they
+/// were told.
 pub fn write_during<T: Send>(
-    pool: &Pool,
+    pools: &[(&str, &Pool)],
     ways: &[Way],
     each: usize,
-    faults: impl FnOnce() -> T + Send,
+    faults: impl FnOnce() -> T,
 ) -> (AllTold, T) {
     let over = AtomicBool::new(false);
-    let acknowledged = AtomicUsize::new(0);
     thread::scope(|scope| {
-        let writers: Vec<_> = ways
+        let over = &over;
+        let one_of_each = pools
             .iter()
-            .flat_map(|way| (0..each).map(move |writer| (*way, writer)))
-            .map(|(way, writer)| {
-                let (over, acknowledged) = (&over, &acknowledged);
+            .flat_map(|pool| ways.iter().map(move |way| (pool, way)));
+        let writers: Vec<_> = one_of_each
+            .flat_map(|who| (0..each).map(move |writer| (who, writer)))
+            .map(|(((via, pool), way), writer)| {
                 scope.spawn(move || {
                     let mut told = AllTold::new();
                     for n in 0.. {
                         if over.load(Ordering::Relaxed) {
                             break;
                         }
-                        let name = format!("{way:?}-{writer}-{n}");
+                        let name = format!("{via}-{way:?}-{writer}-{n}");
                         let one = way.write(pool, &name);
-                        if one == Told::Done {
-                            acknowledged.fetch_add(1, Ordering::Relaxed);
-                        }
                         told.insert(name, one);
+                        if one == Told::Refused {
+                            // While the pool fails fast, it would be told so a million times.
+                            thread::sleep(20 * MS);
+                        }
                     }
                     told
                 })
@@ -152,23 +155,17 @@ pub fn check(what: &str, told: &AllTold, mut there: HashMap<String, i64>) -> [us
     figures
 }
 
-/// Holds all that was told against the table, and prints the figures by way.
+/// Holds all that was told against the table, and prints the figures by way in and way of writing.
 pub fn check_all(what: &str, told: &AllTold, direct: &str) -> [usize; 3] {
     let there = counts(&mut admin(direct), "written");
     let all = check(what, told, there);
-    for way in EVERY_WAY {
-        let prefix = format!("{way:?}-");
-        let of = |kind: Told| {
-            let told = told.iter();
-            told.filter(|(name, one)| name.starts_with(&prefix) && **one == kind)
-                .count()
-        };
-        println!(
-            "{what}: {way:?} {} done, {} refused, {} unknown",
-            of(Told::Done),
-            of(Told::Refused),
-            of(Told::Unknown)
-        );
+    let mut figures: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
+    for (name, told) in told {
+        let who = name.rsplitn(3, '-').last().unwrap();
+        figures.entry(who).or_default()[*told as usize] += 1;
+    }
+    for (who, [done, refused, unknown]) in figures {
+        println!("{what}: {who} {done} done, {refused} refused, {unknown} unknown");
     }
     all
 }
