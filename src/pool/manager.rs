@@ -237,6 +237,12 @@ impl Shared {
         }
     }
 
+    /// The `statement_timeout` that each transaction sets for itself, where the session's cannot be.
+    pub fn timeout_of_transactions(&self) -> Option<Duration> {
+        let needed = self.is_pooled() && !self.server_timeout_is_theirs;
+        self.config.statement_timeout.filter(|_| needed)
+    }
+
     /// SET stands in for what was not let into the startup packet.
     fn sets_timeout(&self) -> bool {
         self.without_options.load(Ordering::Relaxed) && !self.is_pooled()
@@ -476,9 +482,15 @@ impl Shared {
         {
             return;
         }
+        let shown = |limit: Duration| match limit.is_zero() {
+            true => "off".to_owned(),
+            false => format!("{limit:?}"),
+        };
         warn!(
-            "statement_timeout is {in_force:?} on the server, not the {asked_for:?} that was asked for: a pooler keeps it \
-             from the server, or the server sets its own; a lone statement is stopped by DB_QUERY_TIMEOUT_MS alone"
+            "statement_timeout is {} on the server, not {} as was asked for: a pooler keeps it from the server, or the \
+             server sets its own; a lone statement is stopped by DB_QUERY_TIMEOUT_MS alone",
+            shown(in_force),
+            shown(asked_for)
         );
     }
 

@@ -8,8 +8,10 @@
 //!   and only the Sync behind it reaches `finish_xact_command`. Without CommandComplete there was no commit
 //!   ([`Phase::Executing`]); with it there may have been one ([`Phase::Commit`]). What commits on its own account
 //!   ([`Phase::CommitsInside`]) is told apart by its text.
+//! - Where nobody reads the answers, as over a Unix socket, it is not known whether CommandComplete came
+//!   ([`Phase::Statement`]). An error that leaves the session in use comes before it there, too: nothing is logged at Sync.
 //! - In the **simple protocol** `exec_simple_query` commits first and queues CommandComplete behind it, so its absence
-//!   proves nothing. Nor does it where nobody reads the answers, as over a Unix socket ([`Phase::Statement`]).
+//!   proves nothing, and an error may come in between: whatever commits in it is [`Phase::Commit`] from the start.
 //! - Between the commit record and the end of `CommitTransaction` interrupts are held: nothing is raised there. Whatever is
 //!   raised from then on comes out of `CHECK_FOR_INTERRUPTS`, which `errfinish` calls after each message that is no error;
 //!   a log line is enough (`check_log_duration` with `log_min_duration_statement`, `log_duration`, a debug level for the
@@ -19,7 +21,7 @@
 //!   error. An error that lacks one of them is a middleman's about its own trouble (PgBouncer's lack both, pgpool-II's the
 //!   routine), and says of the work only that its connection is lost.
 //!
-//! | code | raised by | opening | preparing | executing | statement | in a transaction | commit |
+//! | code | raised by | opening | preparing | executing (extended protocol, seen) | statement (extended protocol, unseen) | in a transaction | commit (and the simple protocol) |
 //! |---|---|---|---|---|---|---|---|
 //! | FATAL 57P01, 57P05, 25P03, 25P04 | `ProcessInterrupts` | again | again | again | ? | again | ? |
 //! | ERROR of those | a `RAISE` of the application's | again | again | again | again | again | ? |

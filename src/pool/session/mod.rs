@@ -163,6 +163,8 @@ pub(crate) struct Session {
     identity: Identity,
     /// The number of the transaction under way, when it may write.
     xid: Option<u64>,
+    /// It runs in the backend that the session was opened to.
+    in_own_backend: bool,
     /// What its commit waits for.
     sync_commit: SyncCommit,
     /// A statement of it may have changed that.
@@ -198,6 +200,7 @@ impl Session {
             in_transaction: false,
             identity,
             xid: None,
+            in_own_backend: false,
             sync_commit: SyncCommit::ON,
             sync_commit_touched: false,
             shared,
@@ -418,10 +421,9 @@ impl Session {
         (self.sync_commit, self.sync_commit_touched) = (SyncCommit::ON, false);
         let begin = Begin {
             // Where it cannot be set on the session, at least here.
-            statement_timeout: begin.statement_timeout.or_else(|| {
-                let pooled = self.shared.is_pooled();
-                self.shared.config.statement_timeout.filter(|_| pooled)
-            }),
+            statement_timeout: begin
+                .statement_timeout
+                .or_else(|| self.shared.timeout_of_transactions()),
             ..*begin
         };
         let sql = begin.sql() + and_then;
@@ -436,7 +438,8 @@ impl Session {
             self.sync_commit = level;
         }
         let pid = text("pid").and_then(|pid| pid.parse::<i32>().ok());
-        if pid.is_some_and(|pid| pid != self.identity.pid) {
+        self.in_own_backend = pid == Some(self.identity.pid);
+        if pid.is_some() && !self.in_own_backend {
             self.shared
                 .note_pooler("another process answers than before");
         }
@@ -528,7 +531,9 @@ impl Session {
             shared: Arc::clone(&self.shared),
             identity: self.identity.clone(),
             // Behind a pooler, numbers of processes and transactions are somebody else's by now.
-            xid: self.xid.filter(|_| !self.shared.is_pooled()),
+            xid: self
+                .xid
+                .filter(|_| self.in_own_backend && !self.shared.is_pooled()),
             sync_commit: self.sync_commit,
             claim,
             deadline: limits.deadline,
