@@ -18,8 +18,8 @@
 //!   log or for the client). So the errors of `ProcessInterrupts`, and those of whatever else runs then (memory, files,
 //!   internal errors), may follow a commit; those of constraints, triggers and serialization come before it.
 //! - Who says it counts. Since 9.6 `send_message_to_frontend` puts the fields `V` (severity) and `R` (routine) into every
-//!   error. An error that lacks one of them is a middleman's about its own trouble (PgBouncer's lack both, pgpool-II's the
-//!   routine), and says of the work only that its connection is lost.
+//!   error. An error that lacks one of them is a middleman's about its own trouble (those of PgBouncer 1.18 and pgpool-II
+//!   4.3 lack both), and says of the work only that its connection is lost.
 //!
 //! | code | raised by | opening | preparing | executing (extended protocol, seen) | statement (extended protocol, unseen) | in a transaction | commit (and the simple protocol) |
 //! |---|---|---|---|---|---|---|---|
