@@ -403,6 +403,9 @@ impl Shared {
                 Chain(&refused)
             );
             self.without_options.store(true, Ordering::Relaxed);
+            if !tcp {
+                self.note_pooler("it refuses startup options");
+            }
             Ok(opened)
         });
         let opened = match opened {

@@ -178,6 +178,19 @@ fn a_pooler_is_seen_and_nothing_is_set_on_what_it_shares() {
 }
 
 #[test]
+fn behind_a_unix_socket_the_refusal_of_options_gives_a_pooler_away() {
+    let (server, pgbouncer) = behind(&[TRANSACTION, "default_pool_size=1"]);
+    let pool = pool(&pgbouncer.socket_url(&server))
+        .max_size(1)
+        .build()
+        .unwrap();
+    pool.execute("SELECT 1", &[]).unwrap();
+    let mut stranger = admin(&pgbouncer.url(&server));
+    let row = stranger.query_one("SHOW statement_timeout", &[]).unwrap();
+    assert_eq!(row.get::<_, String>(0), "0");
+}
+
+#[test]
 fn statements_are_not_prepared_by_name_where_another_server_may_answer() {
     let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "default_pool_size=4"]);
     let url = pgbouncer.url(&server);
