@@ -120,8 +120,8 @@ impl Builder {
     /// [`query_timeout`](Self::query_timeout) everywhere; a connection that was lent out raw is closed; and what became of
     /// a COMMIT whose answer was lost is found out for [writes with a key](Pool::transaction_with_key) alone.
     ///
-    /// A pooler that hands its clients the server's own process numbers (pgpool-II) cannot be told from the server, nor one
-    /// behind a Unix socket for sure: say [`Pooler::On`] there.
+    /// A pooler that hands its clients the server's own process numbers (pgpool-II) cannot be told from the server: say
+    /// [`Pooler::On`] there. A relay that forwards a Unix socket over TCP looks like a pooler: say [`Pooler::Off`].
     pub fn pooler(mut self, pooler: Pooler) -> Self {
         self.config.pooler = Some(pooler);
         self
@@ -165,7 +165,9 @@ impl Builder {
         self
     }
 
-    /// How long a key is kept, at least. Default 24 h; zero is refused.
+    /// How long a key is kept, at least. Default 24 h; zero is refused. One that somebody may still ask for, because the answer
+    /// to its COMMIT was lost, is kept for longer: [`query_timeout`](Self::query_timeout) (or a minute) and twice
+    /// [`connection_timeout`](Self::connection_timeout), at least 4 s. Pools with one ledger should agree on these.
     pub fn ledger_ttl(mut self, time: Duration) -> Self {
         self.config.ledger_ttl = time;
         self

@@ -15,6 +15,11 @@ pub(crate) struct Identity {
     pub age: Duration,
     /// The `statement_timeout` that it began with; zero = off.
     pub statement_timeout: Duration,
+    /// Warnings are not sent to us.
+    pub hides_warnings: bool,
+    /// How its client came to it, as the server sees it.
+    pub over_tcp: bool,
+    pub port: Option<u16>,
 }
 
 /// A span of a server's life in which the numbers of its transactions only go up.
@@ -32,10 +37,13 @@ impl Identity {
     /// Reads it in one round trip. What a role may not read costs it the incarnation, not the session. The functions below
     /// the views are asked: a new backend takes 2 ms for them, and 4 ms for the views.
     pub fn read(client: &mut Client) -> Result<Identity, postgres::Error> {
+        // As the role that logged in: another may not even look at its own backend.
         let who = format!(
-            "SELECT pid, {BACKEND_START} AS backend_start, pg_is_in_recovery() AS standby, \
+            "SET LOCAL ROLE NONE; SELECT pid, {BACKEND_START} AS backend_start, pg_is_in_recovery() AS standby, \
              (extract(epoch FROM clock_timestamp() - backend_start) * 1000000)::bigint AS age, \
-             (extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::bigint AS statement_timeout"
+             (extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::bigint AS statement_timeout, \
+             current_setting('client_min_messages') = 'error' AS hides_warnings, \
+             inet_client_addr() IS NOT NULL AS over_tcp, current_setting('port') AS port"
         );
         let server = "CASE WHEN NOT pg_is_in_recovery() THEN (SELECT system_identifier::text FROM pg_control_system()) \
                       END AS system_identifier, CASE WHEN NOT pg_is_in_recovery() THEN \
@@ -64,13 +72,17 @@ impl Identity {
             _ => None,
         };
         let number = |column| text(column).and_then(|t| t.parse::<i64>().ok());
+        let is_true = |column| text(column).as_deref() == Some("t");
         let span = |column| number(column).map_or(0, i64::unsigned_abs);
         Ok(Identity {
             pid: number("pid")
                 .and_then(|n| i32::try_from(n).ok())
                 .unwrap_or(0),
             backend_start: number("backend_start").unwrap_or(0),
-            standby: text("standby").as_deref() == Some("t"),
+            standby: is_true("standby"),
+            hides_warnings: is_true("hides_warnings"),
+            over_tcp: is_true("over_tcp"),
+            port: number("port").and_then(|n| u16::try_from(n).ok()),
             incarnation: incarnation.filter(|_| number("backend_start").is_some()),
             age: Duration::from_micros(span("age")),
             statement_timeout: Duration::from_millis(span("statement_timeout")),

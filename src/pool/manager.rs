@@ -7,6 +7,7 @@
 
 use super::Observer;
 use super::identity::Identity;
+use super::param_types::Descriptions;
 use super::scout::{Attempt, Attempts};
 use super::session::{Session, as_server_ms};
 use super::watchdog::{Plan, Tracked, Watchdog};
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     /// The URL's options set `statement_timeout`, and nothing wins over them.
     server_timeout_is_theirs: bool,
     warned_of_timeout: AtomicBool,
+    /// Warnings are not sent to the role: but that the wait for a standby was given up is said in one only.
+    hides_warnings: AtomicBool,
     /// A pooler stands between us and the server: a connection of ours is not a session there. Once seen, it stays.
     pooled: AtomicBool,
     start: Instant,
@@ -73,6 +76,7 @@ pub(crate) struct Shared {
     primary_at: AtomicU64,
     warned_of_incarnation: AtomicBool,
     pub ledger: Ledger,
+    pub descriptions: Descriptions,
     next_id: AtomicU64,
     on_connect: Option<Box<OnConnect>>,
     observers: Vec<Arc<dyn Observer>>,
@@ -107,6 +111,7 @@ impl Shared {
             attempts: Attempts::default(),
             without_options: AtomicBool::new(false),
             warned_of_timeout: AtomicBool::new(false),
+            hides_warnings: AtomicBool::new(false),
             start: Instant::now(),
             trouble_at: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
@@ -115,6 +120,7 @@ impl Shared {
             wants_primary: AtomicBool::new(false),
             primary_at: AtomicU64::new(0),
             warned_of_incarnation: AtomicBool::new(false),
+            descriptions: Descriptions::default(),
             next_id: AtomicU64::new(1),
             on_connect,
             observers,
@@ -231,6 +237,9 @@ impl Shared {
             let limit = self.statement_timeout_ms();
             client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
         }
+        if self.hides_warnings.load(Ordering::Relaxed) && !self.is_pooled() {
+            client.batch_execute("SET client_min_messages = warning")?;
+        }
         match &self.on_connect {
             Some(on_connect) => on_connect(client),
             None => Ok(()),
@@ -241,6 +250,17 @@ impl Shared {
     pub fn timeout_of_transactions(&self) -> Option<Duration> {
         let needed = self.is_pooled() && !self.server_timeout_is_theirs;
         self.config.statement_timeout.filter(|_| needed)
+    }
+
+    /// The `statement_timeout` that new sessions are to have; `None` where that is the URL's business.
+    fn asked_for_timeout(&self) -> Option<Duration> {
+        let limit = self.config.statement_timeout.unwrap_or_default();
+        let ms = Duration::from_millis(as_server_ms(limit) as u64);
+        (!self.server_timeout_is_theirs).then_some(ms)
+    }
+
+    fn sends_options(&self) -> bool {
+        !self.without_options.load(Ordering::Relaxed) && !self.server_timeout_is_theirs
     }
 
     /// SET stands in for what was not let into the startup packet.
@@ -420,8 +440,18 @@ impl Shared {
             Err(_) if wire.is_aborted() => return Err(OpenError::Timeout(limit)),
             Err(e) => return Err(OpenError::Driver(e)),
         };
-        if let Some(how) = betrays_pooler(&identity, wire.process(), started.elapsed()) {
+        let seen = Seen {
+            told: wire.process(),
+            over_tcp: tcp,
+            port: host.get_ports().first().copied(),
+            since: started.elapsed(),
+        };
+        if let Some(how) = seen.betrays_pooler(&identity) {
             self.note_pooler(how);
+        } else if self.sends_options()
+            && self.asked_for_timeout() != Some(identity.statement_timeout)
+        {
+            self.note_pooler("it drops startup options");
         }
         if !identity.standby {
             self.primary_at.store(self.now(), Ordering::Relaxed);
@@ -431,6 +461,8 @@ impl Shared {
             identity.statement_timeout = self.config.statement_timeout.unwrap_or_default();
         }
         self.note_timeout(&identity);
+        self.hides_warnings
+            .fetch_or(identity.hides_warnings, Ordering::Relaxed);
         registration.tracked.set_cancel(client.cancel_token(), tcp);
         let restored = match purpose {
             Purpose::Use => caught(|| self.restore(&mut client)),
@@ -477,12 +509,12 @@ impl Shared {
 
     /// Once, where the server's own timeout is not the one that was asked for: poolers drop or refuse it.
     fn note_timeout(&self, identity: &Identity) {
-        let asked_for = self.config.statement_timeout.unwrap_or_default();
         let in_force = identity.statement_timeout;
-        if self.server_timeout_is_theirs
-            || in_force.as_millis() == as_server_ms(asked_for)
-            || self.warned_of_timeout.swap(true, Ordering::Relaxed)
-        {
+        let asked_for = match self.asked_for_timeout() {
+            Some(asked_for) if asked_for != in_force => asked_for,
+            _ => return,
+        };
+        if self.warned_of_timeout.swap(true, Ordering::Relaxed) {
             return;
         }
         let shown = |limit: Duration| match limit.is_zero() {
@@ -563,16 +595,32 @@ pub(crate) enum Purpose {
     Resolve,
 }
 
-/// A connection whose backend is not the process that it was told of goes through a pooler; and so does one whose backend is
-/// older than itself, which shows where nobody saw what it was told (Unix sockets).
-fn betrays_pooler(identity: &Identity, told: Option<i32>, since: Duration) -> Option<&'static str> {
-    /// Two clocks, which may be set right in between by a little.
-    const SLACK: Duration = Duration::from_millis(5);
-    match told {
-        Some(process) => (process != identity.pid)
-            .then_some("the process that answers is not the one that cancel requests go to"),
-        None => (identity.age > since + SLACK)
-            .then_some("the process that answers is older than the connection"),
+/// What is known of a connection on our side of it.
+struct Seen {
+    /// The process that it was told of; `None` where nobody saw that (Unix sockets).
+    told: Option<i32>,
+    over_tcp: bool,
+    port: Option<u16>,
+    since: Duration,
+}
+
+impl Seen {
+    /// Whether a pooler stands between, by what the server sees on its side; a plain relay is none.
+    fn betrays_pooler(&self, server: &Identity) -> Option<&'static str> {
+        /// Two clocks, which may be set right in between by a little.
+        const SLACK: Duration = Duration::from_millis(5);
+        match self.told {
+            Some(process) if process == server.pid => None,
+            Some(_) => Some("the process that answers is not the one that cancel requests go to"),
+            None if server.age > self.since + SLACK => {
+                Some("the process that answers is older than the connection")
+            }
+            // A relay that looks the same is taken for one; a wrong guess in the other direction would cost more.
+            None if server.over_tcp != self.over_tcp || server.port != self.port => {
+                Some("the server was reached in another way than we went")
+            }
+            None => None,
+        }
     }
 }
 

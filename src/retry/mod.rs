@@ -12,7 +12,7 @@ pub use backoff::RetryPolicy;
 pub(crate) use budget::Budget;
 pub use verdict::{Fate, Phase, Repeat, Symptom, Verdict, verdict};
 pub(crate) use verdict::{
-    Progress, commits_inside, controls_transaction, leaves_state, mentions_sync_commit,
+    Progress, commits_inside, controls_transaction, copies_through_client, leaves_state, mentions,
 };
 
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
@@ -468,8 +468,19 @@ enum Next {
     GiveUp(GaveUpReason),
 }
 
+/// What its data go through the client with has calls of its own.
+pub(crate) fn refuse_copy(sql: &str) -> Result<()> {
+    if copies_through_client(sql) {
+        return Err(Error::Misuse(
+            "COPY FROM STDIN runs through copy_in of a transaction, COPY TO STDOUT on a plain connection from get()",
+        ));
+    }
+    Ok(())
+}
+
 /// A lone BEGIN would stay on a connection that the next caller gets, whose writes it would swallow.
 fn refuse_control(sql: &str) -> Result<()> {
+    refuse_copy(sql)?;
     if controls_transaction(sql) {
         return Err(Error::Misuse(
             "a transaction is not begun or ended by a statement of its own; use transaction()",

@@ -36,7 +36,7 @@
 //! | 40001, 40P01 | `PreCommit_CheckForSerializationFailure`, `DeadLockReport` | no | again | again | again | again | again |
 //! | 55P03 | `LockAcquireExtended`, `ProcessInterrupts` (lock_timeout) | no | again | again | again | again | again |
 //! | 08007, 40003 | `RAISE`, foreign servers: "I do not know" | no | again | ? | ? | ? | ? |
-//! | 26000, 0A000 of `RevalidateCachedQuery` | `FetchPreparedStatement` | | again | again | again | again | |
+//! | 26000, 0A000 of `RevalidateCachedQuery` | `FetchPreparedStatement` | | again | again | again | again | ? |
 //! | 28\*, 3D000 | `auth_failed`, `InitPostgres` | no | no | no | no | no | no |
 //! | the rest: constraints, syntax, rights, `RAISE` | | no | no | no | no | no | no |
 //!
@@ -362,7 +362,8 @@ pub(crate) fn commits_inside(sql: &str) -> bool {
             // ALTER TABLE .. DETACH PARTITION .. CONCURRENTLY
             || (is(second, &["TABLE"]) && mentions("CONCURRENTLY"))
     } else {
-        is(first, &["DISCARD"]) && is(second, &["ALL"])
+        (is(first, &["DISCARD"]) && is(second, &["ALL"]))
+            || (is(first, &["COMMIT", "ROLLBACK"]) && is(second, &["PREPARED"]))
     }
 }
 
@@ -383,12 +384,11 @@ pub(crate) fn leaves_state(sql: &str) -> bool {
         .is_some_and(|first| WORDS.iter().any(|w| first.eq_ignore_ascii_case(w)))
 }
 
-/// True for a statement that may change what its transaction's commit waits for.
-pub(crate) fn mentions_sync_commit(sql: &str) -> bool {
-    const NAME: &str = "synchronous_commit";
+/// True for a statement whose text holds the name of a setting.
+pub(crate) fn mentions(sql: &str, setting: &str) -> bool {
     sql.as_bytes()
-        .windows(NAME.len())
-        .any(|w| w.eq_ignore_ascii_case(NAME.as_bytes()))
+        .windows(setting.len())
+        .any(|w| w.eq_ignore_ascii_case(setting.as_bytes()))
 }
 
 /// True for a statement that ends or begins a transaction by itself; going back to a savepoint is one, too: it is a method
@@ -400,8 +400,19 @@ pub(crate) fn controls_transaction(sql: &str) -> bool {
     };
     let any = |list: &[&str]| list.iter().any(|w| first.eq_ignore_ascii_case(w));
     let mut is_followed = |by: &str| words.next().is_some_and(|w| w.eq_ignore_ascii_case(by));
-    any(&["COMMIT", "END", "ABORT", "BEGIN", "ROLLBACK"])
+    any(&["END", "ABORT", "BEGIN"])
+        // What was prepared elsewhere is not the transaction under way.
+        || (any(&["COMMIT", "ROLLBACK"]) && !is_followed("PREPARED"))
         || (any(&["START", "PREPARE"]) && is_followed("TRANSACTION"))
+}
+
+/// True for a COPY whose data go through the client, which is not a statement with rows.
+pub(crate) fn copies_through_client(sql: &str) -> bool {
+    let first = Keywords(sql).next();
+    first.is_some_and(|word| word.eq_ignore_ascii_case("COPY"))
+        && sql
+            .split(|c: char| !c.is_ascii_alphabetic())
+            .any(|w| w.eq_ignore_ascii_case("STDIN") || w.eq_ignore_ascii_case("STDOUT"))
 }
 
 /// The words at the start of a statement, comments skipped.
@@ -416,7 +427,8 @@ impl<'a> Iterator for Keywords<'a> {
                 .0
                 .trim_start_matches(|c: char| c.is_whitespace() || c == '(' || c == ';');
             if let Some(rest) = self.0.strip_prefix("--") {
-                self.0 = rest.split_once('\n').map_or("", |(_, after)| after);
+                // The server ends a comment at either (scan.l).
+                self.0 = rest.split_once(['\n', '\r']).map_or("", |(_, after)| after);
             } else if let Some(rest) = self.0.strip_prefix("/*") {
                 self.0 = after_block_comment(rest);
             } else {
@@ -675,6 +687,9 @@ mod tests {
             "DROP SUBSCRIPTION s",
             "ALTER TABLE a.\"B\" DETACH PARTITION c CONCURRENTLY",
             "DISCARD ALL",
+            "COMMIT PREPARED 'x'",
+            "rollback prepared 'x'",
+            "-- a comment\rCALL p()",
         ] {
             assert!(commits_inside(sql), "{sql}");
         }
@@ -706,6 +721,7 @@ mod tests {
             "BEGIN",
             "start transaction",
             "PREPARE TRANSACTION 'x'",
+            "-- a comment\rBEGIN",
         ] {
             assert!(controls_transaction(sql), "{sql}");
         }
@@ -714,6 +730,8 @@ mod tests {
             "PREPARE p AS SELECT 1",
             "endless",
             "SAVEPOINT a",
+            "COMMIT PREPARED 'x'",
+            "-- a comment \nSELECT 1",
         ] {
             assert!(!controls_transaction(sql), "{sql}");
         }

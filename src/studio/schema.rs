@@ -21,6 +21,8 @@ pub const SCHEMA: &str = "studio";
 /// The advisory lock of whoever migrates.
 const MIGRATING: i64 = 0x6d69_6c6c_706f_6e64;
 /// Between two looks at what another server does.
+/// How often migrations that were refused behind a pooler are tried again.
+const MOST_REFUSED: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Between two attempts, when the database went away in the middle.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
@@ -65,6 +67,7 @@ impl Studio {
     /// When a migration is refused, or the pool is closed.
     pub fn migrate(&self) -> Result<(), SchemaError> {
         let shared = &self.pool.inner.shared;
+        let mut refused = 0;
         loop {
             // A session of its own: migrations may take longer than any timeout allows.
             let mut session = match shared.open_when_possible(None, Purpose::Use) {
@@ -89,6 +92,12 @@ impl Studio {
                     );
                     thread::sleep(TRY_AGAIN);
                 }
+                // Another server may have been faster, where none keeps the others out.
+                Err(e) if shared.is_pooled() && refused < MOST_REFUSED => {
+                    debug!("the migrations were refused: {}", Chain(&*e));
+                    refused += 1;
+                    thread::sleep(TRY_AGAIN);
+                }
                 Err(e) => return Err(SchemaError::Migration(e)),
             }
         }
@@ -99,31 +108,22 @@ impl Studio {
 fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let shared = &pool.inner.shared;
     let client = session.client_mut();
-    let mut runner = migrations::migrations::runner();
+    // The tables and what is noted of them, at once.
+    let mut runner = migrations::migrations::runner().set_grouped(true);
     runner.set_migration_table_name(format!("{SCHEMA}.schema_history"));
-    // A session behind a pooler is not ours to set or to lock with: there the lock is that of a transaction beside.
-    let mut other = match shared.is_pooled() {
-        true => Some(shared.open_when_possible(None, Purpose::Use)?),
-        false => None,
-    };
-    let mut beside = match &mut other {
-        Some(other) => Some(other.client_mut().transaction()?),
-        None => {
-            client.batch_execute("SET statement_timeout = 0")?;
-            None
-        }
-    };
+    // Behind a pooler a session is not ours to set or to lock with. Who comes second there fails, and finds it done.
+    let own_session = !shared.is_pooled();
+    if own_session {
+        client.batch_execute("SET statement_timeout = 0")?;
+    }
     loop {
         if is_up_to_date(client, runner.get_migrations())? {
             info!("the studio's schema is up to date");
             return Ok(());
         }
         // Asked for again and again: who waits in the database would do so when this program has long been gone.
-        let locked = match &mut beside {
-            Some(beside) => beside.query_one("SELECT pg_try_advisory_xact_lock($1)", &[&MIGRATING]),
-            None => client.query_one("SELECT pg_try_advisory_lock($1)", &[&MIGRATING]),
-        };
-        if locked?.try_get(0)? {
+        let sql = "SELECT pg_try_advisory_lock($1)";
+        if !own_session || client.query_one(sql, &[&MIGRATING])?.try_get(0)? {
             break;
         }
         if pool.is_closed() {
@@ -148,7 +148,7 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
         );
     }
     client.batch_execute(&pool.ledger_ddl())?;
-    // The lock goes with the session, or with the transaction.
+    // The lock goes with the session.
     Ok(())
 }
 

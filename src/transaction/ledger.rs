@@ -20,6 +20,7 @@
 //!
 //! **Upkeep.** Rows are deleted when they are older than the ledger's time to live: some at a time, by one pool at a time.
 
+use super::outcome::longest;
 use crate::error::{Chain, Error, Result};
 use crate::pool::{Inner, Pool, Session, as_server_ms, first_row};
 use crate::retry::RetryPolicy;
@@ -36,6 +37,8 @@ use std::time::{Duration, Instant};
 const BATCH: i64 = 500;
 /// The first sweep comes a while after the first key, so that a start is not the moment for it.
 const FIRST_SWEEP: Duration = Duration::from_secs(60);
+/// What an answer is waited for where no timeout says it.
+const UNLIMITED: Duration = Duration::from_secs(60);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// The advisory lock of whoever sweeps, beside the table's own number.
@@ -174,11 +177,16 @@ impl Ledger {
     pub fn finish_sql(&self, claim: &Claim, answer: Option<&[u8]>) -> String {
         let (table, Key(key), attempt) = (&self.table, &claim.key, &claim.attempt);
         let answer = answer.map_or("NULL".into(), |a| format!("decode('{}', 'hex')", hex(a)));
+        // The closure's own role is put back: what it deferred to the commit runs in that.
         format!(
-            "SELECT set_config('session_authorization', current_setting('millpond.session_authorization'), true); \
+            "SELECT set_config('millpond.closure_authorization', current_setting('session_authorization'), true), \
+             set_config('millpond.closure_role', current_setting('role'), true); \
+             SELECT set_config('session_authorization', current_setting('millpond.session_authorization'), true); \
              SELECT set_config('role', current_setting('millpond.role'), true); \
              UPDATE {table} SET answer = {answer}, at = clock_timestamp() \
-             WHERE key = '{key}' AND attempt = '{attempt}'; "
+             WHERE key = '{key}' AND attempt = '{attempt}'; \
+             SELECT set_config('session_authorization', current_setting('millpond.closure_authorization'), true); \
+             SELECT set_config('role', current_setting('millpond.closure_role'), true); "
         )
     }
 
@@ -286,7 +294,12 @@ impl Pool {
             "DELETE FROM {table} WHERE key IN (SELECT key FROM {table} \
              WHERE at < now() - $1::bigint * interval '1 millisecond' ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)"
         );
-        let age = i64::try_from(self.config().ledger_ttl.as_millis()).unwrap_or(i64::MAX);
+        // A row is there for as long as somebody may ask what became of its COMMIT: an answer waited for in vain, and the
+        // question behind that.
+        let config = self.config();
+        let asked_for = config.query_timeout.unwrap_or(UNLIMITED) + longest(config);
+        let age = config.ledger_ttl.max(asked_for + Duration::from_secs(1));
+        let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         let mut swept = 0;
         loop {
             let some = self.with_policy(RetryPolicy::none()).transaction(|tx| {

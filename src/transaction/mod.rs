@@ -15,7 +15,7 @@ pub(crate) use outcome::{LostCommit, Outcome};
 
 use crate::error::{Chain, Error, Result};
 use crate::pool::{Begin, Limits, Pool, Session};
-use crate::retry::{Call, Phase, Repeat, Stop, Verdict, controls_transaction};
+use crate::retry::{Call, Phase, Repeat, Stop, Verdict, controls_transaction, refuse_copy};
 use log::debug;
 use postgres::Row;
 use postgres::error::SqlState;
@@ -99,7 +99,7 @@ pub(crate) fn transact<T>(
     match session.commit("", limits) {
         Ok(()) => Ok(value),
         Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
-            if begin.read_only {
+            if begin.read_only || session.began_on_standby() {
                 // There was nothing to commit; but only the commit says that what was read holds together.
                 return Err(lost.without_effect());
             }
@@ -208,7 +208,7 @@ impl Transaction<'_> {
     /// # Errors
     /// The database's. The transaction is aborted then; only a savepoint around the statement saves it.
     pub fn query(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-        self.run(sql, |session, limits| {
+        self.run_one(sql, |session, limits| {
             session.query(sql, params, Phase::InTransaction, limits)
         })
     }
@@ -242,7 +242,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As [`query`](Self::query).
     pub fn execute(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64> {
-        self.run(sql, |session, limits| {
+        self.run_one(sql, |session, limits| {
             session.execute(sql, params, Phase::InTransaction, limits)
         })
     }
@@ -265,7 +265,7 @@ impl Transaction<'_> {
                 ControlFlow::Break(())
             })
         };
-        self.run(sql, |session, limits| {
+        self.run_one(sql, |session, limits| {
             session.query_each(sql, params, Phase::InTransaction, limits, each)
         })?;
         refused.map_or(Ok(()), Err)
@@ -358,6 +358,16 @@ impl Transaction<'_> {
             )));
         }
         work(self.session, &self.limits).map_err(|error| self.note(error))
+    }
+
+    /// A statement with rows, or a count of them.
+    fn run_one<T>(
+        &mut self,
+        sql: &str,
+        work: impl FnOnce(&mut Session, &Limits) -> Result<T>,
+    ) -> Result<T> {
+        refuse_copy(sql).map_err(|error| self.note(error))?;
+        self.run(sql, work)
     }
 
     /// A statement of ours around the closure's: words and integers only.

@@ -36,6 +36,7 @@
 //! unknown, and is reported as that.
 
 use super::ledger::{Claim, Entry};
+use crate::config::PoolConfig;
 use crate::error::Chain;
 use crate::pool::{
     BACKEND_START, Identity, Incarnation, Purpose, Session, Shared, SyncCommit, first_row,
@@ -50,6 +51,11 @@ use std::time::{Duration, Instant};
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// The least time that is spent on an answer, where the caller has it.
 const LEAST: Duration = Duration::from_secs(4);
+
+/// For how long an answer is looked for at the most.
+pub(super) fn longest(config: &PoolConfig) -> Duration {
+    LEAST.max(2 * config.connection_timeout)
+}
 
 /// The fate of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +123,7 @@ impl LostCommit<'_> {
     /// not beyond the caller's deadline.
     pub fn resolve(&self) -> Outcome {
         let started = Instant::now();
-        let worth = started + LEAST.max(2 * self.shared.config.connection_timeout);
+        let worth = started + longest(&self.shared.config);
         let deadline = self.deadline.map_or(worth, |at| at.min(worth));
         let may_be_known =
             self.claim.is_some() || (self.xid.is_some() && self.identity.incarnation.is_some());
@@ -318,8 +324,12 @@ fn ask(
     sql: &str,
     deadline: Instant,
 ) -> Result<Option<String>, postgres::Error> {
-    // Our deadline alone counts: the end of the old backend, or a standby, may be waited for.
-    let messages = session.ask(&format!("SET LOCAL statement_timeout = 0; {sql}"), deadline)?;
+    // As the role that logged in, whatever its own default is. Our deadline alone counts: the end of the old backend, or a
+    // standby, may be waited for; and that such a wait was given up is said in a warning.
+    let sql = format!(
+        "SET LOCAL ROLE NONE; SET LOCAL statement_timeout = 0; SET LOCAL client_min_messages = warning; {sql}"
+    );
+    let messages = session.ask(&sql, deadline)?;
     Ok(first_row(&messages)
         .and_then(|row| row.try_get(0).ok().flatten())
         .map(str::to_owned))

@@ -292,6 +292,77 @@ fn a_wait_for_the_standby_that_the_server_gives_up_is_no_success() {
 }
 
 #[test]
+fn a_wait_that_is_given_up_is_no_success_also_where_warnings_are_not_sent() {
+    let primary = server(&[("synchronous_commit", "on")]);
+    let direct = primary.url();
+    admin(&direct)
+        .batch_execute(
+            "CREATE TABLE t (n int); CREATE ROLE quiet LOGIN PASSWORD 'quiet'; GRANT ALL ON t TO quiet; \
+             ALTER ROLE quiet SET client_min_messages = error",
+        )
+        .unwrap();
+    let (_, at) = direct.split_once('@').unwrap();
+    let quiet = pool(&format!("postgresql://quiet:quiet@{at}"))
+        .build()
+        .unwrap();
+    let loud = pool(&direct).build().unwrap();
+    let insert = "INSERT INTO t VALUES (1)";
+    for pool in [&quiet, &loud] {
+        pool.execute(insert, &[]).unwrap();
+    }
+    // Nobody by this name will come.
+    for sql in [
+        "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
+        "SELECT pg_reload_conf()",
+    ] {
+        admin(&direct).batch_execute(sql).unwrap();
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut admin = admin(&direct);
+            let cancel =
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            while !over.load(Ordering::Relaxed) {
+                admin.query(cancel, &[]).unwrap();
+                thread::sleep(5 * MS);
+            }
+        });
+        eventually("a commit waits", || loud.execute(insert, &[]).is_err());
+        let lone = quiet.execute(insert, &[]);
+        let inside = loud.transaction(|tx| {
+            tx.batch_execute("SET LOCAL client_min_messages = error")?;
+            tx.execute(insert, &[])
+        });
+        // What one was told is not told the next.
+        let mut raw = loud.get().unwrap();
+        raw.batch_execute(insert).unwrap();
+        drop(raw);
+        let next = (0..loud.stats().idle + 1).map(|_| loud.query("SELECT 1", &[]));
+        let next: Vec<_> = next.collect();
+        over.store(true, Ordering::Relaxed);
+        for (what, result) in [("lone", lone), ("in a transaction", inside)] {
+            let error = result.expect_err(what);
+            assert!(error.is_outcome_unknown(), "{what}: {error:?}");
+        }
+        for result in next {
+            result.unwrap();
+        }
+    });
+}
+
+#[test]
+fn on_a_lone_standby_whatever_only_reads_is_answered() {
+    let (_primary, standby) = pair();
+    let pool = pool(&standby.server.url()).build().unwrap();
+    let sql = "SELECT count(*) FROM t";
+    pool.query(sql, &[]).unwrap();
+    pool.with_timeout(60 * SECOND).query(sql, &[]).unwrap();
+    pool.transaction(|tx| tx.query(sql, &[])).unwrap();
+    assert_eq!(counter(&pool, "millpond_retries_total"), 0);
+}
+
+#[test]
 fn a_write_that_meets_a_standby_is_done_at_the_primary() {
     let (primary, standby) = pair();
     // The standby first, and nothing said about what is wanted.

@@ -359,6 +359,45 @@ fn whatever_a_closure_sets_for_its_transaction_its_answer_is_kept_as_it_is() {
 }
 
 #[test]
+fn what_a_closure_defers_runs_in_its_own_role_with_a_key_as_without() {
+    let (db, _proxy, pool) = set_up();
+    db.admin()
+        .batch_execute(
+            "CREATE ROLE low; CREATE TABLE who (name text); GRANT ALL ON t, who TO low; \
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS \
+             'BEGIN INSERT INTO who VALUES (current_user); RETURN NULL; END'; \
+             CREATE CONSTRAINT TRIGGER deferred AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED \
+             FOR EACH ROW EXECUTE FUNCTION note()",
+        )
+        .unwrap();
+    let work = |tx: &mut millpond::Transaction<'_>| {
+        tx.batch_execute("SET LOCAL ROLE low")?;
+        tx.execute("INSERT INTO t VALUES (1)", &[])
+    };
+    pool.transaction(work).unwrap();
+    pool.transaction_with_key("k", work).unwrap();
+    let who = db.admin().query("SELECT name FROM who", &[]).unwrap();
+    let who: Vec<String> = who.iter().map(|row| row.get(0)).collect();
+    assert_eq!(who, ["low", "low"]);
+}
+
+#[test]
+fn a_closure_that_commits_by_itself_is_told_so_with_a_key_as_without() {
+    let (db, _proxy, pool) = set_up();
+    for sql in [
+        "INSERT INTO t VALUES (1); COMMIT",
+        "INSERT INTO t VALUES (1); COMMIT; BEGIN",
+        "INSERT INTO t VALUES (1); COMMIT AND CHAIN",
+    ] {
+        let before = rows(&db.url);
+        let done = pool.transaction_with_key(sql, |tx| tx.batch_execute(sql));
+        let error = done.unwrap_err();
+        assert!(matches!(error, Error::Misuse(_)), "{sql}: {error:?}");
+        assert_eq!(rows(&db.url), before + 1, "{sql}");
+    }
+}
+
+#[test]
 fn what_is_done_is_found_out_in_the_role_that_may() {
     let (db, proxy, _) = set_up();
     // One that may not end the sessions of others, and one that alone may write to the ledger.
@@ -368,19 +407,25 @@ fn what_is_done_is_found_out_in_the_role_that_may() {
              GRANT ALL ON millpond.ledger TO weak; \
              CREATE ROLE keeper; GRANT ALL ON t TO keeper; GRANT USAGE ON SCHEMA millpond TO keeper; \
              GRANT ALL ON millpond.ledger TO keeper; \
-             CREATE ROLE front LOGIN NOINHERIT PASSWORD 'front' IN ROLE keeper",
+             CREATE ROLE front LOGIN NOINHERIT PASSWORD 'front' IN ROLE keeper; \
+             CREATE ROLE masked LOGIN PASSWORD 'masked' IN ROLE weak; ALTER ROLE masked SET role = 'weak'",
         )
         .unwrap();
     let (_, at) = db.url.split_once('@').unwrap();
     let by_front = format!("postgresql://front:front@{at}");
-    for (url, role) in [(&db.url, "weak"), (&by_front, "keeper")] {
+    let by_masked = format!("postgresql://masked:masked@{at}");
+    for (url, role) in [
+        (&db.url, "weak"),
+        (&by_front, "keeper"),
+        (&by_masked, "weak"),
+    ] {
         let set_role = format!("SET ROLE {role}");
         let pool = pool(&proxy.url(url))
             .on_connect(move |client| client.batch_execute(&set_role))
             .build()
             .unwrap();
         let before = (rows(&db.url), proxy.accepted());
-        let by_key = write(&pool, role, || proxy.on_answer(COMMITTED, Act::Lose));
+        let by_key = write(&pool, url, || proxy.on_answer(COMMITTED, Act::Lose));
         assert_eq!(by_key.0.unwrap(), Keyed::Done("done"), "{role}");
         // Its backend is still there, and would commit in a while: it is ended, and the work repeated.
         let (arrived, late) = mpsc::channel();
@@ -405,23 +450,53 @@ fn what_is_done_is_found_out_in_the_role_that_may() {
 
 #[test]
 fn a_key_is_kept_from_the_end_of_its_write_on() {
-    let db = database();
-    let pool = db.pool().ledger_ttl(2 * SECOND).build().unwrap();
-    pool.create_ledger().unwrap();
-    for keeps in [false, true] {
-        let key = format!("keeps: {keeps}");
-        pool.transaction_with_key(&key, |tx| {
-            tx.query("SELECT pg_sleep(2.2)", &[])?;
+    let (db, _proxy, pool) = set_up();
+    for (n, keeps) in [false, true].into_iter().enumerate() {
+        let done = pool.transaction_with_key(&format!("keeps: {keeps}"), |tx| {
             if keeps {
                 tx.keep_answer("kept")?;
             }
-            Ok(())
-        })
-        .unwrap();
-        pool.sweep_ledger().unwrap();
-        let again = pool.transaction_with_key(&key, |_| Ok(())).unwrap();
-        assert!(matches!(again, Keyed::AlreadyDone(_)), "{key}: {again:?}");
+            let end = tx.query_one("SELECT clock_timestamp() FROM pg_sleep(0.3)", &[])?;
+            Ok(end.get::<_, std::time::SystemTime>(0))
+        });
+        let Keyed::Done(end) = done.unwrap() else {
+            panic!("it was done before");
+        };
+        let sql = "SELECT count(*) FROM millpond.ledger WHERE at >= $1";
+        let kept = db.admin().query_one(sql, &[&end]).unwrap();
+        assert_eq!(kept.get::<_, i64>(0), 1, "of {} keys", n + 1);
     }
+}
+
+#[test]
+fn a_key_is_kept_while_its_lost_commit_is_asked_for() {
+    let (db, proxy, _) = set_up();
+    let pool = pool(&proxy.url(&db.url))
+        .connection_timeout(4 * SECOND)
+        .ledger_ttl(SECOND / 2)
+        .build()
+        .unwrap();
+    let sweeper = db.pool().ledger_ttl(SECOND / 2).build().unwrap();
+    let (result, attempts) = thread::scope(|scope| {
+        let switch = proxy.switch();
+        let (lost, was_lost) = mpsc::channel();
+        let writer = scope.spawn(|| {
+            write(&pool, "k", || {
+                let lose = Box::new(move || {
+                    switch(Mode::Refuse);
+                    lost.send(()).unwrap();
+                });
+                proxy.on_answer(COMMITTED, Act::LoseAfter(lose));
+            })
+        });
+        was_lost.recv_timeout(20 * SECOND).expect("it was lost");
+        thread::sleep(2 * SECOND);
+        sweeper.sweep_ledger().unwrap();
+        proxy.set(Mode::Pass);
+        writer.join().unwrap()
+    });
+    assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 1));
+    assert_eq!(rows(&db.url), 1);
 }
 
 #[test]

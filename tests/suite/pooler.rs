@@ -192,9 +192,12 @@ fn behind_a_unix_socket_the_refusal_of_options_gives_a_pooler_away() {
 
 #[test]
 fn statements_are_not_prepared_by_name_where_another_server_may_answer() {
-    let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "default_pool_size=4"]);
-    let url = pgbouncer.url(&server);
-    for url in [url, pgbouncer.socket_url(&server)] {
+    for by_socket in [false, true] {
+        let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "default_pool_size=4"]);
+        let url = match by_socket {
+            false => pgbouncer.url(&server),
+            true => pgbouncer.socket_url(&server),
+        };
         let pool = pool(&url).max_size(8).build().unwrap();
         pool.create_ledger().unwrap();
         let until = Instant::now() + 2 * SECOND;
@@ -220,6 +223,14 @@ fn statements_are_not_prepared_by_name_where_another_server_may_answer() {
             0,
             "nothing had to be repeated"
         );
+        let mut stranger = admin(&pgbouncer.url(&server));
+        for _ in 0..8 {
+            let left = stranger.simple_query("SELECT FROM pg_prepared_statements");
+            let rows = |m: &postgres::SimpleQueryMessage| {
+                matches!(m, postgres::SimpleQueryMessage::Row(_))
+            };
+            assert!(!left.unwrap().iter().any(rows), "by_socket={by_socket}");
+        }
     }
 }
 
@@ -398,4 +409,149 @@ fn writers_behind_transaction_pooling_are_told_the_truth() {
 #[test]
 fn writers_behind_session_pooling_are_told_the_truth() {
     torture(SESSION);
+}
+
+/// A table whose column is of a type that the driver has to look up.
+fn moods(server: &PrivateServer, count: usize) {
+    let mut admin = admin(&server.url());
+    for n in 0..count {
+        admin
+            .batch_execute(&format!(
+                "CREATE TYPE mood_{n} AS ENUM ('a', 'b'); CREATE TABLE m_{n} (m mood_{n}, at timestamp)"
+            ))
+            .unwrap();
+    }
+}
+
+fn count(server: &PrivateServer, table: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM {table}");
+    admin(&server.url()).query_one(&sql, &[]).unwrap().get(0)
+}
+
+#[test]
+fn a_write_that_returns_a_type_to_be_looked_up_is_done_once_and_leaves_nothing_behind() {
+    for mode in BOTH {
+        let (server, pgbouncer) = behind(&[mode, DROPS_OPTIONS, "default_pool_size=4"]);
+        moods(&server, 6);
+        let url = pgbouncer.url(&server);
+        let pool = pool(&url).max_size(4).build().unwrap();
+        thread::scope(|scope| {
+            for writer in 0..8 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    for n in 0..24 {
+                        let table = (writer + n) % 6;
+                        let sql = format!("INSERT INTO m_{table} VALUES ($1) RETURNING m");
+                        // An enum travels as text.
+                        let mood = Mood("a".into());
+                        let rows = if n % 2 == 0 {
+                            pool.query(&sql, &[&mood]).unwrap()
+                        } else {
+                            pool.transaction(|tx| tx.query(&sql, &[&mood])).unwrap()
+                        };
+                        assert_eq!(rows[0].get::<_, Mood>(0), mood);
+                    }
+                });
+            }
+        });
+        let there: i64 = (0..6).map(|n| count(&server, &format!("m_{n}"))).sum();
+        assert_eq!(there, 8 * 24, "{mode}");
+        assert_eq!(
+            super::support::counter(&pool, "millpond_retries_total"),
+            0,
+            "{mode}: nothing had to be repeated"
+        );
+        // The error is the write's own, not that of a look-up behind it.
+        let clash = "INSERT INTO m_0 SELECT 'a' WHERE 1 / (1 - $1::int) = 1 RETURNING m";
+        let error = pool
+            .transaction(|tx| tx.query(clash, &[&1i32]))
+            .unwrap_err();
+        assert_eq!(error.sqlstate().map(|s| s.code()), Some("22012"), "{mode}");
+        pool.close(SECOND);
+        let mut stranger = admin(&url);
+        for _ in 0..8 {
+            let left = stranger
+                .simple_query("SELECT name FROM pg_prepared_statements")
+                .unwrap();
+            let rows = left
+                .iter()
+                .filter(|m| matches!(m, postgres::SimpleQueryMessage::Row(_)));
+            assert_eq!(rows.count(), 0, "{mode}: {left:?}");
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Mood(String);
+
+impl postgres::types::ToSql for Mood {
+    fn to_sql(
+        &self,
+        _: &postgres::types::Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(postgres::types::IsNull::No)
+    }
+
+    fn accepts(ty: &postgres::types::Type) -> bool {
+        matches!(ty.kind(), postgres::types::Kind::Enum(_))
+    }
+
+    postgres::types::to_sql_checked!();
+}
+
+impl<'a> postgres::types::FromSql<'a> for Mood {
+    fn from_sql(
+        ty: &postgres::types::Type,
+        raw: &'a [u8],
+    ) -> Result<Mood, Box<dyn std::error::Error + Sync + Send>> {
+        <String as postgres::types::FromSql>::from_sql(ty, raw).map(Mood)
+    }
+
+    fn accepts(ty: &postgres::types::Type) -> bool {
+        matches!(ty.kind(), postgres::types::Kind::Enum(_))
+    }
+}
+
+#[test]
+fn the_program_starts_behind_a_pooler_that_has_one_connection() {
+    let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "default_pool_size=1"]);
+    let pool = pool(&pgbouncer.url(&server)).max_size(2).build().unwrap();
+    let studio = millpond::studio::Studio::new(pool.clone(), "EUR");
+    studio.migrate().unwrap();
+    let rows = pool
+        .query("SELECT count(*) FROM studio.studios", &[])
+        .unwrap();
+    assert_eq!(rows[0].get::<_, i64>(0), 3);
+}
+
+#[test]
+fn a_value_is_of_the_type_that_the_server_expects() {
+    let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS]);
+    moods(&server, 1);
+    admin(&server.url())
+        .batch_execute("ALTER ROLE CURRENT_USER SET timezone = 'Asia/Tokyo'")
+        .unwrap();
+    for url in [server.url(), pgbouncer.url(&server)] {
+        let pool = pool(&url).build().unwrap();
+        let noon = std::time::SystemTime::UNIX_EPOCH + 43_200 * SECOND;
+        let rows = pool
+            .query(
+                "INSERT INTO m_0 (at) VALUES ($1) RETURNING at::text",
+                &[&noon],
+            )
+            .unwrap();
+        assert_eq!(rows[0].get::<_, &str>(0), "1970-01-01 12:00:00");
+        let error = pool.query("SELECT $1::int", &[&1i32, &2i32]).unwrap_err();
+        assert!(
+            !error.is_retryable() && !error.is_outcome_unknown(),
+            "{error:?}"
+        );
+        let error = pool.query("SELECT 'a\0b'", &[]).unwrap_err();
+        assert!(
+            !error.is_retryable() && !error.is_outcome_unknown(),
+            "{error:?}"
+        );
+    }
 }

@@ -421,3 +421,53 @@ fn a_panic_in_a_transaction_rolls_back_and_the_pool_goes_on() {
     assert_eq!(pool.query("SELECT n FROM t", &[]).unwrap().len(), 0);
     assert_eq!(pool.stats().active, 0);
 }
+
+#[test]
+fn a_borrower_who_takes_all_prepared_statements_away_harms_nobody() {
+    let db = database();
+    db.admin()
+        .batch_execute(
+            "CREATE TYPE m1 AS ENUM ('a'); CREATE TABLE t1 (m m1); CREATE TYPE m2 AS ENUM ('a'); CREATE TABLE t2 (m m2)",
+        )
+        .unwrap();
+    for (cache, takes) in [
+        (256, "DISCARD ALL"),
+        (256, "DEALLOCATE ALL"),
+        (0, "DEALLOCATE ALL"),
+    ] {
+        let pool = db
+            .pool()
+            .statement_cache(cache)
+            .max_size(1)
+            .build()
+            .unwrap();
+        // The driver has looked one type up, with statements of its own, and now needs another.
+        pool.query("SELECT m FROM t1", &[]).unwrap();
+        pool.get().unwrap().batch_execute(takes).unwrap();
+        let before = pool.query("SELECT FROM t2", &[]).unwrap().len();
+        pool.query("INSERT INTO t2 VALUES ('a') RETURNING m", &[])
+            .unwrap();
+        let after = pool.query("SELECT FROM t2", &[]).unwrap().len();
+        assert_eq!(after, before + 1, "{takes}, {cache} kept");
+    }
+}
+
+#[test]
+fn a_slow_write_is_a_timeout_also_where_its_rows_are_of_a_type_to_be_looked_up() {
+    let db = database();
+    db.admin()
+        .batch_execute("CREATE TYPE m AS ENUM ('a'); CREATE TABLE t (m m)")
+        .unwrap();
+    let pool = db
+        .pool()
+        .statement_cache(0)
+        .statement_timeout(200 * MS)
+        .build()
+        .unwrap();
+    let sql = "INSERT INTO t SELECT 'a' FROM pg_sleep(2) RETURNING m";
+    let error = pool.query(sql, &[]).unwrap_err();
+    assert!(
+        error.is_timeout() && !error.is_outcome_unknown(),
+        "{error:?}"
+    );
+}

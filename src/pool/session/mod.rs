@@ -3,7 +3,8 @@
 //! A session is owned by one thread at a time. Whatever waits for the server here does so under a deadline that the
 //! watchdog keeps.
 
-use super::{LONGEST, unnamed};
+use super::LONGEST;
+use super::param_types::{Described, LookUps};
 mod stream;
 
 use super::identity::{Identity, first_row};
@@ -11,13 +12,13 @@ use super::manager::{Shared, caught};
 use super::watchdog::{Plan, Registration, Tracked};
 use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
-use crate::retry::{Fate, Phase, Symptom, leaves_state, mentions_sync_commit, verdict};
+use crate::retry::{Fate, Phase, Symptom, leaves_state, mentions, verdict};
 use crate::transaction::{Claim, LostCommit};
 use log::{debug, info, warn};
 use lru::LruCache;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::types::ToSql;
+use postgres::types::{ToSql, Type};
 use postgres::{Client, Row, SimpleQueryMessage, Statement};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -137,8 +138,10 @@ impl Begin {
         if !self.read_only {
             // The number tells later what became of the commit; the process, whether a pooler stands between; and the
             // level, what the commit waits for.
-            sql += "; SELECT pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid, \
-                    current_setting('synchronous_commit') AS synchronous_commit";
+            // A standby gives no numbers, and what begins there writes nothing, also when it is promoted meanwhile.
+            sql += "; SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
+                    pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
+                    current_setting('client_min_messages') AS client_min_messages";
         }
         sql
     }
@@ -147,6 +150,7 @@ impl Begin {
 pub(crate) struct Session {
     client: Client,
     statements: Option<LruCache<Box<str>, Statement>>,
+    look_ups: LookUps,
     /// Behind the client: the watchdog keeps its deadline until it is closed.
     registration: Registration,
     shared: Arc<Shared>,
@@ -169,6 +173,8 @@ pub(crate) struct Session {
     sync_commit: SyncCommit,
     /// A statement of it may have changed that.
     sync_commit_touched: bool,
+    /// The warnings of its commit may be kept from us.
+    hides_warnings: bool,
 }
 
 impl Session {
@@ -189,6 +195,7 @@ impl Session {
         Session {
             client,
             statements,
+            look_ups: LookUps::default(),
             registration,
             opened_at: now,
             expires_at,
@@ -203,6 +210,7 @@ impl Session {
             in_own_backend: false,
             sync_commit: SyncCommit::ON,
             sync_commit_touched: false,
+            hides_warnings: false,
             shared,
         }
     }
@@ -376,11 +384,13 @@ impl Session {
         self.timed(sql, phase, limits, |session| {
             session.with_statement(
                 sql,
+                params,
                 phase,
                 |client, statement| client.query(statement, params),
-                |client| client.query_typed(sql, &unnamed::with_types(params)),
+                |client, typed| client.query_typed(sql, typed),
             )
-        })
+        })?
+        .ok_or(WRONG_COUNT)
     }
 
     /// Runs a statement and returns the number of rows that it touched.
@@ -394,11 +404,13 @@ impl Session {
         self.timed(sql, phase, limits, |session| {
             session.with_statement(
                 sql,
+                params,
                 phase,
                 |client, statement| client.execute(statement, params),
-                |client| client.execute_typed(sql, &unnamed::with_types(params)),
+                |client, typed| client.execute_typed(sql, typed),
             )
-        })
+        })?
+        .ok_or(WRONG_COUNT)
     }
 
     /// Runs statements without parameters, separated by semicolons.
@@ -437,6 +449,7 @@ impl Session {
         if let Some(level) = text("synchronous_commit").and_then(SyncCommit::named) {
             self.sync_commit = level;
         }
+        self.hides_warnings = text("client_min_messages") == Some("error");
         let pid = text("pid").and_then(|pid| pid.parse::<i32>().ok());
         self.in_own_backend = pid == Some(self.identity.pid);
         if pid.is_some() && !self.in_own_backend {
@@ -456,13 +469,20 @@ impl Session {
         if std::mem::take(&mut self.sync_commit_touched) {
             self.ask_what_commit_waits_for(limits)?;
         }
-        let sql = match self.xid {
+        let check = match self.xid {
             Some(xid) => format!(
-                "{first}SELECT CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
-                 THEN current_setting('{ENDED_INSIDE}') END; COMMIT"
+                "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
+                 THEN current_setting('{ENDED_INSIDE}') END"
             ),
-            None => format!("{first}SELECT 1; COMMIT"),
+            None => "SELECT 1".to_owned(),
         };
+        // That the wait for a standby was given up is said in a warning only.
+        let warn = match self.hides_warnings {
+            true => "SET LOCAL client_min_messages = warning; ",
+            false => "",
+        };
+        let take_away = self.look_ups.take_away();
+        let sql = format!("{check}; {first}{take_away}{warn}COMMIT");
         let result = self.timed("COMMIT", Phase::Commit, limits, |session| {
             session
                 .client
@@ -501,9 +521,10 @@ impl Session {
     /// Rolls back, within the time for upkeep, and makes sure that there was something to roll back.
     pub fn rollback(&mut self) -> Result<(), Error> {
         let sql = match self.xid {
-            Some(xid) => format!("ROLLBACK; SELECT pg_xact_status('{xid}'::xid8)"),
-            None => "ROLLBACK".to_owned(),
+            Some(xid) => format!("ROLLBACK; SELECT pg_xact_status('{xid}'::xid8); "),
+            None => "ROLLBACK; ".to_owned(),
         };
+        let sql = sql + &self.look_ups.take_away();
         let until = Some(Instant::now() + UPKEEP);
         match self.bounded(until, |s| s.client.simple_query(&sql)) {
             Ok(answer) => {
@@ -538,6 +559,11 @@ impl Session {
             claim,
             deadline: limits.deadline,
         }
+    }
+
+    /// The transaction under way can write nothing.
+    pub fn began_on_standby(&self) -> bool {
+        self.xid.is_none()
     }
 
     /// What the commit of the last transaction waits for.
@@ -606,26 +632,60 @@ impl Session {
         }
     }
 
-    /// Runs `named` with the prepared statement, or `unnamed` where none are kept. A stale plan, or a statement that is gone
+    /// What the server says of a statement that is not kept, and of whose rows this client needs nothing to be looked up any
+    /// more. The first time, one more round trip, or three where it takes a transaction of its own.
+    fn described(&mut self, sql: &str) -> Result<Arc<Described>, postgres::Error> {
+        if let Some(described) = self.shared.descriptions.get(sql)
+            && self.look_ups.cover(&described)
+        {
+            return Ok(described);
+        }
+        let pooled = self.shared.is_pooled();
+        let own_transaction = pooled && !self.in_transaction;
+        if own_transaction {
+            self.client.batch_execute("BEGIN")?;
+        }
+        let described = self.look_ups.describe(&mut self.client, sql, pooled);
+        if own_transaction {
+            let end = format!("ROLLBACK; {}", self.look_ups.take_away());
+            let ended = self.client.batch_execute(&end);
+            if ended.is_err() {
+                self.close_for(CloseReason::Broken);
+            }
+            // What was wrong first says more.
+            described.as_ref().ok().map_or(Ok(()), |_| ended)?;
+        }
+        let described = Arc::new(described?);
+        self.shared.descriptions.put(sql, &described);
+        Ok(described)
+    }
+
+    /// Where a statement that is not kept was refused, its types may have changed.
+    fn forget_description(&self, sql: &str) {
+        self.shared.descriptions.forget(sql);
+    }
+
+    /// Runs `named` with the prepared statement, or `unnamed` where none are kept; nothing where that takes another number of
+    /// parameters. A stale plan, or a statement that is gone
     /// (26000, after a DEALLOCATE or behind a pooler), is prepared again, once; not inside a transaction, which it aborts.
     fn with_statement<T>(
         &mut self,
         sql: &str,
+        params: &[&(dyn ToSql + Sync)],
         phase: Phase,
         mut named: impl FnMut(&mut Client, &Statement) -> Result<T, postgres::Error>,
-        unnamed: impl FnOnce(&mut Client) -> Result<T, postgres::Error>,
-    ) -> Result<T, (postgres::Error, Phase)> {
+        unnamed: impl FnOnce(&mut Client, &[Typed<'_>]) -> Result<T, postgres::Error>,
+    ) -> Result<Option<T>, (postgres::Error, Phase)> {
         for again in [false, true] {
-            let Some(statement) = self
-                .prepared(sql)
-                .map_err(|e| (e, Phase::Preparing.or_inside(phase)))?
-            else {
+            let prepared = self.prepared(sql);
+            let prepared = prepared.map_err(|e| self.not_prepared(e, phase))?;
+            let Some(statement) = prepared else {
                 break;
             };
             // A preparation may have asked for types, with statements that complete.
             self.begin_request();
             let error = match named(&mut self.client, &statement) {
-                Ok(value) => return Ok(value),
+                Ok(value) => return Ok(Some(value)),
                 Err(e) => e,
             };
             let gone = match Symptom::of(&error) {
@@ -642,7 +702,26 @@ impl Session {
                 return Err((error, phase));
             }
         }
-        unnamed(&mut self.client).map_err(|e| (e, phase))
+        let described = self.described(sql);
+        let described = described.map_err(|e| self.not_prepared(e, phase))?;
+        if described.params.len() != params.len() {
+            return Ok(None);
+        }
+        let typed = with_types(params, &described);
+        self.begin_request();
+        unnamed(&mut self.client, &typed).map(Some).map_err(|e| {
+            self.forget_description(sql);
+            (e, phase)
+        })
+    }
+
+    /// A statement could not be prepared, or described: nothing of it has run.
+    fn not_prepared(&mut self, error: postgres::Error, phase: Phase) -> (postgres::Error, Phase) {
+        if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) {
+            // What the driver had prepared for its own questions is gone, and it does not notice.
+            self.close_for(CloseReason::LeakedState);
+        }
+        (error, Phase::Preparing.or_inside(phase))
     }
 
     /// Runs `work` under the limits, measures it, and draws the consequences of a failure.
@@ -663,9 +742,15 @@ impl Session {
         if leaves_state(sql) {
             self.dirty = true;
         }
-        if self.in_transaction && mentions_sync_commit(sql) {
-            self.sync_commit_touched = true;
+        if self.in_transaction {
+            self.sync_commit_touched |= mentions(sql, "synchronous_commit");
+            self.hides_warnings |= mentions(sql, "client_min_messages");
+            if mentions(sql, "deallocate") {
+                self.look_ups.are_gone();
+            }
         }
+        // What was said to another is not said of this.
+        self.gave_up_on_standbys();
         self.begin_request();
         let started = Instant::now();
         let plan = if phase == Phase::Commit {
@@ -736,6 +821,18 @@ const ENDED_INSIDE: &str = "millpond.transaction_ended_inside";
 fn says_ended_inside(error: &Error) -> bool {
     matches!(error, Error::Database { source, .. }
         if source.as_db_error().is_some_and(|db| db.message().contains(ENDED_INSIDE)))
+}
+
+/// The driver finds it by itself where a statement is prepared by name.
+const WRONG_COUNT: Error =
+    Error::Misuse("the statement takes another number of parameters than were given");
+
+/// A parameter, and the type that the server expects there.
+type Typed<'p> = (&'p (dyn ToSql + Sync), Type);
+
+fn with_types<'p>(params: &[&'p (dyn ToSql + Sync)], described: &Described) -> Vec<Typed<'p>> {
+    let params = params.iter().copied();
+    params.zip(described.params.iter().cloned()).collect()
 }
 
 impl Phase {
@@ -916,8 +1013,9 @@ mod tests {
         );
         assert_eq!(
             Begin::default().sql(),
-            "BEGIN; SELECT pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid, \
-             current_setting('synchronous_commit') AS synchronous_commit"
+            "BEGIN; SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
+             pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
+             current_setting('client_min_messages') AS client_min_messages"
         );
     }
 }

@@ -1,7 +1,7 @@
 //! Statements whose rows or data pass one by one. Their limit is that of the whole, the caller's part included: the server's
 //! own statement timeout counts the same way.
 
-use super::{Limits, Session, unnamed};
+use super::{Limits, Session, WRONG_COUNT, with_types};
 use crate::error::Error;
 use crate::retry::Phase;
 use postgres::fallible_iterator::FallibleIterator;
@@ -22,29 +22,38 @@ impl Session {
     ) -> Result<(), Error> {
         self.timed(sql, phase, limits, |session| {
             let mut pass = || {
-                let mut rows = match session.prepared(sql)? {
+                let prepared = session.prepared(sql)?;
+                let mut rows = match prepared {
                     Some(statement) => {
                         session.begin_request();
                         let params = params.iter().map(|param| *param as &dyn ToSql);
                         session.client.query_raw(&statement, params)?
                     }
-                    None => session
-                        .client
-                        .query_typed_raw(sql, unnamed::with_types(params))?,
+                    None => {
+                        let described = session.described(sql)?;
+                        if described.params.len() != params.len() {
+                            return Ok(None);
+                        }
+                        session.begin_request();
+                        let typed = with_types(params, &described);
+                        session.client.query_typed_raw(sql, typed)?
+                    }
                 };
                 while let Some(row) = rows.next()? {
                     if each(row).is_break() {
                         break;
                     }
                 }
-                Ok(())
+                Ok(Some(()))
             };
             pass().map_err(|e| {
                 // Its plan may be stale: the next attempt prepares it again.
                 session.forget(sql);
+                session.forget_description(sql);
                 (e, phase)
             })
-        })
+        })?
+        .ok_or(WRONG_COUNT)
     }
 
     /// Runs a COPY FROM STDIN with what `fill` writes. Returns the number of rows.

@@ -1,0 +1,154 @@
+//! What the server says of statements that are not kept on a session: the types of their parameters, and which types of
+//! their rows the driver does not know by itself.
+//!
+//! Where no statement is kept (`DB_STATEMENT_CACHE=0`, or a pooler that gives every transaction another session), the
+//! parameters' types must go along with each statement. They are the server's, not guessed from Rust's: a text compared with a
+//! `citext` is one, a time for a `timestamp` is no `timestamptz`. A text is described once for the whole pool, and then sent
+//! in one round trip like any other.
+
+use lru::LruCache;
+use postgres::types::{Oid, Type};
+use postgres::{Client, SimpleQueryMessage, Statement};
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Texts that are remembered.
+const MOST: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
+
+/// What is known of one text.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub params: Vec<Type>,
+    /// Types of its rows that the driver has to look up, each client for itself.
+    unusual: Vec<Oid>,
+}
+
+/// What is known of the texts that a pool has sent.
+pub(crate) struct Descriptions(Mutex<LruCache<Box<str>, Arc<Described>>>);
+
+impl Default for Descriptions {
+    fn default() -> Self {
+        Descriptions(Mutex::new(LruCache::new(MOST)))
+    }
+}
+
+impl Descriptions {
+    fn lock(&self) -> MutexGuard<'_, LruCache<Box<str>, Arc<Described>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn get(&self, sql: &str) -> Option<Arc<Described>> {
+        self.lock().get(sql).cloned()
+    }
+
+    pub fn put(&self, sql: &str, described: &Arc<Described>) {
+        self.lock().put(sql.into(), Arc::clone(described));
+    }
+
+    /// It failed: perhaps the types have changed.
+    pub fn forget(&self, sql: &str) {
+        self.lock().pop(sql);
+    }
+}
+
+/// What one client has looked up.
+///
+/// The driver looks a type up with prepared statements of its own, which it keeps for good (tokio-postgres 0.7.18,
+/// `prepare.rs`). On a session of its own that is well. Behind a pooler the next transaction may meet another session, where
+/// those names stand for nothing, or for another program's statements; and what stays behind meets others who prepare under
+/// the same names. So there they are made anew before each look-up, and taken away again before the transaction ends.
+#[derive(Default)]
+pub(crate) struct LookUps {
+    known: HashSet<Oid>,
+    /// Name and text of the driver's own statements.
+    statements: Vec<(String, String)>,
+    /// They are there, in the transaction under way.
+    present: bool,
+}
+
+impl LookUps {
+    /// The rows of such a statement need no look-up by this client.
+    pub fn cover(&self, described: &Described) -> bool {
+        described.unusual.iter().all(|oid| self.known.contains(oid))
+    }
+
+    /// Has the server describe a statement, and the driver look up what it does not know. Behind a pooler this is done in a
+    /// transaction, with `shared`; what is left there is to be taken away by [`Self::take_away`].
+    pub fn describe(
+        &mut self,
+        client: &mut Client,
+        sql: &str,
+        shared: bool,
+    ) -> Result<Described, postgres::Error> {
+        if shared && !self.present && !self.statements.is_empty() {
+            client.batch_execute(&self.prepare_sql())?;
+            self.present = true;
+        }
+        let statement = client.prepare(sql)?;
+        let described = Described {
+            params: statement.params().to_vec(),
+            unusual: unusual(&statement),
+        };
+        let of_params = described.params.iter().any(is_unusual);
+        // Closed: the message goes out with the next.
+        drop(statement);
+        if shared && (of_params || !described.unusual.is_empty()) {
+            for (name, text) in of_the_driver(client)? {
+                if !self.statements.iter().any(|(known, _)| *known == name) {
+                    self.statements.push((name, text));
+                }
+            }
+            self.present = true;
+        }
+        self.known.extend(&described.unusual);
+        Ok(described)
+    }
+
+    /// What ends a transaction begins or ends with, so that nothing of the driver's stays behind.
+    pub fn take_away(&mut self) -> String {
+        if !std::mem::take(&mut self.present) {
+            return String::new();
+        }
+        let names = self.statements.iter();
+        names
+            .map(|(name, _)| format!("DEALLOCATE {name}; "))
+            .collect()
+    }
+
+    /// The application has taken all of them away.
+    pub fn are_gone(&mut self) {
+        self.present = false;
+    }
+
+    fn prepare_sql(&self) -> String {
+        let each = self.statements.iter();
+        each.map(|(name, text)| format!("PREPARE {name} (oid) AS {text}; "))
+            .collect()
+    }
+}
+
+fn is_unusual(ty: &Type) -> bool {
+    Type::from_oid(ty.oid()).is_none()
+}
+
+fn unusual(statement: &Statement) -> Vec<Oid> {
+    let types = statement.columns().iter().map(|column| column.type_());
+    types.filter(|ty| is_unusual(ty)).map(Type::oid).collect()
+}
+
+/// The statements by which the driver looks types up, as they stand in the session. Names and texts are the driver's own: what
+/// an application prepared has other texts.
+fn of_the_driver(client: &mut Client) -> Result<Vec<(String, String)>, postgres::Error> {
+    const SQL: &str = "SELECT name, statement FROM pg_prepared_statements WHERE NOT from_sql AND name ~ '^s[0-9]+$' \
+                       AND statement ~ '^SELECT [^;]*[[:space:]]FROM pg_catalog[.]pg_(type|enum|attribute)[^;]*$'";
+    let mut found = Vec::new();
+    for message in client.simple_query(SQL)? {
+        if let SimpleQueryMessage::Row(row) = message
+            && let (Some(name), Some(text)) = (row.get(0), row.get(1))
+        {
+            found.push((name.to_owned(), text.to_owned()));
+        }
+    }
+    Ok(found)
+}
