@@ -4,7 +4,9 @@ use super::commit::{COMMITTED, outcomes};
 use super::proxy::{Act, Proxy};
 use super::servers::signal;
 use super::support::{MS, SECOND, admin, eventually, log_lines, pool, server};
-use super::writers::{EVERY_WAY, check_all, pool_for_writers, terminate_for, write_during};
+use super::writers::{
+    EVERY_WAY, check_all, pool_for_writers, server_for_writers, terminate_for, write_during,
+};
 use millpond::config::Pooler;
 use millpond::embedded::{PrivateServer, Stop};
 use millpond::{Keyed, Pool};
@@ -360,13 +362,7 @@ fn a_pooler_is_what_the_settings_say() {
 /// What is lost between the writers and the server, and what is lost between the pooler and the server.
 fn torture(mode: &str) {
     let lasts = super::torture::lasts(30 * SECOND);
-    let mut server = server(&[
-        ("fsync", "on"),
-        ("synchronous_commit", "on"),
-        ("full_page_writes", "on"),
-        ("commit_delay", "2000"),
-        ("commit_siblings", "0"),
-    ]);
+    let mut server = server_for_writers();
     let direct = server.url();
     let mut pgbouncer = PgBouncer::in_front_of(
         &server,

@@ -6,13 +6,13 @@
 use super::commit::{COMMIT, COMMITTED, outcomes};
 use super::proxy::{Act, Proxy};
 use super::servers::signal;
-use super::support::{MS, SECOND, admin, pool, server};
+use super::support::{MS, SECOND, admin, server};
 use super::writers::{
-    AllTold, EVERY_WAY, Told, check, check_all, counts, pool_for_writers, terminate_for,
-    write_during,
+    AllTold, EVERY_WAY, Told, check, check_all, counts, lasting_pool, pool_for_writers,
+    server_for_writers, terminate_for, write_during,
 };
+use millpond::Pool;
 use millpond::embedded::{PrivateServer, Stop};
-use millpond::{Pool, RetryPolicy};
 use postgres::{Client, NoTls};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -109,7 +109,7 @@ fn crash_until(over: &AtomicBool, server: &mut PrivateServer) -> [u32; 3] {
 
 fn some_backend(url: &str) -> Option<u32> {
     let mut client = Client::connect(url, NoTls).ok()?;
-    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'torture' ORDER BY random() LIMIT 1";
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'writers' ORDER BY random() LIMIT 1";
     let pid: i32 = client.query_opt(sql, &[]).ok()??.get(0);
     Some(pid.unsigned_abs())
 }
@@ -136,18 +136,7 @@ fn nobody_was_told_anything_but_the_truth() {
             ACCOUNTS - 1
         ))
         .unwrap();
-    let pool = pool(&by_proxy)
-        .max_size(WRITERS as u32)
-        .connection_timeout(15 * SECOND)
-        .application_name("torture")
-        .retry_policy(
-            RetryPolicy::default()
-                .initial_delay(10 * MS)
-                .max_delay(200 * MS),
-        )
-        .build()
-        .unwrap();
-    pool.create_ledger().unwrap();
+    let pool = lasting_pool(&by_proxy, WRITERS as u32);
     let (over, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0));
     let enough = || {
         outcomes(&pool, "committed") >= 20
@@ -200,14 +189,7 @@ fn nobody_was_told_anything_but_the_truth() {
 #[test]
 fn planned_restarts_crashes_and_ended_sessions_leave_no_write_twice() {
     let lasts = lasts(40 * SECOND);
-    // Commits that take a while, so that much happens during one.
-    let mut server = server(&[
-        ("fsync", "on"),
-        ("synchronous_commit", "on"),
-        ("full_page_writes", "on"),
-        ("commit_delay", "2000"),
-        ("commit_siblings", "0"),
-    ]);
+    let mut server = server_for_writers();
     let url = server.url();
     let pool = pool_for_writers(&url, &url, 24);
     let (told, (restarts, ended)) = write_during(&[("direct", &pool)], &EVERY_WAY, 16, || {

@@ -1,6 +1,7 @@
 //! Writers of every kind, and what they were told held against what is in the table afterwards.
 
-use super::support::{MS, SECOND, admin, pool};
+use super::support::{MS, SECOND, admin, pool, server};
+use millpond::embedded::PrivateServer;
 use millpond::{Pool, RetryPolicy};
 use postgres::Client;
 use std::collections::{BTreeMap, HashMap};
@@ -53,24 +54,39 @@ impl Way {
     }
 }
 
+/// A server that loses nothing in a crash, and whose commits take a while, so that much happens during one.
+pub fn server_for_writers() -> PrivateServer {
+    server(&[
+        ("fsync", "on"),
+        ("synchronous_commit", "on"),
+        ("full_page_writes", "on"),
+        ("commit_delay", "2000"),
+        ("commit_siblings", "0"),
+    ])
+}
+
+/// A pool that outlasts restarts, with a ledger.
+pub fn lasting_pool(url: &str, connections: u32) -> Pool {
+    let policy = RetryPolicy::default()
+        .initial_delay(10 * MS)
+        .max_delay(200 * MS);
+    let pool = pool(url)
+        .max_size(connections)
+        .connection_timeout(15 * SECOND)
+        .application_name("writers")
+        .retry_policy(policy)
+        .build()
+        .unwrap();
+    pool.create_ledger().unwrap();
+    pool
+}
+
 /// A pool for writers, and the table that they write to.
 pub fn pool_for_writers(direct: &str, url: &str, connections: u32) -> Pool {
     admin(direct)
         .batch_execute("CREATE TABLE IF NOT EXISTS written (name text)")
         .unwrap();
-    let pool = pool(url)
-        .max_size(connections)
-        .connection_timeout(15 * SECOND)
-        .application_name("writers")
-        .retry_policy(
-            RetryPolicy::default()
-                .initial_delay(10 * MS)
-                .max_delay(200 * MS),
-        )
-        .build()
-        .unwrap();
-    pool.create_ledger().unwrap();
-    pool
+    lasting_pool(url, connections)
 }
 
 /// All that was told, by the name of the write.
