@@ -16,6 +16,7 @@ mod retry {
         NothingSent,
         Sent,
         Completed,
+        Answered,
     }
 }
 

@@ -12,14 +12,19 @@ use postgres::{Client, SimpleQueryMessage, Statement};
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Texts that are remembered.
-const MOST: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
+const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
+
+/// Tables change under the pool: after this time a text is described again.
+const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// What is known of one text.
 #[derive(Debug)]
 pub(crate) struct Described {
     pub params: Vec<Type>,
+    at: Instant,
     /// Types of its rows that the driver has to look up, each client for itself.
     unusual: Vec<Oid>,
 }
@@ -39,7 +44,8 @@ impl Descriptions {
     }
 
     pub fn get(&self, sql: &str) -> Option<Arc<Described>> {
-        self.lock().get(sql).cloned()
+        let fresh = |d: &&Arc<Described>| d.at.elapsed() < KEPT_FOR;
+        self.lock().get(sql).filter(fresh).cloned()
     }
 
     pub fn put(&self, sql: &str, described: &Arc<Described>) {
@@ -65,6 +71,8 @@ pub(crate) struct LookUps {
     statements: Vec<(String, String)>,
     /// They are there, in the transaction under way.
     present: bool,
+    /// Or perhaps not all of them.
+    doubtful: bool,
 }
 
 impl LookUps {
@@ -82,12 +90,15 @@ impl LookUps {
         shared: bool,
     ) -> Result<Described, postgres::Error> {
         if shared && !self.present && !self.statements.is_empty() {
+            // Should it fail, some may be there.
+            (self.present, self.doubtful) = (true, true);
             client.batch_execute(&self.prepare_sql())?;
-            self.present = true;
+            self.doubtful = false;
         }
         let statement = client.prepare(sql)?;
         let described = Described {
             params: statement.params().to_vec(),
+            at: Instant::now(),
             unusual: unusual(&statement),
         };
         let of_params = described.params.iter().any(is_unusual);
@@ -110,15 +121,20 @@ impl LookUps {
         if !std::mem::take(&mut self.present) {
             return String::new();
         }
-        let names = self.statements.iter();
-        names
-            .map(|(name, _)| format!("DEALLOCATE {name}; "))
-            .collect()
+        let doubtful = std::mem::take(&mut self.doubtful);
+        let away = |(name, _): &(String, String)| match doubtful {
+            false => format!("DEALLOCATE {name}; "),
+            // Never the reason for a failure.
+            true => format!(
+                "DO $$BEGIN DEALLOCATE {name}; EXCEPTION WHEN invalid_sql_statement_name THEN NULL; END$$; "
+            ),
+        };
+        self.statements.iter().map(away).collect()
     }
 
-    /// The application has taken all of them away.
-    pub fn are_gone(&mut self) {
-        self.present = false;
+    /// The application may have taken some of them away.
+    pub fn doubt(&mut self) {
+        self.doubtful = self.present;
     }
 
     fn prepare_sql(&self) -> String {
@@ -137,11 +153,11 @@ fn unusual(statement: &Statement) -> Vec<Oid> {
     types.filter(|ty| is_unusual(ty)).map(Type::oid).collect()
 }
 
-/// The statements by which the driver looks types up, as they stand in the session. Names and texts are the driver's own: what
+/// The statements by which the driver looks types up, as this transaction has prepared them. Names and texts are the driver's own: what
 /// an application prepared has other texts.
 fn of_the_driver(client: &mut Client) -> Result<Vec<(String, String)>, postgres::Error> {
     const SQL: &str = "SELECT name, statement FROM pg_prepared_statements WHERE NOT from_sql AND name ~ '^s[0-9]+$' \
-                       AND statement ~ '^SELECT [^;]*[[:space:]]FROM pg_catalog[.]pg_(type|enum|attribute)[^;]*$'";
+                       AND prepare_time >= now() AND statement ~ '^SELECT [^;]*[[:space:]]FROM pg_catalog[.]pg_(type|enum|attribute)[^;]*$'";
     let mut found = Vec::new();
     for message in client.simple_query(SQL)? {
         if let SimpleQueryMessage::Row(row) = message

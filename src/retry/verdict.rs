@@ -79,6 +79,8 @@ pub(crate) enum Progress {
     Sent,
     /// The server had called a statement of it complete.
     Completed,
+    /// Its answer had come to its end, and was a good one: whatever failed was something else, which the driver did behind it.
+    Answered,
 }
 
 impl Phase {
@@ -88,7 +90,7 @@ impl Phase {
             (Phase::Statement | Phase::CommitsInside, Progress::NothingSent) => Phase::Preparing,
             (Phase::Commit, Progress::NothingSent) => Phase::InTransaction,
             (Phase::Statement, Progress::Sent) => Phase::Executing,
-            (Phase::Statement, Progress::Completed) => Phase::Commit,
+            (Phase::Statement, Progress::Completed | Progress::Answered) => Phase::Commit,
             (phase, _) => phase,
         }
     }
@@ -234,6 +236,7 @@ pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
         }
         // What commits inside may have committed a part before its plan went stale.
         (Symptom::StalePlan, Phase::CommitsInside) => (Permanent, Keep),
+        (Symptom::StalePlan, Phase::Commit) => (Repeat::Ambiguous, Discard),
         (Symptom::StalePlan, _) => (RolledBack, Keep),
         (Symptom::Demoted, _) => (RolledBack, Discard),
         (Symptom::BadCall | Symptom::BadRead, _) => (Permanent, Keep),
@@ -299,6 +302,8 @@ fn server_said(code: &str, phase: Phase) -> (Repeat, Fate) {
         // A prepared statement that is gone: nothing ran, and the repetition prepares it again.
         ("26000", Phase::CommitsInside) => (Permanent, Keep),
         ("26000", _) => (RolledBack, Keep),
+        // Behind a pooler another program's has the name; the next one is another.
+        ("42P05", Phase::Preparing | Phase::InTransaction) => (RolledBack, Keep),
 
         // Internal errors: data corruption among them; nothing on this session is to be trusted.
         (c, _) if c.starts_with("XX") => (Permanent, Discard),
@@ -327,7 +332,10 @@ fn is_lost(code: &str) -> bool {
 /// What `CHECK_FOR_INTERRUPTS` raises, and whatever can go wrong at any moment: all of it may come behind a commit record.
 fn may_follow_commit(code: &str) -> bool {
     let classes = ["08", "53", "57", "58", "XX"];
-    classes.iter().any(|class| code.starts_with(class)) || ends_session(code) || code == "40003"
+    classes.iter().any(|class| code.starts_with(class))
+        || ends_session(code)
+        // Prepared statements, which are used before anything commits, but for the driver's own.
+        || matches!(code, "40003" | "26000" | "42P05")
 }
 
 /// Statements that commit inside, in several steps, or before they are called complete (`PreventInTransactionBlock`): never
@@ -517,6 +525,9 @@ mod tests {
             ("40001", CommitsInside, Permanent, Keep),
             ("26000", InTransaction, RolledBack, Keep),
             ("26000", Statement, RolledBack, Keep),
+            ("26000", Commit, Ambiguous, Discard),
+            ("42P05", Commit, Ambiguous, Discard),
+            ("42P05", Preparing, RolledBack, Keep),
             // behind the commit record, perhaps
             ("57014", Commit, Ambiguous, Discard),
             ("53100", Commit, Ambiguous, Discard),

@@ -477,6 +477,71 @@ fn a_write_that_returns_a_type_to_be_looked_up_is_done_once_and_leaves_nothing_b
     }
 }
 
+#[test]
+fn a_write_whose_rows_have_become_of_another_type_is_not_done_twice() {
+    for mode in BOTH {
+        let (server, pgbouncer) = behind(&[mode, DROPS_OPTIONS, "default_pool_size=4"]);
+        moods(&server, 2);
+        let pool = pool(&pgbouncer.url(&server)).max_size(1).build().unwrap();
+        // The driver has looked up one type, and knows the text without the other.
+        pool.query("SELECT m FROM m_0", &[]).unwrap();
+        let sql = "INSERT INTO m_1 (at) VALUES (now()) RETURNING *";
+        pool.query(sql, &[]).unwrap();
+        admin(&server.url())
+            .batch_execute("CREATE TYPE newer AS ENUM ('a'); ALTER TABLE m_1 ADD n newer")
+            .unwrap();
+        let before = count(&server, "m_1");
+        match pool.query(sql, &[]) {
+            Ok(_) => assert_eq!(count(&server, "m_1"), before + 1, "{mode}"),
+            Err(e) => {
+                assert!(e.is_outcome_unknown(), "{mode}: {e:?}");
+                assert!(count(&server, "m_1") <= before + 1, "{mode}");
+            }
+        }
+        // From now on it is known.
+        let before = count(&server, "m_1");
+        pool.query(sql, &[]).unwrap();
+        assert_eq!(count(&server, "m_1"), before + 1, "{mode}");
+    }
+}
+
+#[test]
+fn names_that_others_left_behind_and_words_in_literals_are_in_nobodys_way() {
+    let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "default_pool_size=1"]);
+    moods(&server, 2);
+    let url = pgbouncer.url(&server);
+    let mut stranger = admin(&url);
+    // Wherever this process's own numbers are by now, it meets runs of taken ones.
+    let taken = (0..10_000).filter(|n| n % 20 >= 5);
+    for n in taken {
+        stranger
+            .batch_execute(&format!("PREPARE s{n} AS SELECT 1"))
+            .unwrap();
+    }
+    let pool = pool(&url).max_size(1).build().unwrap();
+    for n in 0..40 {
+        pool.query(&format!("SELECT {n}"), &[]).unwrap();
+    }
+    pool.transaction(|tx| {
+        tx.query("SELECT m FROM m_0", &[])?;
+        tx.query("SELECT 'to deallocate a room'", &[])
+    })
+    .unwrap();
+    pool.query("INSERT INTO m_1 VALUES ('a') RETURNING m", &[])
+        .unwrap();
+    let left = stranger
+        .simple_query("SELECT FROM pg_prepared_statements")
+        .unwrap();
+    let rows = left
+        .iter()
+        .filter(|m| matches!(m, postgres::SimpleQueryMessage::Row(_)));
+    assert_eq!(
+        rows.count(),
+        7_500,
+        "what was there stays, and nothing else is"
+    );
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct Mood(String);
 

@@ -12,7 +12,7 @@ use super::manager::{Shared, caught};
 use super::watchdog::{Plan, Registration, Tracked};
 use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
-use crate::retry::{Fate, Phase, Symptom, leaves_state, mentions, verdict};
+use crate::retry::{Fate, Phase, Progress, Symptom, leaves_state, mentions, verdict};
 use crate::transaction::{Claim, LostCommit};
 use log::{debug, info, warn};
 use lru::LruCache;
@@ -175,6 +175,8 @@ pub(crate) struct Session {
     sync_commit_touched: bool,
     /// The warnings of its commit may be kept from us.
     hides_warnings: bool,
+    /// Texts may mean something else in it than elsewhere.
+    own_meanings: bool,
 }
 
 impl Session {
@@ -211,6 +213,7 @@ impl Session {
             sync_commit: SyncCommit::ON,
             sync_commit_touched: false,
             hides_warnings: false,
+            own_meanings: false,
             shared,
         }
     }
@@ -431,6 +434,7 @@ impl Session {
         self.in_transaction = true;
         self.xid = None;
         (self.sync_commit, self.sync_commit_touched) = (SyncCommit::ON, false);
+        self.own_meanings = false;
         let begin = Begin {
             // Where it cannot be set on the session, at least here.
             statement_timeout: begin
@@ -635,29 +639,63 @@ impl Session {
     /// What the server says of a statement that is not kept, and of whose rows this client needs nothing to be looked up any
     /// more. The first time, one more round trip, or three where it takes a transaction of its own.
     fn described(&mut self, sql: &str) -> Result<Arc<Described>, postgres::Error> {
-        if let Some(described) = self.shared.descriptions.get(sql)
+        let own_meaning = self.in_transaction && self.own_meanings;
+        if !own_meaning
+            && let Some(described) = self.shared.descriptions.get(sql)
             && self.look_ups.cover(&described)
         {
             return Ok(described);
         }
-        let pooled = self.shared.is_pooled();
-        let own_transaction = pooled && !self.in_transaction;
-        if own_transaction {
-            self.client.batch_execute("BEGIN")?;
+        let described = match self.shared.is_pooled() {
+            true => self.describe_past_others(sql)?,
+            false => self.look_ups.describe(&mut self.client, sql, false)?,
+        };
+        let described = Arc::new(described);
+        if !own_meaning {
+            self.shared.descriptions.put(sql, &described);
         }
-        let described = self.look_ups.describe(&mut self.client, sql, pooled);
-        if own_transaction {
-            let end = format!("ROLLBACK; {}", self.look_ups.take_away());
-            let ended = self.client.batch_execute(&end);
-            if ended.is_err() {
+        Ok(described)
+    }
+
+    /// Behind a pooler: within a transaction, its own where none is under way. A name that another program has left there is
+    /// met once: the driver's next one is another.
+    fn describe_past_others(&mut self, sql: &str) -> Result<Described, postgres::Error> {
+        const MOST_NAMES: u32 = 100;
+        let (begin, undo) = match self.in_transaction {
+            true => (
+                "SAVEPOINT millpond_describe",
+                "ROLLBACK TO SAVEPOINT millpond_describe; RELEASE SAVEPOINT millpond_describe; ",
+            ),
+            false => ("BEGIN", "ROLLBACK; "),
+        };
+        let mut names = 0;
+        loop {
+            self.client.batch_execute(begin)?;
+            let described = self.look_ups.describe(&mut self.client, sql, true);
+            let undo = match self.in_transaction {
+                // The transaction's own end takes them away.
+                true => undo.to_owned(),
+                false => undo.to_owned() + &self.look_ups.take_away(),
+            };
+            names += 1;
+            let taken = described
+                .as_ref()
+                .is_err_and(|e| names < MOST_NAMES && is_name_taken(e));
+            if self.in_transaction && described.is_err() && !taken {
+                // It has failed for good, as it would have without us.
+                return described;
+            }
+            let undone = self.client.batch_execute(&undo);
+            if undone.is_err() {
                 self.close_for(CloseReason::Broken);
             }
-            // What was wrong first says more.
-            described.as_ref().ok().map_or(Ok(()), |_| ended)?;
+            match described {
+                Err(_) if taken && undone.is_ok() => {}
+                // What was wrong first says more.
+                Err(e) => return Err(e),
+                Ok(described) => return undone.map(|()| described),
+            }
         }
-        let described = Arc::new(described?);
-        self.shared.descriptions.put(sql, &described);
-        Ok(described)
     }
 
     /// Where a statement that is not kept was refused, its types may have changed.
@@ -674,7 +712,7 @@ impl Session {
         params: &[&(dyn ToSql + Sync)],
         phase: Phase,
         mut named: impl FnMut(&mut Client, &Statement) -> Result<T, postgres::Error>,
-        unnamed: impl FnOnce(&mut Client, &[Typed<'_>]) -> Result<T, postgres::Error>,
+        unnamed: impl Fn(&mut Client, &[Typed<'_>]) -> Result<T, postgres::Error>,
     ) -> Result<Option<T>, (postgres::Error, Phase)> {
         for again in [false, true] {
             let prepared = self.prepared(sql);
@@ -702,17 +740,26 @@ impl Session {
                 return Err((error, phase));
             }
         }
-        let described = self.described(sql);
-        let described = described.map_err(|e| self.not_prepared(e, phase))?;
-        if described.params.len() != params.len() {
-            return Ok(None);
-        }
-        let typed = with_types(params, &described);
-        self.begin_request();
-        unnamed(&mut self.client, &typed).map(Some).map_err(|e| {
+        for again in [false, true] {
+            let described = self.described(sql);
+            let described = described.map_err(|e| self.not_prepared(e, phase))?;
+            if described.params.len() != params.len() {
+                self.forget_description(sql);
+                return Ok(None);
+            }
+            let typed = with_types(params, &described);
+            self.begin_request();
+            let error = match unnamed(&mut self.client, &typed) {
+                Ok(value) => return Ok(Some(value)),
+                Err(e) => e,
+            };
             self.forget_description(sql);
-            (e, phase)
-        })
+            // Values of other types than were expected: perhaps they are by now.
+            if again || Symptom::of(&error) != Symptom::BadCall {
+                return Err((error, phase));
+            }
+        }
+        unreachable!("the second round returns")
     }
 
     /// A statement could not be prepared, or described: nothing of it has run.
@@ -746,8 +793,10 @@ impl Session {
             self.sync_commit_touched |= mentions(sql, "synchronous_commit");
             self.hides_warnings |= mentions(sql, "client_min_messages");
             if mentions(sql, "deallocate") {
-                self.look_ups.are_gone();
+                self.look_ups.doubt();
             }
+            // What a text means may depend on what came before it in this transaction.
+            self.own_meanings |= mentions(sql, "search_path") || mentions(sql, "temp");
         }
         // What was said to another is not said of this.
         self.gave_up_on_standbys();
@@ -794,7 +843,8 @@ impl Session {
         took: Duration,
         limits: &Limits,
     ) -> Error {
-        let phase = phase.once_seen(self.tracked().wire.progress());
+        let (asked, progress) = (phase, self.tracked().wire.progress());
+        let phase = phase.once_seen(progress);
         if verdict(&Symptom::of(&source), phase).session == Fate::Discard {
             self.close_for(CloseReason::Broken);
             self.shared.note_trouble();
@@ -802,7 +852,7 @@ impl Session {
         let cut_by_us = cancelled || self.tracked().wire.is_aborted();
         let stopped =
             source.code() == Some(&SqlState::QUERY_CANCELED) || self.tracked().wire.is_aborted();
-        match limits.reached(took, cut_by_us).filter(|_| stopped) {
+        let error = match limits.reached(took, cut_by_us).filter(|_| stopped) {
             Some(limit) => Error::QueryTimeout {
                 limit,
                 sql: excerpt(sql),
@@ -810,7 +860,16 @@ impl Session {
                 phase,
             },
             None => Error::Database { source, phase },
+        };
+        // It is done, and its rows are lost to something that the driver did behind it.
+        let lone = matches!(asked, Phase::Statement | Phase::CommitsInside);
+        if lone && progress == Progress::Answered {
+            self.close_for(CloseReason::Broken);
+            return Error::OutcomeUnknown {
+                source: Box::new(error),
+            };
         }
+        error
     }
 }
 
@@ -826,6 +885,10 @@ fn says_ended_inside(error: &Error) -> bool {
 /// The driver finds it by itself where a statement is prepared by name.
 const WRONG_COUNT: Error =
     Error::Misuse("the statement takes another number of parameters than were given");
+
+fn is_name_taken(error: &postgres::Error) -> bool {
+    error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT)
+}
 
 /// A parameter, and the type that the server expects there.
 type Typed<'p> = (&'p (dyn ToSql + Sync), Type);

@@ -8,6 +8,8 @@
 const COMMAND_COMPLETE: u8 = b'C';
 /// ReadyForQuery: the answer is complete.
 const READY_FOR_QUERY: u8 = b'Z';
+/// ErrorResponse.
+const ERROR: u8 = b'E';
 /// BackendKeyData: the process to be named in a cancel request.
 const BACKEND_KEY_DATA: u8 = b'K';
 
@@ -25,6 +27,7 @@ pub(super) struct Frame {
     process: [u8; 4],
     process_bytes: usize,
     completed: bool,
+    failed: bool,
 }
 
 impl Frame {
@@ -61,12 +64,18 @@ impl Frame {
             // A length that does not even count itself is for the driver to refuse.
             self.left = (u32::from_be_bytes(length) as usize).saturating_sub(length.len());
             self.completed |= tag == COMMAND_COMPLETE;
+            self.failed |= tag == ERROR;
         }
     }
 
     /// True once after a CommandComplete.
     pub fn take_completed(&mut self) -> bool {
         std::mem::take(&mut self.completed)
+    }
+
+    /// True once after an ErrorResponse.
+    pub fn take_failed(&mut self) -> bool {
+        std::mem::take(&mut self.failed)
     }
 
     /// The process number of BackendKeyData, once after it came.

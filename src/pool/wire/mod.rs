@@ -50,6 +50,9 @@ mod progress {
     pub const NOTHING_SENT: u8 = 1;
     pub const SENT: u8 = 2;
     pub const COMPLETED: u8 = 3;
+    /// Completed, with an error behind it.
+    pub const FAILED: u8 = 4;
+    pub const ANSWERED: u8 = 5;
 }
 
 impl Handle {
@@ -84,6 +87,7 @@ impl Handle {
             progress::UNSEEN => Progress::Unseen,
             progress::NOTHING_SENT => Progress::NothingSent,
             progress::SENT => Progress::Sent,
+            progress::ANSWERED => Progress::Answered,
             _ => Progress::Completed,
         }
     }
@@ -175,10 +179,19 @@ impl<S> Answers<S> {
     /// Looks at what is about to be delivered: up to where, so that it ends with the first end of an answer.
     fn deliver(&mut self, data: &[u8]) -> usize {
         let (length, ready) = self.frame.until_ready(data);
-        if self.frame.take_completed() {
-            self.handle
-                .progress
-                .store(progress::COMPLETED, Ordering::Relaxed);
+        let before = self.handle.progress.load(Ordering::Relaxed);
+        let mut now = before;
+        if self.frame.take_completed() && now == progress::SENT {
+            now = progress::COMPLETED;
+        }
+        if self.frame.take_failed() && now == progress::COMPLETED {
+            now = progress::FAILED;
+        }
+        if ready && now == progress::COMPLETED {
+            now = progress::ANSWERED;
+        }
+        if now != before {
+            self.handle.progress.store(now, Ordering::Relaxed);
         }
         if let Some(process) = self.frame.take_process() {
             self.handle.process.store(process, Ordering::Relaxed);
