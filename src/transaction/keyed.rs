@@ -150,7 +150,7 @@ impl Wanted<'_> {
             Ok(done) => done,
             Err(error) => return Err(roll_back_after(session, error)),
         };
-        let finish = self.ledger.finish_sql(&claim, answer.as_deref());
+        let finish = self.ledger.finish(&claim, answer.as_deref());
         match session.commit(&finish, &self.limits) {
             Ok(()) => Ok(Keyed::Done(value)),
             Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {

@@ -22,7 +22,7 @@
 
 use super::outcome::longest;
 use crate::error::{Chain, Error, Result};
-use crate::pool::{Inner, Pool, Session, as_server_ms, first_row};
+use crate::pool::{Finish, Inner, Pool, Session, as_server_ms, first_row};
 use crate::retry::RetryPolicy;
 use log::{debug, info, warn};
 use postgres::SimpleQueryMessage;
@@ -172,22 +172,23 @@ impl Ledger {
         }
     }
 
-    /// What the commit of a claim begins with: the answer is kept, and the row's time is that of the write's end. It is done
-    /// in the role that claimed the key, and in words that mean the same under every setting of the closure's.
-    pub fn finish_sql(&self, claim: &Claim, answer: Option<&[u8]>) -> String {
+    /// What belongs to the commit of a claim: the answer is kept, and the row's time is that of the write's end. It is done in
+    /// the role that claimed the key, and in words that mean the same under every setting of the closure's; then the
+    /// closure's own role is put back, since what it deferred to the commit runs in that.
+    pub fn finish(&self, claim: &Claim, answer: Option<&[u8]>) -> Finish {
         let (table, Key(key), attempt) = (&self.table, &claim.key, &claim.attempt);
         let answer = answer.map_or("NULL".into(), |a| format!("decode('{}', 'hex')", hex(a)));
-        // The closure's own role is put back: what it deferred to the commit runs in that.
-        format!(
-            "SELECT set_config('millpond.closure_authorization', current_setting('session_authorization'), true), \
-             set_config('millpond.closure_role', current_setting('role'), true); \
-             SELECT set_config('session_authorization', current_setting('millpond.session_authorization'), true); \
-             SELECT set_config('role', current_setting('millpond.role'), true); \
-             UPDATE {table} SET answer = {answer}, at = clock_timestamp() \
-             WHERE key = '{key}' AND attempt = '{attempt}'; \
-             SELECT set_config('session_authorization', current_setting('millpond.closure_authorization'), true); \
-             SELECT set_config('role', current_setting('millpond.closure_role'), true); "
-        )
+        // A session authorization takes the role along, so it is set first.
+        let values = ", set_config('millpond.closure_authorization', current_setting('session_authorization'), true), \
+                      set_config('millpond.closure_role', current_setting('role'), true), \
+                      set_config('session_authorization', current_setting('millpond.session_authorization'), true), \
+                      set_config('role', current_setting('millpond.role'), true)";
+        let statements = format!(
+            "UPDATE {table} SET answer = {answer}, at = clock_timestamp() WHERE key = '{key}' AND attempt = '{attempt}'; \
+             SELECT set_config('session_authorization', current_setting('millpond.closure_authorization'), true), \
+             set_config('role', current_setting('millpond.closure_role'), true); "
+        );
+        Finish { values, statements }
     }
 
     /// Settles what became of a claim whose COMMIT was not answered. `None` = somebody still has the key in hand.

@@ -14,7 +14,7 @@ pub(crate) use ledger::{Claim, Ledger};
 pub(crate) use outcome::{LostCommit, Outcome};
 
 use crate::error::{Chain, Error, Result};
-use crate::pool::{Begin, Limits, Pool, Session};
+use crate::pool::{Begin, Finish, Limits, Pool, Session};
 use crate::retry::{Call, Phase, Repeat, Stop, Verdict, controls_transaction, refuse_copy};
 use log::debug;
 use postgres::Row;
@@ -96,7 +96,7 @@ pub(crate) fn transact<T>(
         Ok(value) => value,
         Err(error) => return Err(roll_back_after(session, error)),
     };
-    match session.commit("", limits) {
+    match session.commit(&Finish::default(), limits) {
         Ok(()) => Ok(value),
         Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
             if begin.read_only || session.began_on_standby() {

@@ -147,6 +147,15 @@ impl Begin {
     }
 }
 
+/// What the message that commits does before. Of our own words, as that of the begin.
+#[derive(Default)]
+pub(crate) struct Finish {
+    /// What is selected once it is sure that this is the transaction that was begun, each with a comma before.
+    pub values: &'static str,
+    /// What is run then, each with a semicolon behind.
+    pub statements: String,
+}
+
 pub(crate) struct Session {
     client: Client,
     statements: Option<LruCache<Box<str>, Statement>>,
@@ -468,25 +477,26 @@ impl Session {
     /// Commits: one message. In a transaction that the server has aborted, a plain COMMIT would roll back and be answered
     /// like a success; the statement before it fails there, with 25P02. It fails as well when this is not the
     /// transaction that was begun: the closure has ended that one by itself. Never cancelled on the way (see the watchdog).
-    /// `first` of our own belongs to the transaction.
-    pub fn commit(&mut self, first: &str, limits: &Limits) -> Result<(), Error> {
+    /// What finishes it, of our own, belongs to the transaction.
+    pub fn commit(&mut self, finish: &Finish, limits: &Limits) -> Result<(), Error> {
         if std::mem::take(&mut self.sync_commit_touched) {
             self.ask_what_commit_waits_for(limits)?;
         }
         let check = match self.xid {
             Some(xid) => format!(
-                "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
+                "CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
                  THEN current_setting('{ENDED_INSIDE}') END"
             ),
-            None => "SELECT 1".to_owned(),
+            None => "1".to_owned(),
         };
+        let Finish { values, statements } = finish;
         // That the wait for a standby was given up is said in a warning only.
         let warn = match self.hides_warnings {
             true => "SET LOCAL client_min_messages = warning; ",
             false => "",
         };
         let take_away = self.look_ups.take_away();
-        let sql = format!("{check}; {first}{take_away}{warn}COMMIT");
+        let sql = format!("SELECT {check}{values}; {statements}{take_away}{warn}COMMIT");
         let result = self.timed("COMMIT", Phase::Commit, limits, |session| {
             session
                 .client
