@@ -341,6 +341,7 @@ impl Error {
                     phase: Phase::Preparing,
                 }
             }
+            Error::OutcomeUnknown { source } => source.without_effect(),
             // The server that had it is gone, and the one that took its place has not.
             Error::NotReplicated => Error::TransactionAborted {
                 cause: "its server was lost before a standby had it".into(),

@@ -150,6 +150,12 @@ class Node:
         command = AS_POSTGRES + ["patroni", self.configuration]
         self.patroni = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
 
+    def start_anew(self):
+        """Patroni alone: its PostgreSQL goes on."""
+        self.patroni.kill()
+        self.patroni.wait()
+        self.start()
+
     def role(self):
         url = f"http://127.0.0.1:{self.rest}/patroni"
         with contextlib.suppress(OSError, ValueError):
@@ -265,7 +271,12 @@ class Cluster:
             standbys = int(self.sql(self.leader().port, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"))
             return standbys == NODES - 1 and any(m["role"] == "sync_standby" for m in self.members())
 
-        wait("streaming standbys", 180, is_calm)
+        try:
+            wait("streaming standbys", 60, is_calm)
+        except RuntimeError:
+            # Patroni 3.0.2 can lose sight of changes in etcd, and then never names a synchronous standby; anew, it does.
+            self.leader().start_anew()
+            wait("streaming standbys", 120, is_calm)
 
     def switchover(self):
         old = self.leader()

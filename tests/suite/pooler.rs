@@ -502,6 +502,12 @@ fn a_write_whose_rows_have_become_of_another_type_is_not_done_twice() {
         let before = count(&server, "m_1");
         pool.query(sql, &[]).unwrap();
         assert_eq!(count(&server, "m_1"), before + 1, "{mode}");
+        // What only reads is asked for again.
+        pool.read("SELECT * FROM m_1", &[]).unwrap();
+        admin(&server.url())
+            .batch_execute("CREATE TYPE newest AS ENUM ('a'); ALTER TABLE m_1 ADD o newest")
+            .unwrap();
+        pool.read("SELECT * FROM m_1", &[]).unwrap();
     }
 }
 
