@@ -227,11 +227,7 @@ fn statements_are_not_prepared_by_name_where_another_server_may_answer() {
         );
         let mut stranger = admin(&pgbouncer.url(&server));
         for _ in 0..8 {
-            let left = stranger.simple_query("SELECT FROM pg_prepared_statements");
-            let rows = |m: &postgres::SimpleQueryMessage| {
-                matches!(m, postgres::SimpleQueryMessage::Row(_))
-            };
-            assert!(!left.unwrap().iter().any(rows), "by_socket={by_socket}");
+            assert_eq!(prepared(&mut stranger), 0, "by_socket={by_socket}");
         }
     }
 }
@@ -419,6 +415,15 @@ fn moods(server: &PrivateServer, count: usize) {
     }
 }
 
+/// How many prepared statements there are on the server connection that this client is given.
+fn prepared(client: &mut postgres::Client) -> usize {
+    let answer = client.simple_query("SELECT FROM pg_prepared_statements");
+    let answer = answer.expect("pg_prepared_statements");
+    let rows = answer.iter();
+    rows.filter(|m| matches!(m, postgres::SimpleQueryMessage::Row(_)))
+        .count()
+}
+
 fn count(server: &PrivateServer, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");
     admin(&server.url()).query_one(&sql, &[]).unwrap().get(0)
@@ -466,13 +471,7 @@ fn a_write_that_returns_a_type_to_be_looked_up_is_done_once_and_leaves_nothing_b
         pool.close(SECOND);
         let mut stranger = admin(&url);
         for _ in 0..8 {
-            let left = stranger
-                .simple_query("SELECT name FROM pg_prepared_statements")
-                .unwrap();
-            let rows = left
-                .iter()
-                .filter(|m| matches!(m, postgres::SimpleQueryMessage::Row(_)));
-            assert_eq!(rows.count(), 0, "{mode}: {left:?}");
+            assert_eq!(prepared(&mut stranger), 0, "{mode}");
         }
     }
 }
@@ -535,14 +534,8 @@ fn names_that_others_left_behind_and_words_in_literals_are_in_nobodys_way() {
     .unwrap();
     pool.query("INSERT INTO m_1 VALUES ('a') RETURNING m", &[])
         .unwrap();
-    let left = stranger
-        .simple_query("SELECT FROM pg_prepared_statements")
-        .unwrap();
-    let rows = left
-        .iter()
-        .filter(|m| matches!(m, postgres::SimpleQueryMessage::Row(_)));
     assert_eq!(
-        rows.count(),
+        prepared(&mut stranger),
         7_500,
         "what was there stays, and nothing else is"
     );

@@ -802,11 +802,14 @@ impl Session {
         if self.in_transaction {
             self.sync_commit_touched |= mentions(sql, "synchronous_commit");
             self.hides_warnings |= mentions(sql, "client_min_messages");
-            if mentions(sql, "deallocate") {
-                self.look_ups.doubt();
+            // Of no concern where statements are kept on the session, and not asked there.
+            if self.statements.is_none() || self.shared.is_pooled() {
+                if mentions(sql, "deallocate") {
+                    self.look_ups.doubt();
+                }
+                // What a text means may depend on what came before it in this transaction.
+                self.own_meanings |= mentions(sql, "search_path") || mentions(sql, "temp");
             }
-            // What a text means may depend on what came before it in this transaction.
-            self.own_meanings |= mentions(sql, "search_path") || mentions(sql, "temp");
         }
         // What was said to another is not said of this.
         self.gave_up_on_standbys();
