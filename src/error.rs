@@ -102,10 +102,14 @@ pub struct CheckoutError {
     pub reason: CheckoutFailure,
     /// How long the caller was in line.
     pub waited: Duration,
+    /// Where it asked.
+    pub place: &'static Location<'static>,
     /// The pool's figures at that moment.
     pub stats: Stats,
     /// Who holds a connection longest.
     pub longest: Option<HeldBy>,
+    /// The connection that the calling thread holds itself, and cannot give back while it waits for another.
+    pub held_here: Option<HeldBy>,
     /// The last failure to open a connection, when the newest attempt failed.
     pub last_open_error: Option<Arc<OpenError>>,
 }
@@ -120,6 +124,9 @@ pub enum CheckoutFailure {
     LineFull,
     /// The database has been away for a while; nobody waits until a connection opens again.
     FailingFast,
+    /// The database refuses every connection for a reason that will not pass by itself (a wrong password, an unknown
+    /// database), and none is open. Tried again every 3 s.
+    Refused,
     /// The pool is closed, or closing.
     Closed,
 }
@@ -155,6 +162,7 @@ impl fmt::Display for CheckoutError {
             CheckoutFailure::Timeout => write!(f, "no connection within {:.1?}", self.waited)?,
             CheckoutFailure::LineFull => write!(f, "too many threads in line for a connection")?,
             CheckoutFailure::FailingFast => write!(f, "the database is away")?,
+            CheckoutFailure::Refused => write!(f, "the database refuses the pool's connections")?,
             CheckoutFailure::Closed => write!(f, "the pool is closed")?,
         }
         let s = &self.stats;
@@ -163,9 +171,14 @@ impl fmt::Display for CheckoutError {
             " (total={} active={} idle={} waiting={} max={}",
             s.total, s.active, s.idle, s.waiting, s.max
         )?;
-        match &self.longest {
-            Some(holder) => write!(f, "; longest: {holder})"),
-            None => f.write_str(")"),
+        match (&self.held_here, &self.longest) {
+            (Some(own), _) if self.reason == CheckoutFailure::Timeout => write!(
+                f,
+                "; this thread holds one itself and asked for another at {}: {own})",
+                self.place
+            ),
+            (_, Some(holder)) => write!(f, "; longest: {holder})"),
+            (_, None) => f.write_str(")"),
         }
     }
 }
@@ -188,6 +201,10 @@ pub enum OpenError {
     Resolve(std::io::Error),
     /// The application's `on_connect` failed.
     OnConnect(Box<Error>),
+    /// The application's `on_connect` took longer than opening a connection may.
+    OnConnectTimeout(Duration),
+    /// The process, or the system, has no file descriptors left.
+    Files(std::io::Error),
     /// The driver, or `on_connect`, panicked.
     Panicked(String),
     /// The pool was closed meanwhile.
@@ -202,8 +219,23 @@ impl OpenError {
             OpenError::OnConnect(e) => e.sqlstate(),
             OpenError::Timeout(_)
             | OpenError::Resolve(_)
+            | OpenError::OnConnectTimeout(_)
+            | OpenError::Files(_)
             | OpenError::Panicked(_)
             | OpenError::Closed => None,
+        }
+    }
+
+    /// What was missing was on our side, and may be there again in a moment.
+    pub(crate) fn is_out_of_files(&self) -> bool {
+        match self {
+            OpenError::Files(_) => true,
+            OpenError::Resolve(e) => is_out_of_files(e),
+            OpenError::Driver(e) => {
+                let cause = e.source().and_then(|cause| cause.downcast_ref());
+                cause.is_some_and(is_out_of_files)
+            }
+            _ => false,
         }
     }
 
@@ -212,10 +244,18 @@ impl OpenError {
         retry::verdict(&self.symptom(), Phase::Opening).repeat == Repeat::Permanent
     }
 
+    /// Somebody, or something, refuses whoever comes. (A panic may have been a chance.)
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.is_permanent() && matches!(self, OpenError::Driver(_) | OpenError::OnConnect(_))
+    }
+
     fn symptom(&self) -> Symptom<'_> {
         match self {
             OpenError::Driver(e) => Symptom::of(e),
-            OpenError::Timeout(_) | OpenError::Resolve(_) => Symptom::Lost,
+            OpenError::Timeout(_)
+            | OpenError::Resolve(_)
+            | OpenError::OnConnectTimeout(_)
+            | OpenError::Files(_) => Symptom::Lost,
             OpenError::OnConnect(e) => match &**e {
                 Error::Database { source, .. } | Error::QueryTimeout { source, .. } => {
                     Symptom::of(source)
@@ -234,6 +274,13 @@ impl fmt::Display for OpenError {
             OpenError::Timeout(limit) => write!(f, "the server did not let us in within {limit:?}"),
             OpenError::Resolve(_) => f.write_str("the host's name could not be resolved"),
             OpenError::OnConnect(_) => f.write_str("on_connect failed"),
+            OpenError::OnConnectTimeout(limit) => {
+                write!(
+                    f,
+                    "on_connect did not end within {limit:?}, which opening a connection may take"
+                )
+            }
+            OpenError::Files(_) => f.write_str("no file descriptors are left for a connection"),
             OpenError::Panicked(what) => write!(f, "panicked while opening a connection: {what}"),
             OpenError::Closed => f.write_str("the pool is closed"),
         }
@@ -244,9 +291,12 @@ impl StdError for OpenError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             OpenError::Driver(e) => Some(e),
-            OpenError::Resolve(e) => Some(e),
+            OpenError::Resolve(e) | OpenError::Files(e) => Some(e),
             OpenError::OnConnect(e) => Some(e),
-            OpenError::Timeout(_) | OpenError::Panicked(_) | OpenError::Closed => None,
+            OpenError::Timeout(_)
+            | OpenError::OnConnectTimeout(_)
+            | OpenError::Panicked(_)
+            | OpenError::Closed => None,
         }
     }
 }
@@ -295,6 +345,8 @@ impl Error {
                 e.reason != CheckoutFailure::Closed && !hopeless
             }
             Error::KeyInUse => true,
+            // Not repeated by the pool: whoever says NOWAIT wants to know at once.
+            Error::Database { source, .. } if Symptom::of(source) == Symptom::NoWait => true,
             other => matches!(
                 other.verdict().repeat,
                 Repeat::NeverSent | Repeat::RolledBack
@@ -358,7 +410,16 @@ impl Error {
                 (CheckoutFailure::Closed, _) => Verdict::PERMANENT,
                 (_, Some(open)) if open.is_permanent() => Verdict::PERMANENT,
                 // The line is full because retries would only lengthen it; fail fast means what it says.
-                (CheckoutFailure::LineFull | CheckoutFailure::FailingFast, _) => Verdict::PERMANENT,
+                (
+                    CheckoutFailure::LineFull
+                    | CheckoutFailure::FailingFast
+                    | CheckoutFailure::Refused,
+                    _,
+                ) => Verdict::PERMANENT,
+                // All are in use: another place in line would be no better, and the line longer.
+                (CheckoutFailure::Timeout, _) if e.stats.active >= e.stats.max => {
+                    Verdict::PERMANENT
+                }
                 (CheckoutFailure::Timeout, _) => Verdict::NEVER_SENT,
             },
             Error::Database { source, phase } => retry::verdict(&Symptom::of(source), *phase),
@@ -512,6 +573,11 @@ impl fmt::Display for Chain<'_> {
         }
         Ok(())
     }
+}
+
+/// EMFILE of the process, ENFILE of the system (the same numbers on Linux and the BSDs).
+pub(crate) fn is_out_of_files(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 /// The first 100 characters of a statement, for errors and logs.

@@ -43,6 +43,8 @@ pub struct PoolConfig {
     pub query_timeout: Option<Duration>,
     /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only.
     pub statement_cache: usize,
+    /// When a connection is cleaned. Default [`Reset::Auto`].
+    pub reset: Reset,
     /// Whether a pooler stands between. `None` is what the URL says (`pgbouncer=true`), else [`Pooler::Auto`].
     pub pooler: Option<Pooler>,
     /// Shown in `pg_stat_activity`. `None` is the program's file name.
@@ -77,6 +79,7 @@ impl Default for PoolConfig {
             statement_timeout: Some(Duration::from_secs(5)),
             query_timeout: Some(Duration::from_secs(5)),
             statement_cache: 256,
+            reset: Reset::Auto,
             pooler: None,
             application_name: None,
             retry: RetryPolicy::default(),
@@ -163,6 +166,13 @@ impl PoolConfig {
                 format!("0 to DB_POOL_MAX, which is {max}"),
             );
         }
+        let statements = self.statement_cache;
+        expect(
+            statements <= table::MOST_STATEMENTS,
+            "DB_STATEMENT_CACHE",
+            statements.to_string(),
+            format!("0 to {}", table::MOST_STATEMENTS),
+        );
         let wait = self.connection_timeout;
         expect(
             !wait.is_zero(),
@@ -203,6 +213,18 @@ impl PoolConfig {
         );
         found
     }
+}
+
+/// When what was left on a connection is taken away: settings, locks, temporary tables, subscriptions, prepared statements,
+/// cursors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// After a statement whose text shows that it may leave something, and after a plain check-out that was used. What
+    /// functions and procedures do inside is not seen.
+    Auto,
+    /// After every use, which takes a round trip, though seldom one that anybody waits for. Behind a pooler, the connection
+    /// is closed instead.
+    Always,
 }
 
 /// Whether a connection pooler, such as PgBouncer, stands between the pool and the server.

@@ -1,6 +1,6 @@
 //! The table of variables: how each is read, what it takes, and how it is shown.
 
-use super::{Config, ConfigErrors, Pooler, PrivateDatabase, Problem};
+use super::{Config, ConfigErrors, Pooler, PrivateDatabase, Problem, Reset};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 /// More is a typing error: PostgreSQL itself takes at most 262143.
 pub(super) const MOST_CONNECTIONS: u32 = 10_000;
+pub(super) const MOST_STATEMENTS: usize = 100_000;
 /// PostgreSQL's own limit for a time in milliseconds, about 24 days.
 const LONGEST_MS: u64 = i32::MAX as u64;
 
@@ -111,8 +112,10 @@ const SETTINGS: &[Setting] = &[
         |c| optional_ms(c.pool.statement_timeout)),
     plain("DB_QUERY_TIMEOUT_MS", "milliseconds, 0 = off", |c, v| { c.pool.query_timeout = off_at_zero(v)?; Ok(()) },
         |c| optional_ms(c.pool.query_timeout)),
-    plain("DB_STATEMENT_CACHE", "a whole number from 0 to 100000, 0 = unnamed statements only", |c, v| { c.pool.statement_cache = number(v, 0..=100_000)?; Ok(()) },
+    plain("DB_STATEMENT_CACHE", "a whole number from 0 to 100000, 0 = unnamed statements only", |c, v| { c.pool.statement_cache = number(v, 0..=MOST_STATEMENTS)?; Ok(()) },
         |c| c.pool.statement_cache.to_string()),
+    plain("DB_RESET", "auto or always", |c, v| { c.pool.reset = reset(v)?; Ok(()) },
+        |c| format!("{:?}", c.pool.reset).to_lowercase()),
     plain("DB_POOLER", "auto, on or off", |c, v| { c.pool.pooler = Some(pooler(v)?); Ok(()) },
         |c| format!("{:?}", c.pool.effective_pooler()).to_lowercase()),
     plain("DB_APPLICATION_NAME", "a name", |c, v| { c.pool.application_name = Some(filled(v)?); Ok(()) },
@@ -221,6 +224,14 @@ fn private(text: &str) -> Result<PrivateDatabase, String> {
         Some(true) => PrivateDatabase::On,
         Some(false) => PrivateDatabase::Off,
     })
+}
+
+fn reset(text: &str) -> Result<Reset, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "auto" => Ok(Reset::Auto),
+        "always" => Ok(Reset::Always),
+        _ => Err(String::new()),
+    }
 }
 
 fn pooler(text: &str) -> Result<Pooler, String> {

@@ -5,7 +5,8 @@
 //!
 //! - nobody is overtaken: while a thread waits, no connection goes to a later one;
 //! - nothing is lost: a connection given to a waiter whose deadline passes in that moment is taken by it all the same;
-//! - an idle connection and a waiting thread never exist side by side.
+//! - an idle connection and a waiting thread never exist side by side;
+//! - as many idle ones as are to be kept ready are asked for as soon as there are fewer, and never more.
 //!
 //! The line knows nothing of PostgreSQL: it hands out values of any type `T`. It does no I/O, and it takes locks, threads
 //! and deadlines from `super::sync`, so that a test can put a model checker's in their place.
@@ -20,6 +21,7 @@ pub struct Line<T> {
     demand: Condvar,
     max: usize,
     max_waiting: usize,
+    min_idle: usize,
 }
 
 struct State<T> {
@@ -30,6 +32,8 @@ struct State<T> {
     active: usize,
     /// Openers at work for those in line.
     opening: usize,
+    /// One is to be opened though nobody waits for it.
+    owed: bool,
     closed: bool,
 }
 
@@ -42,6 +46,7 @@ pub struct Waiter<T> {
 enum Slot<T> {
     Empty,
     Given(T),
+    TurnedAway,
     Closed,
 }
 
@@ -68,6 +73,8 @@ pub enum Outcome<T> {
     Given(T),
     /// The deadline passed; the place in line is given up.
     TimedOut,
+    /// There was nothing to wait for any more.
+    TurnedAway,
     /// The line was closed.
     Closed,
 }
@@ -81,12 +88,14 @@ pub struct Figures {
 }
 
 impl<T> Line<T> {
-    pub fn new(max: usize, max_waiting: usize) -> Line<T> {
+    /// For at most `max` values, of which `min_idle` are kept ready, and `max_waiting` threads.
+    pub fn new(max: usize, max_waiting: usize, min_idle: usize) -> Line<T> {
         let state = State {
             idle: Vec::new(),
             waiters: VecDeque::new(),
             active: 0,
             opening: 0,
+            owed: false,
             closed: false,
         };
         Line {
@@ -94,6 +103,7 @@ impl<T> Line<T> {
             demand: Condvar::new(),
             max,
             max_waiting,
+            min_idle,
         }
     }
 
@@ -111,11 +121,12 @@ impl<T> Line<T> {
         // Somebody in line means nothing idle; but one who comes back ahead of the line may find what came meanwhile.
         if let Some(value) = state.idle.pop() {
             state.active += 1;
+            self.wake_opener(state);
             return Arrival::Ready(value);
         }
         // Those for whom a value can be had from elsewhere do not count: they are not waiting for anybody.
         let room = self.max.saturating_sub(state.active);
-        if state.waiters.len() >= self.max_waiting + room && !first {
+        if state.waiters.len() >= self.max_waiting.saturating_add(room) && !first {
             return Arrival::Full;
         }
         let place = Arc::new(Waiter {
@@ -133,9 +144,11 @@ impl<T> Line<T> {
         }
     }
 
-    /// Asks for a connection to be opened for those in line. Called by a thread that queued and found nothing else.
-    pub fn call_opener(&self) {
-        let state = self.lock();
+    /// Asks for a connection to be opened: for those in line, and one in any case, whoever is in line by then. Called by a
+    /// thread that queued and found nothing else.
+    pub fn owe_one(&self) {
+        let mut state = self.lock();
+        state.owed = true;
         self.wake_opener(state);
     }
 
@@ -148,8 +161,9 @@ impl<T> Line<T> {
     }
 
     fn wants_opener(&self, state: &State<T>) -> bool {
-        state.waiters.len() > state.opening
-            && state.active + state.idle.len() + state.opening < self.max
+        let coming = state.idle.len() + state.opening;
+        let wanted = state.waiters.len().max(usize::from(state.owed)) + self.min_idle;
+        coming < wanted && state.active + coming < self.max
     }
 
     /// Waits for a value. Only the thread that queued may call this, once.
@@ -189,7 +203,9 @@ impl<T> Line<T> {
     /// A value that was not checked out (a new one, a spare) joins. Returns it when the line is closed.
     #[must_use = "a value that comes to a closed line must be closed by the caller"]
     pub fn offer(&self, value: T) -> Option<T> {
-        self.hand_over(self.lock(), value)
+        let mut state = self.lock();
+        state.owed = false;
+        self.hand_over(state, value)
     }
 
     fn hand_over(&self, mut state: MutexGuard<'_, State<T>>, value: T) -> Option<T> {
@@ -215,7 +231,8 @@ impl<T> Line<T> {
         self.wake_opener(state);
     }
 
-    /// Blocks an opener until somebody is in line for whom nobody opens a connection yet. False when the line is closed.
+    /// Blocks an opener until somebody is in line for whom nobody opens a connection yet, or fewer are idle than are to be
+    /// kept ready. False when the line is closed.
     /// Each `true` is answered with one [`opener_done`](Line::opener_done).
     pub fn await_demand(&self) -> bool {
         let mut state = self.lock();
@@ -238,19 +255,15 @@ impl<T> Line<T> {
         self.wake_opener(state);
     }
 
-    /// True while somebody is in line.
-    pub fn has_waiters(&self) -> bool {
-        !self.lock().waiters.is_empty()
-    }
-
     /// Takes up to `most` idle values that `pick` chooses, those idle longest first. They are not checked out: the caller
-    /// closes them or offers them again.
-    pub fn take_idle(&self, most: usize, mut pick: impl FnMut(&T) -> bool) -> Vec<T> {
+    /// offers them again, or closes them and says so with [`closed_idle`](Line::closed_idle).
+    /// The lock is held while `pick` looks at them: it must not block.
+    pub fn take_idle(&self, most: usize, mut pick: impl FnMut(&mut T) -> bool) -> Vec<T> {
         let mut state = self.lock();
         let mut taken = Vec::new();
         let mut kept = Vec::with_capacity(state.idle.len());
-        for value in state.idle.drain(..) {
-            if taken.len() < most && pick(&value) {
+        for mut value in state.idle.drain(..) {
+            if taken.len() < most && pick(&mut value) {
                 taken.push(value);
             } else {
                 kept.push(value);
@@ -258,6 +271,34 @@ impl<T> Line<T> {
         }
         state.idle = kept;
         taken
+    }
+
+    /// How many idle values are of a kind.
+    pub fn count_idle(&self, of_kind: impl Fn(&T) -> bool) -> usize {
+        let state = self.lock();
+        state.idle.iter().filter(|value| of_kind(value)).count()
+    }
+
+    /// Idle values were closed: others may have to take their place.
+    pub fn closed_idle(&self) {
+        self.wake_opener(self.lock());
+    }
+
+    /// Turns everybody in line away who waits for a value to be opened, when that has become hopeless: where none is checked
+    /// out that could come back.
+    pub fn turn_away(&self) {
+        let mut state = self.lock();
+        if state.active > 0 || state.closed {
+            return;
+        }
+        let waiters = std::mem::take(&mut state.waiters);
+        for waiter in &waiters {
+            *unpoison(waiter.slot.lock()) = Slot::TurnedAway;
+        }
+        drop(state);
+        for waiter in waiters {
+            waiter.thread.unpark();
+        }
     }
 
     /// Checks one idle value out that `pick` chooses, for upkeep.
@@ -301,6 +342,7 @@ impl<T> Waiter<T> {
         match std::mem::replace(&mut *slot, Slot::Empty) {
             Slot::Empty => None,
             Slot::Given(value) => Some(Outcome::Given(value)),
+            Slot::TurnedAway => Some(Outcome::TurnedAway),
             Slot::Closed => Some(Outcome::Closed),
         }
     }

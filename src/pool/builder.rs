@@ -5,11 +5,12 @@ use super::manager::{Manager, OnConnect, Shared};
 use super::probe::Probe;
 use super::watchdog::Watchdog;
 use super::{Inner, LONGEST, Observer, Pool, upkeep};
-use crate::config::{ConfigErrors, Database, PoolConfig, Pooler, Problem};
+use crate::config::{ConfigErrors, Database, PoolConfig, Pooler, Problem, Reset};
 use crate::retry::{Budget, RetryPolicy};
+use crate::sync::caught;
 use postgres::Client;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Options of a pool. [`build`](Builder::build) returns at once, also while the database is down.
@@ -111,6 +112,15 @@ impl Builder {
     /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only, as behind a [pooler](Self::pooler).
     pub fn statement_cache(mut self, statements: usize) -> Self {
         self.config.statement_cache = statements;
+        self
+    }
+
+    /// When what was left on a connection is taken away. Default [`Reset::Auto`]: after a statement whose text shows that it
+    /// may leave something (`SET`, `set_config(.., false)`, `pg_advisory_lock`, `CREATE TEMP`, `LISTEN`, `PREPARE`, `DO`, ..),
+    /// and after a plain check-out that was used. Where functions or procedures of the application's own do such things
+    /// inside, say [`Reset::Always`]. A library that was loaded, or a connection of dblink's, costs the session.
+    pub fn reset(mut self, reset: Reset) -> Self {
+        self.config.reset = reset;
         self
     }
 
@@ -231,29 +241,46 @@ impl Builder {
             watchdog,
         ));
         let config = &shared.config;
-        let r2d2 = r2d2::Pool::builder()
-            .max_size(config.max_size)
-            .min_idle(Some(config.effective_min_idle()))
-            .connection_timeout(config.connection_timeout)
-            .max_lifetime(config.max_lifetime)
-            // Both are ours; see the head of the pool's module.
-            .idle_timeout(None)
-            .test_on_check_out(false)
-            .error_handler(Box::new(r2d2::NopErrorHandler))
-            // `build` would wait for the first connections.
-            .build_unchecked(Manager(Arc::clone(&shared)));
+        // Without a thread it panics (scheduled-thread-pool 0.2.7).
+        let r2d2 = caught(|| {
+            r2d2::Pool::builder()
+                .max_size(config.max_size)
+                .connection_timeout(config.connection_timeout)
+                // These are ours; see the head of the pool's module.
+                .min_idle(Some(0))
+                .max_lifetime(None)
+                .idle_timeout(None)
+                .test_on_check_out(false)
+                .error_handler(Box::new(r2d2::NopErrorHandler))
+                // `build` would wait for the first connections.
+                .build_unchecked(Manager(Arc::clone(&shared)))
+        });
+        let r2d2 = r2d2.map_err(|panic| {
+            shared.watchdog.stop();
+            thread_failed(std::io::Error::other(panic))
+        })?;
+        let (max, waiting) = (config.max_size as usize, config.max_waiting);
+        let line = Line::new(max, waiting, config.effective_min_idle() as usize);
         let inner = Arc::new(Inner {
             budget: Budget::for_pool_of(config.max_size),
             probe: Probe::default(),
-            line: Arc::new(Line::new(config.max_size as usize, config.max_waiting)),
+            line: Arc::new(line),
             r2d2,
             out: AtomicUsize::new(0),
             warned_at: AtomicU64::new(0),
             start: Instant::now(),
+            report: OnceLock::new(),
             keeper: Mutex::default(),
             returned: Default::default(),
             shared,
         });
+        let line = Arc::downgrade(&inner.line);
+        let tell_the_line = move || {
+            if let Some(line) = line.upgrade() {
+                line.turn_away();
+            }
+        };
+        let _ = inner.shared.on_refused.set(Box::new(tell_the_line));
         upkeep::start(&inner).map_err(thread_failed)?;
         Ok(Pool { inner })
     }

@@ -1,11 +1,16 @@
 //! Closing a pool: refuse what is new, let what runs finish, cancel what does not, cut what does not answer.
 
 use super::{CloseReason, Inner, LONGEST, Pool};
+use crate::sync;
 use log::info;
 use std::fmt;
-use std::sync::PoisonError;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// Threads that say goodbye to idle connections side by side.
+const HELPERS: usize = 8;
 
 /// How a drain went, in connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +37,8 @@ impl fmt::Display for Report {
 impl Pool {
     /// Closes the pool: no check-out from now on, those in line are turned away, idle connections are closed, those in use
     /// are waited for. What still runs shortly before `timeout` is cancelled; what does not answer then is cut. Returns
-    /// within `timeout`, and a little for the cut. A COMMIT on its way is never cancelled. A second call does nothing more.
+    /// within `timeout`, and a little for the cut. A COMMIT on its way is never cancelled. A second call changes nothing: it
+    /// waits for the first, up to its own `timeout`, and returns the first one's report once there is one.
     pub fn close(&self, timeout: Duration) -> Report {
         self.inner.close(timeout)
     }
@@ -42,6 +48,9 @@ impl Inner {
     fn close(&self, timeout: Duration) -> Report {
         let timeout = timeout.min(LONGEST);
         let deadline = Instant::now() + timeout;
+        if self.shared.closing.swap(true, Ordering::SeqCst) {
+            return self.wait_for_report(deadline);
+        }
         // The last part of the time is for those who must be told: a cancel, then the cut.
         let grace = (timeout / 2).min(Duration::from_secs(2));
         let before = self.stats();
@@ -68,47 +77,68 @@ impl Inner {
             aborted: aborted.len(),
         };
         info!("pool closed: {report}");
+        let report = *self.report.get_or_init(|| report);
+        self.tell_returned();
         report
+    }
+
+    fn wait_for_report(&self, until: Instant) -> Report {
+        self.wait_for_returns(until, || self.report.get().is_some());
+        self.report.get().copied().unwrap_or_default()
     }
 
     /// Saying goodbye takes a system call each, or as long as its deadline where a buffer is full: not one after the other.
     pub(super) fn shut_line(&self) {
-        self.shared
-            .closing
-            .store(true, std::sync::atomic::Ordering::SeqCst);
+        self.shared.closing.store(true, Ordering::SeqCst);
         self.shared.gate.close();
+        self.shared.demand.close();
         self.shared.ledger.wake_sweeper();
         let mut idle = self.line.close();
         while let Some(spare) = self.r2d2.try_get() {
             idle.push(spare);
         }
-        let each = idle.len().div_ceil(8).max(1);
-        thread::scope(|scope| {
-            while !idle.is_empty() {
-                let some = idle.split_off(idle.len().saturating_sub(each));
-                scope.spawn(move || {
-                    some.into_iter()
-                        .for_each(|held| self.discard(held, CloseReason::Drained))
-                });
+        let helpers = idle.len().min(HELPERS);
+        let idle = Mutex::new(idle);
+        let next = || sync::unpoison(idle.lock()).pop();
+        let close_all = || {
+            while let Some(held) = next() {
+                self.discard(held, CloseReason::Drained);
             }
+        };
+        thread::scope(|scope| {
+            for _ in 1..helpers {
+                // Without helpers it takes longer.
+                let helper = thread::Builder::new().spawn_scoped(scope, close_all);
+                if helper.is_err() {
+                    break;
+                }
+            }
+            close_all();
         });
     }
 
+    /// For a drain that waits: something has changed.
+    pub(super) fn tell_returned(&self) {
+        drop(sync::unpoison(self.returned.0.lock()));
+        self.returned.1.notify_all();
+    }
+
     fn wait_until_returned(&self, until: Instant) -> bool {
+        self.wait_for_returns(until, || self.line.figures().active == 0)
+    }
+
+    fn wait_for_returns(&self, until: Instant, done: impl Fn() -> bool) -> bool {
         let (lock, returned) = &self.returned;
-        let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = sync::unpoison(lock.lock());
         loop {
-            if self.line.figures().active == 0 {
+            if done() {
                 return true;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            guard = returned
-                .wait_timeout(guard, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            guard = sync::unpoison(returned.wait_timeout(guard, left)).0;
         }
     }
 }

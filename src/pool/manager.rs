@@ -4,18 +4,24 @@
 //! `connect` therefore does not fail while the pool is open: it keeps trying. While the database is down one of r2d2's three
 //! threads tries about every 25 ms and the others wait for it (the [`Gate`]), so that the database sees no storm and is
 //! found at once when it is back. A panic in `connect` would leak r2d2's pending slot for ever (r2d2 0.8.10): it is caught.
+//!
+//! Each time that somebody asks r2d2 and gives up before it has opened a connection, one more stays pending there, up to the
+//! most there may be (r2d2 0.8.10, `get_timeout`). So that no outage ends with all of them being opened, one that is pending
+//! is opened only while an opener waits for it (the [`Demand`]).
 
 use super::Observer;
-use super::identity::Identity;
+use super::identity::{Identity, first_row};
+use super::names::Names;
 use super::param_types::Descriptions;
 use super::scout::{Attempt, Attempts};
 use super::session::{Session, as_server_ms};
 use super::watchdog::{Plan, Tracked, Watchdog};
 use super::wire::Connector;
 use crate::config::{PoolConfig, Pooler};
-use crate::error::{Chain, Error, OpenError, excerpt};
+use crate::error::{Chain, Error, OpenError, excerpt, is_out_of_files};
 use crate::metrics::{CloseReason, Metrics};
 use crate::retry::{Phase, Symptom};
+use crate::sync::caught;
 use crate::transaction::Ledger;
 use log::{debug, error, info, warn};
 use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
@@ -24,11 +30,8 @@ use postgres::{Client, NoTls};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two attempts while the database is down.
@@ -54,6 +57,9 @@ pub(crate) struct Shared {
     pub generation: AtomicU64,
     /// Connections being opened at this moment.
     pub attempts: Attempts,
+    pub demand: Demand,
+    /// Told when the database refuses whoever comes: nobody need wait for a connection to be opened.
+    pub on_refused: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Options in the startup packet are refused, as poolers do.
     without_options: AtomicBool,
     /// The URL's options set `statement_timeout`, and nothing wins over them.
@@ -77,6 +83,7 @@ pub(crate) struct Shared {
     warned_of_incarnation: AtomicBool,
     pub ledger: Ledger,
     pub descriptions: Descriptions,
+    names: Names,
     next_id: AtomicU64,
     on_connect: Option<Box<OnConnect>>,
     observers: Vec<Arc<dyn Observer>>,
@@ -109,6 +116,8 @@ impl Shared {
             has_connected: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             attempts: Attempts::default(),
+            demand: Demand::default(),
+            on_refused: OnceLock::new(),
             without_options: AtomicBool::new(false),
             warned_of_timeout: AtomicBool::new(false),
             hides_warnings: AtomicBool::new(false),
@@ -121,6 +130,7 @@ impl Shared {
             primary_at: AtomicU64::new(0),
             warned_of_incarnation: AtomicBool::new(false),
             descriptions: Descriptions::default(),
+            names: Names::default(),
             next_id: AtomicU64::new(1),
             on_connect,
             observers,
@@ -131,8 +141,8 @@ impl Shared {
     /// Tells the observers. A panic of theirs ends there.
     pub fn observe(&self, tell: impl Fn(&dyn Observer)) {
         for observer in &self.observers {
-            if catch_unwind(AssertUnwindSafe(|| tell(&**observer))).is_err() {
-                error!("an observer panicked");
+            if let Err(panic) = caught(|| tell(&**observer)) {
+                error!("an observer panicked: {panic}");
             }
         }
     }
@@ -232,7 +242,34 @@ impl Shared {
 
     /// Does what a new connection needs before it is used: what was not let into the startup packet, and the application's
     /// `on_connect`. What is shared with others is not for us to set: there our own deadlines stand in.
-    pub fn restore(&self, client: &mut Client) -> Result<(), postgres::Error> {
+    pub fn restore(&self, client: &mut Client) -> Result<(), Error> {
+        let failed = |source| Error::Database {
+            source,
+            phase: Phase::Preparing,
+        };
+        self.set_up(client).map_err(failed)?;
+        let Some(on_connect) = &self.on_connect else {
+            return Ok(());
+        };
+        on_connect(client).map_err(failed)?;
+        // In a transaction that was begun before, its moment is another than that of the statement.
+        let idle = "SELECT now() = statement_timestamp()";
+        let idle = match client.simple_query(idle) {
+            Ok(answer) => {
+                first_row(&answer).and_then(|row| row.try_get(0).ok().flatten()) == Some("t")
+            }
+            Err(e) if e.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => false,
+            Err(e) => return Err(failed(e)),
+        };
+        match idle {
+            true => Ok(()),
+            false => Err(Error::Misuse(
+                "on_connect left a transaction open; commit it, or begin none",
+            )),
+        }
+    }
+
+    fn set_up(&self, client: &mut Client) -> Result<(), postgres::Error> {
         if self.sets_timeout() {
             let limit = self.statement_timeout_ms();
             client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
@@ -240,10 +277,7 @@ impl Shared {
         if self.hides_warnings.load(Ordering::Relaxed) && !self.is_pooled() {
             client.batch_execute("SET client_min_messages = warning")?;
         }
-        match &self.on_connect {
-            Some(on_connect) => on_connect(client),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// The `statement_timeout` that each transaction sets for itself, where the session's cannot be.
@@ -275,10 +309,11 @@ impl Shared {
         deadline: Option<Instant>,
         purpose: Purpose,
     ) -> Result<Session, OpenError> {
-        while self.gate.turn(&self.closing, deadline) {
+        while let Some(turn) = self.gate.turn(&self.closing, deadline) {
             if purpose == Purpose::Use
-                && let Some(session) = self.attempts.take_spare()
+                && let Some(mut session) = self.attempts.take_spare()
             {
+                session.announce();
                 return Ok(session);
             }
             let started = Instant::now();
@@ -287,10 +322,11 @@ impl Shared {
             let until = deadline.map_or(limit, |at| at.min(limit));
             let result = self.open(until, Duration::MAX, purpose, Some(&attempt));
             let result = result.or_else(|e| attempt.take_found().ok_or(e));
-            self.attempts.end(&attempt);
+            drop(attempt);
             let error = match result {
-                Ok(session) => {
+                Ok(mut session) => {
                     self.note_opened();
+                    session.announce();
                     return Ok(session);
                 }
                 Err(e) => Arc::new(e),
@@ -303,10 +339,17 @@ impl Shared {
             self.observe(|o| o.open_failed(&error));
             let pause = match () {
                 () if error.is_permanent() => RETRY_PERMANENT,
-                () if code == SqlState::TOO_MANY_CONNECTIONS.code() => RETRY_FULL,
+                () if code == SqlState::TOO_MANY_CONNECTIONS.code() || error.is_out_of_files() => {
+                    RETRY_FULL
+                }
                 () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
             };
+            let refused = error.is_refusal();
             self.gate.failed(error, started, pause);
+            drop(turn);
+            if refused && let Some(tell) = self.on_refused.get() {
+                tell();
+            }
         }
         Err(OpenError::Closed)
     }
@@ -373,7 +416,7 @@ impl Shared {
     ) -> Result<Session, OpenError> {
         let mut last_error = OpenError::Closed;
         let left = || deadline.saturating_duration_since(Instant::now());
-        let all = addresses(host, left().min(each))?;
+        let all = self.addresses(host, left().min(each))?;
         let count = all.len();
         for (nth, one) in all.iter().enumerate() {
             let share = left() / (count - nth) as u32;
@@ -383,6 +426,28 @@ impl Shared {
             }
         }
         Err(last_error)
+    }
+
+    /// One setting for each address of a host: the driver would walk them inside one connect, each with the whole of the time.
+    fn addresses(
+        &self,
+        host: &postgres::Config,
+        limit: Duration,
+    ) -> Result<Vec<postgres::Config>, OpenError> {
+        let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
+            return Ok(vec![host.clone()]);
+        };
+        let mut found = self
+            .names
+            .addresses(name, limit)
+            .map_err(OpenError::Resolve)?;
+        found.dedup();
+        let with = |addr| {
+            let mut one = host.clone();
+            one.hostaddr(addr);
+            one
+        };
+        Ok(found.into_iter().map(with).collect())
     }
 
     fn open_at(
@@ -409,6 +474,9 @@ impl Shared {
                 PostgresConnectionManager::new(config, NoTls).connect()
             }
         };
+        if let Some(e) = out_of_files() {
+            return Err(OpenError::Files(e));
+        }
         let opened = caught(|| {
             if self.without_options.load(Ordering::Relaxed) {
                 return connect(self.startup(host, limit, false, &registration.tracked));
@@ -432,7 +500,8 @@ impl Shared {
             Ok(Ok(client)) => Ok(client),
             Ok(Err(_)) if wire.is_aborted() => Err(OpenError::Timeout(limit)),
             Ok(Err(e)) => Err(OpenError::Driver(e)),
-            Err(panic) => Err(OpenError::Panicked(panic)),
+            // The driver unwraps the making of its runtime.
+            Err(panic) => Err(out_of_files().map_or(OpenError::Panicked(panic), OpenError::Files)),
         };
         let mut client = opened?;
         let mut identity = match Identity::read(&mut client) {
@@ -468,28 +537,27 @@ impl Shared {
             Purpose::Use => caught(|| self.restore(&mut client)),
             Purpose::Resolve => Ok(Ok(())),
         };
+        // Whatever it says, it has used all of the time, and its connection may be cut.
+        if armed.disarm() {
+            return Err(match purpose {
+                Purpose::Use if self.on_connect.is_some() => OpenError::OnConnectTimeout(limit),
+                _ => OpenError::Timeout(limit),
+            });
+        }
         match restored {
             Ok(Ok(())) => {}
-            Ok(Err(source)) => {
-                return Err(OpenError::OnConnect(Box::new(Error::Database {
-                    source,
-                    phase: Phase::Preparing,
-                })));
-            }
+            Ok(Err(e)) => return Err(OpenError::OnConnect(Box::new(e))),
             Err(panic) => return Err(OpenError::Panicked(panic)),
         }
-        drop(armed);
         let took = started.elapsed();
-        self.metrics.create_time.observe(took.as_secs_f64());
         self.attempts.note_opened(took);
-        info!("opened conn={id} took={took:.1?}");
-        self.observe(|o| o.opened(id, took));
         Ok(Session::new(
             client,
             identity,
             registration,
             Arc::clone(self),
             generation,
+            took,
         ))
     }
 
@@ -637,50 +705,75 @@ fn is_tcp(host: &postgres::Config) -> bool {
     !matches!(host.get_hosts().first(), Some(Host::Unix(_)))
 }
 
-/// One setting for each address of a host. The driver would walk them inside one connect, each with the whole of the time;
-/// and the system's resolver knows no deadline, so it is asked on a thread that can be left behind.
-fn addresses(host: &postgres::Config, limit: Duration) -> Result<Vec<postgres::Config>, OpenError> {
-    let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
-        return Ok(vec![host.clone()]);
-    };
-    let port = host.get_ports().first().copied().unwrap_or(5432);
-    let found = match name.parse::<IpAddr>() {
-        Ok(addr) => vec![addr],
-        Err(_) => {
-            let (sender, resolved) = mpsc::channel();
-            let wanted = (name.clone(), port);
-            let resolve = move || sender.send(wanted.to_socket_addrs().map(Vec::from_iter));
-            thread::Builder::new()
-                .name("millpond-resolver".into())
-                .spawn(resolve)
-                .map_err(OpenError::Resolve)?;
-            let answer = resolved
-                .recv_timeout(limit)
-                .map_err(|_| OpenError::Timeout(limit))?;
-            let mut found: Vec<_> = answer
-                .map_err(OpenError::Resolve)?
-                .iter()
-                .map(SocketAddr::ip)
-                .collect();
-            found.dedup();
-            found
-        }
-    };
-    let with = |addr: IpAddr| {
-        let mut one = host.clone();
-        one.hostaddr(addr);
-        one
-    };
-    Ok(found.into_iter().map(with).collect())
+/// The driver needs three file descriptors for a connection, and panics where it gets none for its runtime: looked at
+/// before, since each panic would be printed.
+fn out_of_files() -> Option<std::io::Error> {
+    let spare: Result<Vec<_>, _> = (0..3).map(|_| std::fs::File::open("/dev/null")).collect();
+    spare.err().filter(is_out_of_files)
 }
 
-/// A panic as an error.
-pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-        text.or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "no message".into())
-    })
+/// Opened only while somebody waits for it.
+#[derive(Default)]
+pub(crate) struct Demand {
+    state: Mutex<Wanted>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Wanted {
+    /// Openers that wait for a connection.
+    by: usize,
+    /// Connections under way to them, or there.
+    served: usize,
+}
+
+impl Demand {
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An opener waits for a connection.
+    pub fn raise(&self) {
+        self.lock().by += 1;
+        self.changed.notify_all();
+    }
+
+    /// It does no longer.
+    pub fn lower(&self) {
+        self.lock().by -= 1;
+    }
+
+    /// A connection was taken from r2d2.
+    pub fn taken(&self) {
+        let mut wanted = self.lock();
+        wanted.served = wanted.served.saturating_sub(1);
+        drop(wanted);
+        self.changed.notify_all();
+    }
+
+    /// Waits until a connection is wanted that nobody is bringing. False when the pool is closing.
+    fn serve(&self, closing: &AtomicBool) -> bool {
+        let mut wanted = self.lock();
+        loop {
+            if closing.load(Ordering::SeqCst) {
+                return false;
+            }
+            if wanted.served < wanted.by {
+                wanted.served += 1;
+                return true;
+            }
+            wanted = self
+                .changed
+                .wait(wanted)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Wakes those who wait, so that they see that the pool is closing.
+    pub fn close(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
 }
 
 /// Whether the database can be reached, and whose turn it is to try.
@@ -693,8 +786,9 @@ pub(crate) struct Gate {
 #[derive(Default)]
 struct GateState {
     down: Option<Down>,
-    /// Somebody is trying while it is down.
-    probing: bool,
+    /// The turn of whoever is trying while it is down.
+    trying: Option<u64>,
+    turns: u64,
     /// The newest success.
     opened_at: Option<Instant>,
 }
@@ -711,22 +805,29 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until this thread may try. False when the pool is closing, or the deadline has passed.
-    fn turn(&self, closing: &AtomicBool, deadline: Option<Instant>) -> bool {
+    /// Waits until this thread may try. None when the pool is closing, or the deadline has passed.
+    fn turn(&self, closing: &AtomicBool, deadline: Option<Instant>) -> Option<Turn<'_>> {
         let mut state = self.lock();
         loop {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if closing.load(Ordering::SeqCst) || left.is_some_and(|left| left.is_zero()) {
-                return false;
+                return None;
             }
             let wait = match &state.down {
-                None => return true,
-                Some(_) if state.probing => Duration::from_secs(1),
+                None => {
+                    return Some(Turn {
+                        gate: self,
+                        number: None,
+                    });
+                }
+                Some(_) if state.trying.is_some() => Duration::from_secs(1),
                 Some(down) => down.next_try.saturating_duration_since(Instant::now()),
             };
             if wait.is_zero() {
-                state.probing = true;
-                return true;
+                state.turns += 1;
+                let number = Some(state.turns);
+                state.trying = number;
+                return Some(Turn { gate: self, number });
             }
             let wait = left.map_or(wait, |left| wait.min(left));
             state = self
@@ -743,7 +844,7 @@ impl Gate {
             info!("the database is back after {:.1?}", down.since.elapsed());
         }
         state.opened_at = Some(Instant::now());
-        state.probing = false;
+        state.trying = None;
         drop(state);
         self.changed.notify_all();
     }
@@ -753,9 +854,6 @@ impl Gate {
         let mut state = self.lock();
         if state.opened_at.is_some_and(|at| at > started) {
             // Another attempt has found the database since: this one speaks of the past.
-            state.probing = false;
-            drop(state);
-            self.changed.notify_all();
             return;
         }
         let before = state.down.as_ref().map(|d| (d.since, d.logged_at));
@@ -782,9 +880,6 @@ impl Gate {
             error,
             logged_at,
         });
-        state.probing = false;
-        drop(state);
-        self.changed.notify_all();
     }
 
     /// Wakes those who wait, so that they see that the pool is closing.
@@ -804,6 +899,27 @@ impl Gate {
     }
 }
 
+/// A thread's turn to try while the database is down, until this is dropped: whatever ends the attempt, the next may try.
+struct Turn<'g> {
+    gate: &'g Gate,
+    /// None while it is not down: everybody may try.
+    number: Option<u64>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.number.is_none() {
+            return;
+        }
+        let mut state = self.gate.lock();
+        if state.trying == self.number {
+            state.trying = None;
+        }
+        drop(state);
+        self.gate.changed.notify_all();
+    }
+}
+
 /// r2d2's way to our sessions.
 pub(crate) struct Manager(pub Arc<Shared>);
 
@@ -812,11 +928,17 @@ impl ManageConnection for Manager {
     type Error = OpenError;
 
     fn connect(&self) -> Result<Session, OpenError> {
-        let session = self.0.open_when_possible(None, Purpose::Use)?;
-        if self.0.closing.load(Ordering::SeqCst) {
-            return Err(OpenError::Closed);
+        let shared = &self.0;
+        while shared.demand.serve(&shared.closing) {
+            let opened = caught(|| shared.open_when_possible(None, Purpose::Use));
+            match opened {
+                Ok(Ok(session)) if !shared.closing.load(Ordering::SeqCst) => return Ok(session),
+                Ok(_) => {}
+                Err(panic) => error!("opening a connection panicked: {panic}"),
+            }
+            shared.demand.taken();
         }
-        Ok(session)
+        Err(OpenError::Closed)
     }
 
     /// Never asked by r2d2 (`test_on_check_out` is off): the pool validates by itself, and only who was idle for a while.

@@ -2,24 +2,28 @@
 //!
 //! # r2d2's part and ours
 //!
-//! r2d2 holds what the user named: the most connections, the idle ones kept ready, the timeouts. It opens and counts, and
-//! keeps `min_idle` spare sessions ready. A session that comes back stays in the line's own stack (to r2d2 it is still
-//! checked out), most recent first; the keeper drops what has been idle for too long. r2d2's own idle timeout stays off:
-//! its reaper ignores the minimum and reopens for ever (r2d2 0.8.10). Nobody waits inside r2d2 but our opener threads: when
-//! the stack is empty a spare is taken at once, else an opener asks r2d2 and gives the line what it opened, and a waiter
-//! takes whatever comes first. Idle = the stack + r2d2's spares. This is the only file that names `r2d2::Pool`.
+//! r2d2 opens and counts: the most connections there may be, and how long opening one may take. Nobody waits inside it but
+//! our opener threads, which give the line what was opened; a waiter takes whatever comes first. A session that comes back
+//! stays in the line's own stack (to r2d2 it is still checked out), most recent first. The line asks openers for the idle
+//! ones that are kept ready, too, and the keeper closes what is dead, too old, or idle for too long: r2d2 keeps its spares
+//! beside the stack, of which it knows nothing, so that deaths were made good twice; its reaper ignores the minimum, reopens
+//! for ever, and looks every 30 s only (r2d2 0.8.10). Idle = the stack, and what r2d2 has opened for an opener that gave up
+//! waiting for it. This is the only file that names `r2d2::Pool`.
 //!
 //! A session is dropped before its place in the line is given free: r2d2 would else lose the wake-up of who opens next.
 
 mod admission;
+mod blocking;
 mod builder;
 mod close;
 mod identity;
 mod manager;
+mod names;
 mod param_types;
 mod probe;
 mod scout;
 mod session;
+mod texts;
 mod upkeep;
 mod watchdog;
 mod wire;
@@ -33,6 +37,7 @@ pub(crate) use identity::{BACKEND_START, Identity, Incarnation, first_row};
 pub(crate) use manager::{Purpose, Shared};
 pub(crate) use session::{Begin, Finish, Limits, Session, SyncCommit, as_server_ms};
 
+use crate::config::Reset;
 use crate::error::{CheckoutError, CheckoutFailure, Error, OpenError, Result};
 use crate::retry::Budget;
 use crate::sync::{self, Deadline};
@@ -43,17 +48,17 @@ use probe::Probe;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-/// A session that was idle longer is asked for a sign of life before it is used.
+/// A session that was not heard of for longer is asked for a sign of life before it is used.
 const TRUSTED_FOR: Duration = Duration::from_millis(500);
 
 /// Longer is never: an [`Instant`] cannot be moved much further.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// A validation takes a round trip, also for a caller who is out of time.
-const LEAST_VALIDATION: Duration = Duration::from_millis(25);
+/// What making a session ready may take, also for a caller who is out of time.
+const LEAST_READYING: Duration = Duration::from_millis(250);
 
 /// Told what happens to connections; every method does nothing by itself. Called outside locks, on the thread that did it,
 /// so it should be quick; a panic ends there and is logged.
@@ -91,6 +96,8 @@ pub(crate) struct Inner {
     keeper: Mutex<Option<Thread>>,
     /// Signalled when a session is gone or back, for a drain that waits.
     returned: (Mutex<()>, Condvar),
+    /// How the drain went; whoever closes the pool first fills it.
+    report: OnceLock<Report>,
 }
 
 impl Drop for Inner {
@@ -177,29 +184,36 @@ impl Pool {
         .map(|lease| PooledConnection { lease })
     }
 
-    /// A connection that is idle now, or none. Waits for nothing but a sign of life from a connection idle for long.
+    /// A connection that is idle now, or none; one is opened then for whoever asks next. Waits for nothing but a sign of life
+    /// from a connection that was not heard of for a while, and for the cleaning of one on which something was left.
     #[track_caller]
     pub fn try_get(&self) -> Option<PooledConnection> {
-        let lease = match self.inner.line.arrive(false) {
-            Arrival::Ready(held) => self.inner.lease(held),
-            Arrival::Queued { place, .. } => {
-                self.inner.feed_spares();
-                match self
-                    .inner
-                    .line
-                    .wait(&place, &Deadline(Some(Instant::now())))
-                {
-                    Outcome::Given(held) => self.inner.lease(held),
-                    Outcome::TimedOut | Outcome::Closed => return None,
-                }
-            }
-            Arrival::Full | Arrival::Closed => return None,
-        };
+        if blocking::is_forbidden() {
+            return None;
+        }
         let deadline = Instant::now() + self.config().connection_timeout;
-        let lease = self.inner.make_ready(lease, Some(deadline)).ok()?;
-        self.inner
-            .hand_out(&lease, Instant::now(), Location::caller());
-        Some(PooledConnection { lease })
+        loop {
+            let held = match self.inner.line.arrive(false) {
+                Arrival::Ready(held) => held,
+                Arrival::Queued { place, .. } => {
+                    self.inner.feed_spares();
+                    // For whoever comes next.
+                    self.inner.line.owe_one();
+                    let now = Deadline(Some(Instant::now()));
+                    match self.inner.line.wait(&place, &now) {
+                        Outcome::Given(held) => held,
+                        Outcome::TimedOut | Outcome::TurnedAway | Outcome::Closed => return None,
+                    }
+                }
+                Arrival::Full | Arrival::Closed => return None,
+            };
+            let lease = self.inner.lease(held);
+            if let Ok(mut lease) = self.inner.make_ready(lease, Some(deadline)) {
+                self.inner
+                    .hand_out(&mut lease, Instant::now(), Location::caller());
+                return Some(PooledConnection { lease });
+            }
+        }
     }
 
     /// Checks a session out for whoever stands at `place`, waiting until `deadline`.
@@ -220,15 +234,18 @@ impl Inner {
     fn stats(&self) -> Stats {
         let line = self.line.figures();
         let spares = self.r2d2.state().idle_connections as usize;
-        let opening = self.shared.attempts.count();
-        let idle = line.idle + spares;
+        let max = self.shared.config.max_size as usize;
+        // The figures are taken one after the other: what moves on in between is counted once.
+        let active = line.active.min(max);
+        let idle = (line.idle + spares).min(max - active);
+        let opening = self.shared.attempts.count().min(max - active - idle);
         Stats {
-            total: idle + line.active + opening,
+            total: idle + active + opening,
             idle,
-            active: line.active,
+            active,
             opening,
             waiting: line.waiting,
-            max: self.shared.config.max_size as usize,
+            max,
             min_idle: self.shared.config.effective_min_idle() as usize,
         }
     }
@@ -238,66 +255,75 @@ impl Inner {
         deadline: Option<Instant>,
         place: &'static Location<'static>,
     ) -> Result<Lease> {
+        if blocking::is_forbidden() {
+            return Err(blocking::MISUSE);
+        }
         let started = Instant::now();
+        let refuse = |reason| Err(self.refuse(reason, started, place));
         let mut spent_before = false;
         loop {
             let held = match self.line.arrive(spent_before) {
                 Arrival::Ready(held) => held,
                 Arrival::Queued { place, room } => {
                     // With every connection out there is nothing to do but to wait for one to come back.
-                    let failing_fast = room && self.fetch_for_the_line();
-                    let until = if failing_fast {
+                    let hopeless = if room {
+                        self.fetch_for_the_line()
+                    } else {
+                        None
+                    };
+                    let until = if hopeless.is_some() {
                         Some(started)
                     } else {
                         deadline
                     };
                     match self.line.wait(&place, &Deadline(until)) {
                         Outcome::Given(held) => held,
-                        Outcome::Closed => {
-                            return Err(self.refuse(CheckoutFailure::Closed, started));
-                        }
-                        Outcome::TimedOut if failing_fast => {
-                            return Err(self.refuse(CheckoutFailure::FailingFast, started));
-                        }
+                        Outcome::Closed => return refuse(CheckoutFailure::Closed),
+                        Outcome::TurnedAway => return refuse(CheckoutFailure::Refused),
                         Outcome::TimedOut => {
-                            return Err(self.refuse(CheckoutFailure::Timeout, started));
+                            return refuse(hopeless.unwrap_or(CheckoutFailure::Timeout));
                         }
                     }
                 }
-                Arrival::Full => return Err(self.refuse(CheckoutFailure::LineFull, started)),
-                Arrival::Closed => return Err(self.refuse(CheckoutFailure::Closed, started)),
+                Arrival::Full => return refuse(CheckoutFailure::LineFull),
+                Arrival::Closed => return refuse(CheckoutFailure::Closed),
             };
             match self.make_ready(self.lease(held), deadline) {
-                Ok(lease) => {
-                    self.hand_out(&lease, started, place);
+                Ok(mut lease) => {
+                    self.hand_out(&mut lease, started, place);
                     return Ok(lease);
                 }
                 // The session was spent; the next one is had ahead of the line, where this thread has been before.
                 Err(()) if deadline.is_some_and(|at| Instant::now() >= at) => {
-                    return Err(self.refuse(CheckoutFailure::Timeout, started));
+                    return refuse(CheckoutFailure::Timeout);
                 }
                 Err(()) => spent_before = true,
             }
         }
     }
 
-    /// Gets connections for those in line: r2d2's spares at once, else an opener is sent for one. True when nobody should
-    /// wait for that, because the database has been away for long.
-    fn fetch_for_the_line(&self) -> bool {
+    /// Gets connections for those in line: what r2d2 has at once, else an opener is sent for one. Says why nobody should wait
+    /// for that: the database has been away for long, or refuses whoever comes while no connection is out that could come
+    /// back.
+    fn fetch_for_the_line(&self) -> Option<CheckoutFailure> {
         self.feed_spares();
-        let failing_fast = self.shared.failing_fast();
-        if !failing_fast {
-            self.line.call_opener();
+        // Also where this thread does not wait for it: somebody has to find the database when it is back.
+        self.line.owe_one();
+        if self.shared.failing_fast() {
+            return Some(CheckoutFailure::FailingFast);
         }
-        failing_fast
+        let refused = self
+            .shared
+            .gate
+            .last_error()
+            .is_some_and(|e| e.is_refusal());
+        (refused && self.line.figures().active == 0).then_some(CheckoutFailure::Refused)
     }
 
-    /// Gives those in line the spares that r2d2 keeps.
+    /// Gives the line what r2d2 has opened for openers that did not wait for it any more.
     fn feed_spares(&self) {
-        while self.line.has_waiters() {
-            let Some(spare) = self.r2d2.try_get() else {
-                return;
-            };
+        while let Some(spare) = self.r2d2.try_get() {
+            self.shared.demand.taken();
             if let Some(unwanted) = self.line.offer(spare) {
                 self.discard(unwanted, CloseReason::Drained);
             }
@@ -309,6 +335,7 @@ impl Inner {
         Lease {
             inner: Arc::clone(self),
             held: Some(held),
+            panicking: std::thread::panicking(),
         }
     }
 
@@ -321,21 +348,29 @@ impl Inner {
             return Err(());
         }
         if session.is_dirty() {
-            return if session.clean(deadline) {
-                Ok(lease)
-            } else {
-                Err(())
+            let until = least(deadline);
+            return match aside(lease, until, move |session| session.clean(until))? {
+                (lease, true) => Ok(lease),
+                (_, false) => Err(()),
             };
         }
-        if session.idle_for(now) > TRUSTED_FOR || self.shared.trouble_since(session.last_used()) {
-            let least = now + LEAST_VALIDATION;
-            let until = deadline.map(|at| at.max(least));
-            if session.validate(until).is_err() {
-                // What has happened to this one has most likely happened to all that are as old; unless it is only that
-                // its borrower had no time.
-                if until.is_none_or(|at| Instant::now() < at) {
-                    self.shared.note_trouble();
-                    self.shared.retire_generation(session.generation());
+        if now.saturating_duration_since(session.heard_at()) > TRUSTED_FOR
+            || self.shared.trouble_since(session.heard_at())
+        {
+            let until = least(deadline);
+            let generation = session.generation();
+            let validate = move |session: &mut Session| session.validate(until).is_ok();
+            let silent = match aside(lease, until, validate) {
+                Ok((lease, true)) => return Ok(lease),
+                Ok((lease, false)) => lease.tracked().wire.is_aborted(),
+                Err(()) => true,
+            };
+            {
+                // The others are asked before they are used, too; where one was silent, which takes its time, they are not.
+                // Unless it is only that its borrower had none.
+                self.shared.note_trouble();
+                if silent && until.is_none_or(|at| Instant::now() < at) {
+                    self.shared.retire_generation(generation);
                 }
                 return Err(());
             }
@@ -343,9 +378,12 @@ impl Inner {
         Ok(lease)
     }
 
-    fn hand_out(&self, lease: &Lease, started: Instant, place: &'static Location<'static>) {
+    fn hand_out(&self, lease: &mut Lease, started: Instant, place: &'static Location<'static>) {
         let waited = started.elapsed();
         lease.tracked().held_by(place);
+        if self.shared.config.reset == Reset::Always {
+            lease.clean_afterwards();
+        }
         self.shared.metrics.wait_time.observe(waited.as_secs_f64());
         self.shared.observe(|o| o.checked_out(lease.id(), waited));
         trace!("checked out conn={} waited={waited:.1?}", lease.id());
@@ -379,20 +417,28 @@ impl Inner {
         }
     }
 
-    fn refuse(&self, reason: CheckoutFailure, started: Instant) -> Error {
+    pub(crate) fn refuse(
+        &self,
+        reason: CheckoutFailure,
+        started: Instant,
+        place: &'static Location<'static>,
+    ) -> Error {
         if reason == CheckoutFailure::Timeout {
             self.shared.metrics.timeouts.inc();
         }
         Error::Checkout(Box::new(CheckoutError {
             reason,
             waited: started.elapsed(),
+            place,
             stats: self.stats(),
             longest: self.shared.watchdog.longest_held(),
+            held_here: self.shared.watchdog.held_by_this_thread(),
             last_open_error: self.shared.gate.last_error(),
         }))
     }
 
-    fn check_in(&self, mut held: Held) {
+    /// `unwound`: its borrower panicked.
+    fn check_in(&self, mut held: Held, unwound: bool) {
         self.out.fetch_sub(1, Ordering::Relaxed);
         let now = Instant::now();
         let session: &mut Session = &mut held;
@@ -402,15 +448,24 @@ impl Inner {
             self.shared.observe(|o| o.checked_in(session.id(), used));
             trace!("checked in conn={} used={used:.1?}", session.id());
         }
+        if unwound {
+            // What the driver was in the middle of is still in its buffers.
+            session.close_for(CloseReason::Broken);
+        }
         session.settle(now);
         let dirty = session.is_dirty();
+        if session.is_lost() {
+            self.shared.note_trouble();
+        }
         match session.retire(now).or_else(|| self.retire_in_turn(session)) {
             Some(reason) => {
                 self.discard(held, reason);
                 self.line.discarded();
             }
             None => {
-                self.shared.note_answer();
+                if session.take_heard() {
+                    self.shared.note_answer();
+                }
                 match self.line.give_back(held) {
                     Some(unwanted) => self.discard(unwanted, CloseReason::Drained),
                     None if dirty => self.wake_keeper(),
@@ -419,8 +474,7 @@ impl Inner {
             }
         }
         if self.shared.closing.load(Ordering::SeqCst) {
-            drop(self.returned.0.lock());
-            self.returned.1.notify_all();
+            self.tell_returned();
         }
     }
 
@@ -452,6 +506,8 @@ impl Inner {
 pub(crate) struct Lease {
     inner: Arc<Inner>,
     held: Option<Held>,
+    /// Its thread was panicking already when it came: this is a part of the clearing up.
+    panicking: bool,
 }
 
 impl Deref for Lease {
@@ -477,9 +533,40 @@ impl DerefMut for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
-            self.inner.check_in(held);
+            let unwound = std::thread::panicking() && !self.panicking;
+            self.inner.check_in(held, unwound);
         }
     }
+}
+
+/// A validation, or a cleaning, for a caller with this deadline takes a round trip also where there is no time for it: it is
+/// the connection that would have to pay.
+fn least(deadline: Option<Instant>) -> Option<Instant> {
+    deadline.map(|at| at.max(Instant::now() + LEAST_READYING))
+}
+
+/// Runs `work` on a session before it is handed out. Where nothing can cut its wire, as on a Unix socket, that is done on a
+/// thread which is left behind at the deadline, and gives the session back when the server answers.
+fn aside(
+    mut lease: Lease,
+    until: Option<Instant>,
+    work: impl FnOnce(&mut Session) -> bool + Send + 'static,
+) -> Result<(Lease, bool), ()> {
+    let (Some(until), false) = (until, lease.can_be_cut()) else {
+        let done = work(&mut lease);
+        return Ok((lease, done));
+    };
+    let (sender, receiver) = mpsc::sync_channel(0);
+    let worker = std::thread::Builder::new().name("millpond-look".into());
+    let look = move || {
+        let done = work(&mut lease);
+        // Not taken any more, it goes back to the pool.
+        let _ = sender.send((lease, done));
+    };
+    worker.spawn(look).map_err(|_| ())?;
+    receiver
+        .recv_timeout(until.saturating_duration_since(Instant::now()))
+        .map_err(|_| ())
 }
 
 /// A connection that was checked out with [`Pool::get`]; it goes back to the pool when this is dropped.

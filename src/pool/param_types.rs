@@ -6,12 +6,15 @@
 //! `citext` is one, a time for a `timestamp` is no `timestamptz`. A text is described once for the whole pool, and then sent
 //! in one round trip like any other.
 
-use lru::LruCache;
+use super::texts::Texts;
+use crate::retry::Facts;
+use crate::sync::unpoison;
 use postgres::types::{Oid, Type};
 use postgres::{Client, SimpleQueryMessage, Statement};
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Texts that are remembered.
@@ -24,23 +27,58 @@ const KEPT_FOR: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Described {
     pub params: Vec<Type>,
+    pub facts: Facts,
     at: Instant,
     /// Types of its rows that the driver has to look up, each client for itself.
     unusual: Vec<Oid>,
 }
 
 /// What is known of the texts that a pool has sent.
-pub(crate) struct Descriptions(Mutex<LruCache<Box<str>, Arc<Described>>>);
+pub(crate) struct Descriptions {
+    known: Mutex<Texts<Arc<Described>>>,
+    /// Texts whose plans did not last for a transaction, and when that was seen.
+    unsettled: Mutex<Texts<Instant>>,
+    any_unsettled: AtomicBool,
+}
 
 impl Default for Descriptions {
     fn default() -> Self {
-        Descriptions(Mutex::new(LruCache::new(MOST)))
+        Descriptions {
+            known: Mutex::new(Texts::new(MOST)),
+            unsettled: Mutex::new(Texts::new(MOST)),
+            any_unsettled: AtomicBool::new(false),
+        }
     }
 }
 
 impl Descriptions {
-    fn lock(&self) -> MutexGuard<'_, LruCache<Box<str>, Arc<Described>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Texts<Arc<Described>>> {
+        unpoison(self.known.lock())
+    }
+
+    /// What was kept of this text failed inside a transaction, where it cannot be tried again: nothing is kept of it for a
+    /// while, on no session. So the next attempt does not fail in the same way, be it that a table was changed under all
+    /// sessions, or that each transaction makes a temporary one anew.
+    pub fn do_not_keep(&self, sql: &str) {
+        unpoison(self.unsettled.lock()).put(sql, Instant::now());
+        self.any_unsettled.store(true, Ordering::Relaxed);
+    }
+
+    pub fn may_keep(&self, sql: &str) -> bool {
+        if !self.any_unsettled.load(Ordering::Relaxed) {
+            return true;
+        }
+        let mut unsettled = unpoison(self.unsettled.lock());
+        let Some(since) = unsettled.get(sql) else {
+            return true;
+        };
+        let settled = since.elapsed() > KEPT_FOR;
+        if settled {
+            unsettled.forget(sql);
+            self.any_unsettled
+                .store(!unsettled.is_empty(), Ordering::Relaxed);
+        }
+        settled
     }
 
     pub fn get(&self, sql: &str) -> Option<Arc<Described>> {
@@ -49,12 +87,12 @@ impl Descriptions {
     }
 
     pub fn put(&self, sql: &str, described: &Arc<Described>) {
-        self.lock().put(sql.into(), Arc::clone(described));
+        self.lock().put(sql, Arc::clone(described));
     }
 
     /// It failed: perhaps the types have changed.
     pub fn forget(&self, sql: &str) {
-        self.lock().pop(sql);
+        self.lock().forget(sql);
     }
 }
 
@@ -98,6 +136,7 @@ impl LookUps {
         let statement = client.prepare(sql)?;
         let described = Described {
             params: statement.params().to_vec(),
+            facts: Facts::of(sql),
             at: Instant::now(),
             unusual: unusual(&statement),
         };
@@ -114,6 +153,11 @@ impl LookUps {
         }
         self.known.extend(&described.unusual);
         Ok(described)
+    }
+
+    /// The client has forgotten what it knew of types.
+    pub fn forget_types(&mut self) {
+        self.known.clear();
     }
 
     /// What ends a transaction begins or ends with, so that nothing of the driver's stays behind.
@@ -144,7 +188,8 @@ impl LookUps {
     }
 }
 
-fn is_unusual(ty: &Type) -> bool {
+/// The driver does not know it by itself.
+pub(super) fn is_unusual(ty: &Type) -> bool {
     Type::from_oid(ty.oid()).is_none()
 }
 

@@ -8,7 +8,8 @@ use super::session::Session;
 use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
 use crate::retry::Symptom;
-use log::{info, warn};
+use crate::sync::caught;
+use log::{error, info, warn};
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -153,7 +154,10 @@ impl Probe {
 impl State {
     fn ask_now(&self, shared: &Arc<Shared>, until: Instant) {
         let session = self.lock().session.take();
-        let (session, reading) = read(shared, session, until);
+        let (session, reading) = caught(|| read(shared, session, until)).unwrap_or_else(|panic| {
+            error!("the health probe panicked: {panic}");
+            (None, Err((ProbeError::Other, None)))
+        });
         let mut inner = self.lock();
         let was_up = inner.last.as_ref().is_none_or(|(_, last)| last.is_ok());
         match &reading {
@@ -192,7 +196,10 @@ fn read(
     }
     let opened = shared.open(until, Duration::MAX, Purpose::Use, None);
     let mut session = match opened {
-        Ok(session) => session,
+        Ok(mut session) => {
+            session.announce();
+            session
+        }
         Err(e) => {
             let what = classify(&e);
             log::debug!("the health probe could not connect: {}", Chain(&e));
@@ -221,7 +228,8 @@ fn classify(error: &OpenError) -> ProbeError {
         Some("57P03" | "57P01" | "57P02") => ProbeError::StartingUp,
         Some(_) => ProbeError::Other,
         None => match error {
-            OpenError::Timeout(_) => ProbeError::Timeout,
+            OpenError::Timeout(_) | OpenError::OnConnectTimeout(_) => ProbeError::Timeout,
+            OpenError::Resolve(e) if e.kind() == io::ErrorKind::TimedOut => ProbeError::Timeout,
             OpenError::Resolve(_) => ProbeError::Unreachable,
             OpenError::Driver(e) => by_cause(e),
             _ => ProbeError::Other,

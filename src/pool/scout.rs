@@ -10,8 +10,10 @@ use super::session::Session;
 use super::wire;
 use crate::error::Chain;
 use crate::metrics::CloseReason;
-use log::{debug, warn};
+use crate::sync::caught;
+use log::{debug, error, warn};
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -60,8 +62,11 @@ impl Attempts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Those for the pool's own connections.
     pub fn count(&self) -> usize {
-        self.lock().waiting.len()
+        let state = self.lock();
+        let used = |a: &&Arc<Attempt>| a.purpose == Purpose::Use;
+        state.waiting.iter().filter(used).count()
     }
 
     /// What the scout found and nobody has taken yet.
@@ -69,8 +74,8 @@ impl Attempts {
         self.lock().spare.take()
     }
 
-    /// Takes note of an attempt that begins, and has somebody look after it.
-    pub fn begin(&self, shared: &Arc<Shared>, purpose: Purpose) -> Arc<Attempt> {
+    /// Takes note of an attempt that begins, until that is dropped, and has somebody look after it.
+    pub fn begin<'a>(&'a self, shared: &Arc<Shared>, purpose: Purpose) -> UnderWay<'a> {
         let attempt = Arc::new(Attempt {
             since: Instant::now(),
             purpose,
@@ -81,22 +86,22 @@ impl Attempts {
         if !state.scouting {
             let shared = Arc::clone(shared);
             let scout = thread::Builder::new().name("millpond-scout".into());
-            match scout.spawn(move || scout_for(&shared)) {
+            let work = move || {
+                if let Err(panic) = caught(|| scout_for(&shared)) {
+                    error!("the second look panicked: {panic}");
+                    shared.attempts.lock().scouting = false;
+                }
+            };
+            match scout.spawn(work) {
                 Ok(_) => state.scouting = true,
                 Err(e) => warn!("no thread for a second look: {e}"),
             }
         }
-        attempt
-    }
-
-    /// The attempt is over. What was found in its place, and not needed, is closed.
-    pub fn end(&self, attempt: &Arc<Attempt>) {
-        self.lock().waiting.retain(|a| !Arc::ptr_eq(a, attempt));
-        let mut inner = attempt.lock();
-        inner.over = true;
-        let unneeded = inner.found.take();
-        drop(inner);
-        close(unneeded);
+        drop(state);
+        UnderWay {
+            attempts: self,
+            attempt,
+        }
     }
 
     /// Opening a connection took so long.
@@ -142,6 +147,33 @@ impl Attempts {
             }
             None => Some(session),
         };
+        close(unneeded);
+    }
+}
+
+/// An attempt that goes on until this is dropped. What was found in its place, and not needed, is closed then.
+pub(crate) struct UnderWay<'a> {
+    attempts: &'a Attempts,
+    attempt: Arc<Attempt>,
+}
+
+impl Deref for UnderWay<'_> {
+    type Target = Attempt;
+
+    fn deref(&self) -> &Attempt {
+        &self.attempt
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut state = self.attempts.lock();
+        state.waiting.retain(|a| !Arc::ptr_eq(a, &self.attempt));
+        drop(state);
+        let mut inner = self.attempt.lock();
+        inner.over = true;
+        let unneeded = inner.found.take();
+        drop(inner);
         close(unneeded);
     }
 }

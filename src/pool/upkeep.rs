@@ -2,9 +2,9 @@
 //! out raw, closes what has been idle for too long, and names who holds a connection for too long.
 
 use super::admission::Line;
-use super::manager::caught;
-use super::sync::unpoison;
+use super::manager::Shared;
 use super::{CloseReason, Held, Inner, Manager, Session};
+use crate::sync::{caught, unpoison};
 use log::{error, warn};
 use std::io;
 use std::sync::{Arc, Weak};
@@ -15,13 +15,18 @@ use std::time::{Duration, Instant};
 const OPENERS: usize = 3;
 /// How long an opener waits inside r2d2 before it asks anew: r2d2 does not wake it when a broken connection makes room.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How often idle connections are looked at, at least: whether the server has closed them.
+const LOOK_AT_IDLE: Duration = Duration::from_millis(500);
+/// The most that are looked at in one go.
+const MOST_LOOKS: usize = 256;
 
 pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
     for _ in 0..OPENERS {
         let (line, r2d2) = (Arc::clone(&inner.line), inner.r2d2.clone());
+        let shared = Arc::clone(&inner.shared);
         thread::Builder::new()
             .name("millpond-opener".into())
-            .spawn(move || open_on_demand(&line, &r2d2))?;
+            .spawn(move || open_on_demand(&line, &r2d2, &shared))?;
     }
     let pool = Arc::downgrade(inner);
     let keeper = thread::Builder::new()
@@ -31,12 +36,21 @@ pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
     Ok(())
 }
 
-fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>) {
+fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, shared: &Shared) {
+    let demand = &shared.demand;
     while line.await_demand() {
-        if let Ok(opened) = r2d2.get_timeout(LOOK_AGAIN)
-            && let Some(mut unwanted) = line.offer(opened)
-        {
-            unwanted.close_for(CloseReason::Drained);
+        demand.raise();
+        let opened = caught(|| r2d2.get_timeout(LOOK_AGAIN));
+        demand.lower();
+        match opened {
+            Ok(Ok(opened)) => {
+                demand.taken();
+                if let Some(mut unwanted) = line.offer(opened) {
+                    unwanted.close_for(CloseReason::Drained);
+                }
+            }
+            Ok(Err(_)) => {}
+            Err(panic) => error!("an opener panicked and goes on: {panic}"),
         }
         line.opener_done();
     }
@@ -51,6 +65,8 @@ fn keep(pool: &Weak<Inner>) {
         let work = caught(|| {
             inner.clean_idle();
             if due {
+                inner.feed_spares();
+                inner.close_dead();
                 inner.sweep();
                 inner.name_leaks();
             }
@@ -77,8 +93,8 @@ fn tick(inner: &Inner) -> Duration {
     .into_iter()
     .flatten()
     .min();
-    let fraction = shortest.map_or(Duration::from_secs(1), |time| time / 4);
-    fraction.clamp(Duration::from_millis(10), Duration::from_secs(1))
+    let fraction = shortest.map_or(LOOK_AT_IDLE, |time| time / 4);
+    fraction.clamp(Duration::from_millis(10), LOOK_AT_IDLE)
 }
 
 impl Inner {
@@ -91,53 +107,47 @@ impl Inner {
         }
     }
 
+    /// Takes in what the server said to idle sessions, and closes those that it has ended.
+    fn close_dead(&self) {
+        let mut looks = 0;
+        let dead = self.line.take_idle(usize::MAX, |held| {
+            looks += 1;
+            looks <= MOST_LOOKS && !held.is_dirty() && held.has_ended()
+        });
+        if !dead.is_empty() {
+            self.shared.note_trouble();
+            self.close_idle(dead, CloseReason::Broken);
+        }
+    }
+
     /// Closes idle sessions that are past their time, and those idle for too long above the minimum.
     fn sweep(&self) {
         let now = Instant::now();
-        for mut held in self
+        for held in self
             .line
             .take_idle(usize::MAX, |held| held.retire(now).is_some())
         {
             let reason = held.retire(now).unwrap_or(CloseReason::MaxLifetime);
-            held.close_for(reason);
+            self.close_idle(vec![held], reason);
         }
-        self.sweep_spares(now);
         let Some(idle_timeout) = self.shared.config.idle_timeout else {
             return;
         };
-        let min = self.shared.config.effective_min_idle() as usize;
-        let spares = self.r2d2.state().idle_connections as usize;
-        let surplus = (self.line.figures().idle + spares).saturating_sub(min);
-        if surplus == 0 {
-            return;
-        }
-        // r2d2 opens new spares when it has less than the minimum, which would be churn: it gets some of these first. Dropped
-        // in good order, a session is a spare of r2d2's from then on.
-        let wanted = min.saturating_sub(spares);
         let long_idle =
             |session: &Session| session.idle_for(now) >= idle_timeout && !session.is_dirty();
-        let mut idle = self
+        // Only they count: the one in use does not make one of those superfluous that are kept ready.
+        let min = self.shared.config.effective_min_idle() as usize;
+        let count = self.line.count_idle(|held| long_idle(held));
+        let surplus = self
             .line
-            .take_idle(surplus + wanted, |held| long_idle(held));
-        let given = wanted.min(idle.len());
-        drop(idle.drain(..given));
-        for held in idle {
-            self.discard(held, CloseReason::IdleTimeout);
-        }
+            .take_idle(count.saturating_sub(min), |held| long_idle(held));
+        self.close_idle(surplus, CloseReason::IdleTimeout);
     }
 
-    /// r2d2 may have more spares than the minimum: those that nobody fetched any more after an outage.
-    fn sweep_spares(&self, now: Instant) {
-        let Some(idle_timeout) = self.shared.config.idle_timeout else {
-            return;
-        };
-        let min = self.shared.config.effective_min_idle() as usize;
-        let spares = self.r2d2.state().idle_connections as usize;
-        let taken: Vec<_> = (min..spares).map_while(|_| self.r2d2.try_get()).collect();
-        for held in taken {
-            if held.idle_for(now) >= idle_timeout {
-                self.discard(held, CloseReason::IdleTimeout);
-            }
+    fn close_idle(&self, idle: Vec<Held>, reason: CloseReason) {
+        for held in idle {
+            self.discard(held, reason);
+            self.line.closed_idle();
         }
     }
 

@@ -308,6 +308,17 @@ impl Watchdog {
         held.max_by_key(|h| h.held)
     }
 
+    /// The connection that the calling thread has held longest.
+    pub fn held_by_this_thread(&self) -> Option<HeldBy> {
+        let (all, me) = (self.all().clone(), thread::current().id());
+        let mine = all.iter().filter_map(|t| {
+            let holder = t.holder();
+            let holder = holder.as_ref().filter(|h| h.thread.id() == me);
+            holder.map(|h| t.describe_holder(h))
+        });
+        mine.max_by_key(|h| h.held)
+    }
+
     /// Those who have held a connection longer than `threshold` since their check-out, each named once.
     pub fn newly_held_longer_than(&self, threshold: Duration) -> Vec<HeldBy> {
         let all: Vec<_> = self.all().clone();

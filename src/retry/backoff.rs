@@ -81,7 +81,9 @@ impl RetryPolicy {
             .min(1e18);
         let grown = (self.first_delay().as_secs_f64() * growth).min(longest);
         let jittered = grown * (0.9 + 0.2 * random);
-        Duration::from_secs_f64(jittered.min(longest))
+        // Rounding may carry the longest there is beyond itself.
+        Duration::try_from_secs_f64(jittered)
+            .map_or(self.max_delay, |pause| pause.min(self.max_delay))
     }
 }
 

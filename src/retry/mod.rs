@@ -6,14 +6,17 @@
 
 mod backoff;
 mod budget;
+mod sql;
 mod verdict;
 
 pub use backoff::RetryPolicy;
 pub(crate) use budget::Budget;
-pub use verdict::{Fate, Phase, Repeat, Symptom, Verdict, verdict};
-pub(crate) use verdict::{
-    Progress, commits_inside, controls_transaction, copies_through_client, leaves_state, mentions,
+pub(crate) use sql::{
+    Facts, Leaves, commits_inside, controls_transaction, copies_through_client,
+    writes_large_objects,
 };
+pub(crate) use verdict::Progress;
+pub use verdict::{Fate, Phase, Repeat, Symptom, Verdict, verdict};
 
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
 use crate::pool::{Begin, CloseReason, Lease, Limits, Pool, Session};
@@ -25,7 +28,7 @@ use postgres::{IsolationLevel, Row};
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 impl Pool {
     /// Runs any one statement and returns its rows. Repeated only when it provably took no effect.
@@ -155,6 +158,7 @@ impl Call<'_> {
     /// As [`Pool::query`].
     #[track_caller]
     pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        refuse_too_many(params)?;
         self.lone(sql, |session, phase, limits| {
             session.query(sql, params, phase, limits)
         })
@@ -166,6 +170,7 @@ impl Call<'_> {
     /// As [`Pool::query`].
     #[track_caller]
     pub fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64> {
+        refuse_too_many(params)?;
         self.lone(sql, |session, phase, limits| {
             session.execute(sql, params, phase, limits)
         })
@@ -177,10 +182,12 @@ impl Call<'_> {
     /// As [`Pool::query`].
     #[track_caller]
     pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
-        if commits_inside(sql) {
+        // What READ ONLY does not keep from being done twice.
+        if commits_inside(sql) || writes_large_objects(sql) {
             return self.query(sql, params);
         }
         refuse_control(sql)?;
+        refuse_too_many(params)?;
         let mut lost = false;
         self.run(Location::caller(), |session| {
             let limits = self.limits(session);
@@ -331,6 +338,16 @@ impl Call<'_> {
         let mut attempts = 1;
         loop {
             let done = match self.check_out(place) {
+                // It may have been had a little behind the deadline.
+                Ok(lease) if self.deadline.is_some_and(|at| Instant::now() >= at) => {
+                    drop(lease);
+                    let started = self.deadline.unwrap_or_else(Instant::now);
+                    Err(Stop::from(inner.refuse(
+                        CheckoutFailure::Timeout,
+                        started,
+                        place,
+                    )))
+                }
                 Ok(mut lease) => {
                     attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease))
                 }
@@ -473,6 +490,16 @@ pub(crate) fn refuse_copy(sql: &str) -> Result<()> {
     if copies_through_client(sql) {
         return Err(Error::Misuse(
             "COPY FROM STDIN runs through copy_in of a transaction, COPY TO STDOUT on a plain connection from get()",
+        ));
+    }
+    Ok(())
+}
+
+/// The protocol counts them in 16 bits.
+pub(crate) fn refuse_too_many(params: Params<'_>) -> Result<()> {
+    if params.len() > usize::from(u16::MAX) {
+        return Err(Error::Misuse(
+            "a statement takes at most 65535 parameters: pass arrays (unnest), or many rows through copy_in",
         ));
     }
     Ok(())

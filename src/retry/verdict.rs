@@ -31,10 +31,12 @@
 //! | no word at all: the end of the stream | | again | again | ? | ? | again | ? |
 //! | an error without `V` or `R` | a middleman | again, or no (28\*, 3D000) | again | ? | ? | again | ? |
 //! | 57014 | `ProcessInterrupts` | no | no | no | no | no | ? |
-//! | XX\*, 58\* | `elog`, `mdwrite` .. | no | no | no | no | no | ? |
+//! | XX000 "cache lookup failed" | a type that was dropped and made again | | again | again | again | again | ? |
+//! | any other XX\*, 58\* | `elog`, `mdwrite` .. | no | no | no | no | no | ? |
 //! | 53\* (but 53300, 53400 opening: again) | `palloc`, `mdextend`, `InitProcess` .. | no | again | again | again | again | ? |
 //! | 40001, 40P01 | `PreCommit_CheckForSerializationFailure`, `DeadLockReport` | no | again | again | again | again | again |
-//! | 55P03 | `LockAcquireExtended`, `ProcessInterrupts` (lock_timeout) | no | again | again | again | again | again |
+//! | 55P03 | `ProcessInterrupts` (lock_timeout) | no | again | again | again | again | again |
+//! | 55P03 | NOWAIT, a `RAISE` | no | no | no | no | no | no |
 //! | 08007, 40003 | `RAISE`, foreign servers: "I do not know" | no | again | ? | ? | ? | ? |
 //! | 26000, 0A000 of `RevalidateCachedQuery` | `FetchPreparedStatement` | | again | again | again | again | ? |
 //! | 28\*, 3D000 | `auth_failed`, `InitPostgres` | no | no | no | no | no | no |
@@ -105,8 +107,11 @@ pub enum Symptom<'a> {
     Fatal(&'a SqlState),
     /// A middleman between us and the server answered with this code, about trouble of its own.
     Middleman(&'a SqlState),
-    /// A prepared statement's plan no longer fits ("cached plan must not change result type").
+    /// A prepared statement's plan no longer fits ("cached plan must not change result type"), or a type or function of it
+    /// is gone ("cache lookup failed").
     StalePlan,
+    /// A lock was not free, and was not to be waited for (NOWAIT).
+    NoWait,
     /// The server refused a write because it is a standby now (25006, and it was asked).
     Demoted,
     /// The connection broke without a word from the server.
@@ -126,8 +131,17 @@ impl<'a> Symptom<'a> {
             // 0A000 is also what a plain "not supported" says; the server's routine tells, in every language.
             let stale = db.code() == &SqlState::FEATURE_NOT_SUPPORTED
                 && db.routine() == Some("RevalidateCachedQuery");
+            // Said by elog, and so never in another language.
+            let gone = db.code() == &SqlState::INTERNAL_ERROR
+                && db.message().starts_with("cache lookup failed for ");
+            // A lock_timeout, which is waited for, is noticed in ProcessInterrupts.
+            let no_wait = db.code() == &SqlState::LOCK_NOT_AVAILABLE
+                && db
+                    .routine()
+                    .is_some_and(|routine| routine != "ProcessInterrupts");
             return match db.parsed_severity() {
-                _ if stale => Symptom::StalePlan,
+                Some(Severity::Error) if stale || gone => Symptom::StalePlan,
+                Some(Severity::Error) if no_wait => Symptom::NoWait,
                 None => Symptom::Middleman(db.code()),
                 _ if db.routine().is_none() => Symptom::Middleman(db.code()),
                 Some(Severity::Panic) => Symptom::Lost,
@@ -238,6 +252,7 @@ pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
         (Symptom::StalePlan, Phase::CommitsInside) => (Permanent, Keep),
         (Symptom::StalePlan, Phase::Commit) => (Repeat::Ambiguous, Discard),
         (Symptom::StalePlan, _) => (RolledBack, Keep),
+        (Symptom::NoWait, _) => (Permanent, Keep),
         (Symptom::Demoted, _) => (RolledBack, Discard),
         (Symptom::BadCall | Symptom::BadRead, _) => (Permanent, Keep),
         (Symptom::BadAnswer, Phase::Opening | Phase::Preparing | Phase::InTransaction) => {
@@ -336,142 +351,6 @@ fn may_follow_commit(code: &str) -> bool {
         || ends_session(code)
         // Prepared statements, which are used before anything commits, but for the driver's own.
         || matches!(code, "40003" | "26000" | "42P05")
-}
-
-/// Statements that commit inside, in several steps, or before they are called complete (`PreventInTransactionBlock`): never
-/// repeated once sent, and not to be put into a transaction. Looks at the first keywords only; comments and blanks before
-/// them are skipped.
-pub(crate) fn commits_inside(sql: &str) -> bool {
-    let mut words = Keywords(sql);
-    let Some(first) = words.next() else {
-        return false;
-    };
-    let is = |word: &str, list: &[&str]| list.iter().any(|w| word.eq_ignore_ascii_case(w));
-    if is(
-        first,
-        &["CALL", "DO", "VACUUM", "ANALYZE", "CLUSTER", "REINDEX"],
-    ) {
-        return true;
-    }
-    let second = words.next().unwrap_or_default();
-    // Words are looked for in the whole text where names come first: at worst something is not repeated that could be.
-    let mentions = |word: &str| {
-        sql.split(|c: char| !c.is_ascii_alphabetic())
-            .any(|w| w.eq_ignore_ascii_case(word))
-    };
-    if is(first, &["CREATE", "DROP"]) {
-        is(second, &["DATABASE", "TABLESPACE", "SUBSCRIPTION"])
-            // CREATE [UNIQUE] INDEX CONCURRENTLY, DROP INDEX CONCURRENTLY
-            || (is(second, &["UNIQUE", "INDEX"])
-                && words.take(2).any(|w| is(w, &["CONCURRENTLY"])))
-    } else if is(first, &["ALTER"]) {
-        is(second, &["SYSTEM", "SUBSCRIPTION"])
-            || (is(second, &["DATABASE"]) && mentions("TABLESPACE"))
-            // ALTER TABLE .. DETACH PARTITION .. CONCURRENTLY
-            || (is(second, &["TABLE"]) && mentions("CONCURRENTLY"))
-    } else {
-        (is(first, &["DISCARD"]) && is(second, &["ALL"]))
-            || (is(first, &["COMMIT", "ROLLBACK"]) && is(second, &["PREPARED"]))
-    }
-}
-
-/// True for a statement that leaves something on its session: a setting, a subscription, a cursor.
-pub(crate) fn leaves_state(sql: &str) -> bool {
-    const WORDS: [&str; 8] = [
-        "SET",
-        "RESET",
-        "LISTEN",
-        "PREPARE",
-        "DECLARE",
-        "DISCARD",
-        "DEALLOCATE",
-        "LOAD",
-    ];
-    Keywords(sql)
-        .next()
-        .is_some_and(|first| WORDS.iter().any(|w| first.eq_ignore_ascii_case(w)))
-}
-
-/// True for a statement whose text holds the name of a setting.
-pub(crate) fn mentions(sql: &str, setting: &str) -> bool {
-    sql.as_bytes()
-        .windows(setting.len())
-        .any(|w| w.eq_ignore_ascii_case(setting.as_bytes()))
-}
-
-/// True for a statement that ends or begins a transaction by itself; going back to a savepoint is one, too: it is a method
-/// of the transaction.
-pub(crate) fn controls_transaction(sql: &str) -> bool {
-    let mut words = Keywords(sql);
-    let Some(first) = words.next() else {
-        return false;
-    };
-    let any = |list: &[&str]| list.iter().any(|w| first.eq_ignore_ascii_case(w));
-    let mut is_followed = |by: &str| words.next().is_some_and(|w| w.eq_ignore_ascii_case(by));
-    any(&["END", "ABORT", "BEGIN"])
-        // What was prepared elsewhere is not the transaction under way.
-        || (any(&["COMMIT", "ROLLBACK"]) && !is_followed("PREPARED"))
-        || (any(&["START", "PREPARE"]) && is_followed("TRANSACTION"))
-}
-
-/// True for a COPY whose data go through the client, which is not a statement with rows.
-pub(crate) fn copies_through_client(sql: &str) -> bool {
-    let first = Keywords(sql).next();
-    first.is_some_and(|word| word.eq_ignore_ascii_case("COPY"))
-        && sql
-            .split(|c: char| !c.is_ascii_alphabetic())
-            .any(|w| w.eq_ignore_ascii_case("STDIN") || w.eq_ignore_ascii_case("STDOUT"))
-}
-
-/// The words at the start of a statement, comments skipped.
-struct Keywords<'a>(&'a str);
-
-impl<'a> Iterator for Keywords<'a> {
-    type Item = &'a str;
-
-    fn next(&mut self) -> Option<&'a str> {
-        loop {
-            self.0 = self
-                .0
-                .trim_start_matches(|c: char| c.is_whitespace() || c == '(' || c == ';');
-            if let Some(rest) = self.0.strip_prefix("--") {
-                // The server ends a comment at either (scan.l).
-                self.0 = rest.split_once(['\n', '\r']).map_or("", |(_, after)| after);
-            } else if let Some(rest) = self.0.strip_prefix("/*") {
-                self.0 = after_block_comment(rest);
-            } else {
-                break;
-            }
-        }
-        let end = self
-            .0
-            .find(|c: char| !c.is_ascii_alphabetic() && c != '_')
-            .unwrap_or(self.0.len());
-        let (word, rest) = self.0.split_at(end);
-        self.0 = rest;
-        (!word.is_empty()).then_some(word)
-    }
-}
-
-/// Block comments nest in PostgreSQL (manual, section 4.1.5).
-fn after_block_comment(mut text: &str) -> &str {
-    let mut depth = 1;
-    while depth > 0 {
-        let Some(at) = text.find(['*', '/']) else {
-            return "";
-        };
-        text = &text[at..];
-        if let Some(rest) = text.strip_prefix("*/") {
-            depth -= 1;
-            text = rest;
-        } else if let Some(rest) = text.strip_prefix("/*") {
-            depth += 1;
-            text = rest;
-        } else {
-            text = &text[1..];
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -677,74 +556,6 @@ mod tests {
             assert_eq!(repeat, NeverSent, "{code}");
             let repeat = verdict(&Symptom::Server(&state), InTransaction).repeat;
             assert_eq!(repeat, RolledBack, "{code}");
-        }
-    }
-
-    #[test]
-    fn statements_that_commit_inside() {
-        for sql in [
-            "CALL transfer(1, 2)",
-            "  do $$ begin end $$",
-            "-- nightly\nVACUUM t",
-            "/* a /* nested */ note */ reindex table t",
-            "CREATE UNIQUE INDEX CONCURRENTLY i ON t (a)",
-            "drop index concurrently i",
-            "analyze",
-            "CREATE DATABASE d",
-            "drop database if exists d",
-            "ALTER SYSTEM SET work_mem = '1GB'",
-            "ALTER DATABASE d SET TABLESPACE s",
-            "create tablespace s location '/x'",
-            "DROP SUBSCRIPTION s",
-            "ALTER TABLE a.\"B\" DETACH PARTITION c CONCURRENTLY",
-            "DISCARD ALL",
-            "COMMIT PREPARED 'x'",
-            "rollback prepared 'x'",
-            "-- a comment\rCALL p()",
-        ] {
-            assert!(commits_inside(sql), "{sql}");
-        }
-        for sql in [
-            "SELECT 1",
-            "INSERT INTO calls VALUES (1)",
-            "CREATE INDEX i ON t (a)",
-            "CREATE TABLE databases (n int)",
-            "ALTER TABLE t ADD COLUMN tablespace int",
-            "ALTER DATABASE d SET work_mem = '1MB'",
-            "DISCARD TEMP",
-            "document",
-            "",
-            "/* open",
-            "WITH x AS (SELECT 1) SELECT * FROM x",
-        ] {
-            assert!(!commits_inside(sql), "{sql}");
-        }
-    }
-
-    #[test]
-    fn statements_that_end_a_transaction() {
-        for sql in [
-            "COMMIT",
-            "rollback",
-            "ROLLBACK TO SAVEPOINT a",
-            "/* x */ end",
-            "abort",
-            "BEGIN",
-            "start transaction",
-            "PREPARE TRANSACTION 'x'",
-            "-- a comment\rBEGIN",
-        ] {
-            assert!(controls_transaction(sql), "{sql}");
-        }
-        for sql in [
-            "SELECT 1",
-            "PREPARE p AS SELECT 1",
-            "endless",
-            "SAVEPOINT a",
-            "COMMIT PREPARED 'x'",
-            "-- a comment \nSELECT 1",
-        ] {
-            assert!(!controls_transaction(sql), "{sql}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::ledger::{Claimed, Key, Ledger};
 use super::outcome::wait_for_standbys;
-use super::{Outcome, Run, Transaction, roll_back_after};
+use super::{Ended, Outcome, Run, Transaction, roll_back_after};
 use crate::error::{Error, Result};
 use crate::pool::{Begin, Limits, Pool, Session};
 use crate::retry::{Call, Phase, Repeat};
@@ -90,13 +90,13 @@ impl Call<'_> {
                 limits: self.limits_in_transaction(session),
             };
             let limits = wanted.limits;
-            let mut failure = None;
+            let mut ended = Ended::default();
             let done = wanted.transact(session, |session| {
                 let run = Run::of(&mut work, session, limits, true);
-                failure = run.failure;
+                ended = run.ended;
                 run.result.map(|value| (value, run.answer))
             });
-            done.map_err(|error| Self::judge(error, failure))
+            done.map_err(|error| Self::judge(error, ended))
         })
     }
 

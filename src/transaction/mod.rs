@@ -15,7 +15,9 @@ pub(crate) use outcome::{LostCommit, Outcome};
 
 use crate::error::{Chain, Error, Result};
 use crate::pool::{Begin, Finish, Limits, Pool, Session};
-use crate::retry::{Call, Phase, Repeat, Stop, Verdict, controls_transaction, refuse_copy};
+use crate::retry::{
+    Call, Params, Phase, Repeat, Stop, Verdict, controls_transaction, refuse_copy, refuse_too_many,
+};
 use log::debug;
 use postgres::Row;
 use postgres::error::SqlState;
@@ -51,22 +53,33 @@ impl Call<'_> {
                 self.begin_with_timeout(),
                 self.limits_in_transaction(session),
             );
-            let mut failure = None;
+            let mut ended = Ended::default();
             let done = transact(session, &begin, &limits, |session| {
                 let run = Run::of(&mut work, session, limits, false);
-                failure = run.failure;
+                ended = run.ended;
                 run.result
             });
-            done.map_err(|error| Self::judge(error, failure))
+            done.map_err(|error| Self::judge(error, ended))
         })
     }
 
     /// What the failed statement says about repeating counts, also where the closure made an error of its own of it; but
-    /// misuse stays misuse, and what ended its own transaction is not repeated.
-    fn judge(error: Error, failure: Option<Failure>) -> Stop {
+    /// misuse stays misuse, and what ended its own transaction is not repeated. An error that no statement of it made is
+    /// another call's, which repeated what it could.
+    fn judge(error: Error, ended: Ended) -> Stop {
         let verdict = error.verdict();
-        let failure = match failure {
-            Some(failure) if !matches!(error, Error::Misuse(_)) => failure,
+        let failure = match ended {
+            Ended::ByStatement(failure) if !matches!(error, Error::Misuse(_)) => failure,
+            Ended::ByClosure if verdict.repeat != Repeat::Ambiguous => {
+                return Stop {
+                    verdict: Verdict {
+                        repeat: Repeat::Permanent,
+                        ..verdict
+                    },
+                    refused_write: false,
+                    error,
+                };
+            }
             _ => return Stop::from(error),
         };
         let repeat = match (verdict.repeat, failure.verdict.repeat) {
@@ -137,8 +150,19 @@ fn roll_back_after(session: &mut Session, error: Error) -> Error {
 /// One run of a closure, and what it left.
 struct Run<T> {
     result: Result<T>,
-    failure: Option<Failure>,
+    ended: Ended,
     answer: Option<Vec<u8>>,
+}
+
+/// What made a closure fail, if it did.
+#[derive(Default)]
+enum Ended {
+    /// It did not, or did not run.
+    #[default]
+    Well,
+    ByStatement(Failure),
+    /// It returned an error of its own.
+    ByClosure,
 }
 
 impl<T> Run<T> {
@@ -168,9 +192,14 @@ impl<T> Run<T> {
             }),
             (result, _) => result,
         };
+        let ended = match failure {
+            Some(failure) => Ended::ByStatement(failure),
+            None if result.is_err() => Ended::ByClosure,
+            None => Ended::Well,
+        };
         Run {
             result,
-            failure,
+            ended,
             answer,
         }
     }
@@ -208,7 +237,7 @@ impl Transaction<'_> {
     /// # Errors
     /// The database's. The transaction is aborted then; only a savepoint around the statement saves it.
     pub fn query(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-        self.run_one(sql, |session, limits| {
+        self.run_one(sql, params, |session, limits| {
             session.query(sql, params, Phase::InTransaction, limits)
         })
     }
@@ -242,7 +271,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As [`query`](Self::query).
     pub fn execute(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64> {
-        self.run_one(sql, |session, limits| {
+        self.run_one(sql, params, |session, limits| {
             session.execute(sql, params, Phase::InTransaction, limits)
         })
     }
@@ -265,7 +294,7 @@ impl Transaction<'_> {
                 ControlFlow::Break(())
             })
         };
-        self.run_one(sql, |session, limits| {
+        self.run_one(sql, params, |session, limits| {
             session.query_each(sql, params, Phase::InTransaction, limits, each)
         })?;
         refused.map_or(Ok(()), Err)
@@ -364,9 +393,11 @@ impl Transaction<'_> {
     fn run_one<T>(
         &mut self,
         sql: &str,
+        params: Params<'_>,
         work: impl FnOnce(&mut Session, &Limits) -> Result<T>,
     ) -> Result<T> {
-        refuse_copy(sql).map_err(|error| self.note(error))?;
+        let refused = refuse_copy(sql).and_then(|()| refuse_too_many(params));
+        refused.map_err(|error| self.note(error))?;
         self.run(sql, work)
     }
 

@@ -37,7 +37,7 @@
 
 use super::ledger::{Claim, Entry};
 use crate::config::PoolConfig;
-use crate::error::Chain;
+use crate::error::{Chain, Error};
 use crate::pool::{
     BACKEND_START, Identity, Incarnation, Purpose, Session, Shared, SyncCommit, first_row,
 };
@@ -201,10 +201,14 @@ impl LostCommit<'_> {
             (Some(claim), _, _) => {
                 let ledger = &self.shared.ledger;
                 let entry = match ledger.settle(claim, session, deadline) {
-                    Err(e) if is_forbidden(&e) => {
-                        session.restore(deadline)?;
-                        ledger.settle(claim, session, deadline)?
-                    }
+                    Err(e) if is_forbidden(&e) => match session.restore(deadline) {
+                        Ok(()) => ledger.settle(claim, session, deadline)?,
+                        Err(Error::Database { source, .. }) => return Err(source),
+                        Err(other) => {
+                            warn!("a lost commit cannot be asked for: {}", Chain(&other));
+                            return Ok(Some(Outcome::Unknown));
+                        }
+                    },
                     settled => settled?,
                 };
                 entry.map(|entry| match entry {

@@ -308,12 +308,17 @@ fn a_failure_in_rows_that_nobody_read_or_in_a_copy_fails_the_transaction() {
     db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
     let pool = db.pool().build().unwrap();
     type Work = fn(&mut Transaction<'_>);
-    let works: [Work; 4] = [
-        // The error comes after the row at which the closure had enough.
+    let works: [Work; 5] = [
+        // The error comes after the row at which the closure had enough: of those that were on their way, or of all.
         |tx| {
             let sql = "SELECT 1 / (3 - i) FROM generate_series(1, 10) AS i";
-            tx.query_each(sql, &[], |_| Ok(ControlFlow::Break(())))
-                .unwrap();
+            let enough = tx.query_each(sql, &[], |_| Ok(ControlFlow::Break(())));
+            assert_eq!(enough.unwrap_err().sqlstate().unwrap().code(), "22012");
+        },
+        |tx| {
+            let sql = "WITH t AS (INSERT INTO t SELECT i FROM generate_series(1, 10) AS i RETURNING n) \
+                       SELECT 1 / (3 - n) FROM t";
+            let _ = tx.query_each(sql, &[], |_| Ok(ControlFlow::Break(())));
         },
         |tx| {
             let sql = "SELECT 1 / (3 - i) FROM generate_series(1, 10) AS i";

@@ -4,36 +4,46 @@
 //! watchdog keeps.
 
 use super::LONGEST;
+use super::blocking;
 use super::param_types::{Described, LookUps};
+mod link;
+mod statements;
 mod stream;
 
 use super::identity::{Identity, first_row};
-use super::manager::{Shared, caught};
-use super::watchdog::{Plan, Registration, Tracked};
+use super::manager::Shared;
+use super::texts::Texts;
+use super::watchdog::{CANCEL_GRACE, Plan, Registration, Tracked};
 use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
-use crate::retry::{Fate, Phase, Progress, Symptom, leaves_state, mentions, verdict};
+use crate::retry::{Facts, Fate, Leaves, Phase, Progress, Symptom, verdict};
+use crate::sync::caught;
 use crate::transaction::{Claim, LostCommit};
+use link::Link;
 use log::{debug, info, warn};
-use lru::LruCache;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Row, SimpleQueryMessage, Statement};
+use statements::{Kept, SearchPath};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Puts a session that was lent out raw back into the state it was opened in. Not DISCARD ALL: that would drop the prepared
-/// statements, ours and the driver's. `RESET ALL` goes back to the options of the startup packet.
+/// Puts a session on which something was left back into the state it was opened in. Not DISCARD ALL: that would drop the
+/// prepared statements that are ours and the driver's; those of its borrower are in the answer. `RESET ALL` goes back to
+/// the options of the startup packet.
 const CLEAN: &str = "ROLLBACK; CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
-                     SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
+                     SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; \
+                     SELECT 'DEALLOCATE ' || quote_ident(name) AS prepared FROM pg_prepared_statements WHERE from_sql";
 
 /// Closing says goodbye to the server, which is a write into a socket buffer: it need not be waited for any longer.
 const GOODBYE: Duration = Duration::from_millis(100);
-/// Bound of what the pool asks on its own account: a rollback, a validation, a clean-up.
+/// Bound of what the pool asks on its own account: a validation, a clean-up.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// The same for a rollback, which may come behind the caller's deadline: no later than a cancelled statement is cut.
+const ROLLBACK: Duration = CANCEL_GRACE;
 /// The server's own timeout goes first where ours is about the same.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
 
@@ -157,21 +167,32 @@ pub(crate) struct Finish {
 }
 
 pub(crate) struct Session {
-    client: Client,
-    statements: Option<LruCache<Box<str>, Statement>>,
+    client: Link,
+    statements: Option<Texts<Kept>>,
     look_ups: LookUps,
-    /// Behind the client: the watchdog keeps its deadline until it is closed.
-    registration: Registration,
     shared: Arc<Shared>,
     opened_at: Instant,
+    /// How long opening it took.
+    took: Duration,
+    /// It has been told of. One that was opened in vain beside another is not.
+    announced: bool,
     expires_at: Option<Instant>,
+    /// When it came back, or was opened.
     last_used: Instant,
+    /// When the server last answered on it.
+    heard_at: Instant,
+    /// It has since it was checked out.
+    heard: bool,
     uses: u64,
     generation: u64,
     /// Why it is to be closed, once that is settled.
     closing: Option<CloseReason>,
-    /// It was lent out raw and touched; whatever its borrower left is still there.
+    /// Something may have been left on it, which is still there.
     dirty: bool,
+    /// Something that stays was.
+    has_traces: bool,
+    /// A call on it is under way; or was, and unwound.
+    in_call: bool,
     in_transaction: bool,
     identity: Identity,
     /// The number of the transaction under way, when it may write.
@@ -184,8 +205,9 @@ pub(crate) struct Session {
     sync_commit_touched: bool,
     /// The warnings of its commit may be kept from us.
     hides_warnings: bool,
-    /// Texts may mean something else in it than elsewhere.
+    /// Texts may mean something else in it than elsewhere: there are temporary tables.
     own_meanings: bool,
+    search_path: SearchPath,
 }
 
 impl Session {
@@ -195,6 +217,7 @@ impl Session {
         registration: Registration,
         shared: Arc<Shared>,
         generation: u64,
+        took: Duration,
     ) -> Session {
         let now = Instant::now();
         let config = &shared.config;
@@ -202,19 +225,24 @@ impl Session {
         let expires_at = config
             .max_lifetime
             .map(|age| now + age.mul_f64(1.0 - 0.1 * fastrand::f64()));
-        let statements = NonZeroUsize::new(config.statement_cache).map(LruCache::new);
+        let statements = NonZeroUsize::new(config.statement_cache).map(Texts::new);
         Session {
-            client,
+            client: Link::new(client, registration),
             statements,
             look_ups: LookUps::default(),
-            registration,
             opened_at: now,
+            took,
+            announced: false,
             expires_at,
             last_used: now,
+            heard_at: now,
+            heard: false,
             uses: 0,
             generation,
             closing: None,
             dirty: false,
+            has_traces: false,
+            in_call: false,
             in_transaction: false,
             identity,
             xid: None,
@@ -223,6 +251,7 @@ impl Session {
             sync_commit_touched: false,
             hides_warnings: false,
             own_meanings: false,
+            search_path: SearchPath::Own,
             shared,
         }
     }
@@ -232,7 +261,23 @@ impl Session {
     }
 
     pub fn tracked(&self) -> &Arc<Tracked> {
-        &self.registration.tracked
+        &self.client.registration().tracked
+    }
+
+    /// Tells of it, once it has a place in the pool.
+    pub fn announce(&mut self) {
+        if std::mem::replace(&mut self.announced, true) {
+            return;
+        }
+        let (id, took) = (self.id(), self.took);
+        self.shared.metrics.create_time.observe(took.as_secs_f64());
+        info!("opened conn={id} took={took:.1?}");
+        self.shared.observe(|o| o.opened(id, took));
+    }
+
+    /// A deadline can cut what is on its wire.
+    pub fn can_be_cut(&self) -> bool {
+        self.identity.over_tcp
     }
 
     /// The driver's client, for a borrower who does with it what he likes.
@@ -257,8 +302,41 @@ impl Session {
         self.generation
     }
 
-    pub fn last_used(&self) -> Instant {
-        self.last_used
+    /// When the server last answered on it.
+    pub fn heard_at(&self) -> Instant {
+        self.heard_at
+    }
+
+    /// It has answered since this was last asked.
+    pub fn take_heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard)
+    }
+
+    fn hear(&mut self) {
+        self.heard_at = Instant::now();
+        self.heard = true;
+    }
+
+    /// Its connection is gone.
+    pub fn is_lost(&self) -> bool {
+        self.client.is_closed() || self.tracked().wire.is_aborted()
+    }
+
+    /// Takes in what the server has said unasked, without waiting for anything. True where that was its goodbye. What it
+    /// has notified is nobody's.
+    pub fn has_ended(&mut self) -> bool {
+        let take_in = |client: &mut Client| {
+            let mut pending = client.notifications();
+            let mut iter = pending.iter();
+            while iter.next()?.is_some() {}
+            Ok::<_, postgres::Error>(())
+        };
+        take_in(&mut self.client).is_err() || self.is_lost()
+    }
+
+    /// Whatever happens on it, it is cleaned when it comes back.
+    pub fn clean_afterwards(&mut self) {
+        self.dirty = true;
     }
 
     pub fn count_use(&mut self) {
@@ -270,11 +348,12 @@ impl Session {
         let config = &self.shared.config;
         Wear {
             closing: self.closing,
-            broken: self.client.is_closed() || self.tracked().wire.is_aborted(),
+            broken: self.is_lost() || self.in_call,
             draining: self.shared.closing.load(Ordering::Relaxed),
             outlived: self.generation < self.shared.generation.load(Ordering::Relaxed),
             expired: self.expires_at.is_some_and(|at| now >= at),
-            worn_out: config.max_uses > 0 && self.uses >= config.max_uses,
+            worn_out: (config.max_uses > 0 && self.uses >= config.max_uses)
+                || self.tracked().wire.has_grown(),
         }
         .reason()
     }
@@ -297,6 +376,9 @@ impl Session {
     /// Ready for the next borrower: nothing is left open. Called at check-in.
     pub fn settle(&mut self, now: Instant) {
         self.last_used = now;
+        if self.has_traces {
+            self.close_for(CloseReason::LeakedState);
+        }
         if self.in_transaction && self.closing.is_none() && self.rollback().is_err() {
             self.close_for(CloseReason::Broken);
         }
@@ -309,10 +391,15 @@ impl Session {
         at: Option<Instant>,
         work: impl FnOnce(&mut Session) -> Result<T, postgres::Error>,
     ) -> Result<T, postgres::Error> {
-        let armed = self.registration.arm(at, Plan::Abort);
+        let armed = self.client.registration().arm(at, Plan::Abort);
+        // Where the work unwinds, the driver was in the middle of something, which is still in its buffers.
+        self.in_call = true;
         let result = work(self);
+        self.in_call = false;
         if armed.disarm() {
             self.close_for(CloseReason::Broken);
+        } else if result.is_ok() {
+            self.hear();
         }
         result
     }
@@ -320,9 +407,8 @@ impl Session {
     /// Asks the server for a sign of life, at most until `deadline`.
     pub fn validate(&mut self, deadline: Option<Instant>) -> Result<(), postgres::Error> {
         let result = self.bounded(Some(upkeep_until(deadline)), |s| s.client.batch_execute(""));
-        match &result {
-            Ok(()) => self.last_used = Instant::now(),
-            Err(_) => self.close_for(CloseReason::Broken),
+        if result.is_err() {
+            self.close_for(CloseReason::Broken);
         }
         result
     }
@@ -339,50 +425,54 @@ impl Session {
             self.close_for(CloseReason::LeakedState);
             return false;
         }
-        let cleaned = caught(|| {
-            self.bounded(Some(upkeep_until(deadline)), |s| {
-                s.client.batch_execute(CLEAN)?;
-                s.shared.restore(&mut s.client)?;
-                // What was notified so far is nobody's. The iterator does not wait.
-                let mut pending = s.client.notifications();
-                let mut iter = pending.iter();
-                while iter.next()?.is_some() {}
-                Ok(())
-            })
-        });
-        let reason = match cleaned {
-            Ok(Ok(())) => {
-                self.dirty = false;
-                self.last_used = Instant::now();
-                return !self.is_closing();
-            }
-            Ok(Err(e)) => {
-                debug!("conn={} could not be cleaned up: {}", self.id(), Chain(&e));
-                let lost = matches!(Symptom::of(&e), Symptom::Lost);
-                if lost {
-                    CloseReason::Broken
-                } else {
-                    CloseReason::LeakedState
-                }
-            }
-            Err(panic) => {
-                warn!("on_connect panicked: {panic}");
-                CloseReason::LeakedState
-            }
-        };
-        self.close_for(reason);
-        false
+        let until = upkeep_until(deadline);
+        let cleaned = self.clean_up(until).and_then(|()| self.restore(until));
+        if let Err(e) = cleaned {
+            debug!("conn={} could not be cleaned up: {}", self.id(), Chain(&e));
+            self.close_for(match self.is_lost() {
+                true => CloseReason::Broken,
+                false => CloseReason::LeakedState,
+            });
+        } else if !self.has_ended() {
+            self.dirty = false;
+        }
+        !self.is_closing() && !self.dirty
     }
 
-    /// Does what was left undone when it was opened for the pool's own questions.
-    pub fn restore(&mut self, deadline: Instant) -> Result<(), postgres::Error> {
-        caught(|| self.bounded(Some(deadline), |s| s.shared.restore(&mut s.client))).unwrap_or_else(
-            |panic| {
-                warn!("on_connect panicked: {panic}");
-                self.close_for(CloseReason::Broken);
-                Ok(())
-            },
-        )
+    fn clean_up(&mut self, until: Instant) -> Result<(), Error> {
+        let cleaned = self.bounded(Some(until), |s| {
+            let mut prepared = Vec::new();
+            for message in s.client.simple_query(CLEAN)? {
+                if let SimpleQueryMessage::Row(row) = message
+                    && let Ok(Some(deallocate)) = row.try_get("prepared")
+                {
+                    prepared.push(deallocate.to_owned());
+                }
+            }
+            match prepared.is_empty() {
+                true => Ok(()),
+                false => s.client.batch_execute(&prepared.join("; ")),
+            }
+        });
+        cleaned.map_err(|source| Error::Database {
+            source,
+            phase: Phase::Preparing,
+        })
+    }
+
+    /// Sets up, and has `on_connect` set up, what was reset, or was left undone when it was opened for the pool's own
+    /// questions.
+    pub fn restore(&mut self, until: Instant) -> Result<(), Error> {
+        let armed = self.client.registration().arm(Some(until), Plan::Abort);
+        let restored = caught(|| self.shared.restore(&mut self.client));
+        if armed.disarm() {
+            self.close_for(CloseReason::Broken);
+        }
+        restored.unwrap_or_else(|panic| {
+            warn!("on_connect panicked: {panic}");
+            self.close_for(CloseReason::LeakedState);
+            Ok(())
+        })
     }
 
     /// Runs a statement and returns its rows. `phase` says what it means when its answer is lost.
@@ -428,6 +518,7 @@ impl Session {
     /// Runs statements without parameters, separated by semicolons.
     pub fn batch_execute(&mut self, sql: &str, phase: Phase, limits: &Limits) -> Result<(), Error> {
         self.timed(sql, phase, limits, |session| {
+            session.take_note(&Facts::of(sql));
             session.client.batch_execute(sql).map_err(|e| (e, phase))
         })
     }
@@ -443,7 +534,7 @@ impl Session {
         self.in_transaction = true;
         self.xid = None;
         (self.sync_commit, self.sync_commit_touched) = (SyncCommit::ON, false);
-        self.own_meanings = false;
+        (self.own_meanings, self.search_path) = (false, SearchPath::Own);
         let begin = Begin {
             // Where it cannot be set on the session, at least here.
             statement_timeout: begin
@@ -539,7 +630,7 @@ impl Session {
             None => "ROLLBACK; ".to_owned(),
         };
         let sql = sql + &self.look_ups.take_away();
-        let until = Some(Instant::now() + UPKEEP);
+        let until = Some(Instant::now() + ROLLBACK);
         match self.bounded(until, |s| s.client.simple_query(&sql)) {
             Ok(answer) => {
                 self.in_transaction = false;
@@ -547,6 +638,7 @@ impl Session {
                 if status == Some("committed") {
                     Err(self.ended_inside())
                 } else {
+                    self.search_path = SearchPath::Own;
                     Ok(())
                 }
             }
@@ -625,46 +717,96 @@ impl Session {
         self.bounded(Some(deadline), |s| s.client.simple_query(sql))
     }
 
-    /// The prepared statement for this text, from the cache or newly prepared (one more round trip).
-    fn prepared(&mut self, sql: &str) -> Result<Option<Statement>, postgres::Error> {
+    /// The prepared statement for this text and whether it was kept, or newly prepared (one more round trip).
+    fn prepared(&mut self, sql: &str) -> Result<Option<(Kept, bool)>, postgres::Error> {
         // The next transaction may meet another server, where the name stands for nothing, or for another's statement.
-        let statements = match &mut self.statements {
-            Some(statements) if !self.shared.is_pooled() => statements,
-            _ => return Ok(None),
+        if self.statements.is_none() || self.shared.is_pooled() {
+            return Ok(None);
+        }
+        self.ask_for_search_path()?;
+        let key = self.search_path.key(sql);
+        let may_keep = self.shared.descriptions.may_keep(&key);
+        let Some(statements) = &mut self.statements else {
+            return Ok(None);
         };
-        if let Some(statement) = statements.get(sql) {
-            return Ok(Some(statement.clone()));
+        match statements.get(&key) {
+            Some(kept) if may_keep && !kept.is_old() => return Ok(Some((kept.clone(), true))),
+            Some(kept) if kept.has_own_types() => self.client.clear_type_cache(),
+            _ => {}
         }
         let statement = self.client.prepare(sql)?;
-        statements.put(sql.into(), statement.clone());
-        Ok(Some(statement))
+        let new = Kept::new(statement, Facts::of(sql));
+        if may_keep {
+            statements.put(&key, new.clone());
+        }
+        Ok(Some((new, false)))
     }
 
+    /// What was prepared or described for this text is not what the server expects any more.
     fn forget(&mut self, sql: &str) {
+        let key = self.search_path.key(sql);
         if let Some(statements) = &mut self.statements {
-            statements.pop(sql);
+            statements.forget(&key);
+        }
+        self.shared.descriptions.forget(&key);
+        self.client.clear_type_cache();
+        self.look_ups.forget_types();
+    }
+
+    /// Once a statement of the transaction under way has named the setting: what it is by now.
+    fn ask_for_search_path(&mut self) -> Result<(), postgres::Error> {
+        if let SearchPath::Doubtful = self.search_path {
+            let answer = self
+                .client
+                .simple_query("SELECT current_setting('search_path')")?;
+            let path = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+            self.search_path = SearchPath::Set(path.unwrap_or_default().into());
+        }
+        Ok(())
+    }
+
+    /// Takes note of what a statement may leave, before it is sent.
+    fn take_note(&mut self, facts: &Facts) {
+        self.dirty |= facts.leaves > Leaves::Nothing;
+        self.has_traces |= facts.leaves == Leaves::Traces;
+        if !self.in_transaction {
+            return;
+        }
+        self.sync_commit_touched |= facts.names_synchronous_commit;
+        self.hides_warnings |= facts.names_client_min_messages;
+        // What a text means may depend on what came before it in this transaction.
+        self.own_meanings |= facts.makes_temporary;
+        let path_was_set = !matches!(self.search_path, SearchPath::Own);
+        if facts.names_search_path || (facts.rolls_back && path_was_set) {
+            self.search_path = SearchPath::Doubtful;
+        }
+        if facts.deallocates {
+            self.look_ups.doubt();
         }
     }
 
     /// What the server says of a statement that is not kept, and of whose rows this client needs nothing to be looked up any
-    /// more. The first time, one more round trip, or three where it takes a transaction of its own.
-    fn described(&mut self, sql: &str) -> Result<Arc<Described>, postgres::Error> {
-        let own_meaning = self.in_transaction && self.own_meanings;
-        if !own_meaning
-            && let Some(described) = self.shared.descriptions.get(sql)
+    /// more; and whether that was known. If not, one more round trip, or three where it takes a transaction of its own.
+    fn described(&mut self, sql: &str) -> Result<(Arc<Described>, bool), postgres::Error> {
+        self.ask_for_search_path()?;
+        let key = self.search_path.key(sql);
+        let may_keep =
+            !(self.in_transaction && self.own_meanings) && self.shared.descriptions.may_keep(&key);
+        if may_keep
+            && let Some(described) = self.shared.descriptions.get(&key)
             && self.look_ups.cover(&described)
         {
-            return Ok(described);
+            return Ok((described, true));
         }
         let described = match self.shared.is_pooled() {
             true => self.describe_past_others(sql)?,
             false => self.look_ups.describe(&mut self.client, sql, false)?,
         };
         let described = Arc::new(described);
-        if !own_meaning {
-            self.shared.descriptions.put(sql, &described);
+        if may_keep {
+            self.shared.descriptions.put(&key, &described);
         }
-        Ok(described)
+        Ok((described, false))
     }
 
     /// Behind a pooler: within a transaction, its own where none is under way. A name that another program has left there is
@@ -708,14 +850,9 @@ impl Session {
         }
     }
 
-    /// Where a statement that is not kept was refused, its types may have changed.
-    fn forget_description(&self, sql: &str) {
-        self.shared.descriptions.forget(sql);
-    }
-
     /// Runs `named` with the prepared statement, or `unnamed` where none are kept; nothing where that takes another number of
-    /// parameters. A stale plan, or a statement that is gone
-    /// (26000, after a DEALLOCATE or behind a pooler), is prepared again, once; not inside a transaction, which it aborts.
+    /// parameters. What was known of the text may be stale: a table or a type was changed, or the statement taken away by a
+    /// DEALLOCATE. Then it is prepared again, once; inside a transaction, which that has aborted, by the next attempt.
     fn with_statement<T>(
         &mut self,
         sql: &str,
@@ -724,52 +861,71 @@ impl Session {
         mut named: impl FnMut(&mut Client, &Statement) -> Result<T, postgres::Error>,
         unnamed: impl Fn(&mut Client, &[Typed<'_>]) -> Result<T, postgres::Error>,
     ) -> Result<Option<T>, (postgres::Error, Phase)> {
-        for again in [false, true] {
+        let mut again = false;
+        loop {
             let prepared = self.prepared(sql);
             let prepared = prepared.map_err(|e| self.not_prepared(e, phase))?;
-            let Some(statement) = prepared else {
-                break;
+            let (result, types, known) = if let Some((kept, known)) = prepared {
+                self.take_note(&kept.facts);
+                // A preparation may have asked for types, with statements that complete.
+                self.begin_request();
+                let result = named(&mut self.client, &kept.statement);
+                (result, kept.statement.params().to_vec(), known)
+            } else {
+                let described = self.described(sql);
+                let (described, known) = described.map_err(|e| self.not_prepared(e, phase))?;
+                if described.params.len() != params.len() {
+                    self.forget(sql);
+                    return Ok(None);
+                }
+                self.take_note(&described.facts);
+                let typed = with_types(params, &described);
+                self.begin_request();
+                let result = unnamed(&mut self.client, &typed);
+                (result, described.params.clone(), known)
             };
-            // A preparation may have asked for types, with statements that complete.
-            self.begin_request();
-            let error = match named(&mut self.client, &statement) {
+            let error = match result {
                 Ok(value) => return Ok(Some(value)),
                 Err(e) => e,
             };
-            let gone = match Symptom::of(&error) {
-                Symptom::StalePlan => false,
-                Symptom::Server(code) if *code == SqlState::INVALID_SQL_STATEMENT_NAME => true,
-                _ => return Err((error, phase)),
-            };
+            if !may_be_stale(&Symptom::of(&error), known) {
+                return Err((error, phase));
+            }
             self.forget(sql);
-            if again && gone {
-                // Somebody takes our statements away as soon as we make them: not a session to build on.
-                self.close_for(CloseReason::Broken);
+            let never_sent = Symptom::of(&error) == Symptom::BadCall;
+            if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME)
+                && let Some(statements) = &mut self.statements
+            {
+                // One that is gone is seldom alone.
+                statements.forget_all();
             }
-            if again || matches!(phase, Phase::InTransaction | Phase::CommitsInside) {
+            if again {
+                // What the session knows cannot be put right. The call was wrong itself where it never left.
+                if !never_sent {
+                    self.close_for(CloseReason::Broken);
+                }
                 return Err((error, phase));
             }
-        }
-        for again in [false, true] {
-            let described = self.described(sql);
-            let described = described.map_err(|e| self.not_prepared(e, phase))?;
-            if described.params.len() != params.len() {
-                self.forget_description(sql);
-                return Ok(None);
-            }
-            let typed = with_types(params, &described);
-            self.begin_request();
-            let error = match unnamed(&mut self.client, &typed) {
-                Ok(value) => return Ok(Some(value)),
-                Err(e) => e,
-            };
-            self.forget_description(sql);
-            // Values of other types than were expected: perhaps they are by now.
-            if again || Symptom::of(&error) != Symptom::BadCall {
+            if matches!(phase, Phase::InTransaction | Phase::CommitsInside) && !never_sent {
+                self.shared
+                    .descriptions
+                    .do_not_keep(&self.search_path.key(sql));
                 return Err((error, phase));
             }
+            if never_sent && self.expects_still(sql, &types) {
+                return Err((error, phase));
+            }
+            again = true;
         }
-        unreachable!("the second round returns")
+    }
+
+    /// Whether values of these types are what a text takes, now that it is prepared anew.
+    fn expects_still(&mut self, sql: &str, types: &[Type]) -> bool {
+        match self.prepared(sql) {
+            Ok(Some((kept, _))) => kept.statement.params() == types,
+            Ok(None) => self.described(sql).is_ok_and(|(d, _)| d.params == types),
+            Err(_) => true,
+        }
     }
 
     /// A statement could not be prepared, or described: nothing of it has run.
@@ -789,27 +945,21 @@ impl Session {
         limits: &Limits,
         work: impl FnOnce(&mut Session) -> Result<T, (postgres::Error, Phase)>,
     ) -> Result<T, Error> {
+        if blocking::is_forbidden() {
+            return Err(blocking::MISUSE);
+        }
+        if self.in_call {
+            return Err(Error::TransactionAborted {
+                cause: "a call on its connection panicked".into(),
+                sqlstate: None,
+            });
+        }
         if self.is_closing() {
             // A cancel is on its way, or the deadline fired in the moment of the last answer.
             return Err(Error::TransactionAborted {
                 cause: "its connection was given up at a deadline".into(),
                 sqlstate: Some(SqlState::QUERY_CANCELED),
             });
-        }
-        if leaves_state(sql) {
-            self.dirty = true;
-        }
-        if self.in_transaction {
-            self.sync_commit_touched |= mentions(sql, "synchronous_commit");
-            self.hides_warnings |= mentions(sql, "client_min_messages");
-            // Of no concern where statements are kept on the session, and not asked there.
-            if self.statements.is_none() || self.shared.is_pooled() {
-                if mentions(sql, "deallocate") {
-                    self.look_ups.doubt();
-                }
-                // What a text means may depend on what came before it in this transaction.
-                self.own_meanings |= mentions(sql, "search_path") || mentions(sql, "temp");
-            }
         }
         // What was said to another is not said of this.
         self.gave_up_on_standbys();
@@ -820,8 +970,10 @@ impl Session {
         } else {
             Plan::Cancel
         };
-        let armed = self.registration.arm(limits.act_at(started), plan);
+        let armed = self.client.registration().arm(limits.act_at(started), plan);
+        self.in_call = true;
         let result = work(self);
+        self.in_call = false;
         let cancelled = armed.disarm();
         let took = started.elapsed();
         self.shared.metrics.operation.observe(took.as_secs_f64());
@@ -832,6 +984,9 @@ impl Session {
             .is_some_and(|limit| took > limit)
         {
             self.shared.note_slow(sql, took);
+        }
+        if result.is_ok() {
+            (self.heard_at, self.heard) = (started + took, true);
         }
         if cancelled {
             // The signal may still arrive, and would hit the next statement.
@@ -899,6 +1054,23 @@ fn says_ended_inside(error: &Error) -> bool {
 const WRONG_COUNT: Error =
     Error::Misuse("the statement takes another number of parameters than were given");
 
+/// Whether an error may come of what was known of a text, instead of the text: `known` before this call.
+fn may_be_stale(symptom: &Symptom<'_>, known: bool) -> bool {
+    match symptom {
+        Symptom::StalePlan => true,
+        Symptom::BadCall => known,
+        Symptom::Server(code) => {
+            **code == SqlState::INVALID_SQL_STATEMENT_NAME
+                // It was right when it was prepared: names, types and what is done with them; or the value's form.
+                || known
+                    && (code.code().starts_with("42")
+                        || **code == SqlState::INVALID_BINARY_REPRESENTATION
+                        || **code == SqlState::INTERNAL_ERROR)
+        }
+        _ => false,
+    }
+}
+
 fn is_name_taken(error: &postgres::Error) -> bool {
     error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT)
 }
@@ -940,8 +1112,12 @@ impl Drop for Session {
             self.tracked().wire.abort();
         } else {
             // Stays armed until the client, which is dropped next, has said goodbye; the registration goes after it.
-            self.registration
+            self.client
+                .registration()
                 .arm_for_good(Some(Instant::now() + GOODBYE), Plan::Abort);
+        }
+        if !self.announced {
+            return;
         }
         let (id, age, uses) = (self.id(), self.opened_at.elapsed(), self.uses);
         match reason {

@@ -1,7 +1,7 @@
 //! Statements whose rows or data pass one by one. Their limit is that of the whole, the caller's part included: the server's
 //! own statement timeout counts the same way.
 
-use super::{Limits, Session, WRONG_COUNT, with_types};
+use super::{Limits, Session, Typed, WRONG_COUNT, with_types};
 use crate::error::Error;
 use crate::retry::Phase;
 use postgres::fallible_iterator::FallibleIterator;
@@ -9,6 +9,11 @@ use postgres::types::ToSql;
 use postgres::{CopyInWriter, Row};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+
+/// One at a time in each transaction: whoever reads its rows has the transaction.
+const CURSOR: &str = "millpond_each";
+/// Rows that are on their way at once.
+const AT_ONCE: usize = 256;
 
 impl Session {
     /// Runs a statement and hands over its rows as they come, until there are no more or `each` has enough of them.
@@ -22,38 +27,60 @@ impl Session {
     ) -> Result<(), Error> {
         self.timed(sql, phase, limits, |session| {
             let mut pass = || {
-                let prepared = session.prepared(sql)?;
-                let mut rows = match prepared {
-                    Some(statement) => {
-                        session.begin_request();
-                        let params = params.iter().map(|param| *param as &dyn ToSql);
-                        session.client.query_raw(&statement, params)?
-                    }
-                    None => {
-                        let described = session.described(sql)?;
-                        if described.params.len() != params.len() {
-                            return Ok(None);
+                let (described, _) = session.described(sql)?;
+                if described.params.len() != params.len() {
+                    return Ok(None);
+                }
+                session.take_note(&described.facts);
+                let typed = with_types(params, &described);
+                session.begin_request();
+                match described.facts.fits_a_cursor {
+                    true => session.fetch_each(sql, &typed, &mut each)?,
+                    false => {
+                        let mut rows = session.client.query_typed_raw(sql, typed)?;
+                        while let Some(row) = rows.next()? {
+                            if each(row).is_break() {
+                                break;
+                            }
                         }
-                        session.begin_request();
-                        let typed = with_types(params, &described);
-                        session.client.query_typed_raw(sql, typed)?
-                    }
-                };
-                while let Some(row) = rows.next()? {
-                    if each(row).is_break() {
-                        break;
                     }
                 }
                 Ok(Some(()))
             };
             pass().map_err(|e| {
-                // Its plan may be stale: the next attempt prepares it again.
+                // What is known of it may be stale.
                 session.forget(sql);
-                session.forget_description(sql);
                 (e, phase)
             })
         })?
         .ok_or(WRONG_COUNT)
+    }
+
+    /// With a cursor, so that what `each` has no use for is not computed, nor waited for. Three round trips for few rows.
+    fn fetch_each(
+        &mut self,
+        sql: &str,
+        params: &[Typed<'_>],
+        each: &mut impl FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), postgres::Error> {
+        let declare = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {sql}");
+        self.client.execute_typed(&declare, params)?;
+        let fetch = format!("FETCH {AT_ONCE} FROM {CURSOR}");
+        loop {
+            let mut count = 0;
+            let mut rows = self
+                .client
+                .query_typed_raw::<&(dyn ToSql + Sync), _>(&fetch, [])?;
+            let mut enough = false;
+            while let Some(row) = rows.next()? {
+                count += 1;
+                enough = enough || each(row).is_break();
+            }
+            drop(rows);
+            if enough || count < AT_ONCE {
+                return self.client.batch_execute(&format!("CLOSE {CURSOR}"));
+            }
+        }
     }
 
     /// Runs a COPY FROM STDIN with what `fill` writes. Returns the number of rows.

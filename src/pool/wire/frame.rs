@@ -28,6 +28,7 @@ pub(super) struct Frame {
     process_bytes: usize,
     completed: bool,
     failed: bool,
+    largest: usize,
 }
 
 impl Frame {
@@ -63,6 +64,7 @@ impl Frame {
             let [tag, length @ ..] = self.head;
             // A length that does not even count itself is for the driver to refuse.
             self.left = (u32::from_be_bytes(length) as usize).saturating_sub(length.len());
+            self.largest = self.largest.max(self.left);
             self.completed |= tag == COMMAND_COMPLETE;
             self.failed |= tag == ERROR;
         }
@@ -76,6 +78,11 @@ impl Frame {
     /// True once after an ErrorResponse.
     pub fn take_failed(&mut self) -> bool {
         std::mem::take(&mut self.failed)
+    }
+
+    /// The length of the longest message so far.
+    pub fn largest(&self) -> usize {
+        self.largest
     }
 
     /// The process number of BackendKeyData, once after it came.

@@ -41,7 +41,11 @@ pub(crate) struct Handle {
     progress: AtomicU8,
     /// The process number that was given out with the key for cancel requests; 0 = none was seen.
     process: AtomicI32,
+    grown: AtomicBool,
 }
+
+/// A message that is longer than this leaves the driver with buffers as long, for the life of its connection.
+const HUGE: usize = 16 << 20;
 
 /// How far the request under way has come. Only the thread that uses the connection moves it on.
 mod progress {
@@ -95,6 +99,11 @@ impl Handle {
     /// The process to be named in a cancel request, as it was given out when the connection was opened.
     pub fn process(&self) -> Option<i32> {
         Some(self.process.load(Ordering::Relaxed)).filter(|process| *process != 0)
+    }
+
+    /// A huge message has passed.
+    pub fn has_grown(&self) -> bool {
+        self.grown.load(Ordering::Relaxed)
     }
 
     /// Registers who is to be woken, then looks: an abort between the two cannot be missed.
@@ -193,6 +202,9 @@ impl<S> Answers<S> {
         if now != before {
             self.handle.progress.store(now, Ordering::Relaxed);
         }
+        if self.frame.largest() > HUGE {
+            self.handle.grown.store(true, Ordering::Relaxed);
+        }
         if let Some(process) = self.frame.take_process() {
             self.handle.process.store(process, Ordering::Relaxed);
         }
@@ -262,6 +274,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
         let progress = &self.handle.progress;
         if progress.load(Ordering::Relaxed) == progress::NOTHING_SENT {
             progress.store(progress::SENT, Ordering::Relaxed);
+        }
+        if buf.len() > HUGE {
+            self.handle.grown.store(true, Ordering::Relaxed);
         }
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -10,7 +10,7 @@ use loom::thread;
 const NEVER: Deadline = Deadline(None);
 
 fn line_with(values: usize, max_waiting: usize) -> Arc<Line<usize>> {
-    let line = Line::new(values, max_waiting);
+    let line = Line::new(values, max_waiting, 0);
     (0..values).for_each(|value| assert!(line.offer(value).is_none()));
     Arc::new(line)
 }
@@ -70,7 +70,7 @@ fn a_deadline_and_a_hand_off_may_race() {
                 // Given in the moment of the deadline: it counts, and must come back.
                 Outcome::Given(value) => assert!(in_line.give_back(value).is_none()),
                 Outcome::TimedOut => {}
-                Outcome::Closed => panic!("nobody closes"),
+                Outcome::TurnedAway | Outcome::Closed => panic!("nobody closes"),
             }
         });
         let clock = {
@@ -178,7 +178,7 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
 #[test]
 fn an_opener_comes_for_everybody_who_finds_nothing() {
     check(3, || {
-        let line: Arc<Line<usize>> = Arc::new(Line::new(1, 10));
+        let line: Arc<Line<usize>> = Arc::new(Line::new(1, 10, 0));
         let opens = line.clone();
         let opener = thread::spawn(move || {
             while opens.await_demand() {
@@ -191,7 +191,7 @@ fn an_opener_comes_for_everybody_who_finds_nothing() {
             let Arrival::Queued { place, .. } = in_line.arrive(false) else {
                 panic!("nothing was opened yet")
             };
-            in_line.call_opener();
+            in_line.owe_one();
             let Outcome::Given(value) = in_line.wait(&place, &NEVER) else {
                 panic!("nobody closes yet")
             };
@@ -214,7 +214,7 @@ fn closing_turns_everybody_away_and_loses_nothing() {
             Arrival::Queued { place, .. } => match in_line.wait(&place, &NEVER) {
                 Outcome::Given(value) => in_line.give_back(value).is_some() as usize,
                 Outcome::Closed => 0,
-                Outcome::TimedOut => panic!("there is no deadline"),
+                Outcome::TimedOut | Outcome::TurnedAway => panic!("there is no deadline"),
             },
             Arrival::Closed => 0,
             Arrival::Full => panic!("there is room"),
@@ -226,6 +226,56 @@ fn closing_turns_everybody_away_and_loses_nothing() {
         assert_eq!(closed, 1, "the value is closed by exactly one");
         assert!(matches!(line.arrive(false), Arrival::Closed));
         assert_eq!(line.figures().waiting, 0);
+    });
+}
+
+#[test]
+fn the_minimum_is_opened_again_and_nothing_beyond_it() {
+    check(3, || {
+        let line: Arc<Line<usize>> = Arc::new(Line::new(2, 10, 1));
+        let opens = line.clone();
+        let opener = thread::spawn(move || {
+            let mut opened = 0;
+            while opens.await_demand() {
+                opened += 1;
+                let unwanted = opens.offer(opened);
+                opens.opener_done();
+                if unwanted.is_some() {
+                    break;
+                }
+            }
+            opened
+        });
+        let value = get(&line);
+        // It is spent; and so is its place.
+        let _ = value;
+        line.discarded();
+        line.close();
+        let opened = opener.join().unwrap();
+        // The first for the minimum or the thread that came, another in its place, and one in place of the one spent.
+        assert!((1..=3).contains(&opened), "{opened}");
+    });
+}
+
+#[test]
+fn a_hopeless_wait_ends_and_a_hopeful_one_goes_on() {
+    check(3, || {
+        let line: Arc<Line<usize>> = Arc::new(Line::new(1, 10, 0));
+        let in_line = line.clone();
+        let waiter = thread::spawn(move || {
+            let Arrival::Queued { place, .. } = in_line.arrive(false) else {
+                return;
+            };
+            match in_line.wait(&place, &NEVER) {
+                Outcome::TurnedAway | Outcome::Closed => {}
+                Outcome::Given(value) => assert!(in_line.give_back(value).is_none()),
+                Outcome::TimedOut => panic!("there is no deadline"),
+            }
+        });
+        line.turn_away();
+        let offered = line.offer(1).is_none();
+        waiter.join().unwrap();
+        assert!(offered && line.figures().waiting == 0);
     });
 }
 

@@ -1,0 +1,49 @@
+//! Whether a thread may block. The driver blocks on a runtime of its own, which panics on a thread that drives another; and
+//! where that happens while a value is dropped, the process ends. So it is asked before.
+
+use crate::error::Error;
+use std::sync::OnceLock;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// True on a thread that drives an asynchronous runtime. Threads for blocking work (`spawn_blocking`, `block_in_place`) do
+/// not, though they belong to one: there, only trying tells, and where it fails the panic hook says so.
+pub(super) fn is_forbidden() -> bool {
+    static TRIAL: OnceLock<Option<Runtime>> = OnceLock::new();
+    if Handle::try_current().is_err() {
+        return false;
+    }
+    let trial = TRIAL.get_or_init(|| Builder::new_current_thread().build().ok());
+    let Some(trial) = trial else {
+        return true;
+    };
+    crate::sync::caught(|| trial.block_on(std::future::ready(()))).is_err()
+}
+
+/// What a call on such a thread ends as.
+pub(super) const MISUSE: Error = Error::Misuse(
+    "the pool blocks, which a thread that drives an asynchronous runtime must not: call it on a thread for blocking work      (tokio: spawn_blocking)",
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_thread_that_drives_a_runtime_may_not_block() {
+        assert!(!is_forbidden());
+        let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
+        let on_worker = runtime.spawn(async { is_forbidden() });
+        let on_blocking = runtime.spawn_blocking(is_forbidden);
+        let in_place = runtime.spawn(async { tokio::task::block_in_place(is_forbidden) });
+        let seen = runtime.block_on(async {
+            (
+                on_worker.await,
+                on_blocking.await,
+                in_place.await,
+                is_forbidden(),
+            )
+        });
+        assert!(seen.0.unwrap() && !seen.1.unwrap() && !seen.2.unwrap() && seen.3);
+        assert!(!is_forbidden());
+    }
+}

@@ -1,0 +1,67 @@
+//! The driver's client, and what keeps its deadlines until it is closed.
+
+use crate::pool::blocking;
+use crate::pool::watchdog::Registration;
+use log::warn;
+use postgres::Client;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+/// Closing it says goodbye to the server, which blocks: on a thread that may not, another does it.
+pub(super) struct Link(Option<(Client, Registration)>);
+
+impl Link {
+    pub fn new(client: Client, registration: Registration) -> Link {
+        Link(Some((client, registration)))
+    }
+
+    pub fn registration(&self) -> &Registration {
+        match &self.0 {
+            Some((_, registration)) => registration,
+            None => unreachable!("{HELD}"),
+        }
+    }
+}
+
+const HELD: &str = "a link holds its client until it is dropped";
+
+impl Deref for Link {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        match &self.0 {
+            Some((client, _)) => client,
+            None => unreachable!("{HELD}"),
+        }
+    }
+}
+
+impl DerefMut for Link {
+    fn deref_mut(&mut self) -> &mut Client {
+        match &mut self.0 {
+            Some((client, _)) => client,
+            None => unreachable!("{HELD}"),
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // The client goes first: its goodbye is under the watchdog.
+        let both = self.0.take();
+        if !blocking::is_forbidden() {
+            return;
+        }
+        let both = Arc::new(Mutex::new(both));
+        let theirs = Arc::clone(&both);
+        let closer = thread::Builder::new().name("millpond-closer".into());
+        let take =
+            |both: &Mutex<Option<_>>| both.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Err(e) = closer.spawn(move || drop(take(&theirs))) {
+            // The server ends what is left of it with this process.
+            warn!("no thread to close a connection on: {e}");
+            std::mem::forget(take(&both));
+        }
+    }
+}
