@@ -277,7 +277,7 @@ impl fmt::Display for OpenError {
             OpenError::OnConnectTimeout(limit) => {
                 write!(
                     f,
-                    "on_connect did not end within {limit:?}, which opening a connection may take"
+                    "on_connect did not end within {limit:.0?}, which opening a connection may take"
                 )
             }
             OpenError::Files(_) => f.write_str("no file descriptors are left for a connection"),

@@ -16,10 +16,12 @@ pub(super) struct Names {
     look_up: LookUp,
 }
 
+/// An error as its kind and its words: each who waits gets one.
+type Answer = Result<Vec<IpAddr>, (io::ErrorKind, String)>;
+
 #[derive(Default)]
 struct Pending {
-    /// An error as its kind and its words: each who waits gets one.
-    answer: Mutex<Option<Result<Vec<IpAddr>, (io::ErrorKind, String)>>>,
+    answer: Mutex<Option<Answer>>,
     answered: Condvar,
 }
 

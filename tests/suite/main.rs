@@ -2,6 +2,8 @@
 //! need more than PostgreSQL on the machine are behind the feature `lab`.
 
 mod answers;
+mod callers;
+mod changes;
 mod checkout;
 mod cli;
 #[cfg(feature = "lab")]

@@ -14,6 +14,7 @@ use super::identity::{Identity, first_row};
 use super::manager::Shared;
 use super::texts::Texts;
 use super::watchdog::{CANCEL_GRACE, Plan, Registration, Tracked};
+use super::wire;
 use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
 use crate::retry::{Facts, Fate, Leaves, Phase, Progress, Symptom, verdict};
@@ -46,6 +47,9 @@ const UPKEEP: Duration = Duration::from_secs(1);
 const ROLLBACK: Duration = CANCEL_GRACE;
 /// The server's own timeout goes first where ours is about the same.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
+
+/// A connection that is old before it is used would be of no use to anybody.
+const LEAST_AGE: Duration = Duration::from_millis(100);
 
 /// How long one statement may take.
 #[derive(Clone, Copy, Debug)]
@@ -224,7 +228,7 @@ impl Session {
         // Up to a tenth earlier, so that connections which were opened together are not closed together.
         let expires_at = config
             .max_lifetime
-            .map(|age| now + age.mul_f64(1.0 - 0.1 * fastrand::f64()));
+            .map(|age| now + age.max(LEAST_AGE).mul_f64(1.0 - 0.1 * fastrand::f64()));
         let statements = NonZeroUsize::new(config.statement_cache).map(Texts::new);
         Session {
             client: Link::new(client, registration),
@@ -325,13 +329,25 @@ impl Session {
     /// Takes in what the server has said unasked, without waiting for anything. True where that was its goodbye. What it
     /// has notified is nobody's.
     pub fn has_ended(&mut self) -> bool {
-        let take_in = |client: &mut Client| {
-            let mut pending = client.notifications();
-            let mut iter = pending.iter();
-            while iter.next()?.is_some() {}
-            Ok::<_, postgres::Error>(())
+        if !self.tracked().wire.ask_for_look() {
+            // Found out when it is asked for a sign of life.
+            return self.is_lost();
+        }
+        // It does not wait; but if it did, nobody else could.
+        let armed = self
+            .client
+            .registration()
+            .arm(Some(Instant::now() + GOODBYE), Plan::Abort);
+        let mut pending = self.client.notifications();
+        let mut iter = pending.blocking_iter();
+        let goes_on = loop {
+            match iter.next() {
+                Ok(Some(notification)) if wire::Handle::is_look(&notification) => break true,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break false,
+            }
         };
-        take_in(&mut self.client).is_err() || self.is_lost()
+        armed.disarm() || !goes_on
     }
 
     /// Whatever happens on it, it is cleaned when it comes back.
@@ -912,8 +928,13 @@ impl Session {
                     .do_not_keep(&self.search_path.key(sql));
                 return Err((error, phase));
             }
-            if never_sent && self.expects_still(sql, &types) {
-                return Err((error, phase));
+            if never_sent {
+                let mistaken = self.expects_still(sql, &types);
+                // Of the request itself nothing was sent.
+                self.begin_request();
+                if mistaken {
+                    return Err((error, phase));
+                }
             }
             again = true;
         }

@@ -1,0 +1,377 @@
+//! Tables and types that change under the pool, and what the pool knows of them.
+
+use super::support::{SECOND, database, eventually};
+use millpond::{Error, Pool};
+use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+use std::time::{Duration, SystemTime};
+
+/// A word as an enum's, whatever the enum.
+#[derive(Debug)]
+struct Label(&'static str);
+
+impl ToSql for Label {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    /// As the derived ones do: of an enum that has this label, as far as the driver knows.
+    fn accepts(ty: &Type) -> bool {
+        matches!(ty.kind(), postgres::types::Kind::Enum(labels) if labels.iter().any(|l| l == "new" || l == "old"))
+    }
+
+    to_sql_checked!();
+}
+
+/// The same, which wants the newest label to be known.
+#[derive(Debug)]
+struct Newest(&'static str);
+
+impl ToSql for Newest {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        matches!(ty.kind(), postgres::types::Kind::Enum(labels) if labels.iter().any(|l| l == "new"))
+    }
+
+    to_sql_checked!();
+}
+
+struct Text(String);
+
+impl<'a> FromSql<'a> for Text {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Text, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Text(String::from_utf8(raw.to_vec())?))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+fn both(db: &super::support::Database) -> [Pool; 2] {
+    [256, 0].map(|cache| {
+        let builder = db.pool().max_size(2).statement_cache(cache);
+        builder.build().unwrap()
+    })
+}
+
+#[test]
+fn a_type_that_is_dropped_and_made_again_is_looked_up_again() {
+    let db = database();
+    let mut admin = db.admin();
+    for pool in both(&db) {
+        admin
+            .batch_execute(
+                "DROP TABLE IF EXISTS t; DROP TYPE IF EXISTS mood; \
+                 CREATE TYPE mood AS ENUM ('old'); CREATE TABLE t (m mood)",
+            )
+            .unwrap();
+        let insert = "INSERT INTO t VALUES ($1)";
+        let cast = "SELECT $1::mood";
+        pool.execute(insert, &[&Label("old")]).unwrap();
+        pool.query(cast, &[&Label("old")]).unwrap();
+        pool.query("SELECT m FROM t", &[]).unwrap();
+        let again = "DROP TABLE t; DROP TYPE mood; CREATE TYPE mood AS ENUM ('new', 'old'); CREATE TABLE t (m mood)";
+        admin.batch_execute(again).unwrap();
+        pool.query(cast, &[&Label("new")]).unwrap();
+        pool.execute(insert, &[&Label("new")]).unwrap();
+        let rows = pool.query("SELECT m FROM t", &[]).unwrap();
+        assert_eq!(rows[0].get::<_, Text>(0).0, "new");
+        // Inside a transaction it is repeated.
+        admin.batch_execute(again).unwrap();
+        pool.transaction(|tx| {
+            tx.query(cast, &[&Label("new")])?;
+            tx.execute(insert, &[&Label("new")])?;
+            tx.query("SELECT m FROM t", &[])
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_label_and_an_attribute_that_are_added_are_known_to_who_sends_them() {
+    let db = database();
+    let mut admin = db.admin();
+    for pool in both(&db) {
+        admin
+            .batch_execute("DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('old')")
+            .unwrap();
+        let cast = "SELECT $1::mood";
+        pool.query(cast, &[&Label("old")]).unwrap();
+        let mistaken = pool.query(cast, &[&Newest("new")]).unwrap_err();
+        assert!(matches!(mistaken, Error::Database { .. }), "{mistaken:?}");
+        admin
+            .batch_execute("ALTER TYPE mood ADD VALUE 'new'")
+            .unwrap();
+        pool.query(cast, &[&Newest("new")]).unwrap();
+        pool.transaction(|tx| tx.query(cast, &[&Newest("new")]))
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_column_that_becomes_another_type_takes_the_new_values() {
+    let db = database();
+    let mut admin = db.admin();
+    for pool in both(&db) {
+        let table = "DROP TABLE IF EXISTS t; CREATE TABLE t (n int)";
+        admin.batch_execute(table).unwrap();
+        let (insert, select) = ("INSERT INTO t VALUES ($1)", "SELECT n FROM t WHERE n = $1");
+        pool.execute(insert, &[&1i32]).unwrap();
+        pool.query(select, &[&1i32]).unwrap();
+        admin
+            .batch_execute("ALTER TABLE t ALTER n TYPE text")
+            .unwrap();
+        pool.execute(insert, &[&"two"]).unwrap();
+        assert_eq!(pool.query(select, &[&"1"]).unwrap().len(), 1);
+        admin
+            .batch_execute("ALTER TABLE t ALTER n TYPE int USING length(n)")
+            .unwrap();
+        // In a transaction the wrong value never leaves: nothing is lost by asking again.
+        let mut runs = 0;
+        pool.transaction(|tx| {
+            runs += 1;
+            tx.execute(insert, &[&4i32])
+        })
+        .unwrap();
+        assert_eq!(runs, 1);
+        // A mistake stays one, and costs no connection.
+        let mistake = pool.execute(insert, &[&"three"]).unwrap_err();
+        assert!(!mistake.is_retryable() && !mistake.is_outcome_unknown());
+        assert_eq!(pool.query(select, &[&4i32]).unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn each_tenants_schema_is_its_own_though_the_texts_are_the_same() {
+    let db = database();
+    db.admin()
+        .batch_execute(
+            "CREATE EXTENSION citext; \
+             CREATE SCHEMA a; CREATE TABLE a.t (k text, n int); INSERT INTO a.t VALUES ('Key', 1); \
+             CREATE SCHEMA b; CREATE TABLE b.t (k public.citext, n text); INSERT INTO b.t VALUES ('Key', 'one')",
+        )
+        .unwrap();
+    for pool in both(&db) {
+        let mut runs = 0;
+        for round in 0..6 {
+            let a = round % 2 == 0;
+            pool.transaction(|tx| {
+                runs += 1;
+                match round % 3 {
+                    0 => tx.batch_execute(&format!(
+                        "SET LOCAL search_path = {}, public",
+                        if a { "a" } else { "b" }
+                    ))?,
+                    _ => {
+                        let sql = "SELECT set_config('search_path', $1, true)";
+                        tx.query(sql, &[&(if a { "a, public" } else { "b, public" })])?;
+                    }
+                }
+                let found = tx.query("SELECT n FROM t WHERE k = $1", &[&"KEY"])?;
+                assert_eq!(
+                    found.len(),
+                    usize::from(!a),
+                    "text tells case, citext does not"
+                );
+                let insert = "INSERT INTO t VALUES ('x', $1)";
+                match a {
+                    true => tx.execute(insert, &[&7i32])?,
+                    false => tx.execute(insert, &[&"seven"])?,
+                };
+                // Behind a savepoint it may be another, and is the first again when that is undone.
+                let inner: Result<(), _> = tx.savepoint(|tx| {
+                    tx.batch_execute(&format!(
+                        "SET LOCAL search_path = {}, public",
+                        if a { "b" } else { "a" }
+                    ))?;
+                    let found = tx.query("SELECT n FROM t WHERE k = $1", &[&"KEY"])?;
+                    assert_eq!(found.len(), usize::from(a));
+                    Err(Error::application("undone"))
+                });
+                assert!(inner.is_err());
+                let found = tx.query("SELECT n FROM t WHERE k = $1", &[&"KEY"])?;
+                assert_eq!(found.len(), usize::from(!a));
+                Ok(())
+            })
+            .unwrap();
+        }
+        assert_eq!(runs, 6, "nothing had to be repeated");
+    }
+}
+
+#[test]
+fn a_temporary_table_that_each_transaction_makes_anew_is_the_one_that_is_meant() {
+    let db = database();
+    for pool in both(&db) {
+        for round in 0..4 {
+            pool.transaction(|tx| {
+                let (ty, made) = if round % 2 == 0 {
+                    ("int", "1")
+                } else {
+                    ("text", "'one'")
+                };
+                tx.batch_execute(&format!(
+                    "CREATE TEMP TABLE s (n {ty}) ON COMMIT DROP; INSERT INTO s VALUES ({made})"
+                ))?;
+                assert_eq!(tx.query("SELECT n FROM s", &[])?.len(), 1);
+                tx.batch_execute(
+                    "DROP TABLE s; CREATE TEMP TABLE s (n date, m int) ON COMMIT DROP",
+                )?;
+                assert_eq!(tx.query("SELECT n FROM s", &[])?.len(), 0);
+                Ok(())
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn after_a_migration_no_transaction_fails_for_what_was_kept_before() {
+    let db = database();
+    let mut admin = db.admin();
+    let pool = db.pool().max_size(4).min_idle(4).build().unwrap();
+    eventually("all are there", || pool.stats().idle == 4);
+    admin
+        .batch_execute("CREATE TABLE t1 (n int); CREATE TABLE t2 (n int); CREATE TABLE t3 (n int); CREATE TABLE t4 (n int); CREATE TABLE t5 (n int)")
+        .unwrap();
+    let work = || {
+        pool.transaction(|tx| {
+            for table in 1..=5 {
+                tx.query(&format!("SELECT * FROM t{table}"), &[])?;
+            }
+            Ok(())
+        })
+    };
+    // On every session.
+    let held: Vec<_> = (0..3).map(|_| pool.get().unwrap()).collect();
+    work().unwrap();
+    drop(held);
+    work().unwrap();
+    for table in 1..=5 {
+        admin
+            .batch_execute(&format!("ALTER TABLE t{table} ADD COLUMN m text"))
+            .unwrap();
+    }
+    let policy = millpond::RetryPolicy::default()
+        .initial_delay(Duration::from_millis(1))
+        .max_retries(5);
+    let call = pool.with_policy(policy);
+    call.transaction(|tx| {
+        for table in 1..=5 {
+            tx.query(&format!("SELECT * FROM t{table}"), &[])?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    work().unwrap();
+}
+
+#[test]
+fn values_are_of_the_servers_types_with_and_without_a_cache() {
+    let db = database();
+    db.admin()
+        .batch_execute(
+            "CREATE EXTENSION citext; CREATE TABLE t (k citext, at timestamp); INSERT INTO t VALUES ('Key', NULL)",
+        )
+        .unwrap();
+    for pool in both(&db) {
+        assert_eq!(
+            pool.query("SELECT 1 FROM t WHERE k = $1", &[&"KEY"])
+                .unwrap()
+                .len(),
+            1
+        );
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000);
+        pool.transaction(|tx| {
+            tx.batch_execute("SET LOCAL TimeZone = 'Asia/Tokyo'")?;
+            tx.execute("UPDATE t SET at = $1", &[&noon])
+        })
+        .unwrap();
+        let seconds = "SELECT extract(epoch FROM at)::bigint FROM t";
+        assert_eq!(
+            pool.query(seconds, &[]).unwrap()[0].get::<_, i64>(0),
+            1_900_000_000
+        );
+    }
+}
+
+#[test]
+fn rows_that_nobody_wants_are_not_computed() {
+    let db = database();
+    let pool = db.pool().build().unwrap();
+    for sql in [
+        "SELECT generate_series(1, 1000000000), repeat('x', 1000)",
+        "WITH s AS (SELECT $1::int8 AS first) SELECT generate_series(first, 1000000000) FROM s",
+    ] {
+        let mut seen = 0;
+        let each = |_| {
+            seen += 1;
+            Ok(std::ops::ControlFlow::Break(()))
+        };
+        let mut each = each;
+        let first = 1i64;
+        let params: &[&(dyn ToSql + Sync)] = if sql.contains("$1") { &[&first] } else { &[] };
+        // Well within the statement's limit; and the transaction goes on, and commits.
+        let left = pool
+            .with_policy(millpond::RetryPolicy::none())
+            .transaction(|tx| {
+                tx.query_each(sql, params, &mut each)?;
+                tx.query("SELECT 1", &[])
+            });
+        assert_eq!(left.unwrap().len(), 1, "{sql}");
+        assert_eq!(seen, 1);
+    }
+    // More than fit on the way at once, all of them; and what is no query, too.
+    pool.transaction(|tx| {
+        let mut sum = 0;
+        tx.query_each("SELECT i FROM generate_series(1, 1000) AS i", &[], |row| {
+            sum += row.try_get::<_, i32>(0)?;
+            Ok(std::ops::ControlFlow::Continue(()))
+        })?;
+        assert_eq!(sum, 500_500);
+        let mut shown = 0;
+        tx.query_each("SHOW ALL", &[], |_| {
+            shown += 1;
+            Ok(std::ops::ControlFlow::Continue(()))
+        })?;
+        assert!(shown > 100);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_session_whose_buffers_have_grown_huge_is_closed_when_it_comes_back() {
+    let db = database();
+    let pool = db
+        .pool()
+        .max_size(1)
+        .statement_timeout(20 * SECOND)
+        .query_timeout(20 * SECOND)
+        .build()
+        .unwrap();
+    let pid = || -> i32 { pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get(0) };
+    let first = pid();
+    pool.query("SELECT repeat('x', 1000000)", &[]).unwrap();
+    assert_eq!(pid(), first);
+    pool.query("SELECT repeat('x', 40000000)", &[]).unwrap();
+    let second = pid();
+    assert_ne!(second, first, "a huge row");
+    let value = "x".repeat(40_000_000);
+    let length = pool.query("SELECT length($1::text)", &[&value]).unwrap();
+    assert_eq!(length[0].get::<_, i32>(0), 40_000_000);
+    assert_ne!(pid(), second, "a huge parameter");
+}
