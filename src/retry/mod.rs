@@ -75,7 +75,7 @@ impl Pool {
         self.call().with_policy(policy)
     }
 
-    /// For one call: a moment by which it must have ended, with all its waiting, its attempts and their pauses.
+    /// For one call: a moment by which it must have ended, with all its waiting, its attempts and their pauses, to within 550 ms.
     pub fn with_deadline(&self, at: Instant) -> Call<'_> {
         self.call().with_deadline(at)
     }
@@ -118,7 +118,8 @@ impl Call<'_> {
         self
     }
 
-    /// A moment by which the call must have ended, with all its waiting, its attempts and their pauses. In a call with a
+    /// A moment by which the call must have ended, with all its waiting, its attempts and their pauses. It returns 550 ms
+    /// after that at the latest, also where the server is frozen: the server is given 500 ms to obey a cancel. In a call with a
     /// deadline, the wait for a connection is bounded by it alone, and no attempt. Together with a timeout, what is left of
     /// the time is the server's timeout of each attempt's transaction, too. A transaction that stands still for longer than
     /// there is time is ended by the server (`idle_in_transaction_session_timeout`), also when this program has stopped.

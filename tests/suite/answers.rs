@@ -155,7 +155,7 @@ fn meanwhile<T>(direct: &str, function: &str, work: impl FnOnce() -> T) -> (T, u
 }
 
 /// A Unix socket that leads to a port, as the driver looks for it in a directory.
-fn unix_socket(port: u16) -> tempfile::TempDir {
+pub fn unix_socket(port: u16) -> tempfile::TempDir {
     let dir = tempfile::TempDir::new().unwrap();
     let listener = UnixListener::bind(dir.path().join(format!(".s.PGSQL.{port}"))).unwrap();
     thread::spawn(move || {

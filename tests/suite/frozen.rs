@@ -267,3 +267,115 @@ fn some_micros(below: u32) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     u64::from(now.unwrap().subsec_micros() % below)
 }
+
+#[test]
+fn a_call_with_a_deadline_returns_550_ms_after_it_at_the_latest() {
+    let scene = scene();
+    let time = 300 * MS;
+    type Work = fn(&millpond::retry::Call<'_>, &mut dyn FnMut());
+    let works: [(&str, Work); 6] = [
+        ("a query", |call, freeze| {
+            freeze();
+            call.query("SELECT 1", &[]).unwrap_err();
+        }),
+        ("a statement in a transaction", |call, freeze| {
+            let work = |tx: &mut millpond::Transaction<'_>| {
+                freeze();
+                tx.query("SELECT 1", &[])
+            };
+            call.transaction(once(work)).unwrap_err();
+        }),
+        ("a rollback", |call, freeze| {
+            let work = |tx: &mut millpond::Transaction<'_>| -> millpond::Result<()> {
+                tx.query("SELECT 1", &[])?;
+                freeze();
+                thread::sleep(250 * MS);
+                Err(millpond::Error::application("no"))
+            };
+            call.transaction(once(work)).unwrap_err();
+        }),
+        ("a commit", |call, freeze| {
+            let work = |tx: &mut millpond::Transaction<'_>| {
+                let done = tx.query("SELECT 1", &[]);
+                freeze();
+                done
+            };
+            call.transaction(once(work)).unwrap_err();
+        }),
+        ("a sign of life", |call, freeze| {
+            thread::sleep(600 * MS);
+            freeze();
+            call.clone()
+                .with_deadline(Instant::now() + 300 * MS)
+                .query("SELECT 1", &[])
+                .unwrap_err();
+        }),
+        ("a cleaning", |call, freeze| {
+            call.execute("SET work_mem = '1MB'", &[]).unwrap();
+            freeze();
+            call.query("SELECT 1", &[]).unwrap_err();
+        }),
+    ];
+    for (what, work) in works {
+        let mut frozen = None;
+        let mut at = Instant::now();
+        eventually("the pool is whole", || scene.whole());
+        let call = scene.pool.with_deadline(Instant::now() + time);
+        let call = if what == "a sign of life" {
+            scene.pool.call()
+        } else {
+            call
+        };
+        work(&call, &mut || {
+            frozen = Some(Frozen::tree(scene.server.pid().unwrap()));
+            at = Instant::now();
+        });
+        let took = at.elapsed();
+        println!("{what}: {took:?} after the server was frozen");
+        assert!(took < time + 550 * MS + slack(), "{what}: {took:?}");
+        drop(frozen);
+    }
+}
+
+/// A closure that may run once.
+fn once<T>(
+    work: impl FnOnce(&mut millpond::Transaction<'_>) -> millpond::Result<T>,
+) -> impl FnMut(&mut millpond::Transaction<'_>) -> millpond::Result<T> {
+    let mut work = Some(work);
+    move |tx| (work.take().expect("not repeated"))(tx)
+}
+
+#[test]
+fn over_a_unix_socket_too_a_check_out_ends_when_its_time_is_up() {
+    let server = server(&[]);
+    let dir = super::answers::unix_socket(server.port());
+    let url = server.url().replace(
+        &format!("127.0.0.1:{}", server.port()),
+        &format!(
+            "{}:{}",
+            dir.path().display().to_string().replace('/', "%2F"),
+            server.port()
+        ),
+    );
+    let pool = pool(&url)
+        .max_size(2)
+        .pooler(millpond::config::Pooler::Off)
+        .build()
+        .unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    eventually("the minimum is there", || pool.stats().idle == 2);
+    // Longer than a connection is trusted without a sign of life.
+    thread::sleep(600 * MS);
+    let frozen = Frozen::tree(server.pid().unwrap());
+    for _ in 0..3 {
+        let started = Instant::now();
+        assert!(pool.get_timeout(300 * MS).is_err());
+        let took = started.elapsed();
+        assert!(took < 850 * MS + slack(), "{took:?}");
+    }
+    frozen.thaw();
+    eventually("the pool works again", || {
+        pool.query("SELECT 1", &[]).is_ok()
+    });
+    eventually("and nothing is left out", || pool.stats().active == 0);
+}

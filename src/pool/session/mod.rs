@@ -281,7 +281,7 @@ impl Session {
 
     /// A deadline can cut what is on its wire.
     pub fn can_be_cut(&self) -> bool {
-        self.identity.over_tcp
+        !matches!(self.tracked().wire.progress(), Progress::Unseen)
     }
 
     /// The driver's client, for a borrower who does with it what he likes.
