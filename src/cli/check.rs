@@ -32,7 +32,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // minreq counts in seconds and nothing smaller: the time is kept here.
     let (sender, answer) = std::sync::mpsc::channel();
     let request = minreq::get(&url).with_max_redirects(0);
-    std::thread::spawn(move || sender.send(request.send()));
+    let asker = std::thread::Builder::new().spawn(move || sender.send(request.send()));
+    asker.map_err(|e| Failure::because(format!("no thread could be started: {e}")))?;
     let answer = answer
         .recv_timeout(Duration::from_millis(arguments.timeout_ms))
         .map_err(|_| {

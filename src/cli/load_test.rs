@@ -117,19 +117,23 @@ fn measure(config: &Config, arguments: &Arguments) -> Result<Report, Failure> {
     let bar = ProgressBar::new(total).with_style(style());
     let over = AtomicBool::new(false);
     let begun = Instant::now();
+    let mut refused = None;
     let (results, wall, most_waiting) = thread::scope(|scope| {
-        let sampler = scope.spawn(|| {
+        let sample = || {
             let mut most = 0;
             while !over.load(Ordering::Relaxed) {
                 most = most.max(pool.stats().waiting);
                 thread::sleep(Duration::from_millis(5));
             }
             most
-        });
+        };
+        let sampler = thread::Builder::new().spawn_scoped(scope, sample);
         let workers: Vec<_> = (0..arguments.workers)
-            .map(|worker| {
+            .map_while(|worker| {
                 let (pool, bar) = (&pool, &bar);
-                scope.spawn(move || one_worker(pool, bar, worker, arguments.queries))
+                let work = move || one_worker(pool, bar, worker, arguments.queries);
+                let started = thread::Builder::new().spawn_scoped(scope, work);
+                started.map_err(|e| refused = Some(e)).ok()
             })
             .collect();
         let results: Vec<_> = workers
@@ -144,8 +148,16 @@ fn measure(config: &Config, arguments: &Arguments) -> Result<Report, Failure> {
             .collect();
         let wall = begun.elapsed();
         over.store(true, Ordering::Relaxed);
-        (results, wall, sampler.join().unwrap_or(0))
+        let most_waiting = sampler.map_or(0, |sampler| sampler.join().unwrap_or(0));
+        (results, wall, most_waiting)
     });
+    if let Some(e) = refused {
+        return Err(Failure::because(format!(
+            "only {} of {} threads could be started: {e}",
+            results.len(),
+            arguments.workers
+        )));
+    }
     bar.finish_and_clear();
     pool.close(Duration::from_secs(5));
     let mut latencies: Vec<f64> = results

@@ -126,6 +126,7 @@ impl PoolConfig {
             &mut self.query_timeout,
             &mut self.slow_query,
             &mut self.leak_threshold,
+            &mut self.retry.initial_delay,
         ] {
             *time = time.map(|t| t.min(longest));
         }

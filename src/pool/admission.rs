@@ -144,8 +144,12 @@ impl<T> Line<T> {
         }
     }
 
-    /// Asks for a connection to be opened: for those in line, and one in any case, whoever is in line by then. Called by a
-    /// thread that queued and found nothing else.
+    /// Asks for a connection to be opened for those in line. Called by a thread that queued and found nothing else.
+    pub fn call_opener(&self) {
+        self.wake_opener(self.lock());
+    }
+
+    /// Asks for one in any case: called by a thread that will not wait for it.
     pub fn owe_one(&self) {
         let mut state = self.lock();
         state.owed = true;

@@ -49,7 +49,8 @@ impl Builder {
         self
     }
 
-    /// Most connections of the pool. Default 20; 1 to 10000. The server should allow two more: for health, and for upkeep.
+    /// Most connections of the pool. Default 20; 1 to 10000. The server should allow three more: for
+    /// the health probe, for a second attempt where one gets no answer, and for finding out about a lost commit.
     pub fn max_size(mut self, connections: u32) -> Self {
         self.config.max_size = connections;
         self
@@ -268,6 +269,7 @@ impl Builder {
             r2d2,
             out: AtomicUsize::new(0),
             warned_at: AtomicU64::new(0),
+            next_look: AtomicUsize::new(0),
             start: Instant::now(),
             report: OnceLock::new(),
             keeper: Mutex::default(),

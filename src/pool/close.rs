@@ -92,6 +92,7 @@ impl Inner {
         self.shared.closing.store(true, Ordering::SeqCst);
         self.shared.gate.close();
         self.shared.demand.close();
+        self.shared.attempts.cut();
         self.shared.ledger.wake_sweeper();
         let mut idle = self.line.close();
         while let Some(spare) = self.r2d2.try_get() {

@@ -465,6 +465,10 @@ impl Shared {
         let wire = Arc::clone(&registration.tracked.wire);
         if let Some(attempt) = attempt {
             attempt.goes_over(&wire);
+            // Seen here, or the wire is seen by whoever closes.
+            if purpose == Purpose::Use && self.closing.load(Ordering::SeqCst) {
+                return Err(OpenError::Closed);
+            }
         }
         let tcp = is_tcp(host);
         let connect = |config: postgres::Config| {

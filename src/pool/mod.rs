@@ -92,6 +92,8 @@ pub(crate) struct Inner {
     /// Sessions that threads hold, for the warning before they run out.
     out: AtomicUsize,
     warned_at: AtomicU64,
+    /// Which of the idle ones are looked at next, where they are many.
+    next_look: AtomicUsize,
     start: Instant,
     keeper: Mutex<Option<Thread>>,
     /// Signalled when a session is gone or back, for a drain that waits.
@@ -307,17 +309,21 @@ impl Inner {
     /// back.
     fn fetch_for_the_line(&self) -> Option<CheckoutFailure> {
         self.feed_spares();
-        // Also where this thread does not wait for it: somebody has to find the database when it is back.
-        self.line.owe_one();
-        if self.shared.failing_fast() {
-            return Some(CheckoutFailure::FailingFast);
+        let refused = || {
+            let last_error = self.shared.gate.last_error();
+            last_error.is_some_and(|e| e.is_refusal()) && self.line.figures().active == 0
+        };
+        let hopeless = match () {
+            () if self.shared.failing_fast() => Some(CheckoutFailure::FailingFast),
+            () if refused() => Some(CheckoutFailure::Refused),
+            () => None,
+        };
+        match hopeless {
+            None => self.line.call_opener(),
+            // Somebody has to find the database when it is back.
+            Some(_) => self.line.owe_one(),
         }
-        let refused = self
-            .shared
-            .gate
-            .last_error()
-            .is_some_and(|e| e.is_refusal());
-        (refused && self.line.figures().active == 0).then_some(CheckoutFailure::Refused)
+        hopeless
     }
 
     /// Gives the line what r2d2 has opened for openers that did not wait for it any more.
@@ -354,28 +360,25 @@ impl Inner {
                 (_, false) => Err(()),
             };
         }
-        if now.saturating_duration_since(session.heard_at()) > TRUSTED_FOR
-            || self.shared.trouble_since(session.heard_at())
-        {
-            let until = least(deadline);
-            let generation = session.generation();
-            let validate = move |session: &mut Session| session.validate(until).is_ok();
-            let silent = match aside(lease, until, validate) {
-                Ok((lease, true)) => return Ok(lease),
-                Ok((lease, false)) => lease.tracked().wire.is_aborted(),
-                Err(()) => true,
-            };
-            {
-                // The others are asked before they are used, too; where one was silent, which takes its time, they are not.
-                // Unless it is only that its borrower had none.
-                self.shared.note_trouble();
-                if silent && until.is_none_or(|at| Instant::now() < at) {
-                    self.shared.retire_generation(generation);
-                }
-                return Err(());
-            }
+        let unheard_for = now.saturating_duration_since(session.heard_at());
+        if unheard_for <= TRUSTED_FOR && !self.shared.trouble_since(session.heard_at()) {
+            return Ok(lease);
         }
-        Ok(lease)
+        let until = least(deadline);
+        let generation = session.generation();
+        let validate = move |session: &mut Session| session.validate(until).is_ok();
+        let silent = match aside(lease, until, validate) {
+            Ok((lease, true)) => return Ok(lease),
+            Ok((lease, false)) => lease.tracked().wire.is_aborted(),
+            Err(()) => true,
+        };
+        // The others are asked before they are used, too; where one was silent, which takes its time, they are not. Unless
+        // it is only that its borrower had none.
+        self.shared.note_trouble();
+        if silent && until.is_none_or(|at| Instant::now() < at) {
+            self.shared.retire_generation(generation);
+        }
+        Err(())
     }
 
     fn hand_out(&self, lease: &mut Lease, started: Instant, place: &'static Location<'static>) {

@@ -104,6 +104,17 @@ impl Attempts {
         }
     }
 
+    /// Cuts those for the pool's own connections: it is closing.
+    pub fn cut(&self) {
+        for attempt in &self.lock().waiting {
+            if attempt.purpose == Purpose::Use
+                && let Some(wire) = &attempt.lock().wire
+            {
+                wire.abort();
+            }
+        }
+    }
+
     /// Opening a connection took so long.
     pub fn note_opened(&self, took: Duration) {
         let mut state = self.lock();

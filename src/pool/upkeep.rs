@@ -3,10 +3,11 @@
 
 use super::admission::Line;
 use super::manager::Shared;
-use super::{CloseReason, Held, Inner, Manager, Session};
+use super::{CloseReason, Held, Inner, Manager, Session, aside};
 use crate::sync::{caught, unpoison};
 use log::{error, warn};
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ const OPENERS: usize = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How often idle connections are looked at, at least: whether the server has closed them.
 const LOOK_AT_IDLE: Duration = Duration::from_millis(500);
+/// A cleaning that takes longer is left to itself.
+const LONGEST_CLEANING: Duration = Duration::from_secs(1);
 /// The most that are looked at in one go.
 const MOST_LOOKS: usize = 256;
 
@@ -102,18 +105,24 @@ impl Inner {
     /// by him.
     fn clean_idle(self: &Arc<Self>) {
         while let Some(held) = self.line.check_out_idle(|held| held.is_dirty()) {
-            let mut lease = self.lease(held);
-            lease.clean(None);
+            // One that cannot be cut must not hold the keeper.
+            let until = Instant::now() + LONGEST_CLEANING;
+            let _ = aside(self.lease(held), Some(until), |session| session.clean(None));
         }
     }
 
     /// Takes in what the server said to idle sessions, and closes those that it has ended.
     fn close_dead(&self) {
-        let mut looks = 0;
+        let first = self.next_look.load(Ordering::Relaxed);
+        let in_turn = first..first + MOST_LOOKS;
+        let mut nth = 0;
         let dead = self.line.take_idle(usize::MAX, |held| {
-            looks += 1;
-            looks <= MOST_LOOKS && !held.is_dirty() && held.has_ended()
+            let now = in_turn.contains(&nth);
+            nth += 1;
+            now && !held.is_dirty() && held.has_ended()
         });
+        let next = if nth > in_turn.end { in_turn.end } else { 0 };
+        self.next_look.store(next, Ordering::Relaxed);
         if !dead.is_empty() {
             self.shared.note_trouble();
             self.close_idle(dead, CloseReason::Broken);

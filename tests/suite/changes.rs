@@ -121,6 +121,109 @@ fn a_label_and_an_attribute_that_are_added_are_known_to_who_sends_them() {
     }
 }
 
+/// A composite's attributes, all of them integers: `n` of them, as many as the driver thinks that there are.
+#[derive(Debug, PartialEq)]
+struct Numbers(Vec<i32>);
+
+fn attributes(ty: &Type) -> usize {
+    match ty.kind() {
+        postgres::types::Kind::Composite(fields) => fields.len(),
+        other => panic!("{other:?}"),
+    }
+}
+
+impl ToSql for Numbers {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        let count = attributes(ty);
+        out.extend_from_slice(&(count as i32).to_be_bytes());
+        for number in &self.0[..count] {
+            out.extend_from_slice(&Type::INT4.oid().to_be_bytes());
+            out.extend_from_slice(&4i32.to_be_bytes());
+            out.extend_from_slice(&number.to_be_bytes());
+        }
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Numbers {
+    fn from_sql(
+        ty: &Type,
+        raw: &'a [u8],
+    ) -> Result<Numbers, Box<dyn std::error::Error + Sync + Send>> {
+        let count = i32::from_be_bytes(raw[..4].try_into()?) as usize;
+        if count != attributes(ty) {
+            return Err(format!("{count} attributes").into());
+        }
+        let number = |nth: usize| Ok(i32::from_be_bytes(raw[4 + 12 * nth + 8..][..4].try_into()?));
+        Ok(Numbers(
+            (0..count)
+                .map(number)
+                .collect::<Result<_, std::array::TryFromSliceError>>()?,
+        ))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_reads_and_writes_a_type_that_has_grown_works_at_the_next_call() {
+    let db = database();
+    let mut admin = db.admin();
+    for pool in both(&db) {
+        admin
+            .batch_execute(
+                "DROP TABLE IF EXISTS t; DROP TYPE IF EXISTS pair, mood; CREATE TYPE pair AS (a int); \
+                 CREATE TYPE mood AS ENUM ('old'); CREATE TABLE t (p pair, ms mood[])",
+            )
+            .unwrap();
+        let (insert, select) = (
+            "INSERT INTO t VALUES ($1, '{old}')",
+            "SELECT p, ms FROM t LIMIT 1",
+        );
+        pool.execute(insert, &[&Numbers(vec![1, 2])]).unwrap();
+        let rows = pool.query(select, &[]).unwrap();
+        assert_eq!(rows[0].get::<_, Numbers>(0), Numbers(vec![1]));
+        admin
+            .batch_execute(
+                "ALTER TYPE pair ADD ATTRIBUTE b int CASCADE; ALTER TYPE mood ADD VALUE 'new'",
+            )
+            .unwrap();
+        admin
+            .batch_execute("UPDATE t SET p = ROW(3, 4), ms = '{new, NULL}'")
+            .unwrap();
+        pool.execute(insert, &[&Numbers(vec![5, 6])]).unwrap();
+        // What came first may not be readable.
+        pool.query(select, &[]).unwrap();
+        for _ in 0..4 {
+            let rows = pool.query(select, &[]).unwrap();
+            assert_eq!(
+                rows[0].try_get::<_, Numbers>(0).unwrap(),
+                Numbers(vec![3, 4])
+            );
+            let labels = match rows[0].columns()[1].type_().kind() {
+                postgres::types::Kind::Array(inner) => inner.kind().clone(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(
+                labels,
+                postgres::types::Kind::Enum(vec!["old".into(), "new".into()])
+            );
+        }
+    }
+}
+
 #[test]
 fn a_column_that_becomes_another_type_takes_the_new_values() {
     let db = database();

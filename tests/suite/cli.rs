@@ -588,3 +588,26 @@ fn a_load_test_that_cannot_connect_fails() {
         stderr(&output)
     );
 }
+
+#[test]
+fn without_file_descriptors_for_more_the_connections_that_are_open_do_the_work() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let load_test = millpond(
+        dir.path(),
+        &["load-test", "--workers", "10", "--queries", "20"],
+    );
+    let limited = Command::new("bash")
+        .args(["-c", "ulimit -n 16; exec \"$0\" \"$@\""])
+        .arg(load_test.get_program())
+        .args(load_test.get_args())
+        .current_dir(dir.path())
+        .env_clear()
+        .env("DATABASE_URL", &db.url)
+        .output()
+        .unwrap();
+    let said = stderr(&limited);
+    assert!(limited.status.success(), "{said}");
+    assert!(said.contains("no file descriptors are left"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}

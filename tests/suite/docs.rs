@@ -47,6 +47,26 @@ fn the_example_is_taken_as_it_stands() {
 }
 
 #[test]
+fn every_promise_of_the_readme_names_a_test_that_there_is() {
+    let readme = read("README.md");
+    let promises = readme.split("## What is promised").nth(1).unwrap();
+    let promises = promises.split("\n## ").next().unwrap();
+    let tests: Vec<_> = promises
+        .split('`')
+        .filter_map(|code| code.split_once("::"))
+        .filter(|(_, name)| name.contains('_'))
+        .collect();
+    assert!(tests.len() > 20, "{tests:?}");
+    for (module, name) in tests {
+        let source = read(&format!("tests/suite/{module}.rs"));
+        assert!(
+            source.contains(&format!("#[test]\nfn {name}(")),
+            "there is no {module}::{name}"
+        );
+    }
+}
+
+#[test]
 fn the_readme_has_every_variable_with_its_default() {
     let readme = read("README.md");
     let defaults = Config::default();

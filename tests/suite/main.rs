@@ -20,6 +20,7 @@ mod keyed;
 mod logs;
 mod models;
 mod outage;
+mod peers;
 #[cfg(feature = "lab")]
 mod pooler;
 mod proxy;

@@ -3,6 +3,7 @@
 use super::support::admin;
 use millpond::embedded::{Options, PrivateServer};
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -68,19 +69,65 @@ impl Standby {
         chown(dir.path(), Some(owner.uid()), Some(owner.gid())).expect("chown");
         let pid = primary.pid().expect("a running primary");
         let postgres = fs::read_link(format!("/proc/{pid}/exe")).expect("the server's program");
-        let copied = Command::new(postgres.with_file_name("pg_basebackup"))
-            .args(["-d", &primary.url(), "-R", "-c", "fast", "-D"])
-            .arg(dir.path().join("pg"))
-            .current_dir(dir.path())
-            .uid(owner.uid())
-            .gid(owner.gid())
-            .output()
-            .expect("pg_basebackup");
-        assert!(copied.status.success(), "{copied:?}");
+        let run = |program: &std::ffi::OsStr, arguments: &[&str]| {
+            let done = Command::new(program)
+                .args(arguments)
+                .current_dir(dir.path())
+                .uid(owner.uid())
+                .gid(owner.gid())
+                .output();
+            let done = done.expect("a program");
+            assert!(done.status.success(), "{done:?}");
+        };
+        let copy = dir.path().join("pg");
+        let copy = copy.to_str().expect("a path in UTF-8");
+        let basebackup = postgres.with_file_name("pg_basebackup");
+        if basebackup.exists() {
+            let url = primary.url();
+            let arguments = ["-d", &url, "-R", "-c", "fast", "-D", copy];
+            run(basebackup.as_os_str(), &arguments);
+        } else {
+            // What it does, by hand: some distributions have the server alone.
+            let mut admin = admin(&primary.url());
+            let version: String = admin
+                .query_one("SELECT current_setting('server_version_num')", &[])
+                .expect("a version")
+                .get(0);
+            let (start, stop) = match version.as_str() < "150000" {
+                true => (
+                    "pg_start_backup('copy', true, false)",
+                    "pg_stop_backup(false)",
+                ),
+                false => ("pg_backup_start('copy', true)", "pg_backup_stop()"),
+            };
+            admin.query(&format!("SELECT {start}"), &[]).expect(start);
+            let data = primary.dir().join("pg");
+            run("cp".as_ref(), &["-a", data.to_str().expect("UTF-8"), copy]);
+            let label: String = admin
+                .query_one(&format!("SELECT labelfile FROM {stop}"), &[])
+                .expect(stop)
+                .get(0);
+            let in_copy = |name: &str| std::path::Path::new(copy).join(name);
+            fs::remove_file(in_copy("postmaster.pid")).expect("its lock");
+            fs::write(in_copy("backup_label"), label).expect("backup_label");
+            fs::write(in_copy("standby.signal"), "").expect("standby.signal");
+            let conninfo = format!("primary_conninfo = '{}'\n", primary.url());
+            let mut settings = fs::OpenOptions::new()
+                .append(true)
+                .open(in_copy("postgresql.auto.conf"))
+                .expect("its settings");
+            settings
+                .write_all(conninfo.as_bytes())
+                .expect("its settings");
+            for name in ["backup_label", "standby.signal"] {
+                chown(in_copy(name), Some(owner.uid()), Some(owner.gid())).expect("chown");
+            }
+        }
         let password = dir.path().join("password");
         fs::copy(primary.dir().join("password"), &password).expect("the password");
         chown(&password, Some(owner.uid()), Some(owner.gid())).expect("chown");
-        let server = PrivateServer::start(Options::kept(dir.path()).setting("fsync", "off"));
+        let options = Options::kept(dir.path()).bin_dir(super::support::programs());
+        let server = PrivateServer::start(options.setting("fsync", "off"));
         Standby {
             server: server.expect("a standby"),
             _dir: dir,

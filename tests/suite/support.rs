@@ -19,12 +19,16 @@ fn shared_server() -> &'static PrivateServer {
 
 /// A server for a test that restarts it, fills it up, or takes it away.
 pub fn server(settings: &[(&str, &str)]) -> PrivateServer {
-    let options = settings
-        .iter()
-        .fold(Options::temporary(), |options, (name, value)| {
-            options.setting(name, value)
-        });
+    let options = settings.iter().fold(
+        Options::temporary().bin_dir(programs()),
+        |options, (name, value)| options.setting(name, value),
+    );
     PrivateServer::start(options).expect("a private PostgreSQL")
+}
+
+/// `PG_BIN_DIR` names another version's programs.
+pub fn programs() -> Option<std::path::PathBuf> {
+    std::env::var_os("PG_BIN_DIR").map(Into::into)
 }
 
 /// A database of its own on the shared server.

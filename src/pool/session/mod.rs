@@ -26,7 +26,7 @@ use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Row, SimpleQueryMessage, Statement};
-use statements::{Kept, SearchPath};
+use statements::{Kept, SearchPath, are_as_described};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -392,6 +392,7 @@ impl Session {
     /// Ready for the next borrower: nothing is left open. Called at check-in.
     pub fn settle(&mut self, now: Instant) {
         self.last_used = now;
+        self.search_path = SearchPath::Own;
         if self.has_traces {
             self.close_for(CloseReason::LeakedState);
         }
@@ -499,16 +500,25 @@ impl Session {
         phase: Phase,
         limits: &Limits,
     ) -> Result<Vec<Row>, Error> {
-        self.timed(sql, phase, limits, |session| {
-            session.with_statement(
-                sql,
-                params,
-                phase,
-                |client, statement| client.query(statement, params),
-                |client, typed| client.query_typed(sql, typed),
-            )
-        })?
-        .ok_or(WRONG_COUNT)
+        let rows = self
+            .timed(sql, phase, limits, |session| {
+                session.with_statement(
+                    sql,
+                    params,
+                    phase,
+                    |client, statement| client.query(statement, params),
+                    |client, typed| client.query_typed(sql, typed),
+                )
+            })?
+            .ok_or(WRONG_COUNT)?;
+        if !are_as_described(&rows) {
+            // Too late for these; the next call looks its types up again, on whatever session.
+            self.shared
+                .descriptions
+                .do_not_keep(&self.search_path.key(sql));
+            self.forget(sql);
+        }
+        Ok(rows)
     }
 
     /// Runs a statement and returns the number of rows that it touched.
@@ -1084,7 +1094,7 @@ fn may_be_stale(symptom: &Symptom<'_>, known: bool) -> bool {
             **code == SqlState::INVALID_SQL_STATEMENT_NAME
                 // It was right when it was prepared: names, types and what is done with them; or the value's form.
                 || known
-                    && (code.code().starts_with("42")
+                    && ((code.code().starts_with("42") && **code != SqlState::INSUFFICIENT_PRIVILEGE)
                         || **code == SqlState::INVALID_BINARY_REPRESENTATION
                         || **code == SqlState::INTERNAL_ERROR)
         }

@@ -191,7 +191,7 @@ fn an_opener_comes_for_everybody_who_finds_nothing() {
             let Arrival::Queued { place, .. } = in_line.arrive(false) else {
                 panic!("nothing was opened yet")
             };
-            in_line.owe_one();
+            in_line.call_opener();
             let Outcome::Given(value) = in_line.wait(&place, &NEVER) else {
                 panic!("nobody closes yet")
             };
