@@ -891,6 +891,7 @@ impl Session {
         loop {
             let prepared = self.prepared(sql);
             let prepared = prepared.map_err(|e| self.not_prepared(e, phase))?;
+            let named_one = prepared.is_some();
             let (result, types, known) = if let Some((kept, known)) = prepared {
                 self.take_note(&kept.facts);
                 // A preparation may have asked for types, with statements that complete.
@@ -917,8 +918,19 @@ impl Session {
             if !may_be_stale(&Symptom::of(&error), known) {
                 return Err((error, phase));
             }
-            self.forget(sql);
             let never_sent = Symptom::of(&error) == Symptom::BadCall;
+            let undone = match self.tracked().wire.progress() {
+                _ if never_sent => true,
+                Progress::NothingSent | Progress::Sent => true,
+                // Where nobody looks: behind a statement without a name the driver may ask for the types of its rows.
+                Progress::Unseen => named_one,
+                // It is done, or may be; what failed was the driver's own, behind it.
+                Progress::Completed | Progress::Answered => false,
+            };
+            self.forget(sql);
+            if !undone {
+                return Err((error, phase));
+            }
             if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME)
                 && let Some(statements) = &mut self.statements
             {
