@@ -342,6 +342,32 @@ fn a_temporary_table_that_each_transaction_makes_anew_is_the_one_that_is_meant()
 }
 
 #[test]
+fn a_temporary_table_hides_the_other_of_its_name_from_its_transaction_alone() {
+    let db = database();
+    db.admin()
+        .batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (1)")
+        .unwrap();
+    for pool in both(&db) {
+        let all = "SELECT n FROM t";
+        let one = |tx: &mut millpond::Transaction<'_>| -> millpond::Result<i32> {
+            Ok(tx.query_one(all, &[])?.get(0))
+        };
+        for _ in 0..3 {
+            pool.transaction(|tx| {
+                assert_eq!(one(tx)?, 1);
+                tx.batch_execute("CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 2 AS n")?;
+                assert_eq!(one(tx)?, 2);
+                tx.batch_execute("DROP TABLE pg_temp.t")?;
+                assert_eq!(one(tx)?, 1);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(pool.query(all, &[]).unwrap()[0].get::<_, i32>(0), 1);
+        }
+    }
+}
+
+#[test]
 fn after_a_migration_no_transaction_fails_for_what_was_kept_before() {
     let db = database();
     let mut admin = db.admin();

@@ -751,7 +751,7 @@ impl Session {
         }
         self.ask_for_search_path()?;
         let key = self.search_path.key(sql);
-        let may_keep = self.shared.descriptions.may_keep(&key);
+        let may_keep = self.may_keep(&key);
         let Some(statements) = &mut self.statements else {
             return Ok(None);
         };
@@ -777,6 +777,12 @@ impl Session {
         self.shared.descriptions.forget(&key);
         self.client.clear_type_cache();
         self.look_ups.forget_types();
+    }
+
+    /// A temporary table hides another of its name from this transaction, also where a statement was prepared before: the
+    /// server does not look at what was not there.
+    fn may_keep(&self, key: &str) -> bool {
+        !(self.in_transaction && self.own_meanings) && self.shared.descriptions.may_keep(key)
     }
 
     /// Once a statement of the transaction under way has named the setting: what it is by now.
@@ -816,8 +822,7 @@ impl Session {
     fn described(&mut self, sql: &str) -> Result<(Arc<Described>, bool), postgres::Error> {
         self.ask_for_search_path()?;
         let key = self.search_path.key(sql);
-        let may_keep =
-            !(self.in_transaction && self.own_meanings) && self.shared.descriptions.may_keep(&key);
+        let may_keep = self.may_keep(&key);
         if may_keep
             && let Some(described) = self.shared.descriptions.get(&key)
             && self.look_ups.cover(&described)
@@ -891,13 +896,12 @@ impl Session {
         loop {
             let prepared = self.prepared(sql);
             let prepared = prepared.map_err(|e| self.not_prepared(e, phase))?;
-            let named_one = prepared.is_some();
-            let (result, types, known) = if let Some((kept, known)) = prepared {
+            let (result, text, known) = if let Some((kept, known)) = prepared {
                 self.take_note(&kept.facts);
                 // A preparation may have asked for types, with statements that complete.
                 self.begin_request();
                 let result = named(&mut self.client, &kept.statement);
-                (result, kept.statement.params().to_vec(), known)
+                (result, Text::Prepared(kept), known)
             } else {
                 let described = self.described(sql);
                 let (described, known) = described.map_err(|e| self.not_prepared(e, phase))?;
@@ -909,7 +913,7 @@ impl Session {
                 let typed = with_types(params, &described);
                 self.begin_request();
                 let result = unnamed(&mut self.client, &typed);
-                (result, described.params.clone(), known)
+                (result, Text::Described(described), known)
             };
             let error = match result {
                 Ok(value) => return Ok(Some(value)),
@@ -923,7 +927,7 @@ impl Session {
                 _ if never_sent => true,
                 Progress::NothingSent | Progress::Sent => true,
                 // Where nobody looks: behind a statement without a name the driver may ask for the types of its rows.
-                Progress::Unseen => named_one,
+                Progress::Unseen => matches!(text, Text::Prepared(_)),
                 // It is done, or may be; what failed was the driver's own, behind it.
                 Progress::Completed | Progress::Answered => false,
             };
@@ -951,7 +955,7 @@ impl Session {
                 return Err((error, phase));
             }
             if never_sent {
-                let mistaken = self.expects_still(sql, &types);
+                let mistaken = self.expects_still(sql, text.params());
                 // Of the request itself nothing was sent.
                 self.begin_request();
                 if mistaken {
@@ -1096,6 +1100,21 @@ fn says_ended_inside(error: &Error) -> bool {
 /// The driver finds it by itself where a statement is prepared by name.
 const WRONG_COUNT: Error =
     Error::Misuse("the statement takes another number of parameters than were given");
+
+/// What is known of a text.
+enum Text {
+    Prepared(Kept),
+    Described(Arc<Described>),
+}
+
+impl Text {
+    fn params(&self) -> &[Type] {
+        match self {
+            Text::Prepared(kept) => kept.statement.params(),
+            Text::Described(described) => &described.params,
+        }
+    }
+}
 
 /// Whether an error may come of what was known of a text, instead of the text: `known` before this call.
 fn may_be_stale(symptom: &Symptom<'_>, known: bool) -> bool {
