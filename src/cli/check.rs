@@ -1,6 +1,6 @@
 //! `millpond check`: asks a running server, for supervisors and container health checks.
 
-use super::Failure;
+use super::{Failure, output};
 use crate::config::Config;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -43,7 +43,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             ))
         })?
         .map_err(|e| Failure::because(format!("no answer from {url}: {e}")))?;
-    println!("{}", String::from_utf8_lossy(answer.as_bytes()).trim_end());
+    let text = String::from_utf8_lossy(answer.as_bytes());
+    output::print(&format!("{}\n", text.trim_end()))?;
     if (200..300).contains(&answer.status_code) {
         Ok(())
     } else {

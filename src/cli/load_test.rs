@@ -1,6 +1,6 @@
 //! `millpond load-test`: many threads, one query after the other, and how long each took.
 
-use super::{Failure, database, logger};
+use super::{Failure, database, logger, output};
 use crate::config::Config;
 use crate::error::Chain;
 use crate::pool::{Builder, CloseReason, Observer, Pool};
@@ -86,12 +86,11 @@ pub(super) fn run(mut config: Config, arguments: &Arguments) -> Result<(), Failu
     let report = measure(&config, arguments);
     drop(server);
     let report = report?;
-    if arguments.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| Failure::of(&e))?;
-        println!("{text}");
-    } else {
-        print(&report);
-    }
+    let text = match arguments.json {
+        true => serde_json::to_string_pretty(&report).map_err(|e| Failure::of(&e))?,
+        false => table(&report),
+    };
+    output::print(&(text + "\n"))?;
     if report.errors > 0 {
         return Err(Failure::because(format!(
             "{} of {} queries failed",
@@ -174,7 +173,7 @@ fn measure(config: &Config, arguments: &Arguments) -> Result<Report, Failure> {
     };
     let errors = results.iter().map(|r| r.errors).sum::<usize>();
     if let Some(first) = results.iter().find_map(|r| r.first_error.as_ref()) {
-        eprintln!("the first error: {first}");
+        output::complain(&format!("the first error: {first}"));
     }
     Ok(Report {
         workers: arguments.workers,
@@ -242,21 +241,24 @@ fn style() -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-fn print(report: &Report) {
-    println!(
-        "queries      {} from {} threads",
-        report.queries, report.workers
-    );
-    println!("errors       {}", report.errors);
-    println!("wall         {:.2} s", report.wall_seconds);
-    println!("rate         {:.0} queries/s", report.queries_per_second);
-    println!(
-        "latency      mean {:.2} ms, p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
-        report.mean_ms, report.p50_ms, report.p99_ms, report.max_ms
-    );
+fn table(report: &Report) -> String {
     let pool = &report.pool;
-    println!(
-        "pool         at most {} of {} connections open, {} opened, at most {} threads in line",
-        pool.most_open, pool.max_connections, pool.opened, pool.most_waiting
-    );
+    [
+        format!(
+            "queries      {} from {} threads",
+            report.queries, report.workers
+        ),
+        format!("errors       {}", report.errors),
+        format!("wall         {:.2} s", report.wall_seconds),
+        format!("rate         {:.0} queries/s", report.queries_per_second),
+        format!(
+            "latency      mean {:.2} ms, p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
+            report.mean_ms, report.p50_ms, report.p99_ms, report.max_ms
+        ),
+        format!(
+            "pool         at most {} of {} connections open, {} opened, at most {} threads in line",
+            pool.most_open, pool.max_connections, pool.opened, pool.most_waiting
+        ),
+    ]
+    .join("\n")
 }

@@ -1,8 +1,12 @@
 //! Log lines on standard error, with times in UTC.
 
-use log::LevelFilter;
-use simplelog::{ColorChoice, ConfigBuilder, TermLogger, TerminalMode};
+use super::output::{Lines, Waiter};
+use log::{LevelFilter, error};
+use simplelog::{ColorChoice, ConfigBuilder, TermLogger, TerminalMode, WriteLogger};
 use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+static WAITER: OnceLock<Waiter> = OnceLock::new();
 
 /// Starts logging. The driver's own lines are left out: at debug they hold statements and parameter values. So are those
 /// of the migrations' library: which migrations ran is said once, by us.
@@ -15,12 +19,34 @@ pub(super) fn start(level: LevelFilter) {
     for theirs in ["tokio_postgres", "postgres", "mio", "tracing", "refinery"] {
         config.add_filter_ignore_str(theirs);
     }
-    // Into a file or a pipe goes plain text.
-    let colour = if std::io::stderr().is_terminal() {
-        ColorChoice::Auto
-    } else {
-        ColorChoice::Never
-    };
-    // Fails only where a logger is set already, which then stays.
-    let _ = TermLogger::init(level, config.build(), TerminalMode::Stderr, colour);
+    // Each fails only where a logger is set already, which then stays.
+    if std::io::stderr().is_terminal() {
+        let _ = TermLogger::init(
+            level,
+            config.build(),
+            TerminalMode::Stderr,
+            ColorChoice::Auto,
+        );
+        return;
+    }
+    // Into a file or a pipe goes plain text, by a thread of its own: nobody may be reading.
+    match Lines::start() {
+        Ok((lines, waiter)) => {
+            let _ = WriteLogger::init(level, config.build(), lines);
+            let _ = WAITER.set(waiter);
+            // The usual one writes by itself, and would wait for a reader.
+            std::panic::set_hook(Box::new(|panic| error!("{panic}")));
+        }
+        Err(_) => {
+            let never = ColorChoice::Never;
+            let _ = TermLogger::init(level, config.build(), TerminalMode::Stderr, never);
+        }
+    }
+}
+
+/// Waits a moment until what was logged is written.
+pub(super) fn finish() {
+    if let Some(waiter) = WAITER.get() {
+        waiter.wait();
+    }
 }

@@ -5,6 +5,7 @@ mod config;
 mod database;
 mod load_test;
 mod logger;
+mod output;
 mod serve;
 mod signals;
 
@@ -69,17 +70,18 @@ pub fn run() -> ExitCode {
             .and_then(|c| load_test::run(c, &arguments)),
         Command::Config => Config::from_env()
             .map_err(Failure::from)
-            .map(|config| config::print(&config)),
+            .and_then(|config| config::print(&config)),
     };
+    logger::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Settings(text)) => {
-            eprintln!("millpond: {text}");
+            output::complain(&format!("millpond: {text}"));
             ExitCode::from(2)
         }
         Err(Failure::Failed(text)) => {
             if let Some(text) = text {
-                eprintln!("millpond: {text}");
+                output::complain(&format!("millpond: {text}"));
             }
             ExitCode::FAILURE
         }

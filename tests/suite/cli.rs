@@ -611,3 +611,81 @@ fn without_file_descriptors_for_more_the_connections_that_are_open_do_the_work()
     assert!(said.contains("no file descriptors are left"), "{said}");
     assert!(!said.contains("panicked"), "{said}");
 }
+
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    for level in ["info", "trace"] {
+        let mut child = millpond(dir.path(), &[])
+            .env("DATABASE_URL", &db.url)
+            .env("HTTP_ADDR", format!("127.0.0.1:{port}"))
+            .env("LOG_LEVEL", level)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let unread = child.stderr.take().unwrap();
+        let get = |path: &str| http::get(([127, 0, 0, 1], port).into(), path);
+        eventually("it serves", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+                && get("/health/ready").status == 200
+        });
+        // Far more than a pipe holds: each of these is logged, and so is each ended connection.
+        let mut admin = db.admin();
+        for n in 0..400 {
+            assert_eq!(get("/api/studios?limit=1").status, 200);
+            if n % 20 == 0 {
+                admin
+                    .execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                         WHERE application_name = 'studio-revenue-manager'",
+                        &[],
+                    )
+                    .unwrap();
+            }
+        }
+        assert_eq!(get("/health").status, 200);
+        let asked = Instant::now();
+        let kill = Command::new("kill").arg(child.id().to_string()).status();
+        assert!(kill.unwrap().success());
+        eventually("it ends", || child.try_wait().unwrap().is_some());
+        assert!(asked.elapsed() < 8 * SECOND, "{:?}", asked.elapsed());
+        assert!(child.wait().unwrap().success());
+        drop(unread);
+    }
+}
+
+#[test]
+fn a_full_or_closed_output_is_a_code_and_no_panic() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let program = millpond(dir.path(), &[]).get_program().to_owned();
+    for (to, says) in [("> /dev/full", "No space left"), (">&-", "")] {
+        let output = Command::new("bash")
+            .args(["-c", &format!("exec \"$0\" config {to}")])
+            .arg(&program)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let said = stderr(&output);
+        assert!(
+            !said.contains("panicked") && said.contains(says),
+            "{to}: {said}"
+        );
+        if to.contains("full") {
+            assert_eq!(output.status.code(), Some(1));
+        }
+    }
+    let output = Command::new("bash")
+        .args(["-c", "\"$0\" config | true; exit ${PIPESTATUS[0]}"])
+        .arg(&program)
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
+}

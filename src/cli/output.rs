@@ -1,0 +1,200 @@
+//! What the program says, to readers who may not read: a full pipe stops nothing that serves, and a closed one is no panic.
+
+use super::Failure;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Lines that wait to be read.
+const MOST_LINES: usize = 2048;
+/// The longest line that is kept as it is.
+const LONGEST_LINE: usize = 8192;
+/// How long the end of the program waits for its readers.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Lines for standard error, written by a thread of their own. What does not fit is dropped, and that is said later.
+pub(super) struct Lines {
+    line: Vec<u8>,
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+enum Message {
+    Line(Vec<u8>),
+    Done(SyncSender<()>),
+}
+
+/// The same, to wait for them.
+pub(super) struct Waiter(SyncSender<Message>);
+
+impl Lines {
+    /// # Errors
+    /// Where the system refuses a thread.
+    pub fn start() -> io::Result<(Lines, Waiter)> {
+        let (queue, messages) = mpsc::sync_channel(MOST_LINES);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&dropped);
+        thread::Builder::new()
+            .name("millpond-log".into())
+            .spawn(move || write_lines(&messages, &counted, io::stderr()))?;
+        let waiter = Waiter(queue.clone());
+        let line = Vec::new();
+        Ok((
+            Lines {
+                line,
+                queue,
+                dropped,
+            },
+            waiter,
+        ))
+    }
+
+    fn send(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Line(line)) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        for piece in data.split_inclusive(|byte| *byte == b'\n') {
+            let room = LONGEST_LINE.saturating_sub(self.line.len());
+            let whole = piece.ends_with(b"\n");
+            let text = piece.strip_suffix(b"\n").unwrap_or(piece);
+            self.line.extend_from_slice(&text[..text.len().min(room)]);
+            if whole {
+                self.line.push(b'\n');
+                self.send();
+            }
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Waiter {
+    /// Waits a moment until everything so far is written.
+    pub fn wait(&self) {
+        let (done, is_done) = mpsc::sync_channel(1);
+        if self.0.try_send(Message::Done(done)).is_ok() {
+            let _ = is_done.recv_timeout(LAST_WORDS);
+        }
+    }
+}
+
+fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, mut to: impl Write) {
+    for message in messages {
+        match message {
+            // Where nobody is there to read, there is nobody to tell that, either.
+            Message::Line(line) => drop(to.write_all(&line)),
+            Message::Done(done) => drop(done.try_send(())),
+        }
+        match dropped.swap(0, Ordering::Relaxed) {
+            0 => {}
+            count => {
+                let _ = writeln!(
+                    to,
+                    "[{count} lines of the log were dropped: nobody read them in time]"
+                );
+            }
+        }
+    }
+}
+
+/// Writes to standard output.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|e| match e.kind() {
+        // Whoever read has had enough.
+        io::ErrorKind::BrokenPipe => Failure::Failed(None),
+        _ => Failure::because(format!("standard output cannot be written to: {e}")),
+    })
+}
+
+/// Writes a line to standard error, and waits a moment at most for somebody to read it.
+pub(super) fn complain(text: &str) {
+    let line = format!("{text}\n");
+    let done = Arc::new((Mutex::new(false), Condvar::new()));
+    let theirs = Arc::clone(&done);
+    let write = move || {
+        let _ = io::stderr().write_all(line.as_bytes());
+        *theirs.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        theirs.1.notify_all();
+    };
+    if thread::Builder::new().spawn(write).is_err() {
+        return;
+    }
+    let guard = done.0.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(done.1.wait_timeout_while(guard, LAST_WORDS, |done| !*done));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes nothing before it is let.
+    #[derive(Clone, Default)]
+    struct Slow(Arc<State>);
+
+    #[derive(Default)]
+    struct State {
+        is_open: Mutex<bool>,
+        opened: Condvar,
+        text: Mutex<Vec<u8>>,
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            let open = self.0.is_open.lock().unwrap();
+            drop(self.0.opened.wait_while(open, |open| !*open).unwrap());
+            self.0.text.lock().unwrap().extend_from_slice(data);
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_dropped_and_counted_and_nothing_waits() {
+        let (queue, messages) = mpsc::sync_channel(4);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let reader = Slow::default();
+        let (counted, to) = (Arc::clone(&dropped), reader.clone());
+        let writer = thread::spawn(move || write_lines(&messages, &counted, to));
+        let line = Vec::new();
+        let mut lines = Lines {
+            line,
+            queue,
+            dropped: Arc::clone(&dropped),
+        };
+        for n in 0..100 {
+            write!(lines, "line").unwrap();
+            writeln!(lines, " {n}").unwrap();
+        }
+        // The writer may have taken one.
+        let lost = dropped.load(Ordering::Relaxed);
+        assert!((95..=96).contains(&lost), "{lost}");
+        *reader.0.is_open.lock().unwrap() = true;
+        reader.0.opened.notify_all();
+        write!(lines, "{}\nlast\n", "x".repeat(2 * LONGEST_LINE)).unwrap();
+        drop(lines);
+        writer.join().unwrap();
+        let text = String::from_utf8(reader.0.text.lock().unwrap().clone()).unwrap();
+        assert!(
+            text.starts_with("line 0\n") && text.contains("lines of the log were dropped"),
+            "{text:.200}"
+        );
+        assert!(text.lines().all(|l| l.len() <= LONGEST_LINE));
+    }
+}
