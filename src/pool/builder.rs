@@ -200,7 +200,10 @@ impl Builder {
         self
     }
 
-    /// Builds the pool and returns at once: connections are opened in the background, and as long as that takes.
+    /// Builds the pool and returns at once: connections are opened in the background, and as long as that takes. A pool belongs
+    /// to the process that built it: in a child that was forked, each call ends as
+    /// [`Error::Misuse`](crate::Error::Misuse), and nothing that it drops touches the parent's connections. So daemonize, then
+    /// build.
     ///
     /// # Errors
     /// Every setting that cannot work, all at once.

@@ -46,6 +46,9 @@ impl Pool {
 
 impl Inner {
     fn close(&self, timeout: Duration) -> Report {
+        if self.shared.process.is_another() {
+            return Report::default();
+        }
         let timeout = timeout.min(LONGEST);
         let deadline = Instant::now() + timeout;
         if self.shared.closing.swap(true, Ordering::SeqCst) {

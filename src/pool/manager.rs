@@ -13,6 +13,7 @@ use super::Observer;
 use super::identity::{Identity, first_row};
 use super::names::Names;
 use super::param_types::Descriptions;
+use super::process::Process;
 use super::scout::{Attempt, Attempts};
 use super::session::{Session, as_server_ms};
 use super::watchdog::{Plan, Tracked, Watchdog};
@@ -48,6 +49,7 @@ pub(crate) type OnConnect = dyn Fn(&mut Client) -> Result<(), postgres::Error> +
 /// What the sessions, the manager and the pool have in common.
 pub(crate) struct Shared {
     pub config: PoolConfig,
+    pub process: Process,
     pub metrics: Metrics,
     pub watchdog: Arc<Watchdog>,
     pub gate: Gate,
@@ -109,6 +111,7 @@ impl Shared {
             ledger: Ledger::in_schema(&config.ledger_schema),
             pooled: AtomicBool::new(config.effective_pooler() == Pooler::On),
             config,
+            process: Process::this(),
             metrics: Metrics::new(),
             watchdog,
             gate: Gate::default(),

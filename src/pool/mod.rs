@@ -21,6 +21,7 @@ mod manager;
 mod names;
 mod param_types;
 mod probe;
+mod process;
 mod scout;
 mod session;
 mod texts;
@@ -104,6 +105,9 @@ pub(crate) struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.shared.process.is_another() {
+            return;
+        }
         self.shut_line();
         self.shared.watchdog.stop();
         self.wake_keeper();
@@ -190,7 +194,7 @@ impl Pool {
     /// from a connection that was not heard of for a while, and for the cleaning of one on which something was left.
     #[track_caller]
     pub fn try_get(&self) -> Option<PooledConnection> {
-        if blocking::is_forbidden() {
+        if self.inner.refuses_to_block().is_err() {
             return None;
         }
         let deadline = Instant::now() + self.config().connection_timeout;
@@ -233,7 +237,22 @@ impl Pool {
 }
 
 impl Inner {
+    /// A thread that may not block, and a process that did not make the pool, get nothing.
+    fn refuses_to_block(&self) -> Result<()> {
+        if self.shared.process.is_another() {
+            return Err(process::MISUSE);
+        }
+        if blocking::is_forbidden() {
+            return Err(blocking::MISUSE);
+        }
+        Ok(())
+    }
+
     fn stats(&self) -> Stats {
+        if self.shared.process.is_another() {
+            // Its locks may have been held when the process was forked.
+            return Stats::default();
+        }
         let line = self.line.figures();
         let spares = self.r2d2.state().idle_connections as usize;
         let max = self.shared.config.max_size as usize;
@@ -257,9 +276,7 @@ impl Inner {
         deadline: Option<Instant>,
         place: &'static Location<'static>,
     ) -> Result<Lease> {
-        if blocking::is_forbidden() {
-            return Err(blocking::MISUSE);
-        }
+        self.refuses_to_block()?;
         let started = Instant::now();
         let refuse = |reason| Err(self.refuse(reason, started, place));
         let mut spent_before = false;
@@ -536,6 +553,10 @@ impl DerefMut for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
+            if self.inner.shared.process.is_another() {
+                std::mem::forget(held);
+                return;
+            }
             let unwound = std::thread::panicking() && !self.panicking;
             self.inner.check_in(held, unwound);
         }

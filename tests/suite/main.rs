@@ -13,6 +13,7 @@ mod commit;
 mod docs;
 mod edge;
 mod failover;
+mod fork;
 mod frozen;
 mod health;
 mod http;

@@ -1,6 +1,7 @@
 //! The driver's client, and what keeps its deadlines until it is closed.
 
 use crate::pool::blocking;
+use crate::pool::process::Process;
 use crate::pool::watchdog::Registration;
 use log::warn;
 use postgres::Client;
@@ -9,15 +10,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 /// Closing it says goodbye to the server, which blocks: on a thread that may not, another does it.
-pub(super) struct Link(Option<(Client, Registration)>);
+pub(super) struct Link {
+    held: Option<(Client, Registration)>,
+    process: Process,
+}
 
 impl Link {
     pub fn new(client: Client, registration: Registration) -> Link {
-        Link(Some((client, registration)))
+        Link {
+            held: Some((client, registration)),
+            process: Process::this(),
+        }
     }
 
     pub fn registration(&self) -> &Registration {
-        match &self.0 {
+        match &self.held {
             Some((_, registration)) => registration,
             None => unreachable!("{HELD}"),
         }
@@ -30,7 +37,7 @@ impl Deref for Link {
     type Target = Client;
 
     fn deref(&self) -> &Client {
-        match &self.0 {
+        match &self.held {
             Some((client, _)) => client,
             None => unreachable!("{HELD}"),
         }
@@ -39,7 +46,7 @@ impl Deref for Link {
 
 impl DerefMut for Link {
     fn deref_mut(&mut self) -> &mut Client {
-        match &mut self.0 {
+        match &mut self.held {
             Some((client, _)) => client,
             None => unreachable!("{HELD}"),
         }
@@ -49,7 +56,12 @@ impl DerefMut for Link {
 impl Drop for Link {
     fn drop(&mut self) {
         // The client goes first: its goodbye is under the watchdog.
-        let both = self.0.take();
+        let both = self.held.take();
+        if self.process.is_another() {
+            // The parent's: a goodbye would end what it uses.
+            std::mem::forget(both);
+            return;
+        }
         if !blocking::is_forbidden() {
             return;
         }

@@ -6,6 +6,7 @@
 use super::LONGEST;
 use super::blocking;
 use super::param_types::{Described, LookUps};
+use super::process;
 mod link;
 mod statements;
 mod stream;
@@ -992,6 +993,9 @@ impl Session {
         limits: &Limits,
         work: impl FnOnce(&mut Session) -> Result<T, (postgres::Error, Phase)>,
     ) -> Result<T, Error> {
+        if self.shared.process.is_another() {
+            return Err(process::MISUSE);
+        }
         if blocking::is_forbidden() {
             return Err(blocking::MISUSE);
         }
@@ -1163,6 +1167,9 @@ fn upkeep_until(deadline: Option<Instant>) -> Instant {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.shared.process.is_another() {
+            return;
+        }
         // r2d2 drops the idle connections of its own that outlived their time, without a word.
         let unsaid = if self.shared.closing.load(Ordering::Relaxed) {
             CloseReason::Drained
