@@ -4,6 +4,8 @@ use super::{Failure, output};
 use crate::config::Config;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+use ureq::Agent;
+use ureq::http::Uri;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -28,28 +30,52 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         _ => "/health",
     };
     let base = arguments.url.clone().unwrap_or_else(default_url);
-    let url = format!("{}{path}", base.trim_end_matches('/'));
-    // minreq counts in seconds and nothing smaller: the time is kept here.
-    let (sender, answer) = std::sync::mpsc::channel();
-    let request = minreq::get(&url).with_max_redirects(0);
-    let asker = std::thread::Builder::new().spawn(move || sender.send(request.send()));
-    asker.map_err(|e| Failure::because(format!("no thread could be started: {e}")))?;
-    let answer = answer
-        .recv_timeout(Duration::from_millis(arguments.timeout_ms))
-        .map_err(|_| {
-            Failure::because(format!(
-                "no answer from {url} within {} ms",
-                arguments.timeout_ms
-            ))
-        })?
-        .map_err(|e| Failure::because(format!("no answer from {url}: {e}")))?;
-    let text = String::from_utf8_lossy(answer.as_bytes());
+    let url = health_url(&base, path)?;
+    let agent: Agent = Agent::config_builder()
+        .timeout_global(Some(Duration::from_millis(arguments.timeout_ms)))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .build()
+        .into();
+    let answered = agent.get(&url).call().and_then(|mut answer| {
+        let status = answer.status();
+        answer
+            .body_mut()
+            .read_to_string()
+            .map(|text| (status, text))
+    });
+    let (status, text) =
+        answered.map_err(|e| Failure::because(format!("no answer from {url}: {e}")))?;
     output::print(&format!("{}\n", text.trim_end()))?;
-    if (200..300).contains(&answer.status_code) {
+    if status.is_success() {
         Ok(())
     } else {
         Err(Failure::Failed(None))
     }
+}
+
+/// The URL to ask: that of a server, or one that leads to its health already.
+fn health_url(given: &str, path: &str) -> Result<String, Failure> {
+    let takes = "takes http://HOST:PORT, or such a URL that ends with /health, /health/live or /health/ready";
+    let refuse = || Failure::Settings(format!("--url: got {given:?}; {takes}"));
+    let url: Uri = given.parse().map_err(|_| refuse())?;
+    let host = url.authority().is_some_and(|authority| {
+        let alone = authority.as_str() == authority.host();
+        !authority.host().is_empty() && (alone || authority.port_u16().is_some())
+    });
+    let plain = url.scheme_str() == Some("http") && url.query().is_none();
+    if !host || !plain || given.contains('@') {
+        return Err(refuse());
+    }
+    let whole = given.trim_end_matches('/');
+    let leads_there = ["/health", "/health/live", "/health/ready"]
+        .iter()
+        .any(|end| whole.ends_with(end));
+    Ok(match leads_there {
+        true => whole.to_owned(),
+        false => format!("{whole}{path}"),
+    })
 }
 
 /// A server that listens on all addresses is asked on loopback. Other settings, good or bad, are not this command's business.
@@ -63,4 +89,36 @@ fn default_url() -> String {
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
     format!("http://{}", SocketAddr::new(ip, addr.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_or_a_health_url_is_asked_and_nothing_else() {
+        let url = |given: &str| health_url(given, "/health").ok();
+        for (given, asked) in [
+            ("http://127.0.0.1:3000", "http://127.0.0.1:3000/health"),
+            ("http://[::1]:3000/", "http://[::1]:3000/health"),
+            ("http://h/app", "http://h/app/health"),
+            ("http://h:1/health/ready", "http://h:1/health/ready"),
+            ("http://h:1/health/", "http://h:1/health"),
+        ] {
+            assert_eq!(url(given).as_deref(), Some(asked), "{given}");
+        }
+        for given in [
+            "",
+            "localhost:3000",
+            "https://h",
+            "http://",
+            "ftp://h",
+            "http://h:port",
+            "http://h/?x",
+            "/health",
+            "http://u:p@h",
+        ] {
+            assert_eq!(url(given), None, "{given}");
+        }
+    }
 }

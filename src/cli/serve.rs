@@ -4,7 +4,7 @@ use super::{Failure, database, logger, signals};
 use crate::config::Config;
 use crate::pool::{Builder, Pool};
 use crate::server::{Router, Server};
-use log::info;
+use log::{info, warn};
 use std::sync::mpsc::{self, Receiver, Sender};
 
 /// Why the program stops: a signal asked for it, or it cannot do its work.
@@ -14,6 +14,12 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     refuse_open_studio(&config)?;
     let private = database::is_private(&config)?;
     logger::start(config.log_level);
+    for (name, meant) in &config.unknown {
+        match meant {
+            Some(meant) => warn!("{name} is no setting; is {meant} meant?"),
+            None => warn!("{name} is no setting"),
+        }
+    }
     let (stop, stopped) = mpsc::channel();
     let asked = stop.clone();
     signals::listen(move || tell(&asked, Ok(())))?;

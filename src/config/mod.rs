@@ -358,6 +358,8 @@ pub struct Config {
     /// How much is logged.
     pub log_level: log::LevelFilter,
     pub(crate) sources: BTreeMap<&'static str, Source>,
+    /// Variables of the environment or of `.env` that look like settings and are none, each with the one that may be meant.
+    pub unknown: Vec<(String, Option<&'static str>)>,
 }
 
 impl Default for Config {
@@ -375,6 +377,7 @@ impl Default for Config {
             studio_currency: "EUR".into(),
             log_level: log::LevelFilter::Info,
             sources: BTreeMap::new(),
+            unknown: Vec::new(),
         }
     }
 }

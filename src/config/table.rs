@@ -168,7 +168,7 @@ const SETTINGS: &[Setting] = &[
         |c| hidden(c.http.metrics_token.as_ref())),
     plain("API_ALLOW_ANONYMOUS", "on or off", |c, v| { c.http.allow_anonymous = switch(v)?; Ok(()) },
         |c| on_off(c.http.allow_anonymous)),
-    plain("SHUTDOWN_DELAY_MS", "milliseconds", |c, v| { c.http.shutdown_delay = ms(v, 0)?; Ok(()) },
+    plain("SHUTDOWN_DELAY_MS", "milliseconds up to SHUTDOWN_TIMEOUT_MS", |c, v| { c.http.shutdown_delay = ms(v, 0)?; Ok(()) },
         |c| as_ms(c.http.shutdown_delay)),
     plain("SHUTDOWN_TIMEOUT_MS", "milliseconds", |c, v| { c.http.shutdown_timeout = ms(v, 0)?; Ok(()) },
         |c| as_ms(c.http.shutdown_timeout)),
@@ -306,31 +306,17 @@ type Lookup = Option<Result<(String, Source), ()>>;
 
 pub(super) fn read_environment() -> Result<Config, ConfigErrors> {
     let mut problems = Vec::new();
-    let mut file = BTreeMap::new();
-    let dot_env = Path::new(".env");
-    match dotenvy::from_path_iter(dot_env) {
-        Ok(entries) => {
-            for (number, entry) in entries.enumerate() {
-                match entry {
-                    Ok((name, value)) => {
-                        file.entry(name).or_insert(value);
-                    }
-                    // The parser's error quotes the line, which may hold a password.
-                    Err(_) => problems.push(Problem {
-                        name: ".env",
-                        got: None,
-                        takes: format!("its entry {} is not of the form NAME=value", number + 1),
-                    }),
-                }
-            }
+    let file = match read_dot_env(Path::new(".env"), &mut problems) {
+        Ok(file) => file,
+        Err(what) => {
+            problems.push(Problem {
+                name: ".env",
+                got: None,
+                takes: what,
+            });
+            BTreeMap::new()
         }
-        Err(e) if e.not_found() => {}
-        Err(e) => problems.push(Problem {
-            name: ".env",
-            got: None,
-            takes: format!("cannot be read: {e}"),
-        }),
-    }
+    };
     let look_up = |name: &str| -> Lookup {
         match std::env::var(name) {
             Ok(value) => Some(Ok((value, Source::Environment))),
@@ -340,7 +326,82 @@ pub(super) fn read_environment() -> Result<Config, ConfigErrors> {
             }
         }
     };
-    read(look_up, problems)
+    let mut config = read(look_up, problems)?;
+    let named = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    config.unknown = unknown_names(named.chain(file.into_keys()));
+    Ok(config)
+}
+
+/// What the file sets. It is read as a whole first: the parser goes on after an error of reading, for ever where it is a
+/// directory (dotenvy 0.15.7).
+fn read_dot_env(
+    path: &Path,
+    problems: &mut Vec<Problem>,
+) -> Result<BTreeMap<String, String>, String> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(e) => return Err(format!("cannot be read: {e}")),
+    };
+    let text = String::from_utf8(text).map_err(|_| "is not valid UTF-8")?;
+    // Some editors begin a file with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let mut file = BTreeMap::new();
+    for (number, entry) in dotenvy::from_read_iter(text.as_bytes()).enumerate() {
+        match entry {
+            Ok((name, value)) => {
+                file.entry(name).or_insert(value);
+            }
+            // The parser's error quotes the line, which may hold a password.
+            Err(_) => problems.push(Problem {
+                name: ".env",
+                got: None,
+                takes: format!("its entry {} is not of the form NAME=value", number + 1),
+            }),
+        }
+    }
+    Ok(file)
+}
+
+/// Names that look like a setting's and are none, each with the setting that it may be meant for.
+fn unknown_names(names: impl Iterator<Item = String>) -> Vec<(String, Option<&'static str>)> {
+    const OURS: [&str; 2] = ["DB_", "HTTP_"];
+    // Of others, by convention.
+    const THEIRS: [&str; 1] = ["HTTP_PROXY"];
+    let known: Vec<_> = SETTINGS.iter().map(|s| s.name).collect();
+    let mut unknown: Vec<_> = names
+        .filter(|name| OURS.iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|name| !known.contains(&name.as_str()) && !THEIRS.contains(&name.as_str()))
+        .collect();
+    unknown.sort();
+    unknown.dedup();
+    let nearest = |name: &str| {
+        let near = known.iter().map(|known| (distance(name, known), *known));
+        near.filter(|(far, _)| *far <= name.len() / 4)
+            .min()
+            .map(|(_, known)| known)
+    };
+    unknown
+        .into_iter()
+        .map(|name| {
+            let meant = nearest(&name);
+            (name, meant)
+        })
+        .collect()
+}
+
+/// How many letters have to be changed, added, or taken away (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.bytes().enumerate() {
+            let changed = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
 }
 
 pub(super) fn read(
@@ -377,6 +438,14 @@ pub(super) fn read(
                 takes: format!("{one} is set too; set one of the two"),
             });
         }
+    }
+    let (delay, timeout) = (config.http.shutdown_delay, config.http.shutdown_timeout);
+    if delay > timeout {
+        problems.push(Problem {
+            name: "SHUTDOWN_DELAY_MS",
+            got: Some(as_ms(delay)),
+            takes: format!("0 to SHUTDOWN_TIMEOUT_MS, which is {}", as_ms(timeout)),
+        });
     }
     config.pghost_set = look_up("PGHOST").is_some();
     take_over_from_url(&mut config);
@@ -451,6 +520,47 @@ mod tests {
     fn refused(vars: &[(&str, &str)]) -> Vec<(&'static str, String)> {
         let errors = Config::from_vars(vars.iter().copied()).unwrap_err();
         errors.0.iter().map(|p| (p.name, p.to_string())).collect()
+    }
+
+    #[test]
+    fn a_name_that_is_no_settings_is_told_with_the_one_that_may_be_meant() {
+        let names = [
+            "DB_POOL_MXA",
+            "DB_HOST",
+            "HTTP_PROXY",
+            "HTTP_ADR",
+            "DB_POOL_MAX",
+            "HOME",
+        ];
+        let unknown = unknown_names(names.iter().map(|name| (*name).to_owned()));
+        assert_eq!(
+            unknown,
+            [
+                ("DB_HOST".to_owned(), None),
+                ("DB_POOL_MXA".to_owned(), Some("DB_POOL_MAX")),
+                ("HTTP_ADR".to_owned(), Some("HTTP_ADDR")),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_dot_env_that_is_a_directory_or_begins_with_a_mark() {
+        let dir = std::env::temp_dir().join(format!("millpond-dot-env-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut problems = Vec::new();
+        let why = read_dot_env(&dir, &mut problems).unwrap_err();
+        assert!(why.contains("directory"), "{why}");
+        let file = dir.join("marked");
+        std::fs::write(&file, "\u{feff}DB_POOL_MAX=7\nDB_POOL_MIN=1\n").unwrap();
+        let read = read_dot_env(&file, &mut problems).unwrap();
+        assert_eq!(read.get("DB_POOL_MAX").map(String::as_str), Some("7"));
+        assert!(
+            problems.is_empty()
+                && read_dot_env(&dir.join("none"), &mut problems)
+                    .unwrap()
+                    .is_empty()
+        );
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

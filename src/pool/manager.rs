@@ -709,7 +709,8 @@ fn refuses_options(error: &postgres::Error) -> bool {
 }
 
 fn is_tcp(host: &postgres::Config) -> bool {
-    !matches!(host.get_hosts().first(), Some(Host::Unix(_)))
+    // There are no others on Windows.
+    matches!(host.get_hosts().first(), None | Some(Host::Tcp(_)))
 }
 
 /// The driver needs three file descriptors for a connection, and panics where it gets none for its runtime: looked at

@@ -689,3 +689,47 @@ fn a_full_or_closed_output_is_a_code_and_no_panic() {
         .unwrap();
     assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_server_on_an_ipv6_address_is_asked_too() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let port = std::net::TcpListener::bind("[::1]:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let addr = format!("[::1]:{port}");
+    let mut child = millpond(dir.path(), &[])
+        .envs([("DATABASE_URL", db.url.as_str()), ("HTTP_ADDR", &addr)])
+        .env("DB_POOL_MXA", "5")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let base = format!("http://{addr}");
+    let code = |args: &[&str]| {
+        let vars = [("HTTP_ADDR", addr.as_str())];
+        run(dir.path(), args, &vars).status.code()
+    };
+    eventually("it is ready", || code(&["check", "--ready"]) == Some(0));
+    assert_eq!(code(&["check", "--url", &base]), Some(0));
+    assert_eq!(
+        code(&["check", "--url", &format!("{base}/health/live")]),
+        Some(0)
+    );
+    assert_eq!(code(&["check", "--url", "localhost:3000"]), Some(2));
+    let stop = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(stop.unwrap().success());
+    let mut said = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(
+        said.contains("DB_POOL_MXA is no setting; is DB_POOL_MAX meant?"),
+        "{said}"
+    );
+}
