@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// A server whose program was killed needs a moment to stop.
 pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
 
+/// How the names of data directories begin that are not whole yet.
+const HALF_MADE: &str = "pg.new-";
+
 /// What stands where below a server's directory.
 #[derive(Clone)]
 pub(super) struct Home {
@@ -251,11 +254,12 @@ impl Home {
 
     /// Makes the data directory, under another name until it is whole.
     pub fn init(&self, programs: &Programs) -> Result<(), EmbeddedError> {
-        let fresh = self.dir.join("pg.new");
+        self.remove_half_made();
+        // A name of its own: the initdb of a start that was killed may be at work yet, in its own.
+        let fresh = self
+            .dir
+            .join(format!("{HALF_MADE}{:08x}", fastrand::u32(..)));
         let what = || format!("{} could not be made", fresh.display());
-        if fresh.exists() {
-            fs::remove_dir_all(&fresh).tried(what)?;
-        }
         DirBuilder::new().mode(0o700).create(&fresh).tried(what)?;
         self.give_to_server(&fresh)?;
         info!("making a private database in {}", self.data().display());
@@ -284,6 +288,18 @@ impl Home {
             });
         }
         fs::rename(&fresh, self.data()).tried(what)
+    }
+
+    /// What starts left behind that were killed. One whose initdb is at work yet is left to a later start.
+    fn remove_half_made(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(HALF_MADE) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     /// Process and port of a server that takes connections here, as its own file says (the manual calls it the lock file).

@@ -733,3 +733,36 @@ fn a_server_on_an_ipv6_address_is_asked_too() {
         "{said}"
     );
 }
+
+#[test]
+fn a_start_that_is_killed_while_it_makes_its_database_keeps_no_later_one_from_it() {
+    let dir = tempfile::TempDir::new().unwrap();
+    // The private server may run as another user.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let data = dir.path().join(".millpond");
+    let half_made = || {
+        let entries = std::fs::read_dir(&data).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.any(|name| name.starts_with("pg.new"))
+    };
+    for nth in 0..4 {
+        let mut child = millpond(dir.path(), &[])
+            .env("HTTP_ADDR", "127.0.0.1:0")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("initdb is at work", half_made);
+        // At another moment each time.
+        thread::sleep(nth * 40 * MS);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let mut serving = serve(dir.path(), &[]);
+    eventually("it serves", || {
+        serving.check(dir.path(), &["--ready"]).status.code() == Some(0)
+    });
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0));
+}
