@@ -4,6 +4,7 @@ use super::lane::NUMBER;
 use super::router::Route;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
 use log::{debug, error, warn};
+use postgres::error::SqlState;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
@@ -222,6 +223,10 @@ fn problem_for(error: &Error) -> Problem {
     let timeout = |detail| Problem::unavailable("timeout", detail);
     match error {
         _ if error.is_outcome_unknown() => Problem::outcome_unknown(),
+        // A standby, or one whose administrator lets nobody write for the time being.
+        _ if error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+            Problem::unavailable("database-read-only", "the database takes no writes now")
+        }
         Error::GaveUp {
             reason: GaveUpReason::Deadline,
             ..

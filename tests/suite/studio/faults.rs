@@ -228,6 +228,42 @@ fn a_database_that_is_gone_is_a_503_at_once_after_a_while() {
 }
 
 #[test]
+fn a_database_that_takes_no_writes_is_a_503_that_says_so() {
+    let database = server(&[]);
+    let served = Served::on(&database.url(), &[]);
+    let set = |value: &str| {
+        let mut admin = admin(&database.url());
+        admin
+            .batch_execute("SET default_transaction_read_only = off")
+            .unwrap();
+        admin
+            .batch_execute(&format!(
+                "ALTER DATABASE postgres SET default_transaction_read_only = {value}"
+            ))
+            .unwrap();
+        admin
+            .batch_execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE datname = 'postgres' AND pid <> pg_backend_pid()",
+            )
+            .unwrap();
+    };
+    set("on");
+    let mut answer = reserve(&served, "Ada", 1, "");
+    eventually("new connections refuse writes", || {
+        answer = reserve(&served, "Ada", 1, "");
+        answer.status == 503
+    });
+    assert_eq!(kind(&answer), "database-read-only");
+    assert!(answer.header("Retry-After").is_some());
+    assert_eq!(served.get("/api/reservations").status, 200);
+    set("off");
+    eventually("it takes writes again", || {
+        reserve(&served, "Ada", 1, "").status == 201
+    });
+}
+
+#[test]
 fn a_commit_that_cannot_be_found_out_says_so_and_its_key_tells_the_truth() {
     let database = server(&[]);
     let served = Served::on(&database.url(), &[("HTTP_REQUEST_TIMEOUT_MS", "1500")]);
