@@ -37,16 +37,30 @@ mod migrations {
 pub enum SchemaError {
     /// A migration was refused, or those that were run before are not those of this program.
     Migration(Box<dyn StdError + Send + Sync>),
+    /// A newer program has migrated it: this one does not know what it would write into.
+    Newer {
+        /// The newest version there.
+        found: i64,
+        /// The newest version that this program knows.
+        known: i64,
+    },
     /// The pool was closed meanwhile.
     Closed,
 }
 
 impl fmt::Display for SchemaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SchemaError::Migration(_) => "the studio's schema could not be made",
-            SchemaError::Closed => "the pool was closed before the studio's schema was there",
-        })
+        match self {
+            SchemaError::Migration(_) => f.write_str("the studio's schema could not be made"),
+            SchemaError::Newer { found, known } => write!(
+                f,
+                "the studio's schema is of version {found}, and this program knows versions up to {known}: \
+                 run a newer millpond"
+            ),
+            SchemaError::Closed => {
+                f.write_str("the pool was closed before the studio's schema was there")
+            }
+        }
     }
 }
 
@@ -54,7 +68,7 @@ impl StdError for SchemaError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             SchemaError::Migration(e) => Some(&**e),
-            SchemaError::Closed => None,
+            SchemaError::Newer { .. } | SchemaError::Closed => None,
         }
     }
 }
@@ -84,7 +98,9 @@ impl Studio {
                     self.ready.store(true, Ordering::SeqCst);
                     return Ok(());
                 }
-                Err(e) if e.is::<SchemaError>() => return Err(SchemaError::Closed),
+                Err(e) if e.is::<SchemaError>() => {
+                    return Err(e.downcast().map_or(SchemaError::Closed, |e| *e));
+                }
                 Err(e) if is_lost(&*e) => {
                     warn!(
                         "the migrations were interrupted and start over: {}",
@@ -117,9 +133,15 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
         client.batch_execute("SET statement_timeout = 0")?;
     }
     loop {
-        if is_up_to_date(client, runner.get_migrations())? {
-            info!("the studio's schema is up to date");
-            return Ok(());
+        match compare(client, runner.get_migrations())? {
+            State::UpToDate => {
+                info!("the studio's schema is up to date");
+                return Ok(());
+            }
+            State::Newer { found, known } => {
+                return Err(Box::new(SchemaError::Newer { found, known }));
+            }
+            State::Older => {}
         }
         // Asked for again and again: who waits in the database would do so when this program has long been gone.
         let sql = "SELECT pg_try_advisory_lock($1)";
@@ -152,20 +174,45 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
     Ok(())
 }
 
-/// All migrations of this program were run, as they are, and the ledger is there.
-fn is_up_to_date(client: &mut Client, migrations: &[Migration]) -> Result<bool, postgres::Error> {
+/// What is there, beside the migrations of this program.
+enum State {
+    /// All of them were run, as they are, and the ledger is there.
+    UpToDate,
+    Older,
+    /// A newer program has run more of them.
+    Newer {
+        found: i64,
+        known: i64,
+    },
+}
+
+fn compare(client: &mut Client, migrations: &[Migration]) -> Result<State, postgres::Error> {
     // In one transaction, which a pooler gives one session to: a statement is prepared there, and then run.
     let mut tx = client.transaction()?;
     let tables = "SELECT to_regclass($1 || '.schema_history') IS NOT NULL AND to_regclass($1 || '.ledger') IS NOT NULL";
     if !tx.query_one(tables, &[&SCHEMA])?.try_get(0)? {
-        return Ok(false);
+        return Ok(State::Older);
     }
-    let sql = format!("SELECT version::text || ' ' || checksum FROM {SCHEMA}.schema_history");
+    let sql = format!("SELECT version::bigint, checksum FROM {SCHEMA}.schema_history");
     let rows = tx.query(&sql, &[])?;
-    let ran: Result<HashSet<String>, _> = rows.iter().map(|row| row.try_get(0)).collect();
-    let ran = ran?;
-    let mark = |m: &Migration| format!("{} {}", m.version(), m.checksum());
-    Ok(migrations.iter().all(|m| ran.contains(&mark(m))))
+    let ran = rows
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<HashSet<(i64, String)>, postgres::Error>>()?;
+    let known = migrations
+        .iter()
+        .map(|m| i64::from(m.version()))
+        .max()
+        .unwrap_or(0);
+    let found = ran.iter().map(|(version, _)| *version).max().unwrap_or(0);
+    if found > known {
+        return Ok(State::Newer { found, known });
+    }
+    let mark = |m: &Migration| (i64::from(m.version()), m.checksum().to_string());
+    Ok(match migrations.iter().all(|m| ran.contains(&mark(m))) {
+        true => State::UpToDate,
+        false => State::Older,
+    })
 }
 
 /// The connection broke, or the server was shutting down: nothing that a migration did.

@@ -125,3 +125,20 @@ fn a_pool_that_is_closed_makes_no_schema() {
         ));
     });
 }
+
+#[test]
+fn a_schema_that_is_newer_than_the_program_is_refused_with_a_sentence() {
+    let db = database();
+    let served = Served::on(&db.url, &[]);
+    db.admin()
+        .batch_execute(
+            "INSERT INTO studio.schema_history (version, name, applied_on, checksum) \
+             SELECT 9999, 'from_the_future', applied_on, '1' FROM studio.schema_history LIMIT 1",
+        )
+        .unwrap();
+    let error = served.studio.migrate().unwrap_err().to_string();
+    assert!(
+        error.contains("version 9999") && error.contains("newer millpond"),
+        "{error}"
+    );
+}
