@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::pool::{Builder, Pool};
 use crate::server::{Router, Server};
 use log::{info, warn};
+use std::io::ErrorKind;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 /// Why the program stops: a signal asked for it, or it cannot do its work.
@@ -49,7 +50,15 @@ fn serve(
     let http = config.http.clone();
     let router = routes(config, &pool, stop)?;
     let server = Server::start(http, pool, router, private)
-        .map_err(|e| Failure::because(format!("cannot listen on {}: {e}", config.http.addr)))?;
+        .map_err(|e| match e.kind() {
+            // What a thread is refused with; a port is never.
+            ErrorKind::WouldBlock => Failure::because(format!(
+                "the system refuses this program more threads ({e}): lower HTTP_WORKERS, which is {}, or raise the limit \
+                 (ulimit -u, or pids.max of its control group)",
+                config.http_workers()
+            )),
+            _ => Failure::because(format!("cannot listen on {}: {e}", config.http.addr)),
+        })?;
     // The signal handler keeps a sender, so that this ends with a reason.
     let reason = stopped.recv().unwrap_or(Ok(()));
     info!(

@@ -233,7 +233,9 @@ impl Builder {
             ConfigErrors(vec![Problem {
                 name: "DB_POOL_MAX",
                 got: None,
-                takes: format!("no thread could be started: {e}"),
+                takes: format!(
+                    "no thread could be started for the pool: {e}; raise the limit (ulimit -u, or pids.max of the control group)"
+                ),
             }])
         };
         let watchdog = Watchdog::start().map_err(thread_failed)?;
@@ -261,7 +263,9 @@ impl Builder {
         });
         let r2d2 = r2d2.map_err(|panic| {
             shared.watchdog.stop();
-            thread_failed(std::io::Error::other(panic))
+            // The system's own word is in the panic's; it says the same once more.
+            let refused = std::thread::Builder::new().spawn(|| {}).err();
+            thread_failed(refused.unwrap_or_else(|| std::io::Error::other(panic)))
         })?;
         let (max, waiting) = (config.max_size as usize, config.max_waiting);
         let line = Line::new(max, waiting, config.effective_min_idle() as usize);

@@ -110,14 +110,16 @@ impl Probe {
         let asked_at = Instant::now();
         if !inner.asking {
             inner.asking = true;
-            let (state, shared) = (Arc::clone(&self.state), Arc::clone(shared));
+            let (state, theirs) = (Arc::clone(&self.state), Arc::clone(shared));
             let asker = thread::Builder::new()
                 .name("millpond-probe".into())
-                .spawn(move || state.ask_now(&shared, until));
+                .spawn(move || state.ask_now(&theirs, until));
             if let Err(e) = asker {
-                inner.asking = false;
+                // That says nothing of the database: asked on this thread, whose wire is cut in time.
                 warn!("no thread for the health probe: {e}");
-                return Err((ProbeError::Other, None));
+                drop(inner);
+                self.state.ask_now(shared, until);
+                inner = self.state.lock();
             }
         }
         loop {
