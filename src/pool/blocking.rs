@@ -5,12 +5,15 @@ use crate::error::Error;
 use std::sync::OnceLock;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// True on a thread that drives an asynchronous runtime. Threads for blocking work (`spawn_blocking`, `block_in_place`) do
+/// True on a thread that drives an asynchronous runtime, and on one that is about to end. Threads for blocking work (`spawn_blocking`, `block_in_place`) do
 /// not, though they belong to one: there, only trying tells, and where it fails the panic hook says so.
 pub(super) fn is_forbidden() -> bool {
     static TRIAL: OnceLock<Option<Runtime>> = OnceLock::new();
-    if Handle::try_current().is_err() {
-        return false;
+    match Handle::try_current() {
+        Ok(_) => {}
+        // At the end of a thread, when its own values are dropped, the driver's runtime cannot be entered, either.
+        Err(e) if e.is_thread_local_destroyed() => return true,
+        Err(_) => return false,
     }
     let trial = TRIAL.get_or_init(|| Builder::new_current_thread().build().ok());
     let Some(trial) = trial else {

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 /// Between two attempts while the database is down.
 const RETRY_EVERY: Duration = Duration::from_millis(25);
-/// The same where the server is there and has no room.
+/// The same where the server is there and has no room, and where `on_connect` panicked.
 const RETRY_FULL: Duration = Duration::from_millis(250);
 /// The same where the next attempt will most likely fail as well.
 const RETRY_PERMANENT: Duration = Duration::from_secs(3);
@@ -341,8 +341,11 @@ impl Shared {
                 .inc();
             self.observe(|o| o.open_failed(&error));
             let pause = match () {
-                () if error.is_permanent() => RETRY_PERMANENT,
-                () if code == SqlState::TOO_MANY_CONNECTIONS.code() || error.is_out_of_files() => {
+                () if error.is_refusal() => RETRY_PERMANENT,
+                () if error.is_permanent()
+                    || error.is_out_of_files()
+                    || code == SqlState::TOO_MANY_CONNECTIONS.code() =>
+                {
                     RETRY_FULL
                 }
                 () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),

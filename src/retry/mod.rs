@@ -129,7 +129,7 @@ impl Call<'_> {
     }
 
     /// How long a transaction with a key waits for another that has the key in hand, before it ends as
-    /// [`Error::KeyInUse`]. Without this, up to the statement timeout.
+    /// [`Error::KeyInUse`]. Without this, it waits up to the statement timeout, and ends as [`Error::QueryTimeout`].
     pub fn with_key_wait(mut self, limit: Duration) -> Self {
         self.key_wait = Some(limit);
         self
@@ -337,6 +337,7 @@ impl Call<'_> {
         let inner = &self.pool.inner;
         let policy = self.policy.as_ref().unwrap_or(&self.pool.config().retry);
         let mut attempts = 1;
+        let mut unfit = 0;
         loop {
             let done = match self.check_out(place) {
                 // It may have been had a little behind the deadline.
@@ -350,7 +351,17 @@ impl Call<'_> {
                     )))
                 }
                 Ok(mut lease) => {
-                    attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease))
+                    let done =
+                        attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease));
+                    // Somebody took away what the driver had prepared there. That is no attempt: another session is had.
+                    if done.as_ref().is_err_and(Stop::is_for_want_of_statements)
+                        && lease.is_closing()
+                        && unfit < self.pool.config().max_size
+                    {
+                        unfit += 1;
+                        continue;
+                    }
+                    done
                 }
                 Err(error) => Err(Stop::from(error)),
             };
@@ -523,6 +534,14 @@ pub(crate) struct Stop {
     pub verdict: Verdict,
     /// A write was refused where none was declared read only (25006).
     pub refused_write: bool,
+}
+
+impl Stop {
+    /// A prepared statement was not there (26000), and nothing was done.
+    fn is_for_want_of_statements(&self) -> bool {
+        let gone = self.error.sqlstate() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME);
+        gone && matches!(self.verdict.repeat, Repeat::NeverSent | Repeat::RolledBack)
+    }
 }
 
 impl From<Error> for Stop {

@@ -151,6 +151,9 @@ pub(crate) struct Facts {
     /// What other texts mean may be another thing behind it.
     pub names_search_path: bool,
     pub makes_temporary: bool,
+    /// What is made behind it may be temporary: it may put that schema first.
+    pub temporary_path: bool,
+    pub creates: bool,
     pub deallocates: bool,
     /// It goes back to a savepoint.
     pub rolls_back: bool,
@@ -167,36 +170,42 @@ impl Facts {
             names_search_path: mentions(sql, "search_path"),
             ..Facts::default()
         };
+        // A name in Unicode escapes may be any name.
+        if mentions(sql, "u&\"") {
+            facts.leave(Leaves::State);
+        }
+        let names_temp = mentions(sql, "pg_temp");
         let mut tokens = Tokens(sql);
-        let mut statements = 0;
-        // The first word of the statement under way, and the word right before this one.
-        let (mut first, mut before) = ("", "");
+        let (mut statements, mut blank) = (0, false);
+        let mut statement = Statement::default();
         while let Some(token) = tokens.next() {
             let (word, keyword) = match token {
                 Token::Word(word) => (word, word),
                 Token::Quoted(name) => (name, ""),
                 Token::Sign(';') => {
-                    (first, before) = ("", "");
+                    blank |= statement.first.is_empty();
+                    facts.end(&std::mem::take(&mut statement));
                     continue;
                 }
                 // A query may stand in parentheses.
-                Token::Sign('(') if first.is_empty() => continue,
+                Token::Sign('(') if statement.first.is_empty() => continue,
                 Token::Sign(_) | Token::Literal(_) => {
-                    before = "";
+                    statement.before = "";
                     continue;
                 }
             };
-            if first.is_empty() {
-                first = if keyword.is_empty() { "?" } else { keyword };
+            if statement.first.is_empty() {
+                statement.first = if keyword.is_empty() { "?" } else { keyword };
                 statements += 1;
-                facts.fits_a_cursor = is(first, &["SELECT", "VALUES", "TABLE", "WITH"]);
-                facts.begins(first, tokens);
+                facts.fits_a_cursor = is(keyword, &["SELECT", "VALUES", "TABLE", "WITH"]);
+                facts.begin(statement.first, tokens, names_temp);
             } else {
-                facts.goes_on(first, before, word, keyword, tokens);
+                facts.go_on(&mut statement, word, keyword, tokens, names_temp);
             }
-            before = keyword;
+            statement.before = keyword;
         }
-        facts.fits_a_cursor &= statements == 1;
+        facts.end(&statement);
+        facts.fits_a_cursor &= statements == 1 && !blank;
         facts
     }
 
@@ -205,57 +214,110 @@ impl Facts {
     }
 
     /// The first word of a statement.
-    fn begins(&mut self, first: &str, mut rest: Tokens<'_>) {
-        let next = rest.next();
+    fn begin(&mut self, first: &str, mut rest: Tokens<'_>, names_temp: bool) {
+        let (next, then) = (rest.next(), rest.next());
         let next_is = |list: &[&str]| matches!(next, Some(Token::Word(word)) if is(word, list));
+        // `local.tenant` is a name.
+        let qualified = then == Some(Token::Sign('.'));
+        let literal = matches!(then, Some(Token::Literal(_)));
+        let sets = is(first, &["SET"]);
+        let ends_with_transaction = !qualified && next_is(&["LOCAL", "TRANSACTION", "CONSTRAINTS"]);
         let stays = is(first, &["RESET", "LISTEN", "DISCARD", "DEALLOCATE", "DO"])
-            || (is(first, &["SET"]) && !next_is(&["LOCAL", "TRANSACTION", "CONSTRAINTS"]))
-            || (is(first, &["PREPARE"]) && !next_is(&["TRANSACTION"]));
+            || (sets && !ends_with_transaction)
+            || (is(first, &["PREPARE"]) && !(next_is(&["TRANSACTION"]) && literal));
         if stays {
             self.leave(Leaves::State);
         }
-        if is(first, &["LOAD"]) {
+        // What the driver had prepared for itself is gone, and it does not notice.
+        let takes_all = is(first, &["DISCARD", "DEALLOCATE"]) && next_is(&["ALL", "PREPARE"]);
+        if is(first, &["LOAD"]) || takes_all {
             self.leave(Leaves::Traces);
         }
+        if sets {
+            let either = |list: &[&str]| {
+                next_is(list) || matches!(then, Some(Token::Word(word)) if is(word, list))
+            };
+            // The path may hold the name of the role.
+            self.names_search_path |= either(&["SCHEMA", "ROLE", "SESSION", "AUTHORIZATION"]);
+            self.temporary_path |= names_temp;
+        }
+        self.creates |= is(first, &["CREATE"]);
         self.deallocates |= is(first, &["DEALLOCATE", "DISCARD"]);
         self.rolls_back |= is(first, &["ROLLBACK"]);
     }
 
     /// Any other word: `keyword` is empty where it is a quoted name.
-    fn goes_on(
+    fn go_on(
         &mut self,
-        first: &str,
-        before: &str,
+        statement: &mut Statement<'_>,
         word: &str,
         keyword: &str,
         mut rest: Tokens<'_>,
+        names_temp: bool,
     ) {
-        // CREATE [LOCAL] TEMP .., CREATE OR REPLACE TEMP VIEW, SELECT .. INTO TEMP
+        let (first, before) = (statement.first, statement.before);
+        let next = rest.next();
+        // CREATE [LOCAL] TEMP .., CREATE OR REPLACE TEMP VIEW, SELECT .. INTO TEMP; not INSERT INTO temp.
         let temporary = is(keyword, &["TEMP", "TEMPORARY"])
-            && is(before, &["CREATE", "REPLACE", "LOCAL", "GLOBAL", "INTO"]);
-        if temporary || is(word, &["pg_temp"]) {
+            && match next {
+                Some(Token::Word(next)) => {
+                    !is(next, &["VALUES", "SELECT", "DEFAULT", "OVERRIDING"])
+                }
+                Some(Token::Quoted(_)) => true,
+                _ => false,
+            }
+            && (is(before, &["CREATE", "REPLACE", "LOCAL", "GLOBAL"])
+                || (is(before, &["INTO"]) && !is(first, &["INSERT", "MERGE"])));
+        // Other than in a search_path.
+        if temporary || (is(word, &["pg_temp"]) && next == Some(Token::Sign('.'))) {
             self.makes_temporary = true;
-            self.leave(Leaves::State);
+            statement.makes_temporary = true;
         }
+        statement.drops_at_commit |= is(keyword, &["DROP"]) && is(before, &["COMMIT"]);
+        statement.updates |= is(keyword, &["UPDATE"]);
         if is(keyword, &["INTO", "INSERT", "UPDATE", "DELETE", "MERGE"]) {
             // But SELECT .. FOR UPDATE, FOR NO KEY UPDATE.
             self.fits_a_cursor &= is(before, &["FOR", "KEY"]);
         }
+        self.creates |=
+            is(keyword, &["CREATE"]) || (is(keyword, &["INTO"]) && is(first, &["SELECT"]));
         // DECLARE .. WITH HOLD; a view of the settings that can be written to.
         if (is(keyword, &["HOLD"]) && is(before, &["WITH"]))
-            || (is(word, &["pg_settings"]) && is(first, &["UPDATE"]))
+            || (is(word, &["pg_settings"]) && (statement.updates || is(first, &["UPDATE"])))
         {
             self.leave(Leaves::State);
         }
-        if word.len() < SHORTEST_FUNCTION || !matches!(rest.next(), Some(Token::Sign('('))) {
+        if word.len() < SHORTEST_FUNCTION || next != Some(Token::Sign('(')) {
             return;
+        }
+        if is(word, &["set_config"]) {
+            self.temporary_path |= names_temp;
+            self.names_search_path |= may_change_path(rest);
         }
         if is(word, STATEFUL_FUNCTIONS) || (is(word, &["set_config"]) && !is_local(rest)) {
             self.leave(Leaves::State);
-        } else if is(word, TRACELESS_NEVER) {
+        } else if is(word, LASTING_FUNCTIONS) {
             self.leave(Leaves::Traces);
         }
     }
+
+    /// The statement is over.
+    fn end(&mut self, statement: &Statement<'_>) {
+        if statement.makes_temporary && !statement.drops_at_commit {
+            self.leave(Leaves::State);
+        }
+    }
+}
+
+/// The statement under way.
+#[derive(Default)]
+struct Statement<'a> {
+    first: &'a str,
+    /// The word right before this one.
+    before: &'a str,
+    updates: bool,
+    makes_temporary: bool,
+    drops_at_commit: bool,
 }
 
 /// Functions of PostgreSQL and its own extensions that leave something on a session.
@@ -267,12 +329,20 @@ const STATEFUL_FUNCTIONS: &[&str] = &[
     // pg_trgm's: a setting.
     "set_limit",
 ];
-const TRACELESS_NEVER: &[&str] = &[
+/// Those that leave what only the end of the session takes away.
+const LASTING_FUNCTIONS: &[&str] = &[
     "dblink_connect",
     "dblink_connect_u",
     "pg_replication_origin_session_setup",
+    // Perhaps temporary ones.
+    "pg_create_physical_replication_slot",
+    "pg_create_logical_replication_slot",
+    "pg_copy_physical_replication_slot",
+    "pg_copy_logical_replication_slot",
+    // The next random numbers.
+    "setseed",
 ];
-const SHORTEST_FUNCTION: usize = "set_limit".len();
+const SHORTEST_FUNCTION: usize = "setseed".len();
 
 fn is(word: &str, list: &[&str]) -> bool {
     list.iter().any(|one| one.eq_ignore_ascii_case(word))
@@ -296,10 +366,28 @@ fn is_local(arguments: Tokens<'_>) -> bool {
             third.push(token);
         }
     }
-    match third[..] {
-        [Token::Word(word)] => is(word, &["true"]),
-        [Token::Literal(text)] => is(text, &["'t'", "'true'", "'on'", "'yes'", "'1'"]),
+    let (value, cast) = third.split_at(third.len().min(1));
+    let plain = match cast {
+        [] => true,
+        [Token::Sign(':'), Token::Sign(':'), Token::Word(ty)] => is(ty, &["bool", "boolean"]),
         _ => false,
+    };
+    plain
+        && match value {
+            [Token::Word(word)] => is(word, &["true"]),
+            [Token::Literal(text)] => is(text, &["'t'", "'true'", "'on'", "'yes'", "'1'"]),
+            _ => false,
+        }
+}
+
+/// Whether the first argument of `set_config` is a setting that `search_path` depends on, or is not seen.
+fn may_change_path(mut arguments: Tokens<'_>) -> bool {
+    match (arguments.next(), arguments.next()) {
+        (Some(Token::Literal(name)), Some(Token::Sign(','))) => is(
+            name,
+            &["'search_path'", "'role'", "'session_authorization'"],
+        ),
+        _ => true,
     }
 }
 
@@ -366,7 +454,12 @@ impl<'a> Iterator for Tokens<'a> {
                 let (word, rest) = text.split_at(length);
                 if rest.starts_with('\'') && is(word, &["E", "B", "X", "N"]) {
                     let escapes = is(word, &["E"]);
-                    (length + quoted_length(rest, b'\'', escapes), Token::Literal)
+                    let mut length = length + quoted_length(rest, b'\'', escapes);
+                    // Behind a line break it goes on, with its escapes.
+                    while escapes && let Some(more) = continuation(&text[length..]) {
+                        length += more + quoted_length(&text[length + more..], b'\'', true);
+                    }
+                    (length, Token::Literal)
                 } else {
                     (length, Token::Word)
                 }
@@ -380,6 +473,13 @@ impl<'a> Iterator for Tokens<'a> {
         self.0 = rest;
         Some(token(found))
     }
+}
+
+/// Where a string goes on: blanks with a line break among them, and a quote (manual, section 4.1.2.1).
+fn continuation(text: &str) -> Option<usize> {
+    let rest = text.trim_start();
+    let blanks = &text[..text.len() - rest.len()];
+    (rest.starts_with('\'') && blanks.contains(['\n', '\r'])).then_some(blanks.len())
 }
 
 fn is_word(c: char) -> bool {
@@ -514,11 +614,24 @@ mod tests {
             "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
             "UPDATE pg_settings SET setting = 'x' WHERE name = 'y'",
             "SELECT E'\\''; SET x.y = 1",
-            "DISCARD ALL",
+            "SET local.tenant = 'x'",
+            "SET transaction.tenant = 'x'",
+            "EXPLAIN ANALYZE UPDATE pg_settings SET setting = '1'",
+            "SELECT E'x'\n'\\'', set_config('app.tenant', 'c', false)",
+            "SELECT U&\"set!005fconfig\" UESCAPE '!' ('app.tenant', 'c', false)",
+            "SELECT 1; PREPARE transaction AS SELECT 1",
+            "SELECT set_config('a', 'b', $1)",
         ] {
             assert_eq!(Facts::of(sql).leaves, Leaves::State, "{sql}");
         }
-        for sql in ["LOAD 'auto_explain'", "SELECT dblink_connect('a', 'b')"] {
+        for sql in [
+            "DISCARD ALL",
+            "DEALLOCATE ALL",
+            "SELECT setseed(0.5)",
+            "SELECT pg_create_physical_replication_slot('s', false, true)",
+            "LOAD 'auto_explain'",
+            "SELECT dblink_connect('a', 'b')",
+        ] {
             assert_eq!(Facts::of(sql).leaves, Leaves::Traces, "{sql}");
         }
         for sql in [
@@ -539,11 +652,44 @@ mod tests {
             "DECLARE c CURSOR FOR SELECT 1",
             "PREPARE TRANSACTION 'x'",
             "NOTIFY news",
-            "SELECT x'1f', U&\"d\\0061t\", 1e5",
+            "SELECT x'1f', 1e5",
+            "SET LOCAL search_path = acme, pg_temp",
+            "INSERT INTO temp VALUES (1)",
+            "INSERT INTO temp SELECT 1",
+            "SELECT set_config('a.b', 'x', 't'::bool)",
+            "CREATE TEMP TABLE t (n int) ON COMMIT DROP",
             "",
         ] {
             assert_eq!(Facts::of(sql).leaves, Leaves::Nothing, "{sql}");
         }
+    }
+
+    #[test]
+    fn what_other_texts_mean_may_change_behind_these() {
+        for sql in [
+            "SET LOCAL search_path = a",
+            "SET LOCAL SCHEMA 'a'",
+            "SET SCHEMA 'a'",
+            "SET LOCAL ROLE a",
+            "SET LOCAL SESSION AUTHORIZATION a",
+            "SELECT set_config($1, $2, true)",
+            "SELECT set_config('role', $1, true)",
+            "SELECT set_config(lower('SEARCH_PATH'), 'a', true)",
+        ] {
+            assert!(Facts::of(sql).names_search_path, "{sql}");
+        }
+        for sql in [
+            "SET LOCAL work_mem = '1MB'",
+            "SELECT set_config('app.tenant', $1, true)",
+            "SELECT role, schema FROM t",
+        ] {
+            assert!(!Facts::of(sql).names_search_path, "{sql}");
+        }
+        let first = Facts::of("SELECT set_config('search_path', 'pg_temp', true)");
+        assert!(first.temporary_path && !first.makes_temporary);
+        assert!(
+            Facts::of("CREATE TABLE t (n int)").creates && Facts::of("SELECT 1 INTO t").creates
+        );
     }
 
     #[test]
@@ -564,6 +710,7 @@ mod tests {
             "SELECT 1 INTO t",
             "SHOW ALL",
             "SELECT 1; SELECT 2",
+            "; SELECT 1",
             "",
         ] {
             assert!(!Facts::of(sql).fits_a_cursor, "{sql}");

@@ -40,6 +40,7 @@
 //! | 08007, 40003 | `RAISE`, foreign servers: "I do not know" | no | again | ? | ? | ? | ? |
 //! | 26000, 0A000 of `RevalidateCachedQuery` | `FetchPreparedStatement` | | again | again | again | again | ? |
 //! | 28\*, 3D000 | `auth_failed`, `InitPostgres` | no | no | no | no | no | no |
+//! | 42\*, 22P03 of a statement that was prepared before | a type, a table or a schema that has changed since | | | once more | once more | again | |
 //! | the rest: constraints, syntax, rights, `RAISE` | | no | no | no | no | no | no |
 //!
 //! *again*: it may be repeated; *no*: it would fail again; *?*: it may have taken effect, so it is found out, or reported as
@@ -66,6 +67,9 @@ pub enum Phase {
     CommitsInside,
     /// A statement inside a transaction, before COMMIT was sent.
     InTransaction,
+    /// The same, of a statement that was prepared before, and may have been refused for what has changed since: the next
+    /// attempt prepares it anew.
+    Outdated,
     /// COMMIT was sent; or a statement of its own is complete, and its commit under way.
     Commit,
 }
@@ -237,6 +241,9 @@ pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
     use Fate::{Discard, Keep};
     use Repeat::{NeverSent, Permanent, RolledBack};
     let (repeat, session) = match (symptom, phase) {
+        (Symptom::Server(code), Phase::Outdated) if !code.code().starts_with("08") => {
+            (RolledBack, Keep)
+        }
         (Symptom::Server(code), _) => server_said(code.code(), phase),
         (Symptom::Fatal(code) | Symptom::Middleman(code), Phase::Opening)
             if is_refused(code.code()) =>
@@ -255,9 +262,10 @@ pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
         (Symptom::NoWait, _) => (Permanent, Keep),
         (Symptom::Demoted, _) => (RolledBack, Discard),
         (Symptom::BadCall | Symptom::BadRead, _) => (Permanent, Keep),
-        (Symptom::BadAnswer, Phase::Opening | Phase::Preparing | Phase::InTransaction) => {
-            (Permanent, Discard)
-        }
+        (
+            Symptom::BadAnswer,
+            Phase::Opening | Phase::Preparing | Phase::InTransaction | Phase::Outdated,
+        ) => (Permanent, Discard),
         (Symptom::Middleman(_), Phase::Opening) => (NeverSent, Discard),
         // Any other end of the session, and an answer that is none, say nothing about what ran.
         (Symptom::Lost | Symptom::Fatal(_) | Symptom::Middleman(_) | Symptom::BadAnswer, _) => {
@@ -271,7 +279,7 @@ pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
 fn lost(phase: Phase) -> Repeat {
     match phase {
         Phase::Opening | Phase::Preparing => Repeat::NeverSent,
-        Phase::InTransaction => Repeat::RolledBack,
+        Phase::InTransaction | Phase::Outdated => Repeat::RolledBack,
         Phase::Statement | Phase::Executing | Phase::CommitsInside | Phase::Commit => {
             Repeat::Ambiguous
         }
@@ -472,6 +480,10 @@ mod tests {
             verdict(&Symptom::StalePlan, InTransaction).repeat,
             RolledBack
         );
+        let changed = SqlState::DATATYPE_MISMATCH;
+        for (phase, repeat) in [(Outdated, RolledBack), (InTransaction, Permanent)] {
+            assert_eq!(verdict(&Symptom::Server(&changed), phase).repeat, repeat);
+        }
         assert_eq!(verdict(&Symptom::BadCall, Statement), Verdict::PERMANENT);
         assert_eq!(verdict(&Symptom::BadAnswer, Statement).repeat, Ambiguous);
         assert_eq!(verdict(&Symptom::BadAnswer, Commit).repeat, Ambiguous);

@@ -177,18 +177,26 @@ impl<T> Run<T> {
             limits,
             failure: None,
             savepoints: 0,
+            unwound: false,
             keyed,
             answer: None,
         };
         let result = work(&mut tx);
         let Transaction {
-            failure, answer, ..
+            failure,
+            answer,
+            unwound,
+            ..
         } = tx;
         let result = match (result, &failure) {
             // A statement failed and the closure went on: nothing of this can be committed.
             (Ok(_), Some(Failure { text, sqlstate, .. })) => Err(Error::TransactionAborted {
                 cause: text.clone(),
                 sqlstate: sqlstate.clone(),
+            }),
+            (Ok(_), None) if unwound => Err(Error::TransactionAborted {
+                cause: "a closure behind a savepoint panicked".into(),
+                sqlstate: None,
             }),
             (result, _) => result,
         };
@@ -219,6 +227,8 @@ pub struct Transaction<'s> {
     limits: Limits,
     failure: Option<Failure>,
     savepoints: u32,
+    /// A closure behind a savepoint panicked.
+    unwound: bool,
     keyed: bool,
     answer: Option<Vec<u8>>,
 }
@@ -337,7 +347,10 @@ impl Transaction<'_> {
         let name = format!("millpond_{}", self.savepoints);
         self.control(&format!("SAVEPOINT {name}"))?;
         let failed_before = self.failure.is_some();
+        // Where it unwinds, half of it is done, and nobody undoes it.
+        self.unwound = true;
         let result = work(self);
+        self.unwound = false;
         let failed_inside = self.failure.is_some() && !failed_before;
         if result.is_ok() && !failed_inside {
             self.control(&format!("RELEASE SAVEPOINT {name}"))?;

@@ -695,3 +695,114 @@ fn times_and_numbers_without_measure_are_settings_errors_or_work() {
     let error = db.pool().statement_cache(usize::MAX).build().unwrap_err();
     assert!(error.to_string().contains("DB_STATEMENT_CACHE"), "{error}");
 }
+
+#[test]
+fn a_transaction_that_is_to_read_only_cannot_be_made_to_write() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    for sql in [
+        "SET TRANSACTION READ WRITE; INSERT INTO t VALUES (1)",
+        "SELECT set_config('transaction_read_only', 'off', true); INSERT INTO t VALUES (1)",
+    ] {
+        let made = pool
+            .call()
+            .read_only()
+            .transaction(|tx| tx.batch_execute(sql));
+        assert_eq!(
+            made.unwrap_err().sqlstate().unwrap().code(),
+            "25001",
+            "{sql}"
+        );
+    }
+    assert!(pool.query("SELECT n FROM t", &[]).unwrap().is_empty());
+    let ended = pool
+        .call()
+        .read_only()
+        .transaction(|tx| tx.batch_execute("SELECT 1; COMMIT; INSERT INTO t VALUES (1); BEGIN"));
+    assert!(matches!(ended, Err(Error::Misuse(_))), "{ended:?}");
+}
+
+#[test]
+fn a_panic_behind_a_savepoint_is_no_half_of_a_transaction() {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let pool = db.pool().build().unwrap();
+    let half = pool.transaction(|tx| {
+        let inner = || {
+            tx.savepoint(|tx| -> millpond::Result<()> {
+                tx.execute("INSERT INTO t VALUES (1)", &[])?;
+                panic!("a closure of the test panics, as it should")
+            })
+        };
+        assert!(panicked(inner));
+        Ok(())
+    });
+    assert!(
+        matches!(half, Err(Error::TransactionAborted { .. })),
+        "{half:?}"
+    );
+    assert!(pool.query("SELECT n FROM t", &[]).unwrap().is_empty());
+}
+
+#[test]
+fn a_pool_that_ends_with_its_thread_is_closed() {
+    thread_local!(static POOL: std::cell::RefCell<Option<Pool>> = const { std::cell::RefCell::new(None) });
+    let db = database();
+    thread::scope(|scope| {
+        let uses = || {
+            let pool = db.pool().application_name("thread_local").build().unwrap();
+            pool.query("SELECT 1", &[]).unwrap();
+            POOL.with(|place| place.replace(Some(pool)));
+        };
+        scope.spawn(uses).join().unwrap();
+    });
+    let mut admin = db.admin();
+    eventually("its connections are closed", || {
+        backends(&mut admin, "thread_local").is_empty()
+    });
+}
+
+#[test]
+fn one_panic_in_on_connect_does_not_cost_the_caller_its_call() {
+    let db = database();
+    let opened = Arc::new(AtomicUsize::new(0));
+    let counted = opened.clone();
+    let pool = db
+        .pool()
+        .max_size(1)
+        .min_idle(0)
+        .connection_timeout(20 * SECOND)
+        .on_connect(move |_| {
+            assert!(
+                counted.fetch_add(1, Ordering::SeqCst) != 0,
+                "an on_connect of the test panics, as it should"
+            );
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    let started = Instant::now();
+    pool.query("SELECT 1", &[]).unwrap();
+    assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_statement_that_fails_inside_a_function_runs_once() {
+    let db = database();
+    db.admin()
+        .batch_execute(
+            "CREATE SEQUENCE runs; CREATE FUNCTION fails(how text) RETURNS void LANGUAGE plpgsql AS \
+             $$BEGIN PERFORM nextval('runs'); IF how <> '' THEN RAISE SQLSTATE '42P01'; END IF; END$$",
+        )
+        .unwrap();
+    let pool = db.pool().max_size(1).build().unwrap();
+    let sql = "SELECT fails($1)";
+    pool.query(sql, &[&""]).unwrap();
+    for _ in 0..20 {
+        pool.query(sql, &[&"x"]).unwrap_err();
+    }
+    // Once more, the first time: it might have been a table that has changed.
+    let runs = pool.query("SELECT last_value FROM runs", &[]).unwrap();
+    assert_eq!(runs[0].get::<_, i64>(0), 22);
+}

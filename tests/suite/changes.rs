@@ -504,3 +504,107 @@ fn a_session_whose_buffers_have_grown_huge_is_closed_when_it_comes_back() {
     assert_eq!(length[0].get::<_, i32>(0), 40_000_000);
     assert_ne!(pid(), second, "a huge parameter");
 }
+
+#[test]
+fn a_tenant_that_is_chosen_by_schema_or_role_has_its_own_tables_too() {
+    let db = database();
+    let tag = db.url.rsplit('_').next().unwrap().to_owned();
+    let (a, b) = (format!("ten_a_{tag}"), format!("ten_b_{tag}"));
+    db.admin()
+        .batch_execute(&format!(
+            "CREATE EXTENSION citext; CREATE ROLE {a}; CREATE ROLE {b}; \
+             CREATE SCHEMA {a} AUTHORIZATION {a}; CREATE TABLE {a}.t (k text); INSERT INTO {a}.t VALUES ('Key'); \
+             CREATE SCHEMA {b} AUTHORIZATION {b}; CREATE TABLE {b}.t (k public.citext); INSERT INTO {b}.t VALUES ('Key'); \
+             GRANT ALL ON ALL TABLES IN SCHEMA {a} TO {a}; GRANT ALL ON ALL TABLES IN SCHEMA {b} TO {b}"
+        ))
+        .unwrap();
+    type Choose = fn(&mut millpond::Transaction<'_>, &str) -> millpond::Result<()>;
+    let ways: [Choose; 5] = [
+        |tx, who| tx.batch_execute(&format!("SET LOCAL search_path = {who}, public")),
+        |tx, who| {
+            let path = format!("{who}, public");
+            tx.query("SELECT set_config($1, $2, true)", &[&"search_path", &path])
+                .map(drop)
+        },
+        |tx, who| tx.batch_execute(&format!("SET LOCAL ROLE {who}")),
+        |tx, who| {
+            tx.query("SELECT set_config('role', $1, true)", &[&who])
+                .map(drop)
+        },
+        |tx, who| tx.batch_execute(&format!("SET LOCAL SESSION AUTHORIZATION {who}")),
+    ];
+    for pool in both(&db) {
+        for (nth, choose) in ways.iter().enumerate() {
+            for (who, found) in [(&a, 0), (&b, 1), (&a, 0), (&b, 1)] {
+                let rows = pool
+                    .transaction(|tx| {
+                        choose(tx, who)?;
+                        tx.query("SELECT 1 FROM t WHERE k = $1", &[&"KEY"])
+                    })
+                    .unwrap();
+                assert_eq!(rows.len(), found, "way {nth}, {who}");
+            }
+        }
+    }
+    db.admin()
+        .batch_execute(&format!(
+            "DROP SCHEMA {a}, {b} CASCADE; DROP ROLE {a}; DROP ROLE {b}"
+        ))
+        .unwrap();
+}
+
+#[test]
+fn a_transaction_with_what_was_kept_before_its_type_was_changed_is_repeated() {
+    let db = database();
+    let mut admin = db.admin();
+    for pool in both(&db) {
+        admin
+            .batch_execute(
+                "DROP TABLE IF EXISTS d; DROP TYPE IF EXISTS st; DROP TYPE IF EXISTS st_old; \
+                 CREATE TYPE st AS ENUM ('new', 'old'); CREATE TABLE d (s st)",
+            )
+            .unwrap();
+        let insert = "INSERT INTO d VALUES ($1)";
+        pool.transaction(|tx| tx.execute(insert, &[&Label("old")]))
+            .unwrap();
+        admin
+            .batch_execute(
+                "ALTER TYPE st RENAME TO st_old; CREATE TYPE st AS ENUM ('new', 'old', 'newer'); \
+                 ALTER TABLE d ALTER s TYPE st USING s::text::st",
+            )
+            .unwrap();
+        for _ in 0..3 {
+            pool.transaction(|tx| tx.execute(insert, &[&Label("new")]))
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn borrowers_who_take_all_prepared_statements_away_cost_no_caller_its_call() {
+    let db = database();
+    db.admin()
+        .batch_execute("CREATE TYPE ea AS ENUM ('x'); CREATE TYPE eb AS ENUM ('x'); CREATE TYPE ec AS ENUM ('x')")
+        .unwrap();
+    let pool = db.pool().max_size(6).min_idle(0).build().unwrap();
+    let on_all = |sql: &str| {
+        let mut all: Vec<_> = (0..6).map(|_| pool.get().unwrap()).collect();
+        all.iter_mut()
+            .for_each(|one| one.batch_execute(sql).unwrap());
+    };
+    let know_it = || {
+        let mut all: Vec<_> = (0..6).map(|_| pool.get().unwrap()).collect();
+        all.iter_mut()
+            .for_each(|one| drop(one.query("SELECT 'x'::ea", &[]).unwrap()));
+    };
+    know_it();
+    on_all("DISCARD ALL");
+    let none = pool.with_policy(millpond::RetryPolicy::none());
+    none.query("SELECT 'x'::eb", &[]).unwrap();
+    none.transaction(|tx| tx.query("SELECT 'x'::ec", &[]))
+        .unwrap();
+    know_it();
+    pool.execute("DEALLOCATE ALL", &[]).unwrap();
+    none.transaction(|tx| tx.query("SELECT 'x'::ec", &[]))
+        .unwrap();
+}

@@ -38,7 +38,9 @@ use std::time::{Duration, Instant};
 /// the options of the startup packet.
 const CLEAN: &str = "ROLLBACK; CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
                      SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; \
-                     SELECT 'DEALLOCATE ' || quote_ident(name) AS prepared FROM pg_prepared_statements WHERE from_sql";
+                     SELECT 'DEALLOCATE ' || quote_ident(name) AS prepared FROM pg_prepared_statements WHERE from_sql; \
+                     SELECT count(*) AS looks_up FROM pg_prepared_statements \
+                     WHERE NOT from_sql AND statement ~ 'FROM pg_catalog[.]pg_type'";
 
 /// Closing says goodbye to the server, which is a write into a socket buffer: it need not be waited for any longer.
 const GOODBYE: Duration = Duration::from_millis(100);
@@ -150,7 +152,11 @@ impl Begin {
                 as_server_ms(limit)
             );
         }
-        if !self.read_only {
+        if self.read_only {
+            // Gone with the transaction: a closure that ends it by itself is found out. And behind a query, no transaction can
+            // be made to write any more.
+            sql += &format!("; SELECT set_config('{READING}', 'yes', true)");
+        } else {
             // The number tells later what became of the commit; the process, whether a pooler stands between; and the
             // level, what the commit waits for.
             // A standby gives no numbers, and what begins there writes nothing, also when it is promoted meanwhile.
@@ -202,6 +208,10 @@ pub(crate) struct Session {
     identity: Identity,
     /// The number of the transaction under way, when it may write.
     xid: Option<u64>,
+    /// The driver has prepared statements of its own on it.
+    driver_looks_up: bool,
+    /// It was begun to read only.
+    reads_only: bool,
     /// It runs in the backend that the session was opened to.
     in_own_backend: bool,
     /// What its commit waits for.
@@ -212,6 +222,8 @@ pub(crate) struct Session {
     hides_warnings: bool,
     /// Texts may mean something else in it than elsewhere: there are temporary tables.
     own_meanings: bool,
+    /// What is made may be temporary.
+    temporary_path: bool,
     search_path: SearchPath,
 }
 
@@ -251,11 +263,14 @@ impl Session {
             in_transaction: false,
             identity,
             xid: None,
+            driver_looks_up: false,
+            reads_only: false,
             in_own_backend: false,
             sync_commit: SyncCommit::ON,
             sync_commit_touched: false,
             hides_warnings: false,
             own_meanings: false,
+            temporary_path: false,
             search_path: SearchPath::Own,
             shared,
         }
@@ -461,10 +476,18 @@ impl Session {
         let cleaned = self.bounded(Some(until), |s| {
             let mut prepared = Vec::new();
             for message in s.client.simple_query(CLEAN)? {
-                if let SimpleQueryMessage::Row(row) = message
-                    && let Ok(Some(deallocate)) = row.try_get("prepared")
-                {
+                let SimpleQueryMessage::Row(row) = message else {
+                    continue;
+                };
+                if let Ok(Some(deallocate)) = row.try_get("prepared") {
                     prepared.push(deallocate.to_owned());
+                }
+                if let Ok(Some(count)) = row.try_get("looks_up") {
+                    // What the driver prepared to look types up was taken away, and it does not notice.
+                    if count == "0" && s.driver_looks_up {
+                        s.close_for(CloseReason::LeakedState);
+                    }
+                    s.driver_looks_up = count != "0";
                 }
             }
             match prepared.is_empty() {
@@ -559,9 +582,10 @@ impl Session {
     ) -> Result<Vec<SimpleQueryMessage>, Error> {
         // Set before it is sent: an answer that is lost may have begun one.
         self.in_transaction = true;
-        self.xid = None;
+        (self.xid, self.reads_only) = (None, begin.read_only);
         (self.sync_commit, self.sync_commit_touched) = (SyncCommit::ON, false);
-        (self.own_meanings, self.search_path) = (false, SearchPath::Own);
+        (self.own_meanings, self.temporary_path) = (false, false);
+        self.search_path = SearchPath::Own;
         let begin = Begin {
             // Where it cannot be set on the session, at least here.
             statement_timeout: begin
@@ -603,6 +627,10 @@ impl Session {
         let check = match self.xid {
             Some(xid) => format!(
                 "CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
+                 THEN current_setting('{ENDED_INSIDE}') END"
+            ),
+            None if self.reads_only => format!(
+                "CASE WHEN current_setting('{READING}', true) IS DISTINCT FROM 'yes' \
                  THEN current_setting('{ENDED_INSIDE}') END"
             ),
             None => "1".to_owned(),
@@ -763,6 +791,7 @@ impl Session {
         }
         let statement = self.client.prepare(sql)?;
         let new = Kept::new(statement, Facts::of(sql));
+        self.driver_looks_up |= new.has_own_types();
         if may_keep {
             statements.put(&key, new.clone());
         }
@@ -789,9 +818,7 @@ impl Session {
     /// Once a statement of the transaction under way has named the setting: what it is by now.
     fn ask_for_search_path(&mut self) -> Result<(), postgres::Error> {
         if let SearchPath::Doubtful = self.search_path {
-            let answer = self
-                .client
-                .simple_query("SELECT current_setting('search_path')")?;
+            let answer = self.client.simple_query(PATH)?;
             let path = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
             self.search_path = SearchPath::Set(path.unwrap_or_default().into());
         }
@@ -808,7 +835,10 @@ impl Session {
         self.sync_commit_touched |= facts.names_synchronous_commit;
         self.hides_warnings |= facts.names_client_min_messages;
         // What a text means may depend on what came before it in this transaction.
-        self.own_meanings |= facts.makes_temporary;
+        self.temporary_path |= facts.temporary_path;
+        let makes_temporary = facts.makes_temporary || (facts.creates && self.temporary_path);
+        self.own_meanings |= makes_temporary;
+        self.dirty |= facts.creates && self.temporary_path;
         let path_was_set = !matches!(self.search_path, SearchPath::Own);
         if facts.names_search_path || (facts.rolls_back && path_was_set) {
             self.search_path = SearchPath::Doubtful;
@@ -921,6 +951,11 @@ impl Session {
                 Err(e) => e,
             };
             if !may_be_stale(&Symptom::of(&error), known) {
+                if again {
+                    // It was not that. Whoever comes next with this text prepares it, and runs it once.
+                    let key = self.search_path.key(sql);
+                    self.shared.descriptions.do_not_keep(&key);
+                }
                 return Err((error, phase));
             }
             let never_sent = Symptom::of(&error) == Symptom::BadCall;
@@ -942,18 +977,21 @@ impl Session {
                 // One that is gone is seldom alone.
                 statements.forget_all();
             }
+            let inside = matches!(phase, Phase::InTransaction | Phase::CommitsInside);
+            if inside && !never_sent {
+                let key = self.search_path.key(sql);
+                self.shared.descriptions.do_not_keep(&key);
+            }
             if again {
-                // What the session knows cannot be put right. The call was wrong itself where it never left.
-                if !never_sent {
+                if Symptom::of(&error) == Symptom::StalePlan {
+                    // What the session knows cannot be put right.
                     self.close_for(CloseReason::Broken);
                 }
                 return Err((error, phase));
             }
-            if matches!(phase, Phase::InTransaction | Phase::CommitsInside) && !never_sent {
-                self.shared
-                    .descriptions
-                    .do_not_keep(&self.search_path.key(sql));
-                return Err((error, phase));
+            if inside && !never_sent {
+                let outdated = known && phase == Phase::InTransaction;
+                return Err((error, if outdated { Phase::Outdated } else { phase }));
             }
             if never_sent {
                 let mistaken = self.expects_still(sql, text.params());
@@ -1091,6 +1129,12 @@ impl Session {
         error
     }
 }
+
+/// The path, and what becomes of it for the role.
+const PATH: &str = "SELECT current_setting('search_path') || ' ' || current_schemas(true)::text";
+
+/// Set in a transaction that is to read only, until its end.
+const READING: &str = "millpond.reading";
 
 /// A setting that nobody has: asking for it fails with its name, which is how a commit finds itself in another transaction
 /// than the one that was begun.
@@ -1330,7 +1374,8 @@ mod tests {
         assert_eq!(
             begin.sql(),
             "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SET LOCAL statement_timeout = 0; \
-             SET LOCAL idle_in_transaction_session_timeout = 2000"
+             SET LOCAL idle_in_transaction_session_timeout = 2000; \
+             SELECT set_config('millpond.reading', 'yes', true)"
         );
         assert_eq!(
             Begin::default().sql(),

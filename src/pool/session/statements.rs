@@ -8,7 +8,8 @@ use postgres::{Row, Statement};
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-/// The application may have changed a type of its own, which neither side notices: looked at again after this time.
+/// A column may have become of another type that takes the same value, or a type of the application's own have changed, which
+/// neither side notices: looked at again after this time.
 const TYPES_KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// A prepared statement.
@@ -16,23 +17,26 @@ const TYPES_KEPT_FOR: Duration = Duration::from_secs(60);
 pub(super) struct Kept {
     pub statement: Statement,
     pub facts: Facts,
-    /// Where types of the application's own are in it: when they were looked up.
+    /// When it was prepared, where its types may change.
     looked_up: Option<Instant>,
+    has_own_types: bool,
 }
 
 impl Kept {
     pub fn new(statement: Statement, facts: Facts) -> Kept {
         let columns = statement.columns().iter().map(|column| column.type_());
         let unusual = statement.params().iter().chain(columns).any(is_unusual);
+        let may_change = unusual || !statement.params().is_empty();
         Kept {
-            looked_up: unusual.then(Instant::now),
+            looked_up: may_change.then(Instant::now),
+            has_own_types: unusual,
             statement,
             facts,
         }
     }
 
     pub fn has_own_types(&self) -> bool {
-        self.looked_up.is_some()
+        self.has_own_types
     }
 
     pub fn is_old(&self) -> bool {
