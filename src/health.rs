@@ -12,6 +12,8 @@ pub struct Health {
     pub healthy: bool,
     /// The time of one round trip; none when it did not answer.
     pub latency: Option<Duration>,
+    /// The database answers, and takes no writes: a standby, or its administrator wants it so.
+    pub read_only: bool,
     /// What is wrong.
     pub error: Option<ProbeError>,
     /// The server's code for it, where the server said one.
@@ -30,9 +32,10 @@ impl Pool {
         let stats = self.stats();
         let working = stats.idle + stats.active > 0;
         match reading {
-            Ok(latency) => Health {
+            Ok(pong) => Health {
                 healthy: true,
-                latency: Some(latency),
+                latency: Some(pong.took),
+                read_only: pong.read_only,
                 error: None,
                 sqlstate: None,
                 probe_refused: false,
@@ -41,6 +44,7 @@ impl Pool {
             Err((ProbeError::TooManyConnections, _)) if working => Health {
                 healthy: true,
                 latency: None,
+                read_only: false,
                 error: None,
                 sqlstate: None,
                 probe_refused: true,
@@ -49,6 +53,7 @@ impl Pool {
             Err((error, sqlstate)) => Health {
                 healthy: false,
                 latency: None,
+                read_only: false,
                 error: Some(error),
                 sqlstate,
                 probe_refused: false,

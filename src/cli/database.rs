@@ -3,8 +3,13 @@
 use super::Failure;
 use crate::config::{Config, Database, PrivateDatabase};
 use crate::embedded::{Options, PrivateServer};
-use log::warn;
+use crate::error::Chain;
+use crate::sync::unpoison;
+use log::{error, warn};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 /// Where the private server keeps its data, below the current directory.
 const DIR: &str = ".millpond";
@@ -55,6 +60,42 @@ pub(super) fn start_private(config: &mut Config) -> Result<PrivateServer, Failur
     );
     use_url(config, &server.url())?;
     Ok(server)
+}
+
+/// The same, and starts it again whenever it has ended by itself, until this is dropped.
+pub(super) fn keep_private(config: &mut Config) -> Result<Kept, Failure> {
+    let server = Arc::new(Mutex::new(Some(start_private(config)?)));
+    let watched = Arc::clone(&server);
+    let watch = move || {
+        loop {
+            thread::sleep(LOOK_AFTER);
+            match &mut *unpoison(watched.lock()) {
+                None => return,
+                Some(server) => match server.revive() {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        error!("the private PostgreSQL had ended by itself, and was started again")
+                    }
+                    Err(e) => error!("the private PostgreSQL has ended: {}", Chain(&e)),
+                },
+            }
+        }
+    };
+    let watcher = thread::Builder::new().name("millpond-private".into());
+    watcher.spawn(watch).map_err(|e| Failure::of(&e))?;
+    Ok(Kept(server))
+}
+
+/// How often the private server is looked after.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// A private server that is looked after.
+pub(super) struct Kept(Arc<Mutex<Option<PrivateServer>>>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        drop(unpoison(self.0.lock()).take());
+    }
 }
 
 /// Points the configuration at a private server that another program runs in this directory, if there is one.

@@ -25,7 +25,7 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     let asked = stop.clone();
     signals::listen(move || tell(&asked, Ok(())))?;
     let server = if private {
-        Some(database::start_private(&mut config)?)
+        Some(database::keep_private(&mut config)?)
     } else {
         None
     };
@@ -91,7 +91,7 @@ fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<Router, Fa
     }
     let studio = Studio::new(pool.clone(), &config.studio_currency);
     let router = studio.routes(Router::new());
-    let migrate = move || match studio.migrate() {
+    let migrate = move || match studio.keep_migrated() {
         Ok(()) | Err(SchemaError::Closed) => {}
         Err(e) => tell(&stop, Err(Failure::of(&e))),
     };

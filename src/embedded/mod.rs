@@ -321,6 +321,21 @@ impl PrivateServer {
         self.run(lock)
     }
 
+    /// Starts the server again where it has ended by itself (its postmaster was killed). True where it had.
+    ///
+    /// # Errors
+    /// When it does not start: what is left of it may need a moment to end. It may be tried again.
+    pub fn revive(&mut self) -> Result<bool, EmbeddedError> {
+        let ended = match &mut self.running {
+            Some(running) => matches!(running.keeper.try_wait(), Ok(Some(_))),
+            None => true,
+        };
+        if ended {
+            self.start_again()?;
+        }
+        Ok(ended)
+    }
+
     fn run(&mut self, lock: File) -> Result<(), EmbeddedError> {
         // Between finding a free port and listening on it, somebody else may take it.
         let tries = if self.port == 0 { 5 } else { 1 };

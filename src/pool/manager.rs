@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     last_good_host: AtomicUsize,
     /// A write was refused by a standby: of several hosts, the primary is wanted.
     wants_primary: AtomicBool,
+    /// A write was refused, and the health probe has not looked since.
+    pub was_refused_a_write: AtomicBool,
     /// When a connection last led to a primary, in nanoseconds since `start`; 0 = never.
     primary_at: AtomicU64,
     warned_of_incarnation: AtomicBool,
@@ -130,6 +132,7 @@ impl Shared {
             hosts,
             last_good_host: AtomicUsize::new(0),
             wants_primary: AtomicBool::new(false),
+            was_refused_a_write: AtomicBool::new(false),
             primary_at: AtomicU64::new(0),
             warned_of_incarnation: AtomicBool::new(false),
             descriptions: Descriptions::default(),

@@ -3,6 +3,7 @@
 //! All who ask within 250 ms share one answer, and nobody waits longer than 800 ms: the asking is done on a thread that can
 //! be left behind.
 
+use super::identity::first_row;
 use super::manager::{Purpose, Shared};
 use super::session::Session;
 use crate::error::{Chain, OpenError};
@@ -60,8 +61,29 @@ impl fmt::Display for ProbeError {
     }
 }
 
-/// What one probe found: the time of a round trip, or what is wrong with its SQLSTATE where the server said one.
-pub(crate) type Reading = Result<Duration, (ProbeError, Option<String>)>;
+/// What one probe found: an answer, or what is wrong with its SQLSTATE where the server said one.
+pub(crate) type Reading = Result<Pong, (ProbeError, Option<String>)>;
+
+/// The answer of a database that is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pong {
+    /// The time of a round trip.
+    pub took: Duration,
+    /// New transactions take no writes: a standby, or its administrator wants it so.
+    pub read_only: bool,
+}
+
+impl Pong {
+    fn of(session: &mut Session, until: Instant) -> Result<Pong, postgres::Error> {
+        let started = Instant::now();
+        let answer = session.ask("SELECT current_setting('transaction_read_only')", until)?;
+        let setting = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+        Ok(Pong {
+            took: started.elapsed(),
+            read_only: setting == Some("on"),
+        })
+    }
+}
 
 #[derive(Default)]
 pub(crate) struct Probe {
@@ -158,7 +180,12 @@ impl Probe {
 
 impl State {
     fn ask_now(&self, shared: &Arc<Shared>, until: Instant) {
-        let session = self.lock().session.take();
+        // What new sessions are told may not hold for an old one: not where a write was refused since, nor while none is taken.
+        let refused = shared.was_refused_a_write.swap(false, Ordering::Relaxed);
+        let mut inner = self.lock();
+        let was_read_only = matches!(&inner.last, Some((_, Ok(pong))) if pong.read_only);
+        let session = inner.session.take().filter(|_| !refused && !was_read_only);
+        drop(inner);
         let (session, reading) = caught(|| read(shared, session, until)).unwrap_or_else(|panic| {
             error!("the health probe panicked: {panic}");
             (None, Err((ProbeError::Other, None)))
@@ -191,9 +218,8 @@ fn read(
     until: Instant,
 ) -> (Option<Session>, Reading) {
     if let Some(mut session) = session {
-        let started = Instant::now();
-        match session.validate(Some(until)) {
-            Ok(()) => return (Some(session), Ok(started.elapsed())),
+        match Pong::of(&mut session, until) {
+            Ok(pong) => return (Some(session), Ok(pong)),
             // Perhaps the server was restarted since: a new connection tells.
             Err(_) if Instant::now() < until => drop(session),
             Err(_) => return (None, Err((ProbeError::Timeout, None))),
@@ -211,9 +237,8 @@ fn read(
             return (None, Err((what, e.sqlstate().map(|s| s.code().to_owned()))));
         }
     };
-    let started = Instant::now();
-    match session.validate(Some(until)) {
-        Ok(()) => (Some(session), Ok(started.elapsed())),
+    match Pong::of(&mut session, until) {
+        Ok(pong) => (Some(session), Ok(pong)),
         Err(_) if Instant::now() >= until => (None, Err((ProbeError::Timeout, None))),
         Err(e) => (
             None,

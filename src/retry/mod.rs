@@ -26,6 +26,7 @@ use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{IsolationLevel, Row};
 use std::panic::Location;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -420,6 +421,10 @@ impl Call<'_> {
     /// another server may do it.
     fn unless_demoted(&self, stop: Stop, session: &mut Session) -> Stop {
         let meant_to_write = !self.begin.read_only && !self.pool.config().reads_only();
+        if stop.refused_write && meant_to_write {
+            let shared = &self.pool.inner.shared;
+            shared.was_refused_a_write.store(true, Ordering::Relaxed);
+        }
         // What commits inside may have done so since a promotion: there, only what the server is now tells.
         let inside = matches!(
             stop.error,

@@ -68,6 +68,7 @@ pub struct Router {
     /// Those with fewer open parts first.
     routes: Vec<Arc<Route>>,
     conditions: Vec<Condition>,
+    writes: bool,
 }
 
 type Condition = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -121,6 +122,16 @@ impl Router {
     pub fn ready_when(mut self, holds: impl Fn() -> bool + Send + Sync + 'static) -> Router {
         self.conditions.push(Arc::new(holds));
         self
+    }
+
+    /// Its routes write: `/health/ready` says "database-read-only" while the database takes no writes.
+    pub fn that_writes(mut self) -> Router {
+        self.writes = true;
+        self
+    }
+
+    pub(super) fn writes(&self) -> bool {
+        self.writes
     }
 
     /// All that must hold, taken together.

@@ -85,7 +85,7 @@ impl Studio {
     pub fn routes(&self, router: Router) -> Router {
         let studio = self.clone();
         ROUTES.into_iter().fold(
-            router.ready_when(move || studio.is_ready()),
+            router.that_writes().ready_when(move || studio.is_ready()),
             |router, (method, path, handler)| {
                 let studio = self.clone();
                 let access = if path.starts_with("/api/") {

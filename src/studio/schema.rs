@@ -21,6 +21,8 @@ pub const SCHEMA: &str = "studio";
 /// The advisory lock of whoever migrates.
 const MIGRATING: i64 = 0x6d69_6c6c_706f_6e64;
 /// Between two looks at what another server does.
+/// How often the schema is looked after.
+const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// How often migrations that were refused behind a pooler are tried again.
 const MOST_REFUSED: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -74,6 +76,35 @@ impl StdError for SchemaError {
 }
 
 impl Studio {
+    /// As [`migrate`](Self::migrate), for as long as the pool is open: where the schema is gone, because the database was dropped and
+    /// made anew, it is made again.
+    ///
+    /// # Errors
+    /// As [`migrate`](Self::migrate).
+    pub fn keep_migrated(&self) -> Result<(), SchemaError> {
+        loop {
+            self.migrate()?;
+            while self.is_there() {
+                if self.pool.is_closed() {
+                    return Ok(());
+                }
+                thread::sleep(LOOK_AFTER);
+            }
+            warn!("the studio's schema is gone: it is made again");
+            self.ready.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// As far as can be seen: a database that does not answer says nothing of it.
+    fn is_there(&self) -> bool {
+        let sql = "SELECT to_regclass($1 || '.schema_history') IS NOT NULL";
+        let there = self.pool.read(sql, &[&SCHEMA]);
+        there.map_or(true, |rows| {
+            rows.first()
+                .is_none_or(|row| row.try_get(0).unwrap_or(true))
+        })
+    }
+
     /// Makes the schema, or brings it up to date, and waits for as long as the database is away. Several servers may do
     /// this at once: one runs the migrations, the others find them done.
     ///

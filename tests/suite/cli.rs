@@ -766,3 +766,61 @@ fn a_start_that_is_killed_while_it_makes_its_database_keeps_no_later_one_from_it
     serving.signal("TERM");
     assert_eq!(serving.ends(), Some(0));
 }
+
+#[test]
+fn a_database_that_is_made_anew_gets_its_schema_again() {
+    let db = database();
+    let (base, name) = db.url.rsplit_once('/').unwrap();
+    let dir = tempfile::TempDir::new().unwrap();
+    let mut serving = serve(dir.path(), &[("DATABASE_URL", &db.url)]);
+    let addr = ([127, 0, 0, 1], serving.port).into();
+    eventually("it is ready", || {
+        http::get(addr, "/health/ready").status == 200
+    });
+    let mut admin = super::support::admin(&format!("{base}/postgres"));
+    let again = [
+        format!("DROP DATABASE {name} WITH (FORCE)"),
+        format!("CREATE DATABASE {name}"),
+    ];
+    again
+        .iter()
+        .for_each(|sql| admin.batch_execute(sql).unwrap());
+    eventually("it serves the studio again", || {
+        http::get(addr, "/api/studios").status == 200
+    });
+    assert!(
+        serving.log().contains("it is made again"),
+        "{}",
+        serving.log()
+    );
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0));
+}
+
+#[test]
+fn a_private_server_that_was_killed_is_started_again_and_that_is_said() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let mut serving = serve(dir.path(), &[]);
+    let ready = || serving.check(dir.path(), &["--ready"]).status.code() == Some(0);
+    eventually("it is ready", ready);
+    let pid_file = dir.path().join(".millpond/pg/postmaster.pid");
+    let pid = || {
+        let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
+        text.lines()
+            .next()
+            .and_then(|line| line.parse::<u32>().ok())
+    };
+    let before = pid().unwrap();
+    assert!(super::servers::signal(before, "KILL"));
+    eventually("it was started again", || {
+        serving.log().contains("was started again") && pid() != Some(before)
+    });
+    let addr = ([127, 0, 0, 1], serving.port).into();
+    eventually("it serves again", || {
+        http::get(addr, "/api/studios").status == 200
+    });
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0));
+}

@@ -14,7 +14,7 @@ use std::sync::Arc;
 struct Body {
     status: &'static str,
     timestamp: String,
-    database: Database,
+    database: DatabaseBody,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     draining: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -23,7 +23,7 @@ struct Body {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Database {
+struct DatabaseBody {
     healthy: bool,
     total_connections: usize,
     idle_connections: usize,
@@ -41,6 +41,8 @@ struct Database {
     probe: Option<&'static str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     failing_fast: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    read_only: bool,
 }
 
 pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, private: bool) -> Router {
@@ -57,9 +59,15 @@ pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, privat
     };
     let ready = {
         let (pool, phase, condition) = (pool.clone(), Arc::clone(phase), router.condition());
+        let writes = router.writes();
         move |_: &_| {
             let has_started = pool.has_connected() && condition();
-            let (status, word) = readiness(phase.get(), has_started, pool.is_failing_fast());
+            let database = match pool.is_failing_fast() {
+                true => Database::Away,
+                false if writes && has_started && pool.health().read_only => Database::ReadOnly,
+                false => Database::Serves,
+            };
+            let (status, word) = readiness(phase.get(), has_started, database);
             Ok(Response::json(status, &json!({ "status": word })))
         }
     };
@@ -81,7 +89,7 @@ fn report(health: &Health, failing_fast: bool, phase: Phase, private: bool) -> R
             "unhealthy"
         },
         timestamp: timestamp(),
-        database: Database {
+        database: DatabaseBody {
             healthy: health.healthy,
             total_connections: stats.total,
             idle_connections: stats.idle,
@@ -94,6 +102,7 @@ fn report(health: &Health, failing_fast: bool, phase: Phase, private: bool) -> R
             sqlstate: health.sqlstate.clone(),
             probe: health.probe_refused.then_some("refused"),
             failing_fast,
+            read_only: health.read_only,
         },
         draining: phase > Phase::Running,
         private,
@@ -101,13 +110,22 @@ fn report(health: &Health, failing_fast: bool, phase: Phase, private: bool) -> R
     Response::json(if health.healthy { 200 } else { 503 }, &body)
 }
 
+/// What lasts of the database's trouble.
+#[derive(Clone, Copy)]
+enum Database {
+    Serves,
+    Away,
+    ReadOnly,
+}
+
 /// Whether requests should be sent here.
-fn readiness(phase: Phase, has_started: bool, failing_fast: bool) -> (u16, &'static str) {
-    match (phase, has_started, failing_fast) {
+fn readiness(phase: Phase, has_started: bool, database: Database) -> (u16, &'static str) {
+    match (phase, has_started, database) {
         (Phase::Unready | Phase::Draining, _, _) => (503, "draining"),
-        (Phase::Running, _, true) => (503, "database-unavailable"),
-        (Phase::Running, false, false) => (503, "starting"),
-        (Phase::Running, true, false) => (200, "ready"),
+        (Phase::Running, _, Database::Away) => (503, "database-unavailable"),
+        (Phase::Running, false, _) => (503, "starting"),
+        (Phase::Running, true, Database::ReadOnly) => (503, "database-read-only"),
+        (Phase::Running, true, Database::Serves) => (200, "ready"),
     }
 }
 
@@ -117,13 +135,26 @@ mod tests {
 
     #[test]
     fn readiness_is_about_this_program_and_lasting_trouble_only() {
-        assert_eq!(readiness(Phase::Running, false, false), (503, "starting"));
-        assert_eq!(readiness(Phase::Running, true, false), (200, "ready"));
-        assert_eq!(
-            readiness(Phase::Running, true, true),
-            (503, "database-unavailable")
-        );
-        assert_eq!(readiness(Phase::Unready, true, false), (503, "draining"));
-        assert_eq!(readiness(Phase::Draining, false, true), (503, "draining"));
+        let rows = [
+            (Phase::Running, false, Database::Serves, (503, "starting")),
+            (Phase::Running, true, Database::Serves, (200, "ready")),
+            (
+                Phase::Running,
+                true,
+                Database::Away,
+                (503, "database-unavailable"),
+            ),
+            (
+                Phase::Running,
+                true,
+                Database::ReadOnly,
+                (503, "database-read-only"),
+            ),
+            (Phase::Unready, true, Database::Serves, (503, "draining")),
+            (Phase::Draining, false, Database::Away, (503, "draining")),
+        ];
+        for (phase, has_started, database, expected) in rows {
+            assert_eq!(readiness(phase, has_started, database), expected);
+        }
     }
 }

@@ -255,11 +255,23 @@ fn a_database_that_takes_no_writes_is_a_503_that_says_so() {
         answer.status == 503
     });
     assert_eq!(kind(&answer), "database-read-only");
+    eventually("balancers are told", || {
+        let ready = served.get("/health/ready");
+        (ready.status, ready.json()["status"].as_str()) == (503, Some("database-read-only"))
+    });
+    let health = served.get("/health");
+    assert_eq!(
+        (health.status, &health.json()["database"]["readOnly"]),
+        (200, &true.into())
+    );
     assert!(answer.header("Retry-After").is_some());
     assert_eq!(served.get("/api/reservations").status, 200);
     set("off");
     eventually("it takes writes again", || {
         reserve(&served, "Ada", 1, "").status == 201
+    });
+    eventually("balancers are told", || {
+        served.get("/health/ready").status == 200
     });
 }
 
