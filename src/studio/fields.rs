@@ -195,6 +195,15 @@ pub(super) fn time(text: &str) -> Result<Timestamp, &'static str> {
     }
 }
 
+/// A time of the last days of the year 9999, which this program's clock does not know: in a filter, the latest that it does.
+fn last(text: &str) -> Option<Timestamp> {
+    let rest = text
+        .strip_prefix("9999-12-30")
+        .or(text.strip_prefix("9999-12-31"))?;
+    let known = time(&format!("9999-12-29{rest}"));
+    known.ok().map(|_| Timestamp::MAX)
+}
+
 /// A number of digits alone.
 pub(super) fn whole(text: &str) -> Option<i64> {
     let digits = text.bytes().all(|b| b.is_ascii_digit());
@@ -301,7 +310,7 @@ impl Parameters {
     }
 
     pub fn time(&mut self, name: &str) -> Option<Timestamp> {
-        self.take(name, TIME, |text| time(text).ok())
+        self.take(name, TIME, |text| time(text).ok().or_else(|| last(text)))
     }
 
     pub fn text(&mut self, name: &str) -> Option<String> {

@@ -6,11 +6,10 @@ use super::price;
 use super::refusals::{already_invoiced, refuse};
 use super::reservations::lock_reservation;
 use super::writes::Answer;
-use super::{Studio, id_in_path, nothing_here, openapi};
+use super::{Studio, id_in_path, nothing_here, openapi, times};
 use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
 use crate::transaction::Transaction;
-use jiff::Timestamp;
 use postgres::Row;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -69,10 +68,7 @@ const SELECT: &str = "SELECT id, number, reservation_id, customer, total_cents, 
 
 impl Invoice {
     fn of(row: &Row, studio: &Studio) -> Result<Invoice> {
-        let time = |column| {
-            row.try_get::<_, Option<Timestamp>>(column)
-                .map(|at| at.map(|at| at.to_string()))
-        };
+        let time = |column| times::optional(row, column);
         let lines: Option<&str> = row.try_get("lines")?;
         Ok(Invoice {
             id: row.try_get("id")?,

@@ -15,6 +15,7 @@ mod refusals;
 mod reservations;
 mod schema;
 mod studios;
+mod times;
 mod writes;
 
 pub use schema::{SCHEMA, SchemaError};

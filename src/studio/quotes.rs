@@ -6,10 +6,9 @@ use super::price;
 use super::refusals::{refuse, unknown_studio};
 use super::reservations::{NewReservation, Reservation, Wanted};
 use super::writes::Answer;
-use super::{Studio, id_in_path, nothing_here, openapi};
+use super::{Studio, id_in_path, nothing_here, openapi, times};
 use crate::error::Result;
 use crate::server::{Problem, Request, Response};
-use jiff::Timestamp;
 use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -48,7 +47,7 @@ const COLUMNS: &str = "id, studio_id, customer, starts_at, ends_at, total_cents,
 
 impl Quote {
     fn of(row: &Row, studio: &Studio) -> Result<Quote> {
-        let time = |column| row.try_get::<_, Timestamp>(column).map(|at| at.to_string());
+        let time = |column| times::text(row, column);
         Ok(Quote {
             id: row.try_get("id")?,
             studio_id: row.try_get("studio_id")?,

@@ -4,7 +4,7 @@ use super::fields::{Fields, Parameters};
 use super::pages::{Listed, Page};
 use super::refusals::{already_invoiced, refuse};
 use super::writes::Answer;
-use super::{Studio, id_in_path, nothing_here, openapi};
+use super::{Studio, id_in_path, nothing_here, openapi, times};
 use crate::error::Result;
 use crate::server::{Problem, Request, Response};
 use crate::transaction::Transaction;
@@ -64,7 +64,7 @@ pub(super) const COLUMNS: &str = "id, studio_id, customer, starts_at, ends_at, s
 
 impl Reservation {
     pub fn of(row: &Row, _: &Studio) -> Result<Reservation> {
-        let time = |column| row.try_get::<_, Timestamp>(column).map(|at| at.to_string());
+        let time = |column| times::text(row, column);
         Ok(Reservation {
             id: row.try_get("id")?,
             studio_id: row.try_get("studio_id")?,

@@ -656,3 +656,24 @@ fn what_is_decided_under_a_lock_is_decided_on_what_is_true_then() {
     assert_eq!(kind(&answers[1]), "already-accepted");
     assert_eq!(count(&db.url, "SELECT last FROM studio.invoice_numbers"), 2);
 }
+
+#[test]
+fn times_that_rfc_3339_cannot_say_are_shown_as_the_latest_and_asked_for_up_to_then() {
+    let (db, served) = served();
+    let far = "INSERT INTO studio.reservations (studio_id, customer, starts_at, ends_at) \
+               VALUES (1, 'Ada', '2031-01-01', 'infinity'), (2, 'Bob', '2031-01-01', '20000-01-01')";
+    db.admin().batch_execute(far).unwrap();
+    let list = served.get("/api/reservations?to=9999-12-31T23:59:59Z");
+    assert_eq!(list.status, 200, "{list:?}");
+    let items = list.json()["items"].as_array().unwrap().clone();
+    assert_eq!(items.len(), 2);
+    for item in items {
+        assert_eq!(item["endsAt"], "9999-12-31T23:59:59.999999Z");
+    }
+    assert_eq!(
+        served
+            .get("/api/reservations?to=9999-12-32T00:00:00Z")
+            .status,
+        422
+    );
+}
