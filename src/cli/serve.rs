@@ -6,6 +6,7 @@ use crate::pool::{Builder, Pool};
 use crate::server::{Router, Server};
 use log::{info, warn};
 use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 /// Why the program stops: a signal asked for it, or it cannot do its work.
@@ -25,6 +26,8 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     let asked = stop.clone();
     signals::listen(move || tell(&asked, Ok(())))?;
     let server = if private {
+        // Found before a database is made that nobody would serve.
+        drop(TcpListener::bind(config.http.addr).map_err(|e| cannot_listen(&config, &e))?);
         Some(database::keep_private(&mut config)?)
     } else {
         None
@@ -57,7 +60,7 @@ fn serve(
                  (ulimit -u, or pids.max of its control group)",
                 config.http_workers()
             )),
-            _ => Failure::because(format!("cannot listen on {}: {e}", config.http.addr)),
+            _ => cannot_listen(config, &e),
         })?;
     // The signal handler keeps a sender, so that this ends with a reason.
     let reason = stopped.recv().unwrap_or(Ok(()));
@@ -75,6 +78,10 @@ fn serve(
             "the drain was cut short: {report}"
         )))
     }
+}
+
+fn cannot_listen(config: &Config, error: &std::io::Error) -> Failure {
+    Failure::because(format!("cannot listen on {}: {error}", config.http.addr))
 }
 
 #[cfg(feature = "studio")]

@@ -38,7 +38,8 @@ impl Programs {
                 None => "its programs were not found on PATH or in the usual places".into(),
             })),
             (Some((version, _)), Some(wanted)) => Err(EmbeddedError::NotInstalled(format!(
-                "the data were made by PostgreSQL {wanted}, but only {version} is here"
+                "the data were made by PostgreSQL {wanted}, but only {version} is here: install PostgreSQL {wanted}, or move \
+                 the directory away to begin anew"
             ))),
             (Some((version, _)), None) if version < OLDEST => Err(EmbeddedError::NotInstalled(
                 format!("PostgreSQL {version} is too old"),

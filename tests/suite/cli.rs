@@ -824,3 +824,15 @@ fn a_private_server_that_was_killed_is_started_again_and_that_is_said() {
     serving.signal("TERM");
     assert_eq!(serving.ends(), Some(0));
 }
+
+#[test]
+fn a_busy_port_is_found_before_a_private_database_is_made() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let output = run(dir.path(), &["serve"], &[("HTTP_ADDR", &addr)]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains(&format!("cannot listen on {addr}")), "{said}");
+    assert!(!dir.path().join(".millpond").exists(), "{said}");
+}
