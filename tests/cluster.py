@@ -276,6 +276,17 @@ class Cluster:
         except RuntimeError:
             # Patroni 3.0.2 can lose sight of changes in etcd, and then never names a synchronous standby; anew, it does.
             self.leader().start_anew()
+        else:
+            return
+        try:
+            wait("streaming standbys", 60, is_calm)
+        except RuntimeError:
+            # Or never lets one follow that was a leader before: its server, too, begins anew.
+            leader = self.leader()
+            for node in self.nodes:
+                if node is not leader:
+                    node.signal(signal.SIGKILL)
+                    node.start()
             wait("streaming standbys", 120, is_calm)
 
     def switchover(self):

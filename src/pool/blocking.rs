@@ -24,7 +24,8 @@ pub(super) fn is_forbidden() -> bool {
 
 /// What a call on such a thread ends as.
 pub(super) const MISUSE: Error = Error::Misuse(
-    "the pool blocks, which a thread that drives an asynchronous runtime must not: call it on a thread for blocking work      (tokio: spawn_blocking)",
+    "the pool blocks, which a thread that drives an asynchronous runtime must not: call it on a thread for blocking work \
+     (tokio: spawn_blocking)",
 );
 
 #[cfg(test)]

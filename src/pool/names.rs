@@ -16,7 +16,7 @@ pub(super) struct Names {
     look_up: LookUp,
 }
 
-/// An error as its kind and its words: each who waits gets one.
+/// An error as its kind and its words: each waiting thread gets one of its own.
 type Answer = Result<Vec<IpAddr>, (io::ErrorKind, String)>;
 
 #[derive(Default)]
@@ -83,7 +83,7 @@ impl Names {
             .name("millpond-resolver".into())
             .spawn(move || {
                 let answer = look_up(&owned).map_err(|e| (e.kind(), format!("{owned:?}: {e}")));
-                // Who comes from now on asks anew.
+                // From now on it is asked anew.
                 unpoison(questions.lock()).remove(&owned);
                 *unpoison(asked.answer.lock()) = Some(answer);
                 asked.answered.notify_all();

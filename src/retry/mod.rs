@@ -1,6 +1,6 @@
 //! Repeating what may be repeated.
 //!
-//! `backoff`, `budget` and `verdict` are pure. The loop is here: it checks a session out, lets the work run, asks the verdict,
+//! `backoff`, `budget`, `sql` and `verdict` are pure. The loop is here: it checks a session out, lets the work run, asks the verdict,
 //! pauses the thread, and starts over, until the work is done, the policy says stop, or the caller's deadline would be
 //! outlived. What may have taken effect is never repeated: it ends as [`Error::OutcomeUnknown`].
 
