@@ -48,6 +48,8 @@ const GOODBYE: Duration = Duration::from_millis(100);
 const UPKEEP: Duration = Duration::from_secs(1);
 /// The same for a rollback, which may come behind the caller's deadline: no later than a cancelled statement is cut.
 const ROLLBACK: Duration = CANCEL_GRACE;
+/// A look at what the server has said does not wait.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
 /// The server's own timeout goes first where ours is about the same.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
 
@@ -349,11 +351,9 @@ impl Session {
             // Found out when it is asked for a sign of life.
             return self.is_lost();
         }
-        // It does not wait; but if it did, nobody else could.
-        let armed = self
-            .client
-            .registration()
-            .arm(Some(Instant::now() + GOODBYE), Plan::Abort);
+        // It does not wait; but if it did, nobody else could. A thread that is not let run for a while is no sign of that.
+        let limit = Instant::now() + LONGEST_LOOK;
+        let armed = self.client.registration().arm(Some(limit), Plan::Abort);
         let mut pending = self.client.notifications();
         let mut iter = pending.blocking_iter();
         let goes_on = loop {
