@@ -58,8 +58,8 @@ const TRUSTED_FOR: Duration = Duration::from_millis(500);
 
 /// Longer is never: an [`Instant`] cannot be moved much further.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// What making a session ready may take, also for a caller who is out of time.
-const LEAST_READYING: Duration = Duration::from_millis(250);
+/// What making a session ready may take, also for a caller who is out of time: no longer than a statement has to end in.
+const LEAST_READYING: Duration = Duration::from_millis(500);
 
 /// Told what happens to connections; every method does nothing by itself. Called outside locks, on the thread that did it,
 /// so it should be quick; a panic ends there and is logged.
