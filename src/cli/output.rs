@@ -2,9 +2,9 @@
 
 use super::Failure;
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -123,23 +123,20 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 /// Writes a line to standard error, and waits a moment at most for somebody to read it.
 pub(super) fn complain(text: &str) {
     let line = format!("{text}\n");
-    let done = Arc::new((Mutex::new(false), Condvar::new()));
-    let theirs = Arc::clone(&done);
+    let (done, is_done) = mpsc::channel();
     let write = move || {
         let _ = io::stderr().write_all(line.as_bytes());
-        *theirs.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        theirs.1.notify_all();
+        let _ = done.send(());
     };
-    if thread::Builder::new().spawn(write).is_err() {
-        return;
-    }
-    let guard = done.0.lock().unwrap_or_else(PoisonError::into_inner);
-    drop(done.1.wait_timeout_while(guard, LAST_WORDS, |done| !*done));
+    // Without a thread, the end of the channel is seen at once.
+    let _ = thread::Builder::new().spawn(write);
+    let _ = is_done.recv_timeout(LAST_WORDS);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Condvar, Mutex};
 
     /// Takes nothing before it is let.
     #[derive(Clone, Default)]

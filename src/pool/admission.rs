@@ -295,14 +295,9 @@ impl<T> Line<T> {
         if state.active > 0 || state.closed {
             return;
         }
-        let waiters = std::mem::take(&mut state.waiters);
-        for waiter in &waiters {
-            *unpoison(waiter.slot.lock()) = Slot::TurnedAway;
-        }
+        let waiters = state.dismiss(|| Slot::TurnedAway);
         drop(state);
-        for waiter in waiters {
-            waiter.thread.unpark();
-        }
+        waiters.iter().for_each(|waiter| waiter.thread.unpark());
     }
 
     /// Checks one idle value out that `pick` chooses, for upkeep.
@@ -317,16 +312,11 @@ impl<T> Line<T> {
     pub fn close(&self) -> Vec<T> {
         let mut state = self.lock();
         state.closed = true;
-        let waiters = std::mem::take(&mut state.waiters);
-        for waiter in &waiters {
-            *unpoison(waiter.slot.lock()) = Slot::Closed;
-        }
+        let waiters = state.dismiss(|| Slot::Closed);
         let idle = std::mem::take(&mut state.idle);
         drop(state);
         self.demand.notify_all();
-        for waiter in waiters {
-            waiter.thread.unpark();
-        }
+        waiters.iter().for_each(|waiter| waiter.thread.unpark());
         idle
     }
 
@@ -337,6 +327,17 @@ impl<T> Line<T> {
             active: state.active,
             waiting: state.waiters.len(),
         }
+    }
+}
+
+impl<T> State<T> {
+    /// Empties the line with this answer. Its threads are to be woken outside the lock.
+    fn dismiss(&mut self, answer: impl Fn() -> Slot<T>) -> VecDeque<Arc<Waiter<T>>> {
+        let waiters = std::mem::take(&mut self.waiters);
+        for waiter in &waiters {
+            *unpoison(waiter.slot.lock()) = answer();
+        }
+        waiters
     }
 }
 

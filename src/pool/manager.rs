@@ -10,10 +10,11 @@
 //! is opened only while an opener waits for it (the [`Demand`]).
 
 use super::Observer;
+use super::blocking;
 use super::identity::{Identity, first_row};
 use super::names::Names;
 use super::param_types::Descriptions;
-use super::process::Process;
+use super::process::{self, Process};
 use super::scout::{Attempt, Attempts};
 use super::session::{Session, as_server_ms};
 use super::watchdog::{Plan, Tracked, Watchdog};
@@ -142,6 +143,17 @@ impl Shared {
             observers,
             slow: Mutex::default(),
         }
+    }
+
+    /// A thread that may not block, and a process that did not make the pool, are refused before they touch anything.
+    pub fn may_block_here(&self) -> Result<(), Error> {
+        if self.process.is_another() {
+            return Err(process::MISUSE);
+        }
+        if blocking::is_forbidden() {
+            return Err(blocking::MISUSE);
+        }
+        Ok(())
     }
 
     /// Tells the observers. A panic of theirs ends there.

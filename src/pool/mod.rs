@@ -194,7 +194,7 @@ impl Pool {
     /// from a connection that was not heard of for a while, and for the cleaning of one on which something was left.
     #[track_caller]
     pub fn try_get(&self) -> Option<PooledConnection> {
-        if self.inner.refuses_to_block().is_err() {
+        if self.inner.shared.may_block_here().is_err() {
             return None;
         }
         let deadline = Instant::now() + self.config().connection_timeout;
@@ -237,17 +237,6 @@ impl Pool {
 }
 
 impl Inner {
-    /// A thread that may not block, and a process that did not make the pool, get nothing.
-    fn refuses_to_block(&self) -> Result<()> {
-        if self.shared.process.is_another() {
-            return Err(process::MISUSE);
-        }
-        if blocking::is_forbidden() {
-            return Err(blocking::MISUSE);
-        }
-        Ok(())
-    }
-
     fn stats(&self) -> Stats {
         if self.shared.process.is_another() {
             // Its locks may have been held when the process was forked.
@@ -276,7 +265,7 @@ impl Inner {
         deadline: Option<Instant>,
         place: &'static Location<'static>,
     ) -> Result<Lease> {
-        self.refuses_to_block()?;
+        self.shared.may_block_here()?;
         let started = Instant::now();
         let refuse = |reason| Err(self.refuse(reason, started, place));
         let mut spent_before = false;

@@ -3,6 +3,7 @@
 
 use super::admission::Line;
 use super::manager::Shared;
+use super::session::UPKEEP;
 use super::{CloseReason, Held, Inner, Manager, Session, aside};
 use crate::sync::{caught, unpoison};
 use log::{error, warn};
@@ -18,8 +19,6 @@ const OPENERS: usize = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How often idle connections are looked at, at least: whether the server has closed them.
 const LOOK_AT_IDLE: Duration = Duration::from_millis(500);
-/// A cleaning that takes longer is left to itself.
-const LONGEST_CLEANING: Duration = Duration::from_secs(1);
 /// The most that are looked at in one go.
 const MOST_LOOKS: usize = 256;
 
@@ -106,7 +105,7 @@ impl Inner {
     fn clean_idle(self: &Arc<Self>) {
         while let Some(held) = self.line.check_out_idle(|held| held.is_dirty()) {
             // One that cannot be cut must not hold the keeper.
-            let until = Instant::now() + LONGEST_CLEANING;
+            let until = Instant::now() + UPKEEP;
             let _ = aside(self.lease(held), Some(until), |session| session.clean(None));
         }
     }
@@ -137,7 +136,7 @@ impl Inner {
             .take_idle(usize::MAX, |held| held.retire(now).is_some())
         {
             let reason = held.retire(now).unwrap_or(CloseReason::MaxLifetime);
-            self.close_idle(vec![held], reason);
+            self.close_idle([held], reason);
         }
         let Some(idle_timeout) = self.shared.config.idle_timeout else {
             return;
@@ -153,7 +152,7 @@ impl Inner {
         self.close_idle(surplus, CloseReason::IdleTimeout);
     }
 
-    fn close_idle(&self, idle: Vec<Held>, reason: CloseReason) {
+    fn close_idle(&self, idle: impl IntoIterator<Item = Held>, reason: CloseReason) {
         for held in idle {
             self.discard(held, reason);
             self.line.closed_idle();

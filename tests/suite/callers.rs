@@ -1,7 +1,9 @@
 //! One caller's trouble is that caller's alone: its panics, what it leaves behind, its calls inside calls.
 
 use super::proxy::Proxy;
-use super::support::{MS, SECOND, backends, counter, database, eventually, pool};
+use super::support::{
+    MS, SECOND, backends, counter, database, eventually, no_backend_is_left, pid, pool,
+};
 use bytes::{BufMut, BytesMut};
 use millpond::config::Reset;
 use millpond::error::CheckoutFailure;
@@ -153,10 +155,7 @@ fn where_a_thread_may_not_block_every_call_says_so_and_no_drop_panics() {
         drop(pool);
     });
     runtime.block_on(last).unwrap();
-    let mut admin = db.admin();
-    eventually("all are closed", || {
-        backends(&mut admin, "no_blocking").is_empty()
-    });
+    no_backend_is_left(&db, "no_blocking");
 }
 
 #[test]
@@ -463,8 +462,6 @@ fn too_many_parameters_are_a_mistake_that_costs_nothing() {
             .statement_cache(cache)
             .build()
             .unwrap();
-        let pid =
-            |pool: &Pool| -> i32 { pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get(0) };
         let before = pid(&pool);
         let values: Vec<i32> = (0..65_536).collect();
         let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v as _).collect();
@@ -758,10 +755,7 @@ fn a_pool_that_ends_with_its_thread_is_closed() {
         };
         scope.spawn(uses).join().unwrap();
     });
-    let mut admin = db.admin();
-    eventually("its connections are closed", || {
-        backends(&mut admin, "thread_local").is_empty()
-    });
+    no_backend_is_left(&db, "thread_local");
 }
 
 #[test]

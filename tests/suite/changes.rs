@@ -1,37 +1,19 @@
 //! Tables and types that change under the pool, and what the pool knows of them.
 
-use super::support::{SECOND, database, eventually};
+use super::support::{SECOND, database, eventually, pid};
 use millpond::{Error, Pool};
 use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use std::time::{Duration, SystemTime};
 
-/// A word as an enum's, whatever the enum.
+/// A label of an enum. As the derived ones do, it wants an enum that has its labels, as far as the driver knows: the newest, or
+/// any of them.
 #[derive(Debug)]
-struct Label(&'static str);
+struct Label<const NEWEST: bool>(&'static str);
 
-impl ToSql for Label {
-    fn to_sql(
-        &self,
-        _: &Type,
-        out: &mut bytes::BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.extend_from_slice(self.0.as_bytes());
-        Ok(IsNull::No)
-    }
+const ANY: bool = false;
+const NEWEST: bool = true;
 
-    /// As the derived ones do: of an enum that has this label, as far as the driver knows.
-    fn accepts(ty: &Type) -> bool {
-        matches!(ty.kind(), postgres::types::Kind::Enum(labels) if labels.iter().any(|l| l == "new" || l == "old"))
-    }
-
-    to_sql_checked!();
-}
-
-/// The same, which wants the newest label to be known.
-#[derive(Debug)]
-struct Newest(&'static str);
-
-impl ToSql for Newest {
+impl<const NEWEST: bool> ToSql for Label<NEWEST> {
     fn to_sql(
         &self,
         _: &Type,
@@ -42,7 +24,8 @@ impl ToSql for Newest {
     }
 
     fn accepts(ty: &Type) -> bool {
-        matches!(ty.kind(), postgres::types::Kind::Enum(labels) if labels.iter().any(|l| l == "new"))
+        let wanted = |label: &String| label == "new" || (!NEWEST && label == "old");
+        matches!(ty.kind(), postgres::types::Kind::Enum(labels) if labels.iter().any(wanted))
     }
 
     to_sql_checked!();
@@ -80,20 +63,20 @@ fn a_type_that_is_dropped_and_made_again_is_looked_up_again() {
             .unwrap();
         let insert = "INSERT INTO t VALUES ($1)";
         let cast = "SELECT $1::mood";
-        pool.execute(insert, &[&Label("old")]).unwrap();
-        pool.query(cast, &[&Label("old")]).unwrap();
+        pool.execute(insert, &[&Label::<ANY>("old")]).unwrap();
+        pool.query(cast, &[&Label::<ANY>("old")]).unwrap();
         pool.query("SELECT m FROM t", &[]).unwrap();
         let again = "DROP TABLE t; DROP TYPE mood; CREATE TYPE mood AS ENUM ('new', 'old'); CREATE TABLE t (m mood)";
         admin.batch_execute(again).unwrap();
-        pool.query(cast, &[&Label("new")]).unwrap();
-        pool.execute(insert, &[&Label("new")]).unwrap();
+        pool.query(cast, &[&Label::<ANY>("new")]).unwrap();
+        pool.execute(insert, &[&Label::<ANY>("new")]).unwrap();
         let rows = pool.query("SELECT m FROM t", &[]).unwrap();
         assert_eq!(rows[0].get::<_, Text>(0).0, "new");
         // Inside a transaction it is repeated.
         admin.batch_execute(again).unwrap();
         pool.transaction(|tx| {
-            tx.query(cast, &[&Label("new")])?;
-            tx.execute(insert, &[&Label("new")])?;
+            tx.query(cast, &[&Label::<ANY>("new")])?;
+            tx.execute(insert, &[&Label::<ANY>("new")])?;
             tx.query("SELECT m FROM t", &[])
         })
         .unwrap();
@@ -109,14 +92,14 @@ fn a_label_and_an_attribute_that_are_added_are_known_to_who_sends_them() {
             .batch_execute("DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('old')")
             .unwrap();
         let cast = "SELECT $1::mood";
-        pool.query(cast, &[&Label("old")]).unwrap();
-        let mistaken = pool.query(cast, &[&Newest("new")]).unwrap_err();
+        pool.query(cast, &[&Label::<ANY>("old")]).unwrap();
+        let mistaken = pool.query(cast, &[&Label::<NEWEST>("new")]).unwrap_err();
         assert!(matches!(mistaken, Error::Database { .. }), "{mistaken:?}");
         admin
             .batch_execute("ALTER TYPE mood ADD VALUE 'new'")
             .unwrap();
-        pool.query(cast, &[&Newest("new")]).unwrap();
-        pool.transaction(|tx| tx.query(cast, &[&Newest("new")]))
+        pool.query(cast, &[&Label::<NEWEST>("new")]).unwrap();
+        pool.transaction(|tx| tx.query(cast, &[&Label::<NEWEST>("new")]))
             .unwrap();
     }
 }
@@ -492,17 +475,16 @@ fn a_session_whose_buffers_have_grown_huge_is_closed_when_it_comes_back() {
         .query_timeout(20 * SECOND)
         .build()
         .unwrap();
-    let pid = || -> i32 { pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get(0) };
-    let first = pid();
+    let first = pid(&pool);
     pool.query("SELECT repeat('x', 1000000)", &[]).unwrap();
-    assert_eq!(pid(), first);
+    assert_eq!(pid(&pool), first);
     pool.query("SELECT repeat('x', 40000000)", &[]).unwrap();
-    let second = pid();
+    let second = pid(&pool);
     assert_ne!(second, first, "a huge row");
     let value = "x".repeat(40_000_000);
     let length = pool.query("SELECT length($1::text)", &[&value]).unwrap();
     assert_eq!(length[0].get::<_, i32>(0), 40_000_000);
-    assert_ne!(pid(), second, "a huge parameter");
+    assert_ne!(pid(&pool), second, "a huge parameter");
 }
 
 #[test]
@@ -565,7 +547,7 @@ fn a_transaction_with_what_was_kept_before_its_type_was_changed_is_repeated() {
             )
             .unwrap();
         let insert = "INSERT INTO d VALUES ($1)";
-        pool.transaction(|tx| tx.execute(insert, &[&Label("old")]))
+        pool.transaction(|tx| tx.execute(insert, &[&Label::<ANY>("old")]))
             .unwrap();
         admin
             .batch_execute(
@@ -574,7 +556,7 @@ fn a_transaction_with_what_was_kept_before_its_type_was_changed_is_repeated() {
             )
             .unwrap();
         for _ in 0..3 {
-            pool.transaction(|tx| tx.execute(insert, &[&Label("new")]))
+            pool.transaction(|tx| tx.execute(insert, &[&Label::<ANY>("new")]))
                 .unwrap();
         }
     }

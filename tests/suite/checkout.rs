@@ -1,18 +1,11 @@
 //! Checking out: who waits, for how long, and what is said to those who get nothing.
 
-use super::support::{MS, SECOND, database, eventually};
+use super::support::{MS, SECOND, database, eventually, refused};
 use millpond::error::CheckoutFailure;
 use millpond::{Error, Pool};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
-
-fn refused(error: Error) -> Box<millpond::error::CheckoutError> {
-    match error {
-        Error::Checkout(e) => e,
-        other => panic!("{other:?}"),
-    }
-}
 
 #[test]
 fn fifty_threads_share_twenty_connections_and_none_fails() {

@@ -2,8 +2,10 @@
 //! bb8, deadpool.
 
 use super::proxy::{Act, Mode, Proxy};
-use super::support::{Database, MS, SECOND, backends, counter, database, eventually};
-use millpond::error::{CheckoutError, CheckoutFailure, OpenError};
+use super::support::{
+    Database, MS, SECOND, backends, counter, database, eventually, no_backend_is_left, pid, refused,
+};
+use millpond::error::{CheckoutFailure, OpenError};
 use millpond::pool::{CloseReason, Observer, PooledConnection};
 use millpond::{Error, Pool, RetryPolicy};
 use postgres::SimpleQueryMessage;
@@ -52,24 +54,12 @@ impl Drop for EndAtDrop<'_> {
     }
 }
 
-fn refused(error: Error) -> Box<CheckoutError> {
-    match error {
-        Error::Checkout(e) => e,
-        other => panic!("{other:?}"),
-    }
-}
-
 fn chain(error: &Error) -> String {
     millpond::error::Chain(error).to_string()
 }
 
 fn get(pool: &Pool) -> PooledConnection {
     pool.get_timeout(20 * SECOND).unwrap()
-}
-
-/// The backend that serves the next statement.
-fn pid(pool: &Pool) -> i32 {
-    pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get(0)
 }
 
 /// It answers, and is in no transaction, whose moment would be another.
@@ -767,10 +757,7 @@ fn a_pool_closed_while_it_opens_a_connection_leaves_none_behind() {
         assert_eq!(refused(error).reason, CheckoutFailure::Closed);
         drop(let_go);
     });
-    let mut admin = db.admin();
-    eventually("no backend is left", || {
-        backends(&mut admin, "opening").is_empty()
-    });
+    no_backend_is_left(&db, "opening");
     eventually("none is counted", || pool.stats().total == 0);
 }
 
@@ -807,9 +794,7 @@ fn a_dropped_pool_closes_its_connections_and_its_threads_let_go_of_it() {
     drop(pool.clone());
     assert_eq!(backends(&mut admin, "dropped").len(), 3);
     drop(pool);
-    eventually("no backend is left", || {
-        backends(&mut admin, "dropped").is_empty()
-    });
+    no_backend_is_left(&db, "dropped");
     eventually("no thread has it", || kept.strong_count() == 0);
 }
 
@@ -826,9 +811,7 @@ fn one_lent_out_when_the_pool_is_dropped_works_and_is_closed_when_it_comes_back(
     let mut admin = db.admin();
     assert!(backends(&mut admin, "outlives").contains(&own));
     drop(held);
-    eventually("no backend is left", || {
-        backends(&mut admin, "outlives").is_empty()
-    });
+    no_backend_is_left(&db, "outlives");
 }
 
 #[test]
@@ -850,10 +833,7 @@ fn a_close_without_time_closes_what_is_idle_and_cuts_what_is_lent_out() {
     assert_eq!((report.drained, report.aborted), (2, 1), "{report}");
     assert!(held.simple_query("SELECT 1").is_err());
     drop(held);
-    let mut admin = db.admin();
-    eventually("no backend is left", || {
-        backends(&mut admin, "no_time").is_empty()
-    });
+    no_backend_is_left(&db, "no_time");
     assert_eq!(pool.stats().total, 0);
 }
 
@@ -926,10 +906,8 @@ fn an_on_connect_that_failed_leaves_no_backend_and_works_later() {
     eventually("it has failed more than once", || {
         counter(&pool, "millpond_connect_failures_total") > 1
     });
+    no_backend_is_left(&db, "fails_first");
     let mut admin = db.admin();
-    eventually("no backend is left", || {
-        backends(&mut admin, "fails_first").is_empty()
-    });
     fails.store(false, Ordering::SeqCst);
     eventually("it works", || pool.query("SELECT 1", &[]).is_ok());
     eventually("the minimum is there", || {
@@ -955,10 +933,7 @@ fn an_on_connect_that_leaves_a_transaction_open_is_refused_with_the_reason() {
             .unwrap();
         let error = chain(&pool.get().unwrap_err());
         assert!(error.contains("left a transaction open"), "{error}");
-        let mut admin = db.admin();
-        eventually("no backend is left", || {
-            backends(&mut admin, name).is_empty()
-        });
+        no_backend_is_left(&db, name);
     }
     // The same where it runs again, after the connection was lent out.
     let diary = Arc::new(Diary::default());

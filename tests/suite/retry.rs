@@ -1,7 +1,7 @@
 //! What is repeated, how often, and what never is.
 
 use super::proxy::{Act, Proxy};
-use super::support::{MS, SECOND, counter, database, eventually};
+use super::support::{MS, SECOND, counter, database, eventually, pid};
 use millpond::error::GaveUpReason;
 use millpond::{Error, Pool, RetryPolicy, Transaction};
 use std::cell::Cell;
@@ -603,8 +603,7 @@ fn the_servers_statement_timeout_is_named_with_the_statement() {
         .statement_timeout(100 * MS)
         .build()
         .unwrap();
-    let pid = || pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get::<_, i32>(0);
-    let before = pid();
+    let before = pid(&pool);
     let error = pool
         .query("SELECT pg_sleep(60) /* in vain */", &[])
         .unwrap_err();
@@ -613,7 +612,7 @@ fn the_servers_statement_timeout_is_named_with_the_statement() {
         error.to_string(),
         "query timeout after 100 ms: SELECT pg_sleep(60) /* in vain */"
     );
-    assert_eq!(pid(), before, "the connection is kept");
+    assert_eq!(pid(&pool), before, "the connection is kept");
 }
 
 #[test]

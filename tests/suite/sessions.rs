@@ -1,7 +1,7 @@
 //! A connection's life: opened, kept, retired, cleaned.
 
 use super::proxy::{Mode, Proxy};
-use super::support::{MS, SECOND, backends, counter, database, eventually};
+use super::support::{MS, SECOND, backends, counter, database, eventually, pid};
 use millpond::pool::{CloseReason, Observer};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -80,9 +80,6 @@ fn a_busy_connection_is_retired_at_its_age() {
         .observer(diary.clone())
         .build()
         .unwrap();
-    let pid = |pool: &millpond::Pool| {
-        pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get::<_, i32>(0)
-    };
     let first = pid(&pool);
     // Never idle for long: only the check-in can retire it.
     eventually("another backend serves", || pid(&pool) != first);

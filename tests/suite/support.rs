@@ -1,8 +1,9 @@
 //! What the tests share: private PostgreSQL servers, a database each, and waiting for a condition.
 
 use millpond::embedded::{Options, PrivateServer};
+use millpond::error::CheckoutError;
 use millpond::pool::Builder;
-use millpond::{Pool, RetryPolicy};
+use millpond::{Error, Pool, RetryPolicy};
 use postgres::{Client, NoTls};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, Once, OnceLock};
@@ -89,6 +90,29 @@ pub fn backends(client: &mut Client, application: &str) -> Vec<i32> {
         .iter()
         .map(|row| row.get(0))
         .collect()
+}
+
+/// Waits until the server has none of them any more.
+#[track_caller]
+pub fn no_backend_is_left(db: &Database, application: &str) {
+    let mut admin = db.admin();
+    eventually("no backend is left", || {
+        backends(&mut admin, application).is_empty()
+    });
+}
+
+/// The backend that serves the pool's next statement.
+pub fn pid(pool: &Pool) -> i32 {
+    pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get(0)
+}
+
+/// Why there was no connection.
+#[track_caller]
+pub fn refused(error: Error) -> Box<CheckoutError> {
+    match error {
+        Error::Checkout(e) => e,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// What was logged at info and above, by all tests together.

@@ -4,9 +4,7 @@
 //! watchdog keeps.
 
 use super::LONGEST;
-use super::blocking;
 use super::param_types::{Described, LookUps};
-use super::process;
 mod link;
 mod statements;
 mod stream;
@@ -45,7 +43,7 @@ const CLEAN: &str = "ROLLBACK; CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL
 /// Closing says goodbye to the server, which is a write into a socket buffer: it need not be waited for any longer.
 const GOODBYE: Duration = Duration::from_millis(100);
 /// Bound of what the pool asks on its own account: a validation, a clean-up.
-const UPKEEP: Duration = Duration::from_secs(1);
+pub(super) const UPKEEP: Duration = Duration::from_secs(1);
 /// The same for a rollback, which may come behind the caller's deadline: no later than a cancelled statement is cut.
 const ROLLBACK: Duration = CANCEL_GRACE;
 /// A look at what the server has said does not wait.
@@ -334,9 +332,8 @@ impl Session {
         std::mem::take(&mut self.heard)
     }
 
-    fn hear(&mut self) {
-        self.heard_at = Instant::now();
-        self.heard = true;
+    fn hear(&mut self, at: Instant) {
+        (self.heard_at, self.heard) = (at, true);
     }
 
     /// Its connection is gone.
@@ -432,7 +429,7 @@ impl Session {
         if armed.disarm() {
             self.close_for(CloseReason::Broken);
         } else if result.is_ok() {
-            self.hear();
+            self.hear(Instant::now());
         }
         result
     }
@@ -537,9 +534,7 @@ impl Session {
             .ok_or(WRONG_COUNT)?;
         if !are_as_described(&rows) {
             // Too late for these; the next call looks its types up again, on whatever session.
-            self.shared
-                .descriptions
-                .do_not_keep(&self.search_path.key(sql));
+            self.do_not_keep(sql);
             self.forget(sql);
         }
         Ok(rows)
@@ -815,6 +810,12 @@ impl Session {
         !(self.in_transaction && self.own_meanings) && self.shared.descriptions.may_keep(key)
     }
 
+    /// On no session, for a while.
+    fn do_not_keep(&self, sql: &str) {
+        let key = self.search_path.key(sql);
+        self.shared.descriptions.do_not_keep(&key);
+    }
+
     /// Once a statement of the transaction under way has named the setting: what it is by now.
     fn ask_for_search_path(&mut self) -> Result<(), postgres::Error> {
         if let SearchPath::Doubtful = self.search_path {
@@ -836,9 +837,9 @@ impl Session {
         self.hides_warnings |= facts.names_client_min_messages;
         // What a text means may depend on what came before it in this transaction.
         self.temporary_path |= facts.temporary_path;
-        let makes_temporary = facts.makes_temporary || (facts.creates && self.temporary_path);
-        self.own_meanings |= makes_temporary;
-        self.dirty |= facts.creates && self.temporary_path;
+        let by_path = facts.creates && self.temporary_path;
+        self.own_meanings |= facts.makes_temporary || by_path;
+        self.dirty |= by_path;
         let path_was_set = !matches!(self.search_path, SearchPath::Own);
         if facts.names_search_path || (facts.rolls_back && path_was_set) {
             self.search_path = SearchPath::Doubtful;
@@ -950,15 +951,16 @@ impl Session {
                 Ok(value) => return Ok(Some(value)),
                 Err(e) => e,
             };
-            if !may_be_stale(&Symptom::of(&error), known) {
+            let symptom = Symptom::of(&error);
+            let never_sent = symptom == Symptom::BadCall;
+            let stale_plan = symptom == Symptom::StalePlan;
+            if !may_be_stale(&symptom, known) {
                 if again {
-                    // It was not that. Whoever comes next with this text prepares it, and runs it once.
-                    let key = self.search_path.key(sql);
-                    self.shared.descriptions.do_not_keep(&key);
+                    // It was not that: the next call with this text prepares it, and runs it once.
+                    self.do_not_keep(sql);
                 }
                 return Err((error, phase));
             }
-            let never_sent = Symptom::of(&error) == Symptom::BadCall;
             let undone = match self.tracked().wire.progress() {
                 _ if never_sent => true,
                 Progress::NothingSent | Progress::Sent => true,
@@ -979,11 +981,10 @@ impl Session {
             }
             let inside = matches!(phase, Phase::InTransaction | Phase::CommitsInside);
             if inside && !never_sent {
-                let key = self.search_path.key(sql);
-                self.shared.descriptions.do_not_keep(&key);
+                self.do_not_keep(sql);
             }
             if again {
-                if Symptom::of(&error) == Symptom::StalePlan {
+                if stale_plan {
                     // What the session knows cannot be put right.
                     self.close_for(CloseReason::Broken);
                 }
@@ -1031,12 +1032,7 @@ impl Session {
         limits: &Limits,
         work: impl FnOnce(&mut Session) -> Result<T, (postgres::Error, Phase)>,
     ) -> Result<T, Error> {
-        if self.shared.process.is_another() {
-            return Err(process::MISUSE);
-        }
-        if blocking::is_forbidden() {
-            return Err(blocking::MISUSE);
-        }
+        self.shared.may_block_here()?;
         if self.in_call {
             return Err(Error::TransactionAborted {
                 cause: "a call on its connection panicked".into(),
@@ -1075,7 +1071,7 @@ impl Session {
             self.shared.note_slow(sql, took);
         }
         if result.is_ok() {
-            (self.heard_at, self.heard) = (started + took, true);
+            self.hear(started + took);
         }
         if cancelled {
             // The signal may still arrive, and would hit the next statement.
