@@ -110,7 +110,8 @@ pub struct CheckoutError {
     pub longest: Option<HeldBy>,
     /// The connection that the calling thread holds itself, and cannot give back while it waits for another.
     pub held_here: Option<HeldBy>,
-    /// The last failure to open a connection, when the newest attempt failed.
+    /// The last failure to open a connection, when the newest attempt failed, or when there was no room for another while the
+    /// caller was in line.
     pub last_open_error: Option<Arc<OpenError>>,
 }
 
@@ -224,6 +225,11 @@ impl OpenError {
             | OpenError::Panicked(_)
             | OpenError::Closed => None,
         }
+    }
+
+    /// The server is there, and has no room for one more connection, or this process has none.
+    pub(crate) fn is_for_want_of_room(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::TOO_MANY_CONNECTIONS) || self.is_out_of_files()
     }
 
     /// What was missing was on our side, and may be there again in a moment.

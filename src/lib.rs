@@ -61,6 +61,7 @@ pub mod config;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod error;
+mod fd_limit;
 pub mod health;
 pub mod metrics;
 pub mod pool;

@@ -7,6 +7,7 @@ each with a line: "ok", or what went wrong. Ends, with all that it started, when
 Needs Debian's patroni, etcd-server, haproxy, pgbouncer and postgresql.
 """
 
+import base64
 import contextlib
 import glob
 import json
@@ -150,11 +151,11 @@ class Node:
         command = AS_POSTGRES + ["patroni", self.configuration]
         self.patroni = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
 
-    def start_anew(self):
-        """Patroni alone: its PostgreSQL goes on."""
-        self.patroni.kill()
-        self.patroni.wait()
-        self.start()
+    def empty(self):
+        """Takes its data away; false where something is left of them."""
+        data = os.path.join(self.dir, "data")
+        shutil.rmtree(data, ignore_errors=True)
+        return not os.path.exists(data)
 
     def role(self):
         url = f"http://127.0.0.1:{self.rest}/patroni"
@@ -272,22 +273,39 @@ class Cluster:
             return standbys == NODES - 1 and any(m["role"] == "sync_standby" for m in self.members())
 
         try:
-            wait("streaming standbys", 60, is_calm)
+            wait("streaming standbys", 15, is_calm)
         except RuntimeError:
-            # Patroni 3.0.2 can lose sight of changes in etcd, and then never names a synchronous standby; anew, it does.
-            self.leader().start_anew()
+            self.forget_sync_of_another()
         else:
             return
         try:
-            wait("streaming standbys", 60, is_calm)
+            wait("streaming standbys", 30, is_calm)
         except RuntimeError:
-            # Or never lets one follow that was a leader before: its server, too, begins anew.
-            leader = self.leader()
-            for node in self.nodes:
-                if node is not leader:
-                    node.signal(signal.SIGKILL)
-                    node.start()
+            self.copy_anew()
             wait("streaming standbys", 120, is_calm)
+
+    def copy_anew(self):
+        """A former leader that Patroni rewound may wait for ever for WAL that is nowhere: what does not stream is copied anew."""
+        leader = self.leader()
+        streaming = self.sql(leader.port, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'").split()
+        for node in self.nodes:
+            if node is not leader and node.name not in streaming:
+                node.signal(signal.SIGKILL)
+                node.patroni.wait()
+                # Its server's processes need a moment to be gone.
+                wait("an empty directory", 10, lambda node=node: node.empty())
+                node.start()
+
+    def forget_sync_of_another(self):
+        """A leader that was frozen may, when it wakes, write of its standbys to etcd once more. Patroni 3.0.2 then never names
+        one again: its new leader takes the entry for somebody else's. It is taken away, as an operator would."""
+        key = self.etcd("range", "/service/lab/sync").get("kvs")
+        if key and json.loads(base64.b64decode(key[0]["value"]))["leader"] != self.leader().name:
+            self.etcd("deleterange", "/service/lab/sync")
+
+    def etcd(self, what, key):
+        body = json.dumps({"key": base64.b64encode(key.encode()).decode()}).encode()
+        return json.loads(urllib.request.urlopen(f"http://127.0.0.1:{self.etcd_port}/v3/kv/{what}", body, timeout=5).read())
 
     def switchover(self):
         old = self.leader()

@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod database;
+mod limits;
 mod load_test;
 mod logger;
 mod output;

@@ -124,13 +124,18 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 pub(super) fn complain(text: &str) {
     let line = format!("{text}\n");
     let (done, is_done) = mpsc::channel();
+    let to_write = line.clone();
     let write = move || {
-        let _ = io::stderr().write_all(line.as_bytes());
+        let _ = io::stderr().write_all(to_write.as_bytes());
         let _ = done.send(());
     };
-    // Without a thread, the end of the channel is seen at once.
-    let _ = thread::Builder::new().spawn(write);
-    let _ = is_done.recv_timeout(LAST_WORDS);
+    match thread::Builder::new().spawn(write) {
+        Ok(_) => {
+            let _ = is_done.recv_timeout(LAST_WORDS);
+        }
+        // That the system refuses threads may be what is to be said.
+        Err(_) => drop(io::stderr().write_all(line.as_bytes())),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `millpond serve`.
 
-use super::{Failure, database, logger, signals};
+use super::{Failure, database, limits, logger, signals};
 use crate::config::Config;
 use crate::pool::{Builder, Pool};
 use crate::server::{Router, Server};
@@ -22,6 +22,7 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
             None => warn!("{name} is no setting"),
         }
     }
+    limits::fit(&mut config, private)?;
     let (stop, stopped) = mpsc::channel();
     let asked = stop.clone();
     signals::listen(move || tell(&asked, Ok(())))?;

@@ -6,8 +6,10 @@ use super::probe::Probe;
 use super::watchdog::Watchdog;
 use super::{Inner, LONGEST, Observer, Pool, upkeep};
 use crate::config::{ConfigErrors, Database, PoolConfig, Pooler, Problem, Reset};
+use crate::fd_limit;
 use crate::retry::{Budget, RetryPolicy};
 use crate::sync::caught;
+use log::warn;
 use postgres::Client;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -51,6 +53,8 @@ impl Builder {
 
     /// Most connections of the pool. Default 20; 1 to 10000. The server should allow three more: for
     /// the health probe, for a second attempt where one gets no answer, and for finding out about a lost commit.
+    /// Each takes up to five files of the process: where fewer than that may be open when the pool is built, beside an eighth
+    /// for the rest of the process, the pool is as large as fits, which is logged.
     pub fn max_size(mut self, connections: u32) -> Self {
         self.config.max_size = connections;
         self
@@ -223,6 +227,14 @@ impl Builder {
         }
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
+        }
+        let fit = fd_limit::connections_that_fit(config.max_size as usize) as u32;
+        if fit < config.max_size {
+            warn!(
+                "too few files may be open for {} connections (DB_POOL_MAX): using {fit} at most; raise the limit (ulimit -n)",
+                config.max_size
+            );
+            config.max_size = fit;
         }
         let hosts = config
             .database

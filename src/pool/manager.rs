@@ -357,12 +357,7 @@ impl Shared {
             self.observe(|o| o.open_failed(&error));
             let pause = match () {
                 () if error.is_refusal() => RETRY_PERMANENT,
-                () if error.is_permanent()
-                    || error.is_out_of_files()
-                    || code == SqlState::TOO_MANY_CONNECTIONS.code() =>
-                {
-                    RETRY_FULL
-                }
+                () if error.is_permanent() || error.is_for_want_of_room() => RETRY_FULL,
                 () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
             };
             let refused = error.is_refusal();
@@ -817,13 +812,23 @@ struct GateState {
     turns: u64,
     /// The newest success.
     opened_at: Option<Instant>,
+    /// When there was no room for one more connection, and why. Those that are open may come and go all the while, so that an
+    /// attempt that succeeds in between is no news.
+    full: Option<Full>,
+}
+
+struct Full {
+    at: Instant,
+    error: Arc<OpenError>,
+    logged_at: Instant,
 }
 
 struct Down {
     since: Instant,
     next_try: Instant,
     error: Arc<OpenError>,
-    logged_at: Instant,
+    /// When it was last said that the database is away; never, where there was only no room for one more connection.
+    logged_at: Option<Instant>,
 }
 
 impl Gate {
@@ -866,7 +871,9 @@ impl Gate {
 
     fn opened(&self) {
         let mut state = self.lock();
-        if let Some(down) = state.down.take() {
+        if let Some(down) = state.down.take()
+            && down.logged_at.is_some()
+        {
             info!("the database is back after {:.1?}", down.since.elapsed());
         }
         state.opened_at = Some(Instant::now());
@@ -882,24 +889,31 @@ impl Gate {
             // Another attempt has found the database since: this one speaks of the past.
             return;
         }
-        let before = state.down.as_ref().map(|d| (d.since, d.logged_at));
-        let since = before.map_or(now, |(since, _)| since);
-        let logged_at = match before {
-            Some((_, logged_at)) if now - logged_at < REMIND_EVERY => logged_at,
-            before => {
-                let error = Chain(&*error);
-                match before {
-                    None => warn!("could not open a connection, trying on: {error}"),
-                    Some(_) => {
-                        warn!(
-                            "no connection could be opened for {:.0?}: {error}",
-                            now - since
-                        );
-                    }
-                }
-                now
+        let before = state.down.as_ref();
+        let since = before.map_or(now, |down| down.since);
+        let mut logged_at = before.and_then(|down| down.logged_at);
+        let is_due = |last: Option<Instant>| last.is_none_or(|at| now - at >= REMIND_EVERY);
+        let cause = Chain(&*error);
+        if error.is_for_want_of_room() {
+            let said = state.full.as_ref().map(|full| full.logged_at);
+            if is_due(said) {
+                warn!("there is no room for another connection: {cause}");
             }
-        };
+            state.full = Some(Full {
+                at: now,
+                error: Arc::clone(&error),
+                logged_at: said.filter(|_| !is_due(said)).unwrap_or(now),
+            });
+        } else if is_due(logged_at) {
+            match logged_at {
+                None => warn!("could not open a connection, trying on: {cause}"),
+                Some(_) => warn!(
+                    "no connection could be opened for {:.0?}: {cause}",
+                    now - since
+                ),
+            }
+            logged_at = Some(now);
+        }
         state.down = Some(Down {
             since,
             next_try: now + pause,
@@ -922,6 +936,14 @@ impl Gate {
     /// The newest failure, when the newest attempt failed.
     pub fn last_error(&self) -> Option<Arc<OpenError>> {
         self.lock().down.as_ref().map(|d| Arc::clone(&d.error))
+    }
+
+    /// Why somebody who has waited from `since` on got no connection.
+    pub fn cause(&self, since: Instant) -> Option<Arc<OpenError>> {
+        let last = self.last_error();
+        let state = self.lock();
+        let full = state.full.as_ref().filter(|full| full.at >= since);
+        last.or_else(|| full.map(|full| Arc::clone(&full.error)))
     }
 }
 

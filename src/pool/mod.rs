@@ -442,7 +442,7 @@ impl Inner {
             stats: self.stats(),
             longest: self.shared.watchdog.longest_held(),
             held_here: self.shared.watchdog.held_by_this_thread(),
-            last_open_error: self.shared.gate.last_error(),
+            last_open_error: self.shared.gate.cause(started),
         }))
     }
 

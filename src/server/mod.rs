@@ -17,9 +17,10 @@ pub use router::{Access, Handler, Lane, Router};
 pub use shutdown::{DrainReport, Phase, PhaseFlag};
 
 use crate::config::HttpConfig;
+use crate::fd_limit;
 use crate::pool::Pool;
 use crate::sync;
-use edge::{Desk, Edge};
+use edge::{Desk, Edge, MOST_LINKS};
 use http::{Incoming, header, render};
 use lane::Plan;
 use log::{debug, error, info};
@@ -38,8 +39,10 @@ use turns::Turns;
 /// not hold up those who ask for anything else.
 const HEALTH_WORKERS: usize = 4;
 const HEALTH_LINE: usize = 1024;
-/// Files that a connection to the database has open: its socket, and those of the driver's own small runtime.
-const FILES_PER_CONNECTION: usize = 6;
+/// Files of this program that belong to nobody here: its log, the loop's own, and so on.
+const FILES_BESIDES: usize = 16;
+/// A connection between the edge and a lane has two ends, and tiny_http has one more of its own.
+const FILES_PER_LINK: usize = 3;
 
 /// A server that runs.
 pub struct Server {
@@ -114,10 +117,17 @@ impl Server {
                 plan("api", workers, most, workers, Lane::Api),
             )
         };
-        let for_database = (most + 2) * FILES_PER_CONNECTION;
-        let edge = Edge::start(Arc::clone(&service), lanes, for_database)?;
+        let edge = Edge::start(Arc::clone(&service), lanes, Server::files(most, workers))?;
         info!("listening on http://{}", edge.addr());
         Ok(Server { pool, phase, edge })
+    }
+
+    /// The most files that a server has open with these, and without a client.
+    pub(crate) fn files(connections: usize, workers: usize) -> usize {
+        let links = HEALTH_WORKERS.min(MOST_LINKS) + workers.min(MOST_LINKS);
+        FILES_BESIDES
+            + (connections + fd_limit::MORE_CONNECTIONS) * fd_limit::PER_CONNECTION
+            + FILES_PER_LINK * links
     }
 
     /// The address in use; the port that was picked where 0 was asked for.

@@ -48,7 +48,10 @@ struct Serving {
 }
 
 fn serve(dir: &Path, vars: &[(&str, &str)]) -> Serving {
-    let mut command = millpond(dir, &[]);
+    start(millpond(dir, &[]), vars)
+}
+
+fn start(mut command: Command, vars: &[(&str, &str)]) -> Serving {
     command
         .env("HTTP_ADDR", "127.0.0.1:0")
         .envs(vars.iter().copied());
@@ -593,23 +596,121 @@ fn a_load_test_that_cannot_connect_fails() {
 fn without_file_descriptors_for_more_the_connections_that_are_open_do_the_work() {
     let db = database();
     let dir = tempfile::TempDir::new().unwrap();
-    let load_test = millpond(
-        dir.path(),
-        &["load-test", "--workers", "10", "--queries", "20"],
-    );
-    let limited = Command::new("bash")
-        .args(["-c", "ulimit -n 16; exec \"$0\" \"$@\""])
-        .arg(load_test.get_program())
-        .args(load_test.get_args())
-        .current_dir(dir.path())
-        .env_clear()
+    let load_test = ["load-test", "--workers", "10", "--queries", "20"];
+    let limited = limited("-n 16", dir.path(), &load_test)
         .env("DATABASE_URL", &db.url)
         .output()
         .unwrap();
     let said = stderr(&limited);
     assert!(limited.status.success(), "{said}");
-    assert!(said.contains("no file descriptors are left"), "{said}");
+    assert!(said.contains("too few files may be open"), "{said}");
     assert!(!said.contains("panicked"), "{said}");
+}
+
+/// The program, in a directory, behind a `ulimit`.
+fn limited(limit: &str, dir: &Path, args: &[&str]) -> Command {
+    let program = millpond(dir, args);
+    let mut command = Command::new("bash");
+    command
+        .args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .current_dir(dir)
+        .env_clear();
+    command
+}
+
+#[test]
+fn with_few_files_it_uses_what_fits_and_answers_every_client() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let too_few = limited("-n 40", dir.path(), &[])
+        .env("DATABASE_URL", &db.url)
+        .output()
+        .unwrap();
+    assert_eq!(too_few.status.code(), Some(1));
+    let said = stderr(&too_few);
+    assert!(
+        said.contains("open files are limited to 40") && said.contains("ulimit -n"),
+        "{said}"
+    );
+    let command = limited("-n 100", dir.path(), &[]);
+    let mut serving = start(
+        command,
+        &[("DATABASE_URL", &db.url), ("DB_POOL_MAX", "300")],
+    );
+    assert!(
+        serving.log().contains("lower DB_POOL_MAX, which is 300"),
+        "{}",
+        serving.log()
+    );
+    let addr = ([127, 0, 0, 1], serving.port).into();
+    eventually("it is ready", || {
+        http::get(addr, "/health/ready").status == 200
+    });
+    // Many more at once than it may have files.
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..240)
+            .map(|_| scope.spawn(move || http::get(addr, "/api/studios").status))
+            .collect();
+        for one in all {
+            assert_eq!(one.join().unwrap(), 200);
+        }
+    });
+    assert_eq!(http::get(addr, "/health").status, 200);
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0));
+}
+
+#[test]
+fn with_few_threads_it_uses_what_fits_or_says_so() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(dir.path(), everybody).unwrap();
+    let program = dir.path().join("millpond");
+    std::fs::copy(millpond(dir.path(), &[]).get_program(), &program).unwrap();
+    // The limit is of a user, and not for root: then as one who has no other processes.
+    let is_root = nix::unistd::geteuid().is_root();
+    let as_nobody_else = match is_root {
+        true => "setpriv --reuid=61234 --regid=61234 --clear-groups",
+        false => "",
+    };
+    let allowed = |threads: u32| {
+        let mut command = Command::new("bash");
+        let line = format!("ulimit -u {threads}; exec {as_nobody_else} \"$0\"");
+        command
+            .args(["-c", &line])
+            .arg(&program)
+            .current_dir(dir.path())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command
+    };
+    for few in [1, 12] {
+        let refused = allowed(few).env("DATABASE_URL", &db.url).output().unwrap();
+        let said = stderr(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("ulimit -u") && !said.contains("panicked"),
+            "{few}: {said}"
+        );
+    }
+    if is_root {
+        let mut serving = start(allowed(60), &[("DATABASE_URL", &db.url)]);
+        assert!(
+            serving.log().contains("lower HTTP_WORKERS, which is 40"),
+            "{}",
+            serving.log()
+        );
+        let addr = ([127, 0, 0, 1], serving.port).into();
+        eventually("it serves", || {
+            http::get(addr, "/api/studios").status == 200
+        });
+        assert_eq!(http::get(addr, "/health").status, 200);
+        serving.signal("TERM");
+        assert_eq!(serving.ends(), Some(0));
+    }
 }
 
 #[test]

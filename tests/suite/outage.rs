@@ -1,7 +1,7 @@
 //! The database goes away, and comes back.
 
 use super::proxy::{Mode, Proxy};
-use super::support::{MS, SECOND, counter, database, eventually, pool, server};
+use super::support::{MS, SECOND, counter, database, eventually, log_lines, pool, server};
 use millpond::embedded::Stop;
 use millpond::error::CheckoutFailure;
 use millpond::pool::ProbeError;
@@ -261,4 +261,55 @@ fn a_first_host_that_is_silent_or_gone_does_not_keep_the_pool_from_the_second() 
         // The first had its share of one attempt, and is asked last from now on.
         assert!(started.elapsed() < 4 * SECOND, "{:?}", started.elapsed());
     }
+}
+
+#[test]
+fn a_role_without_room_for_more_is_the_cause_and_no_outage() {
+    let db = database();
+    let mut admin = db.admin();
+    let role = format!("three_{}", db.url.rsplit('_').next().unwrap());
+    admin
+        .batch_execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'p' CONNECTION LIMIT 3"
+        ))
+        .unwrap();
+    let (_, rest) = db.url.split_once('@').unwrap();
+    let pool = pool(&format!("postgresql://{role}:p@{rest}"))
+        .max_size(10)
+        .min_idle(0)
+        // They come and go all the while.
+        .max_uses(2)
+        .connection_timeout(400 * MS)
+        .build()
+        .unwrap();
+    // More callers than the role may have connections: some are served, the others are told why they are not.
+    let errors: Vec<_> = thread::scope(|scope| {
+        let callers: Vec<_> = (0..10)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut errors = Vec::new();
+                    for _ in 0..4 {
+                        errors.extend(pool.query("SELECT pg_sleep(0.3)", &[]).err());
+                    }
+                    errors
+                })
+            })
+            .collect();
+        callers
+            .into_iter()
+            .flat_map(|caller| caller.join().unwrap())
+            .collect()
+    });
+    assert!(!errors.is_empty());
+    for error in errors {
+        assert_eq!(error.sqlstate().map(|s| s.code()), Some("53300"), "{error}");
+    }
+    // Said once, however often it is tried.
+    let said = log_lines(&format!("too many connections for role \"{role}\""));
+    let of_room = said
+        .iter()
+        .filter(|l| l.starts_with("WARN there is no room"));
+    assert_eq!(of_room.count(), 1, "{said:?}");
+    let others = said.iter().filter(|l| l.contains("trying on"));
+    assert_eq!(others.count(), 0, "{said:?}");
 }

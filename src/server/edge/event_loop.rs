@@ -3,10 +3,10 @@
 use super::Shared;
 use super::connection::{Admitted, Connection, State, Step};
 use super::desk::{Desk, Done, Exchange, Origin};
-use super::files;
 use super::forwarded;
 use super::framing::{Head, Refusal};
 use super::links::{Links, Lost, Waiting};
+use crate::fd_limit;
 use crate::server::http::{Note, Problem, closing, render, request_id};
 use crate::server::lane::Plan;
 use crate::server::router::{Lane, PerLane};
@@ -43,8 +43,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 const MOST_BUFFERED: usize = 64 << 20;
 /// Clients that connect in one moment; the system shortens it to what it takes.
 const BACKLOG: i32 = 4096;
-/// Files of this program that belong to nobody here: its log, the loop's own, those of `check`s and so on.
-const FILES_BESIDES: usize = 48;
+/// Fewer are never allowed: at the limit the system refuses, and somebody makes room.
+const LEAST_CLIENTS: usize = 8;
 
 /// Steps that a client may take before it is the others' turn; a step reads 64 KiB at most.
 const STEPS: usize = 16;
@@ -56,6 +56,8 @@ pub(super) struct EventLoop {
     listener: TcpListener,
     /// Set while accepting has to wait.
     accept_at: Option<Instant>,
+    /// A client that waits until another makes room; those behind it wait in the listener's backlog.
+    at_the_door: Option<(TcpStream, SocketAddr)>,
     service: Arc<Service>,
     shared: Arc<Shared>,
     clients: Slab<Connection>,
@@ -85,7 +87,7 @@ impl EventLoop {
     pub fn new(
         service: Arc<Service>,
         lanes: impl FnOnce(&Arc<Desk>) -> (Plan, Plan),
-        for_database: usize,
+        others: usize,
     ) -> io::Result<EventLoop> {
         let poll = Poll::new()?;
         let registry = poll.registry();
@@ -103,13 +105,19 @@ impl EventLoop {
         let line = health.ahead;
         let (health, health_streams) = Links::start(health, line)?;
         let (api, api_streams) = Links::start(api, service.config.queue)?;
-        // Each link has two ends, and tiny_http one more of its own.
-        let others = FILES_BESIDES + for_database + 3 * (health.len() + api.len());
-        let most_clients = files::room_for(service.config.max_connections, others);
+        let wanted = service.config.max_connections;
+        let fit = fd_limit::limit().map_or(wanted, |limit| {
+            limit.saturating_sub(others).max(LEAST_CLIENTS)
+        });
+        if fit < wanted {
+            warn!("open files are limited: {fit} connections of clients at most");
+        }
+        let most_clients = wanted.min(fit);
         let mut event_loop = EventLoop {
             poll,
             listener,
             accept_at: None,
+            at_the_door: None,
             service,
             shared,
             clients: Slab::new(),
@@ -241,7 +249,20 @@ impl EventLoop {
     fn accept(&mut self) {
         self.accept_at = None;
         loop {
-            match self.listener.accept() {
+            let next = match self.at_the_door.take() {
+                Some(waiting) => Ok(waiting),
+                None => self.listener.accept(),
+            };
+            match next {
+                Ok(next) if self.clients.len() >= self.most_clients && !self.make_room() => {
+                    debug!(
+                        "no room for {}: every connection has a request in flight",
+                        next.1
+                    );
+                    self.at_the_door = Some(next);
+                    self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
+                    return;
+                }
                 Ok((socket, peer)) => self.welcome(socket, peer),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 // Out of files, the program's or the system's.
@@ -274,10 +295,6 @@ impl EventLoop {
     }
 
     fn welcome(&mut self, mut socket: TcpStream, peer: SocketAddr) {
-        if self.clients.len() >= self.most_clients && !self.make_room() {
-            debug!("no room for {peer}: every connection has a request in flight");
-            return;
-        }
         let first_client = self.first_client();
         let entry = self.clients.vacant_entry();
         let key = entry.key();

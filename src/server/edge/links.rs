@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Between two attempts to mend a connection.
 const MEND_AGAIN: Duration = Duration::from_millis(100);
 /// Connections to a lane: one is busy over a large body while the others go on.
-const MOST: usize = 4;
+pub(in crate::server) const MOST_LINKS: usize = 4;
 /// Bytes of requests in line, all together, and of those that are being sent.
 const MOST_BYTES: usize = 64 << 20;
 /// What a connection keeps for bytes to come, when it has none.
@@ -112,7 +112,7 @@ impl Links {
     /// Starts the lane, and opens connections to it. `longest` is the line before its workers.
     pub fn start(plan: Plan, longest: usize) -> io::Result<(Links, Vec<net::UnixStream>)> {
         let running = plan.start()?;
-        let (workers, most) = (plan.workers, plan.workers.min(MOST));
+        let (workers, most) = (plan.workers, plan.workers.min(MOST_LINKS));
         let streams: io::Result<_> = (0..most).map(|_| running.connect()).collect();
         let ahead = plan.ahead.min(longest);
         let links = Links {

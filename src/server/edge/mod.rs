@@ -17,7 +17,6 @@
 mod connection;
 mod desk;
 mod event_loop;
-mod files;
 mod forwarded;
 mod framing;
 mod in_flight;
@@ -29,6 +28,7 @@ use super::router::{Lane, PerLane};
 pub(super) use desk::Desk;
 use event_loop::EventLoop;
 use in_flight::InFlight;
+pub(super) use links::MOST_LINKS;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -57,17 +57,17 @@ struct Shared {
 }
 
 impl Edge {
-    /// Listens, and serves with the lanes (health, api), whose workers answer at the desk. `for_database` file descriptors
-    /// are not taken by clients.
+    /// Listens, and serves with the lanes (health, api), whose workers answer at the desk. `others` file descriptors
+    /// are not for clients.
     pub fn start(
         service: Arc<Service>,
         lanes: impl FnOnce(&Arc<Desk>, &Arc<TempDir>) -> (Plan, Plan),
-        for_database: usize,
+        others: usize,
     ) -> io::Result<Edge> {
         // Nobody else can look into it.
         let dir = Arc::new(tempfile::Builder::new().prefix("millpond-").tempdir()?);
         let lanes = |desk: &_| lanes(desk, &dir);
-        let mut event_loop = EventLoop::new(service, lanes, for_database)?;
+        let mut event_loop = EventLoop::new(service, lanes, others)?;
         let (addr, shared) = (event_loop.addr()?, event_loop.shared());
         let thread = thread::Builder::new()
             .name("millpond-edge".into())

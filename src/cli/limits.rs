@@ -1,0 +1,132 @@
+//! What the system allows this program, found out before it starts: it uses what fits, and names the setting that needs less.
+
+use super::Failure;
+use crate::config::Config;
+use crate::fd_limit;
+use crate::server::Server;
+use crate::sync::unpoison;
+use log::warn;
+use std::sync::Mutex;
+use std::thread;
+
+/// Clients that a server is to have room for, at least, unless fewer are wanted.
+const LEAST_CLIENTS: usize = 8;
+/// Threads beside the workers: of the pool, the edge, the health lane, tiny_http, the log; and some to spare.
+const OTHER_THREADS: usize = 34;
+
+/// Lowers what does not fit.
+pub(super) fn fit(config: &mut Config, private: bool) -> Result<(), Failure> {
+    fd_limit::raise();
+    if let Some(limit) = fd_limit::limit() {
+        fit_files(config, limit)?;
+    }
+    fit_threads(config, private)
+}
+
+fn fit_files(config: &mut Config, limit: usize) -> Result<(), Failure> {
+    let clients = config
+        .http
+        .max_connections
+        .min(LEAST_CLIENTS.max(limit / 6));
+    let needed = |max_size: u32| {
+        let workers = config.http.workers.unwrap_or(2 * max_size as usize);
+        Server::files(max_size as usize, workers) + clients
+    };
+    let wanted = config.pool.max_size;
+    let fits = (1..=wanted)
+        .rev()
+        .find(|max_size| needed(*max_size) <= limit);
+    let Some(max_size) = fits else {
+        return Err(Failure::because(format!(
+            "open files are limited to {limit}, and {} are needed with DB_POOL_MAX=1: raise the limit (ulimit -n)",
+            needed(1)
+        )));
+    };
+    if max_size < wanted {
+        warn!(
+            "open files are limited to {limit}, and {} are needed: using {max_size} connections to the database at most; \
+             lower DB_POOL_MAX, which is {wanted}, or raise the limit (ulimit -n)",
+            needed(wanted)
+        );
+        config.pool.max_size = max_size;
+    }
+    Ok(())
+}
+
+fn fit_threads(config: &mut Config, private: bool) -> Result<(), Failure> {
+    let workers = config.http_workers();
+    // A private server has a process for each connection, which counts like a thread.
+    let processes = match private {
+        true => config.pool.max_size as usize + fd_limit::MORE_CONNECTIONS,
+        false => 0,
+    };
+    let others = OTHER_THREADS + processes;
+    let there = threads(others + workers);
+    if there == others + workers {
+        return Ok(());
+    }
+    let advice = "raise the limit (ulimit -u, or pids.max of the control group)";
+    if there <= others {
+        return Err(Failure::because(format!(
+            "the system allows this program {there} more threads, and {} are needed with HTTP_WORKERS=1: {advice}",
+            others + 1
+        )));
+    }
+    let fit = there - others;
+    warn!(
+        "the system allows this program {there} more threads, and {} are needed: using {fit} workers; lower HTTP_WORKERS, \
+         which is {workers}, or {advice}",
+        others + workers
+    );
+    config.http.workers = Some(fit);
+    Ok(())
+}
+
+/// Of so many threads, those that the system lets us have at once. Nothing tells of its limits, so that it is tried.
+fn threads(wanted: usize) -> usize {
+    let gate = Mutex::new(());
+    let closed = unpoison(gate.lock());
+    thread::scope(|scope| {
+        let spawn = |_: &usize| {
+            let thread = thread::Builder::new().stack_size(64 * 1024);
+            let wait = || drop(gate.lock());
+            thread.spawn_scoped(scope, wait).is_ok()
+        };
+        let count = (0..wanted).take_while(spawn).count();
+        drop(closed);
+        count
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fitted(max_size: u32, limit: usize) -> Result<u32, String> {
+        let mut config = Config::default();
+        config.pool.max_size = max_size;
+        match fit_files(&mut config, limit) {
+            Ok(()) => Ok(config.pool.max_size),
+            Err(Failure::Failed(Some(text)) | Failure::Settings(text)) => Err(text),
+            Err(Failure::Failed(None)) => Err(String::new()),
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_lowered_or_refused_by_name() {
+        assert_eq!(fitted(20, 1024), Ok(20));
+        let fit = fitted(300, 1024).unwrap();
+        assert!((100..200).contains(&fit), "{fit}");
+        assert_eq!(fitted(20, 100).map(|fit| fit < 20), Ok(true));
+        let refused = fitted(20, 40).unwrap_err();
+        assert!(
+            refused.contains("limited to 40") && refused.contains("ulimit -n"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn threads_are_tried() {
+        assert_eq!(threads(20), 20);
+    }
+}

@@ -1,0 +1,74 @@
+//! How many files this process may have open, and how many it has.
+
+/// Files of a connection to the database: its socket, three of the driver's own small runtime, and one for a name that is
+/// looked up or a request that is cancelled.
+pub(crate) const PER_CONNECTION: usize = 5;
+/// Connections that a pool may have beside its own: for the health probe, for a second attempt, for lost commits.
+pub(crate) const MORE_CONNECTIONS: usize = 3;
+
+/// The most that may be open; `None` where the system sets no limit, or none is known.
+pub(crate) fn limit() -> Option<usize> {
+    #[cfg(unix)]
+    {
+        use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+        (soft != RLIM_INFINITY).then(|| usize::try_from(soft).unwrap_or(usize::MAX))
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// Raises the soft limit to the hard one. That is for a program to do, not for a library: `select` cannot take more than 1,024.
+#[cfg(feature = "server")]
+pub(crate) fn raise() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::debug!("the limit of open files stays at {soft}: {e}");
+    }
+}
+
+/// Of `wanted` connections of a pool, those that fit beside what is open now and a reserve for the rest of the process; one
+/// at least.
+pub(crate) fn connections_that_fit(wanted: usize) -> usize {
+    limit().map_or(wanted, |limit| fitting(wanted, limit, in_use()))
+}
+
+fn fitting(wanted: usize, limit: usize, in_use: usize) -> usize {
+    let reserve = (limit / 8).max(8);
+    let room = limit.saturating_sub(in_use + reserve) / PER_CONNECTION;
+    wanted.min(room.saturating_sub(MORE_CONNECTIONS).max(1))
+}
+
+fn in_use() -> usize {
+    // Where nothing tells.
+    const USUAL: usize = 16;
+    std::fs::read_dir("/dev/fd").map_or(USUAL, Iterator::count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_leaves_files_for_the_rest_of_the_process() {
+        assert_eq!(fitting(20, 1024, 10), 20);
+        assert_eq!(fitting(500, 1024, 10), (1024 - 128 - 10) / 5 - 3);
+        assert_eq!(fitting(500, 1024, 900), 1);
+        assert_eq!(fitting(20, 40, 10), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_open_is_counted() {
+        let before = in_use();
+        let files: Vec<_> = (0..20)
+            .map(|_| std::fs::File::open("/dev/null").unwrap())
+            .collect();
+        // Other tests open and close some meanwhile.
+        assert!(in_use() + 15 >= before + files.len());
+        assert!(limit().is_none_or(|limit| limit > before));
+    }
+}
