@@ -71,6 +71,8 @@ pub mod server;
 #[cfg(feature = "studio")]
 pub mod studio;
 mod sync;
+#[cfg(any(feature = "server", feature = "embedded"))]
+mod temporary;
 mod transaction;
 
 pub use config::{Config, ConfigErrors};

@@ -2,6 +2,7 @@
 
 use super::programs::Programs;
 use super::{EmbeddedError, Options, Place, Tried};
+use crate::temporary;
 use crate::transaction::ledger::hex;
 use log::{info, warn};
 use nix::sys::signal::kill;
@@ -74,10 +75,8 @@ impl Home {
     pub fn prepare(options: &Options) -> Result<Home, EmbeddedError> {
         match &options.place {
             Place::Temporary => {
-                let dir = tempfile::Builder::new()
-                    .prefix("millpond-")
-                    .tempdir()
-                    .tried(|| "no temporary directory".into())?;
+                let dir =
+                    temporary::make().tried(|| "no directory for the private server".into())?;
                 let home = Home {
                     dir: dir.keep(),
                     user: server_user()?,

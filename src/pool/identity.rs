@@ -15,6 +15,8 @@ pub(crate) struct Identity {
     pub age: Duration,
     /// The `statement_timeout` that it began with; zero = off.
     pub statement_timeout: Duration,
+    /// The server's settings that are off, so that a crash may take writes that it reported as done; empty where none is.
+    pub risks: String,
     /// Warnings are not sent to us.
     pub hides_warnings: bool,
     /// How its client came to it, as the server sees it.
@@ -42,6 +44,8 @@ impl Identity {
             "SET LOCAL ROLE NONE; SELECT pid, {BACKEND_START} AS backend_start, pg_is_in_recovery() AS standby, \
              (extract(epoch FROM clock_timestamp() - backend_start) * 1000000)::bigint AS age, \
              (extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::bigint AS statement_timeout, \
+             concat_ws(' and ', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'synchronous_commit' END, \
+             CASE current_setting('fsync') WHEN 'off' THEN 'fsync' END) AS risks, \
              current_setting('client_min_messages') = 'error' AS hides_warnings, \
              inet_client_addr() IS NOT NULL AS over_tcp, current_setting('port') AS port"
         );
@@ -80,6 +84,7 @@ impl Identity {
                 .unwrap_or(0),
             backend_start: number("backend_start").unwrap_or(0),
             standby: is_true("standby"),
+            risks: text("risks").unwrap_or_default(),
             hides_warnings: is_true("hides_warnings"),
             over_tcp: is_true("over_tcp"),
             port: number("port").and_then(|n| u16::try_from(n).ok()),
@@ -87,6 +92,14 @@ impl Identity {
             age: Duration::from_micros(span("age")),
             statement_timeout: Duration::from_millis(span("statement_timeout")),
         })
+    }
+}
+
+impl Identity {
+    /// What the server's clock showed when this was read, in microseconds since 1970.
+    pub fn clock(&self) -> Option<i64> {
+        let age = i64::try_from(self.age.as_micros()).ok()?;
+        (self.backend_start != 0).then(|| self.backend_start.saturating_add(age))
     }
 }
 

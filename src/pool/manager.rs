@@ -11,6 +11,7 @@
 
 use super::Observer;
 use super::blocking;
+use super::clock::DatabaseClock;
 use super::identity::{Identity, first_row};
 use super::names::Names;
 use super::param_types::Descriptions;
@@ -86,6 +87,9 @@ pub(crate) struct Shared {
     /// When a connection last led to a primary, in nanoseconds since `start`; 0 = never.
     primary_at: AtomicU64,
     warned_of_incarnation: AtomicBool,
+    warned_of_risks: AtomicBool,
+    /// It looks back for as long as a key is kept.
+    pub database_clock: DatabaseClock,
     pub ledger: Ledger,
     pub descriptions: Descriptions,
     names: Names,
@@ -113,6 +117,7 @@ impl Shared {
                 && !config.statement_timeout_wins,
             ledger: Ledger::in_schema(&config.ledger_schema),
             pooled: AtomicBool::new(config.effective_pooler() == Pooler::On),
+            database_clock: DatabaseClock::looking_back(config.ledger_ttl),
             config,
             process: Process::this(),
             metrics: Metrics::new(),
@@ -136,6 +141,7 @@ impl Shared {
             was_refused_a_write: AtomicBool::new(false),
             primary_at: AtomicU64::new(0),
             warned_of_incarnation: AtomicBool::new(false),
+            warned_of_risks: AtomicBool::new(false),
             descriptions: Descriptions::default(),
             names: Names::default(),
             next_id: AtomicU64::new(1),
@@ -546,6 +552,10 @@ impl Shared {
             self.primary_at.store(self.now(), Ordering::Relaxed);
         }
         self.note_incarnation(&identity);
+        self.note_risks(&identity);
+        if let Some(reading) = identity.clock() {
+            self.database_clock.note(Instant::now(), reading);
+        }
         if self.sets_timeout() {
             identity.statement_timeout = self.config.statement_timeout.unwrap_or_default();
         }
@@ -591,6 +601,19 @@ impl Shared {
             warn!(
                 "what becomes of a commit whose answer is lost cannot be found out here: \
                  a standby, or a role that may not read pg_control_system, pg_walfile_name and pg_stat_wal"
+            );
+        }
+    }
+
+    /// Once, where a write that was reported as done may be lost.
+    fn note_risks(&self, identity: &Identity) {
+        let risks = &identity.risks;
+        if !risks.is_empty()
+            && !identity.standby
+            && !self.warned_of_risks.swap(true, Ordering::Relaxed)
+        {
+            warn!(
+                "{risks} off on the server: a crash of it may take the last writes that were reported as done"
             );
         }
     }

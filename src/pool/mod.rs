@@ -15,6 +15,7 @@
 mod admission;
 mod blocking;
 mod builder;
+mod clock;
 mod close;
 mod identity;
 mod manager;

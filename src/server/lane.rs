@@ -7,6 +7,7 @@
 
 use super::http::Incoming;
 use super::turns::{SLOW, Turns};
+use crate::temporary::Temporary;
 use log::{error, warn};
 use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
 use std::io::{self, Read, Write};
@@ -16,7 +17,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use tempfile::TempDir;
 
 /// The header with the number of a request at the edge's desk; short, since tiny_http reads byte by byte.
 pub(super) const NUMBER: &str = "Desk";
@@ -36,7 +36,7 @@ pub(super) struct Plan {
     /// What a worker does with a request; it tells when it has taken it.
     pub serve: Serve,
     /// Holds the sockets.
-    pub dir: Arc<TempDir>,
+    pub dir: Arc<Temporary>,
 }
 
 /// A lane that runs, until it is dropped.
@@ -52,7 +52,7 @@ struct Shared {
     turns: Arc<Turns>,
     /// It takes no new connections.
     deaf: AtomicBool,
-    _dir: Arc<TempDir>,
+    _dir: Arc<Temporary>,
 }
 
 impl Plan {

@@ -20,6 +20,7 @@ use crate::config::HttpConfig;
 use crate::fd_limit;
 use crate::pool::Pool;
 use crate::sync;
+use crate::temporary::Temporary;
 use edge::{Desk, Edge, MOST_LINKS};
 use http::{Incoming, header, render};
 use lane::Plan;
@@ -32,7 +33,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
-use tempfile::TempDir;
 use turns::Turns;
 
 /// Enough for balancers and people: those who ask for the database's health wait for the probe, all for the same, and should
@@ -91,7 +91,7 @@ impl Server {
             config,
             pool: pool.clone(),
         });
-        let lanes = |desk: &Arc<Desk>, dir: &Arc<TempDir>| {
+        let lanes = |desk: &Arc<Desk>, dir: &Arc<Temporary>| {
             let plan = |name, workers, at_once, ahead, lane| {
                 let (service, desk) = (Arc::clone(&service), Arc::clone(desk));
                 Plan {

@@ -18,7 +18,10 @@
 //!
 //! What is done is called so only when the synchronous standbys have it, too (see `outcome`).
 //!
-//! **Upkeep.** Rows are deleted when they are older than the ledger's time to live: some at a time, by one pool at a time.
+//! **Upkeep.** Rows are deleted when they are older than the ledger's time to live: some at a time, by one pool at a time. How old
+//! a row is, the database's clock says. That may be set, or be another server's after a failover: so no row goes that was
+//! written in the time that the sweeping process has itself seen go by, as long as this is less than the time to live. (A
+//! process that starts after the clock was set ahead cannot know.)
 
 use super::outcome::longest;
 use crate::error::{Chain, Error, Result};
@@ -282,18 +285,22 @@ impl Pool {
     }
 
     /// Deletes the keys that are older than [`ledger_ttl`](crate::pool::Builder::ledger_ttl), some at a time, and returns how
-    /// many; `None` where another program is at it. A pool that writes with keys does this by itself, about 24 times in
+    /// many. Their age is told by the database's clock, but none goes that was written within that time by the clock of this
+    /// process, as far as that has seen it. `None` where another program is at it. A pool that writes with keys does this by itself, about 24 times in
     /// the life of a key.
     ///
     /// # Errors
     /// As [`transaction`](Pool::transaction), of which it runs several.
     pub fn sweep_ledger(&self) -> Result<Option<u64>> {
         let table = &self.inner.shared.ledger.table;
-        let lock =
-            format!("SELECT pg_try_advisory_xact_lock({SWEEPING}, '{table}'::regclass::oid::int)");
+        let lock = format!(
+            "SELECT pg_try_advisory_xact_lock({SWEEPING}, '{table}'::regclass::oid::int), \
+             (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        );
         let delete = format!(
             "DELETE FROM {table} WHERE key IN (SELECT key FROM {table} \
-             WHERE at < now() - $1::bigint * interval '1 millisecond' ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)"
+             WHERE at < least(now() - $1::bigint * interval '1 millisecond', \
+             timestamptz 'epoch' + $2::bigint * interval '1 microsecond') ORDER BY at LIMIT $3 FOR UPDATE SKIP LOCKED)"
         );
         // A row is there for as long as somebody may ask what became of its COMMIT: an answer waited for in vain, and the
         // question behind that.
@@ -301,11 +308,16 @@ impl Pool {
         let asked_for = config.query_timeout.unwrap_or(UNLIMITED) + longest(config);
         let age = config.ledger_ttl.max(asked_for + Duration::from_secs(1));
         let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+        let clock = &self.inner.shared.database_clock;
         let mut swept = 0;
         loop {
             let some = self.with_policy(RetryPolicy::none()).transaction(|tx| {
-                match tx.query_one(&lock, &[])?.try_get(0)? {
-                    true => tx.execute(&delete, &[&age, &BATCH]).map(Some),
+                let row = tx.query_one(&lock, &[])?;
+                let reading = row.try_get(1)?;
+                clock.note(Instant::now(), reading);
+                let back_then = clock.back_then().unwrap_or(reading);
+                match row.try_get(0)? {
+                    true => tx.execute(&delete, &[&age, &back_then, &BATCH]).map(Some),
                     false => Ok(None),
                 }
             })?;

@@ -937,3 +937,54 @@ fn a_busy_port_is_found_before_a_private_database_is_made() {
     assert!(said.contains(&format!("cannot listen on {addr}")), "{said}");
     assert!(!dir.path().join(".millpond").exists(), "{said}");
 }
+
+#[test]
+fn it_does_without_a_temporary_directory_that_cannot_be_used_and_takes_away_what_was_left() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let long = format!("{}/{}", dir.path().display(), "long/".repeat(30));
+    std::fs::create_dir_all(&long).unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for unusable in ["/nowhere/at/all", &long, file.to_str().unwrap()] {
+        let vars = [("DATABASE_URL", db.url.as_str()), ("TMPDIR", unusable)];
+        let mut serving = serve(dir.path(), &vars);
+        assert!(serving.log().contains(unusable), "{}", serving.log());
+        let addr = ([127, 0, 0, 1], serving.port).into();
+        eventually("it serves", || {
+            http::get(addr, "/api/studios").status == 200
+        });
+        serving.signal("TERM");
+        assert_eq!(serving.ends(), Some(0));
+    }
+    // Killed, it leaves its directory; a later start takes it away.
+    let own = dir.path().join("tmp");
+    std::fs::create_dir(&own).unwrap();
+    let left = || {
+        std::fs::read_dir(&own)
+            .unwrap()
+            .flatten()
+            .collect::<Vec<_>>()
+    };
+    let vars = [
+        ("DATABASE_URL", db.url.as_str()),
+        ("TMPDIR", own.to_str().unwrap()),
+    ];
+    let mut killed = serve(dir.path(), &vars);
+    killed.child.kill().unwrap();
+    killed.child.wait().unwrap();
+    let [kept] = &left()[..] else {
+        panic!("{:?}", left())
+    };
+    let then = std::time::SystemTime::now() - 120 * SECOND;
+    let lock = std::fs::File::options()
+        .write(true)
+        .open(kept.path().join("lock"))
+        .unwrap();
+    lock.set_modified(then).unwrap();
+    let mut next = serve(dir.path(), &vars);
+    assert!(!kept.path().exists());
+    next.signal("TERM");
+    assert_eq!(next.ends(), Some(0));
+    assert_eq!(left().len(), 0);
+}

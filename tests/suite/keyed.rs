@@ -653,3 +653,34 @@ fn a_pool_that_writes_with_keys_sweeps_by_itself() {
         Keyed::Done(1)
     );
 }
+
+#[test]
+fn a_clock_that_is_set_ahead_takes_no_key_that_is_young() {
+    let db = database();
+    // Its own clock, which can be set.
+    db.admin()
+        .batch_execute(
+            "CREATE SCHEMA fake; CREATE TABLE fake.ahead (by interval); INSERT INTO fake.ahead VALUES ('0');
+             CREATE FUNCTION fake.now() RETURNS timestamptz LANGUAGE sql STABLE
+                 AS 'SELECT pg_catalog.now() + (SELECT by FROM fake.ahead)';
+             CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+                 AS 'SELECT pg_catalog.clock_timestamp() + (SELECT by FROM fake.ahead)';
+             DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = fake, pg_catalog, public', current_database()); END $$",
+        )
+        .unwrap();
+    let pool = db.pool().build().unwrap();
+    pool.create_ledger().unwrap();
+    let once = || {
+        pool.execute_with_key("young", "SELECT 1", &[])
+            .map(|done| matches!(done, Keyed::Done(_)))
+    };
+    assert!(once().unwrap());
+    let old = "INSERT INTO millpond.ledger (key, attempt, state, at) \
+               VALUES (repeat('a', 64), gen_random_uuid(), 'done', pg_catalog.now() - interval '25 hours')";
+    db.admin().batch_execute(old).unwrap();
+    db.admin()
+        .batch_execute("UPDATE fake.ahead SET by = '48 hours'")
+        .unwrap();
+    assert_eq!(pool.sweep_ledger().unwrap(), Some(1), "the old one alone");
+    assert!(!once().unwrap(), "the young one is done");
+}

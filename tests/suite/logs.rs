@@ -96,3 +96,13 @@ fn retries_and_closes_have_one_shape() {
             .any(|l| l.starts_with("INFO closed conn=") && l.ends_with("uses=1"))
     });
 }
+
+#[test]
+fn a_server_whose_commits_a_crash_may_take_is_named_at_the_start() {
+    let db = database();
+    let pool = db.pool().build().unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    // The tests' server is quick rather than durable.
+    let lines = log_lines("WARN synchronous_commit and fsync off on the server");
+    assert!(!lines.is_empty());
+}

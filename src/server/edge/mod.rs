@@ -25,6 +25,7 @@ mod links;
 use super::Service;
 use super::lane::Plan;
 use super::router::{Lane, PerLane};
+use crate::temporary::Temporary;
 pub(super) use desk::Desk;
 use event_loop::EventLoop;
 use in_flight::InFlight;
@@ -35,7 +36,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// How long idle workers take to go.
 const LANES_END: Duration = Duration::from_millis(500);
@@ -46,7 +46,7 @@ pub(super) struct Edge {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     /// Of the lanes' sockets.
-    dir: Arc<TempDir>,
+    dir: Arc<Temporary>,
 }
 
 /// What the loop's thread shares with others.
@@ -61,11 +61,10 @@ impl Edge {
     /// are not for clients.
     pub fn start(
         service: Arc<Service>,
-        lanes: impl FnOnce(&Arc<Desk>, &Arc<TempDir>) -> (Plan, Plan),
+        lanes: impl FnOnce(&Arc<Desk>, &Arc<Temporary>) -> (Plan, Plan),
         others: usize,
     ) -> io::Result<Edge> {
-        // Nobody else can look into it.
-        let dir = Arc::new(tempfile::Builder::new().prefix("millpond-").tempdir()?);
+        let dir = Arc::new(Temporary::new()?);
         let lanes = |desk: &_| lanes(desk, &dir);
         let mut event_loop = EventLoop::new(service, lanes, others)?;
         let (addr, shared) = (event_loop.addr()?, event_loop.shared());
@@ -161,7 +160,7 @@ mod tests {
     fn edge(
         workers: usize,
         gate: &Arc<Gate>,
-        dir: &Arc<TempDir>,
+        dir: &Arc<Temporary>,
     ) -> (Edge, Vec<std::os::unix::net::UnixStream>) {
         let held = Arc::clone(gate);
         let handler = move |_: &Request| {
@@ -232,7 +231,7 @@ mod tests {
         // One connection or four; the first of them lost, and the lane as well or not.
         for (workers, gone_as_well) in [(1, false), (1, true), (4, false), (4, true)] {
             let gate = Arc::<Gate>::default();
-            let dir = Arc::new(tempfile::tempdir().unwrap());
+            let dir = Arc::new(Temporary::new().unwrap());
             let (edge, links) = edge(workers, &gate, &dir);
             assert_eq!(links.len(), workers);
             let (sender, answers) = mpsc::channel();
