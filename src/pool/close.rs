@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Between two cancels of what has no end without the pool.
+const CANCEL_AGAIN: Duration = Duration::from_millis(50);
 /// Threads that say goodbye to idle connections side by side.
 const HELPERS: usize = 8;
 
@@ -59,6 +61,7 @@ impl Inner {
         let before = self.stats();
         self.shut_line();
         self.probe.close();
+        self.end_work_of_our_own(Instant::now() + grace);
         let (mut cancelled, mut aborted) = (Vec::new(), Vec::new());
         if !self.wait_until_returned(deadline - grace) {
             cancelled = self.shared.watchdog.cancel_all_held(grace);
@@ -83,6 +86,18 @@ impl Inner {
         let report = *self.report.get_or_init(|| report);
         self.tell_returned();
         report
+    }
+
+    /// Migrations are not waited for: whoever starts next begins them anew. They are cancelled, so that nothing of them waits in
+    /// the server when this program is gone, and cut where the server does not answer.
+    fn end_work_of_our_own(&self, until: Instant) {
+        while self.shared.watchdog.cancel_what_ends_with_pool() {
+            if Instant::now() >= until {
+                self.shared.watchdog.abort_what_ends_with_pool();
+                return;
+            }
+            thread::sleep(CANCEL_AGAIN);
+        }
     }
 
     fn wait_for_report(&self, until: Instant) -> Report {

@@ -62,6 +62,8 @@ pub(crate) struct Tracked {
     holder: Mutex<Option<Holder>>,
     /// The server said so, in a warning.
     pub gave_up_on_standbys: AtomicBool,
+    /// What runs on it is cancelled as soon as the pool closes.
+    pub ends_with_pool: AtomicBool,
 }
 
 struct Holder {
@@ -164,6 +166,7 @@ impl Watchdog {
             cancel: OnceLock::new(),
             holder: Mutex::default(),
             gave_up_on_standbys: AtomicBool::new(false),
+            ends_with_pool: AtomicBool::new(false),
         });
         self.all().push(Arc::clone(&tracked));
         Registration {
@@ -286,6 +289,38 @@ impl Watchdog {
         }
         self.wake();
         asked
+    }
+
+    /// Cancels what runs on the connections that end with the pool. False when there are none any more. It is to be called
+    /// until then: a cancel between two statements ends neither.
+    pub fn cancel_what_ends_with_pool(&self) -> bool {
+        let all: Vec<_> = self.all().clone();
+        let ending = all.iter().filter(|t| t.ends_with_pool.load(SeqCst));
+        ending
+            .map(|tracked| {
+                let seen = tracked.word.load(SeqCst);
+                let cancelled = word::pack(word::NEVER, word::CANCELLED);
+                let is_running = match word::unpack(seen).1 {
+                    word::CANCEL => tracked
+                        .word
+                        .compare_exchange(seen, cancelled, SeqCst, SeqCst)
+                        .is_ok(),
+                    stage => stage == word::CANCELLED,
+                };
+                if is_running {
+                    self.send_cancel(tracked);
+                }
+            })
+            .count()
+            > 0
+    }
+
+    /// Cuts them.
+    pub fn abort_what_ends_with_pool(&self) {
+        let all: Vec<_> = self.all().clone();
+        for tracked in all.iter().filter(|t| t.ends_with_pool.load(SeqCst)) {
+            tracked.wire.abort();
+        }
     }
 
     /// Cuts every checked-out connection. Returns which.

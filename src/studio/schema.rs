@@ -20,11 +20,11 @@ pub const SCHEMA: &str = "studio";
 
 /// The advisory lock of whoever migrates.
 const MIGRATING: i64 = 0x6d69_6c6c_706f_6e64;
-/// Between two looks at what another server does.
 /// How often the schema is looked after.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// How often migrations that were refused behind a pooler are tried again.
 const MOST_REFUSED: u32 = 3;
+/// Between two looks at what another server does.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Between two attempts, when the database went away in the middle.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
@@ -123,15 +123,26 @@ impl Studio {
                     continue;
                 }
             };
-            match run(&mut session, &self.pool) {
+            // Before the look whether the pool is closed: whoever closes it looks for this afterwards.
+            session.end_with_pool();
+            let outcome = match self.pool.is_closed() {
+                true => Err(SchemaError::Closed.into()),
+                false => run(&mut session, &self.pool),
+            };
+            if outcome.is_ok() {
+                session.close_for(CloseReason::IdleTimeout);
+            }
+            drop(session);
+            match outcome {
                 Ok(()) => {
-                    session.close_for(CloseReason::IdleTimeout);
                     self.ready.store(true, Ordering::SeqCst);
                     return Ok(());
                 }
                 Err(e) if e.is::<SchemaError>() => {
                     return Err(e.downcast().map_or(SchemaError::Closed, |e| *e));
                 }
+                // That was the end of it: it was cancelled, or cut.
+                Err(_) if self.pool.is_closed() => return Err(SchemaError::Closed),
                 Err(e) if is_lost(&*e) => {
                     warn!(
                         "the migrations were interrupted and start over: {}",

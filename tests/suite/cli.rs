@@ -4,7 +4,8 @@ use super::frozen::slack;
 use super::http;
 use super::servers::Frozen;
 use super::support::{MS, SECOND, database, eventually};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The program in this directory, with nothing of the tester's own environment that could matter.
-fn millpond(dir: &Path, args: &[&str]) -> Command {
+pub fn millpond(dir: &Path, args: &[&str]) -> Command {
     // Elsewhere than where it was built when the tests run as another user.
     let program = std::env::var_os("MILLPOND_BIN").unwrap_or(env!("CARGO_BIN_EXE_millpond").into());
     let mut command = Command::new(program);
@@ -29,29 +30,44 @@ fn millpond(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-fn run(dir: &Path, args: &[&str], vars: &[(&str, &str)]) -> Output {
+pub fn run(dir: &Path, args: &[&str], vars: &[(&str, &str)]) -> Output {
     millpond(dir, args)
         .envs(vars.iter().copied())
         .output()
         .unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// A running server.
-struct Serving {
-    child: Child,
+pub struct Serving {
+    pub child: Child,
     log: Arc<Mutex<String>>,
-    port: u16,
+    pub port: u16,
 }
 
-fn serve(dir: &Path, vars: &[(&str, &str)]) -> Serving {
-    start(millpond(dir, &[]), vars)
+/// Starts one, and waits until it listens.
+pub fn serve(dir: &Path, vars: &[(&str, &str)]) -> Serving {
+    listening(start(dir, vars))
 }
 
-fn start(mut command: Command, vars: &[(&str, &str)]) -> Serving {
+fn listening(mut serving: Serving) -> Serving {
+    eventually("it listens", || {
+        let ended = serving.child.try_wait().unwrap().is_some();
+        assert!(!ended, "it ended: {}", serving.log());
+        serving.listens()
+    });
+    serving
+}
+
+/// Starts one, which may come to nothing.
+pub fn start(dir: &Path, vars: &[(&str, &str)]) -> Serving {
+    spawn(millpond(dir, &[]), vars)
+}
+
+fn spawn(mut command: Command, vars: &[(&str, &str)]) -> Serving {
     command
         .env("HTTP_ADDR", "127.0.0.1:0")
         .envs(vars.iter().copied());
@@ -70,33 +86,47 @@ fn start(mut command: Command, vars: &[(&str, &str)]) -> Serving {
             copy.lock().unwrap().push_str(&(line + "\n"));
         }
     });
-    let mut serving = Serving {
+    Serving {
         child,
         log,
         port: 0,
-    };
-    eventually("it listens", || {
-        let log = serving.log();
-        assert!(
-            serving.child.try_wait().unwrap().is_none(),
-            "it ended: {log}"
-        );
-        let port = log
-            .lines()
-            .find_map(|l| l.split_once("listening on http://127.0.0.1:"))
-            .map(|(_, port)| port.to_owned());
-        serving.port = port.and_then(|p| p.trim().parse().ok()).unwrap_or(0);
-        serving.port != 0
-    });
-    serving
+    }
 }
 
 impl Serving {
-    fn log(&self) -> String {
+    /// True once its log says where, which is then known.
+    fn listens(&mut self) -> bool {
+        let log = self.log();
+        let port = log
+            .lines()
+            .find_map(|l| l.split_once("listening on http://127.0.0.1:"))
+            .map(|(_, port)| port);
+        self.port = port.and_then(|p| p.trim().parse().ok()).unwrap_or(0);
+        self.port != 0
+    }
+
+    /// Not where it ends meanwhile.
+    pub fn is_ready(&mut self) -> bool {
+        self.listens()
+            && self
+                .status("/health/ready")
+                .is_some_and(|status| status == "200")
+    }
+
+    fn status(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.split(' ').nth(1).map(str::to_owned)
+    }
+
+    pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let sent = Command::new("kill")
             .arg(format!("-{name}"))
             .arg(self.child.id().to_string())
@@ -104,7 +134,7 @@ impl Serving {
         assert!(sent.unwrap().success());
     }
 
-    fn ends(&mut self) -> Option<i32> {
+    pub fn ends(&mut self) -> Option<i32> {
         let patience = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -358,7 +388,7 @@ fn the_studio_is_served_with_its_schema_or_not_at_all() {
 }
 
 /// The status, and how long it took.
-fn get(port: u16, path: &str) -> (u16, Duration) {
+pub fn get(port: u16, path: &str) -> (u16, Duration) {
     let since = Instant::now();
     let answer = http::get(([127, 0, 0, 1], port).into(), path);
     (answer.status, since.elapsed())
@@ -635,10 +665,8 @@ fn with_few_files_it_uses_what_fits_and_answers_every_client() {
         "{said}"
     );
     let command = limited("-n 100", dir.path(), &[]);
-    let mut serving = start(
-        command,
-        &[("DATABASE_URL", &db.url), ("DB_POOL_MAX", "300")],
-    );
+    let vars = [("DATABASE_URL", db.url.as_str()), ("DB_POOL_MAX", "300")];
+    let mut serving = listening(spawn(command, &vars));
     assert!(
         serving.log().contains("lower DB_POOL_MAX, which is 300"),
         "{}",
@@ -697,7 +725,7 @@ fn with_few_threads_it_uses_what_fits_or_says_so() {
         );
     }
     if is_root {
-        let mut serving = start(allowed(60), &[("DATABASE_URL", &db.url)]);
+        let mut serving = listening(spawn(allowed(60), &[("DATABASE_URL", &db.url)]));
         assert!(
             serving.log().contains("lower HTTP_WORKERS, which is 40"),
             "{}",

@@ -17,6 +17,7 @@ mod fork;
 mod frozen;
 mod health;
 mod http;
+mod interrupted;
 mod keyed;
 mod logs;
 mod models;

@@ -34,7 +34,36 @@ pub enum Mode {
 struct Fault {
     from_frontend: bool,
     needle: Vec<u8>,
+    /// Where it waits for a request by its number.
+    counted: Option<Counted>,
     act: Act,
+}
+
+/// The requests of one session, from that one on which holds the needle.
+struct Counted {
+    /// Its connection, once it is known.
+    session: Option<usize>,
+    seen: usize,
+    wanted: usize,
+}
+
+impl Counted {
+    /// True where the wanted request is on its way on this connection, or its answer.
+    fn has_come(
+        &mut self,
+        connection: usize,
+        from_frontend: bool,
+        named: bool,
+        tags: &[char],
+    ) -> bool {
+        if from_frontend && named && self.session != Some(connection) {
+            (self.session, self.seen) = (Some(connection), 1);
+        } else if from_frontend && self.session == Some(connection) {
+            // Each ends with one of these two.
+            self.seen += tags.iter().filter(|tag| matches!(tag, 'Q' | 'S')).count();
+        }
+        self.session == Some(connection) && self.seen >= self.wanted
+    }
 }
 
 /// What happens to them.
@@ -137,11 +166,39 @@ impl Proxy {
         self.arm(true, needle, act);
     }
 
+    /// The session that sends `needle` meets this at its `nth` request from there on, which is the first.
+    pub fn on_nth_request(&self, needle: &[u8], nth: usize, act: Act) {
+        self.arm_counted(true, needle, nth, act);
+    }
+
+    /// The same, at the answer to that request.
+    pub fn on_nth_answer(&self, needle: &[u8], nth: usize, act: Act) {
+        self.arm_counted(false, needle, nth, act);
+    }
+
+    /// The fault is still to come.
+    pub fn is_armed(&self) -> bool {
+        self.shared.fault.lock().unwrap().is_some()
+    }
+
     fn arm(&self, from_frontend: bool, needle: &[u8], act: Act) {
-        let needle = needle.to_vec();
         *self.shared.fault.lock().unwrap() = Some(Fault {
             from_frontend,
-            needle,
+            needle: needle.to_vec(),
+            counted: None,
+            act,
+        });
+    }
+
+    fn arm_counted(&self, from_frontend: bool, needle: &[u8], nth: usize, act: Act) {
+        *self.shared.fault.lock().unwrap() = Some(Fault {
+            from_frontend,
+            needle: needle.to_vec(),
+            counted: Some(Counted {
+                session: None,
+                seen: 0,
+                wanted: nth,
+            }),
             act,
         });
     }
@@ -190,14 +247,14 @@ impl Shared {
         self.sockets.lock().unwrap().insert(number, both);
         let (up, down) = (Arc::clone(self), Arc::clone(self));
         let (from_client, to_server) = (clone(&client), clone(&server));
-        thread::spawn(move || up.pump(from_client, to_server, true));
+        thread::spawn(move || up.pump(from_client, to_server, true, number));
         thread::spawn(move || {
-            down.pump(server, client, false);
+            down.pump(server, client, false, number);
             down.sockets.lock().unwrap().remove(&number);
         });
     }
 
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream, frontend: bool) {
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, frontend: bool, number: usize) {
         let mut framer = Framer {
             startup: frontend,
             rest: Vec::new(),
@@ -213,7 +270,8 @@ impl Shared {
                 }
                 thread::sleep(MS);
             }
-            match self.fault_for(&buffer[..count], frontend) {
+            let tags = framer.tags(&buffer[..count]);
+            match self.fault_for(&buffer[..count], &tags, frontend, number) {
                 None => {}
                 Some(Act::DeliverAfter(work)) => work(),
                 Some(Act::Lose) => break,
@@ -256,7 +314,6 @@ impl Shared {
                     break;
                 }
             }
-            let tags = framer.tags(&buffer[..count]);
             let named = |tag| {
                 if frontend {
                     Passed::Frontend(tag)
@@ -274,14 +331,19 @@ impl Shared {
         }
     }
 
-    fn fault_for(&self, bytes: &[u8], frontend: bool) -> Option<Act> {
-        let holds = |f: &Fault| {
-            f.from_frontend == frontend && bytes.windows(f.needle.len()).any(|w| w == f.needle)
+    fn fault_for(&self, bytes: &[u8], tags: &[char], frontend: bool, number: usize) -> Option<Act> {
+        let holds = |fault: &mut Fault| {
+            let named = bytes.windows(fault.needle.len()).any(|w| w == fault.needle);
+            let come = match &mut fault.counted {
+                None => named,
+                Some(counted) => counted.has_come(number, frontend, named, tags),
+            };
+            come && fault.from_frontend == frontend
         };
         self.fault
             .lock()
             .unwrap()
-            .take_if(|fault| holds(fault))
+            .take_if(holds)
             .map(|fault| fault.act)
     }
 }

@@ -32,6 +32,13 @@ pub fn programs() -> Option<std::path::PathBuf> {
     std::env::var_os("PG_BIN_DIR").map(Into::into)
 }
 
+/// Where the programs of the shared server are.
+pub fn programs_in_use() -> std::path::PathBuf {
+    let pid = shared_server().pid().expect("a running server");
+    let postgres = std::fs::read_link(format!("/proc/{pid}/exe")).expect("its program");
+    postgres.parent().expect("a directory").to_owned()
+}
+
 /// A database of its own on the shared server.
 pub struct Database {
     pub url: String,
@@ -63,6 +70,14 @@ impl Database {
 
     pub fn admin(&self) -> Client {
         admin(&self.url)
+    }
+
+    /// For a test that makes many. What is connected to it is cut off.
+    pub fn drop(self) {
+        let (base, name) = self.url.rsplit_once('/').expect("a URL with a database");
+        admin(&format!("{base}/postgres"))
+            .batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))
+            .expect("DROP DATABASE");
     }
 }
 

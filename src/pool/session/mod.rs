@@ -398,6 +398,12 @@ impl Session {
         self.closing.get_or_insert(reason);
     }
 
+    /// It is used for work of the pool's own, without a deadline: when the pool closes, that is cancelled.
+    pub fn end_with_pool(&mut self) {
+        self.tracked().ends_with_pool.store(true, Ordering::SeqCst);
+        self.client.registration().arm_for_good(None, Plan::Cancel);
+    }
+
     pub fn is_closing(&self) -> bool {
         self.closing.is_some()
     }
