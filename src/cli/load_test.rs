@@ -186,7 +186,7 @@ fn measure(config: &Config, arguments: &Arguments) -> Result<Report, Failure> {
         p99_ms: at(0.99),
         max_ms: at(1.0),
         pool: PoolReport {
-            max_connections: config.pool.max_size,
+            max_connections: pool.config().max_size,
             most_open: counter.most.load(Ordering::Relaxed),
             opened: counter.opened.load(Ordering::Relaxed),
             most_waiting,

@@ -44,8 +44,8 @@ impl Identity {
             "SET LOCAL ROLE NONE; SELECT pid, {BACKEND_START} AS backend_start, pg_is_in_recovery() AS standby, \
              (extract(epoch FROM clock_timestamp() - backend_start) * 1000000)::bigint AS age, \
              (extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::bigint AS statement_timeout, \
-             concat_ws(' and ', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'synchronous_commit' END, \
-             CASE current_setting('fsync') WHEN 'off' THEN 'fsync' END) AS risks, \
+             concat_ws(' and ', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'synchronous_commit=off' END, \
+             CASE current_setting('fsync') WHEN 'off' THEN 'fsync=off' END) AS risks, \
              current_setting('client_min_messages') = 'error' AS hides_warnings, \
              inet_client_addr() IS NOT NULL AS over_tcp, current_setting('port') AS port"
         );

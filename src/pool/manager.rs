@@ -613,7 +613,7 @@ impl Shared {
             && !self.warned_of_risks.swap(true, Ordering::Relaxed)
         {
             warn!(
-                "{risks} off on the server: a crash of it may take the last writes that were reported as done"
+                "the server runs with {risks}: a crash of it may take the last writes that were reported as done"
             );
         }
     }

@@ -18,6 +18,16 @@ use std::time::Duration;
 /// Where the studio's tables are, and its ledger.
 pub const SCHEMA: &str = "studio";
 
+/// Those of the first migration.
+const TABLES: [&str; 6] = [
+    "studios",
+    "reservations",
+    "quotes",
+    "invoice_numbers",
+    "invoices",
+    "invoice_lines",
+];
+
 /// The advisory lock of whoever migrates.
 const MIGRATING: i64 = 0x6d69_6c6c_706f_6e64;
 /// How often the schema is looked after.
@@ -46,6 +56,13 @@ pub enum SchemaError {
         /// The newest version that this program knows.
         known: i64,
     },
+    /// The database's encoding is not UTF8: it could not hold every name, and might count bytes for characters.
+    Encoding(String),
+    /// A table of a name that the schema needs is there, and was not made by this program.
+    NotOurs {
+        /// Its name, with that of the schema.
+        table: String,
+    },
     /// The pool was closed meanwhile.
     Closed,
 }
@@ -59,6 +76,15 @@ impl fmt::Display for SchemaError {
                 "the studio's schema is of version {found}, and this program knows versions up to {known}: \
                  run a newer millpond"
             ),
+            SchemaError::Encoding(found) => write!(
+                f,
+                "the studio needs a database with the encoding UTF8, and this one has {found}: \
+                 CREATE DATABASE .. ENCODING 'UTF8' TEMPLATE template0"
+            ),
+            SchemaError::NotOurs { table } => write!(
+                f,
+                "the table {table} is there, and is not the studio's: rename it, or use a database without one"
+            ),
             SchemaError::Closed => {
                 f.write_str("the pool was closed before the studio's schema was there")
             }
@@ -70,7 +96,10 @@ impl StdError for SchemaError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             SchemaError::Migration(e) => Some(&**e),
-            SchemaError::Newer { .. } | SchemaError::Closed => None,
+            SchemaError::Newer { .. }
+            | SchemaError::Encoding(_)
+            | SchemaError::NotOurs { .. }
+            | SchemaError::Closed => None,
         }
     }
 }
@@ -109,7 +138,7 @@ impl Studio {
     /// this at once: one runs the migrations, the others find them done.
     ///
     /// # Errors
-    /// When a migration is refused, or the pool is closed.
+    /// When a migration is refused, the database cannot hold the schema, or the pool is closed.
     pub fn migrate(&self) -> Result<(), SchemaError> {
         let shared = &self.pool.inner.shared;
         let mut refused = 0;
@@ -175,6 +204,7 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
         client.batch_execute("SET statement_timeout = 0")?;
     }
     loop {
+        refuse_what_is_not_ours(client, pool)?;
         match compare(client, runner.get_migrations())? {
             State::UpToDate => {
                 info!("the studio's schema is up to date");
@@ -214,6 +244,43 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
     client.batch_execute(&pool.ledger_ddl())?;
     // The lock goes with the session.
     Ok(())
+}
+
+/// Looks at what is there under the names that the schema needs.
+fn refuse_what_is_not_ours(
+    client: &mut Client,
+    pool: &Pool,
+) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    // In one transaction, for poolers.
+    let mut tx = client.transaction()?;
+    let encoding = tx.query_one("SELECT current_setting('server_encoding')", &[])?;
+    let encoding: String = encoding.try_get(0)?;
+    if encoding != "UTF8" {
+        return Err(SchemaError::Encoding(encoding).into());
+    }
+    // The tables come with their history, which tells what made them.
+    let named = "SELECT relname::text FROM pg_class AS it WHERE relnamespace = to_regnamespace($1) AND CASE relname \
+                 WHEN 'schema_history' THEN (SELECT count(*) FROM pg_attribute \
+                 WHERE attrelid = it.oid AND attname IN ('version', 'checksum')) < 2 \
+                 ELSE relname = ANY ($2) AND to_regclass($1 || '.schema_history') IS NULL END";
+    let not_ours = tx.query(named, &[&SCHEMA, &&TABLES[..]])?;
+    let mut not_ours = match not_ours.first() {
+        Some(row) => Some(row.try_get(0)?),
+        None => None,
+    };
+    let ledger = tx.query_opt(&pool.inner.shared.ledger.is_a_strangers_sql(), &[])?;
+    if let Some(row) = ledger
+        && row.try_get(0)?
+    {
+        not_ours = Some("ledger".to_owned());
+    }
+    match not_ours {
+        Some(name) => Err(SchemaError::NotOurs {
+            table: format!("{SCHEMA}.{name}"),
+        }
+        .into()),
+        None => Ok(()),
+    }
 }
 
 /// What is there, beside the migrations of this program.

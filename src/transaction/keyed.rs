@@ -1,6 +1,6 @@
 //! Transactions with a key: done once, however often they are asked for.
 
-use super::ledger::{Claimed, Key, Ledger};
+use super::ledger::{Claimed, Key, Ledger, NOT_OURS};
 use super::outcome::wait_for_standbys;
 use super::{Ended, Outcome, Run, Transaction, roll_back_after};
 use crate::error::{Error, Result};
@@ -35,7 +35,7 @@ impl Pool {
     /// up to the statement timeout.
     ///
     /// # Errors
-    /// As [`transaction`](Pool::transaction); [`Error::Misuse`] when the table is not there.
+    /// As [`transaction`](Pool::transaction); [`Error::Misuse`] when the table is not there, or is no ledger.
     #[track_caller]
     pub fn transaction_with_key<T>(
         &self,
@@ -173,6 +173,7 @@ impl Wanted<'_> {
                 Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => Error::Misuse(
                     "the ledger's table is not there; create_ledger makes it, in the schema that ledger_schema names",
                 ),
+                Some(&SqlState::UNDEFINED_COLUMN) => NOT_OURS,
                 Some(&SqlState::LOCK_NOT_AVAILABLE) if self.wait.is_some() => Error::KeyInUse,
                 _ => error,
             })?;

@@ -47,6 +47,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// The advisory lock of whoever sweeps, beside the table's own number.
 const SWEEPING: i32 = 0x6d70_6c64;
 
+/// Somebody else's table has its name.
+pub(super) const NOT_OURS: Error = Error::Misuse(
+    "the table of the ledger's name is not a ledger; choose another schema (ledger_schema), or rename that table",
+);
+
 /// A ledger by its table, and the thread that sweeps it.
 pub(crate) struct Ledger {
     schema: String,
@@ -118,6 +123,15 @@ impl Ledger {
              answer bytea,\n    \
              at timestamptz NOT NULL DEFAULT now()\n);\n\
              CREATE INDEX IF NOT EXISTS ledger_at ON {table} (at);\n"
+        )
+    }
+
+    /// Whether the table is there, and is none of ours: the first column of the first row.
+    pub fn is_a_strangers_sql(&self) -> String {
+        format!(
+            "SELECT count(*) < 5 FROM pg_attribute WHERE attrelid = to_regclass('{}') \
+             AND attname IN ('key', 'attempt', 'state', 'answer', 'at') HAVING to_regclass('{0}') IS NOT NULL",
+            self.table
         )
     }
 
@@ -273,13 +287,20 @@ impl Pool {
     /// programs at once. Nothing else makes them.
     ///
     /// # Errors
-    /// As [`transaction`](Pool::transaction): the role needs the right to create them.
+    /// As [`transaction`](Pool::transaction): the role needs the right to create them. [`Error::Misuse`] where another table has the
+    /// ledger's name.
     pub fn create_ledger(&self) -> Result<()> {
         // IF NOT EXISTS does not keep two who come at once apart.
         let lock = format!("SELECT pg_advisory_xact_lock({SWEEPING}, 0)");
         let ddl = self.ledger_ddl();
+        let is_a_strangers = self.inner.shared.ledger.is_a_strangers_sql();
         self.transaction(|tx| {
             tx.batch_execute(&lock)?;
+            if let Some(row) = tx.query_opt(&is_a_strangers, &[])?
+                && row.try_get(0)?
+            {
+                return Err(NOT_OURS);
+            }
             tx.batch_execute(&ddl)
         })
     }

@@ -684,3 +684,21 @@ fn a_clock_that_is_set_ahead_takes_no_key_that_is_young() {
     assert_eq!(pool.sweep_ledger().unwrap(), Some(1), "the old one alone");
     assert!(!once().unwrap(), "the young one is done");
 }
+
+#[test]
+fn a_table_of_the_ledgers_name_that_is_none_is_named() {
+    let db = database();
+    db.admin()
+        .batch_execute("CREATE SCHEMA millpond; CREATE TABLE millpond.ledger (key text, at date)")
+        .unwrap();
+    let pool = db.pool().build().unwrap();
+    for refused in [
+        pool.create_ledger().unwrap_err(),
+        pool.execute_with_key("k", "SELECT 1", &[]).unwrap_err(),
+    ] {
+        assert!(
+            matches!(refused, Error::Misuse(why) if why.contains("is not a ledger")),
+            "{refused}"
+        );
+    }
+}

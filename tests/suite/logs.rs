@@ -103,6 +103,6 @@ fn a_server_whose_commits_a_crash_may_take_is_named_at_the_start() {
     let pool = db.pool().build().unwrap();
     pool.query("SELECT 1", &[]).unwrap();
     // The tests' server is quick rather than durable.
-    let lines = log_lines("WARN synchronous_commit and fsync off on the server");
+    let lines = log_lines("WARN the server runs with synchronous_commit=off and fsync=off");
     assert!(!lines.is_empty());
 }

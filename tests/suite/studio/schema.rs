@@ -142,3 +142,47 @@ fn a_schema_that_is_newer_than_the_program_is_refused_with_a_sentence() {
         "{error}"
     );
 }
+
+#[test]
+fn a_database_that_cannot_hold_it_is_refused_with_a_sentence() {
+    for encoding in ["LATIN1", "SQL_ASCII", "EUC_JP"] {
+        let db = database();
+        let name = format!("test_{}", encoding.to_lowercase());
+        let create = format!(
+            "CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        );
+        db.admin().batch_execute(&create).unwrap();
+        let (base, _) = db.url.rsplit_once('/').unwrap();
+        let served = Served::start(&format!("{base}/{name}"), &[]);
+        let error = served.studio.migrate().unwrap_err().to_string();
+        assert!(
+            error.contains("UTF8") && error.contains(encoding),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_table_of_its_name_that_is_not_its_own_is_named() {
+    let there = [
+        ("studios", "CREATE TABLE studio.studios (x int)"),
+        ("invoices", "CREATE VIEW studio.invoices AS SELECT 1"),
+        (
+            "schema_history",
+            "CREATE TABLE studio.schema_history (x int)",
+        ),
+        ("ledger", "CREATE TABLE studio.ledger (key text, at date)"),
+    ];
+    for (name, sql) in there {
+        let db = database();
+        db.admin()
+            .batch_execute(&format!("CREATE SCHEMA studio; {sql}"))
+            .unwrap();
+        let served = Served::start(&db.url, &[]);
+        let error = served.studio.migrate().unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("the table studio.{name} is there")),
+            "{error}"
+        );
+    }
+}
