@@ -1,11 +1,13 @@
 //! Reservations from a CSV file: all of them, or none.
 //!
-//! The lines are read strictly first. What is left to the database is copied into a table that lives as long as the
-//! transaction, where the lines that cannot be reserved are found all at once, and is reserved from there.
+//! The lines are read strictly first, and once more on their way to the database: none is kept here. There they are copied into
+//! a table that lives as long as the transaction, where those that cannot be reserved are found all at once, and are reserved
+//! from there.
 
 use super::fields::{LONGEST_NAME, check_name, expect_type, invalid, time, whole};
 use super::refusals::{overlap, refuse};
 use super::writes::Answer;
+use super::wrong::{MOST_NAMED, Wrong};
 use super::{Studio, openapi};
 use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
@@ -13,13 +15,13 @@ use crate::transaction::Transaction;
 use jiff::Timestamp;
 use postgres::error::SqlState;
 use serde::Serialize;
-use serde_json::{Value, json};
 use std::io::Write;
 use utoipa::ToSchema;
 
 const HEADER: [&str; 4] = ["studioId", "customer", "startsAt", "endsAt"];
-/// Bad lines that are listed.
-const MOST_LISTED: usize = 100;
+const FOUR: &str = "takes four values";
+/// Longer than any that could be taken, in bytes; the reader would keep the place of each of its commas.
+const LONGEST_LINE: usize = 8192;
 
 /// How many reservations were made.
 #[derive(Serialize, ToSchema)]
@@ -27,10 +29,10 @@ pub(super) struct Imported {
     imported: u64,
 }
 
-struct Line {
+struct Line<'r> {
     number: u64,
     studio_id: i64,
-    customer: String,
+    customer: &'r str,
     starts_at: Timestamp,
     ends_at: Timestamp,
 }
@@ -49,50 +51,84 @@ pub(super) fn import(studio: &Studio, request: &Request) -> Result<Response, Pro
     expect_type(request, "text/csv")?;
     let content = std::str::from_utf8(&request.body)
         .map_err(|_| Problem::plain(400, "the body is no UTF-8"))?;
-    let lines = read(content)?;
+    check(content)?;
     studio.write(request, content, |tx| {
-        let imported = reserve(tx, &lines)?;
+        let imported = reserve(tx, content)?;
         Answer::with(201, None, &Imported { imported })
     })
 }
 
-/// Reads all lines; those that are wrong are all named.
-fn read(content: &str) -> Result<Vec<Line>, Problem> {
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .from_reader(content.as_bytes());
-    let header = reader.headers().cloned().unwrap_or_default();
-    if header != HEADER[..] {
-        let detail = format!("takes the columns {}, in this order", HEADER.join(","));
-        return Err(invalid(vec![wrong_line(1, &detail)]));
+/// Looks whether all lines can be read; those that cannot are all counted.
+fn check(content: &str) -> Result<(), Problem> {
+    let mut wrong = Wrong::default();
+    let mut lines = Lines::of(content);
+    let by_line = content.split(['\n', '\r']);
+    if let Some(long) = by_line.into_iter().find(|line| line.len() > LONGEST_LINE) {
+        let at = long.as_ptr() as usize - content.as_ptr() as usize;
+        wrong.add_line(lines.numbers.of(Some(at)), "is longer than 8192 bytes");
+        return Err(listed(invalid_lines(), wrong));
     }
-    let (mut lines, mut wrong) = (Vec::new(), Vec::new());
-    let mut numbers = Numbers {
-        content,
-        at: 0,
-        line: 1,
-    };
-    for record in reader.records() {
-        let read = match &record {
-            Ok(record) => {
-                let number = numbers.of(record.position());
-                read_line(number, record).map_err(|detail| (number, detail))
-            }
-            Err(e) => Err((numbers.of(e.position()), "cannot be read")),
-        };
-        match read {
-            Ok(line) => lines.push(line),
-            Err((number, detail)) => wrong.push(wrong_line(number, detail)),
+    if lines
+        .reader
+        .headers()
+        .ok()
+        .is_none_or(|header| header != HEADER[..])
+    {
+        let detail = format!("takes the columns {}, in this order", HEADER.join(","));
+        wrong.add_line(1, &detail);
+        return Err(listed(invalid_lines(), wrong));
+    }
+    let mut good = false;
+    while let Some(line) = lines.next() {
+        match line {
+            Ok(_) => good = true,
+            Err((number, detail)) => wrong.add_line(number, detail),
         }
     }
-    if wrong.is_empty() && lines.is_empty() {
-        wrong.push(wrong_line(2, "there is no line with a reservation"));
+    match (good, wrong.count()) {
+        (true, 0) => return Ok(()),
+        (false, 0) => wrong.add_line(2, "there is no line with a reservation"),
+        _ => {}
     }
-    if wrong.is_empty() {
-        Ok(lines)
-    } else {
-        Err(listed(invalid(Vec::new()), wrong))
+    Err(listed(invalid_lines(), wrong))
+}
+
+/// The lines of a file, each read when it is asked for.
+struct Lines<'c> {
+    reader: csv::Reader<&'c [u8]>,
+    record: csv::StringRecord,
+    numbers: Numbers<'c>,
+}
+
+impl Lines<'_> {
+    fn of(content: &str) -> Lines<'_> {
+        Lines {
+            reader: csv::ReaderBuilder::new()
+                .flexible(true)
+                .from_reader(content.as_bytes()),
+            record: csv::StringRecord::new(),
+            numbers: Numbers {
+                content,
+                at: 0,
+                line: 1,
+            },
+        }
     }
+
+    fn next(&mut self) -> Option<Result<Line<'_>, (u64, &'static str)>> {
+        match self.reader.read_record(&mut self.record) {
+            Ok(false) => None,
+            Ok(true) => {
+                let number = self.numbers.of(byte(self.record.position()));
+                Some(read_line(number, &self.record).map_err(|detail| (number, detail)))
+            }
+            Err(e) => Some(Err((self.numbers.of(byte(e.position())), "cannot be read"))),
+        }
+    }
+}
+
+fn byte(position: Option<&csv::Position>) -> Option<usize> {
+    position.map(|position| position.byte() as usize)
 }
 
 /// The numbers of lines, as an editor counts them: the reader's own do not know a CR LF from two line ends, and count a
@@ -104,11 +140,10 @@ struct Numbers<'c> {
 }
 
 impl Numbers<'_> {
-    fn of(&mut self, position: Option<&csv::Position>) -> u64 {
+    /// Of the line that holds this byte, or the first behind it that is no line end.
+    fn of(&mut self, at: Option<usize>) -> u64 {
         let bytes = self.content.as_bytes();
-        let begin = position
-            .map_or(self.at, |p| p.byte() as usize)
-            .min(bytes.len());
+        let begin = at.unwrap_or(self.at).min(bytes.len());
         let blank = bytes[begin..].iter().take_while(|b| b"\r\n".contains(b));
         let begin = begin + blank.count();
         let ends = |at: &usize| {
@@ -120,16 +155,18 @@ impl Numbers<'_> {
     }
 }
 
-fn read_line(number: u64, record: &csv::StringRecord) -> Result<Line, &'static str> {
-    let fields: Vec<_> = record.iter().collect();
-    let [studio_id, customer, starts_at, ends_at] = fields[..] else {
-        return Err("takes four values");
-    };
+fn read_line(number: u64, record: &csv::StringRecord) -> Result<Line<'_>, &'static str> {
+    let mut fields = record.iter();
+    let mut next = || fields.next().ok_or(FOUR);
+    let (studio_id, customer, starts_at, ends_at) = (next()?, next()?, next()?, next()?);
+    if record.len() != HEADER.len() {
+        return Err(FOUR);
+    }
     let studio_id = whole(studio_id).filter(|id| *id >= 1);
     let line = Line {
         number,
         studio_id: studio_id.ok_or("studioId takes a whole number of at least 1")?,
-        customer: customer.to_owned(),
+        customer,
         starts_at: time(starts_at)
             .map_err(|_| "startsAt takes a time with its offset, as 2030-01-02T10:00:00Z")?,
         ends_at: time(ends_at)
@@ -143,42 +180,43 @@ fn read_line(number: u64, record: &csv::StringRecord) -> Result<Line, &'static s
     Ok(line)
 }
 
-fn wrong_line(number: u64, detail: &str) -> Value {
-    json!({ "line": number, "detail": detail })
+fn invalid_lines() -> Problem {
+    invalid(Wrong::default())
 }
 
 /// The first of the lines, and how many there are in all.
-fn listed(problem: Problem, mut wrong: Vec<Value>) -> Problem {
-    let all = wrong.len();
-    wrong.truncate(MOST_LISTED);
-    problem.with("errors", wrong).with("badLines", all)
+fn listed(problem: Problem, wrong: Wrong) -> Problem {
+    let all = wrong.count();
+    problem
+        .with("errors", wrong.into_named())
+        .with("badLines", all)
 }
 
-fn reserve(tx: &mut Transaction<'_>, lines: &[Line]) -> Result<u64> {
+fn reserve(tx: &mut Transaction<'_>, content: &str) -> Result<u64> {
     tx.batch_execute(&format!(
         "CREATE TEMP TABLE import (line bigint, studio_id bigint, customer varchar({LONGEST_NAME}), \
          starts_at timestamptz, ends_at timestamptz) ON COMMIT DROP"
     ))?;
     tx.copy_in("COPY pg_temp.import FROM STDIN (FORMAT csv)", |out| {
-        copy(lines, out).map_err(Error::application)
+        copy(content, out).map_err(Error::application)
     })?;
     let unknown = "SELECT line FROM pg_temp.import AS i WHERE NOT EXISTS \
-                   (SELECT FROM studio.studios WHERE id = i.studio_id) ORDER BY line";
+                   (SELECT FROM studio.studios WHERE id = i.studio_id)";
     let unknown = wrong_lines(tx, unknown, "there is no such studio")?;
-    if !unknown.is_empty() {
-        return Err(refuse(listed(invalid(Vec::new()), unknown)));
+    if unknown.count() > 0 {
+        return Err(refuse(listed(invalid_lines(), unknown)));
     }
     // Within the file, a line overlaps one that starts before it and has not ended by then.
     let taken = "SELECT line FROM (SELECT *, max(ends_at) OVER (PARTITION BY studio_id ORDER BY starts_at, line \
                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS busy_until FROM pg_temp.import) AS i \
                  WHERE starts_at < busy_until OR EXISTS (SELECT FROM studio.reservations AS r WHERE status = 'active' \
                  AND numrange(r.studio_id, r.studio_id, '[]') && numrange(i.studio_id, i.studio_id, '[]') \
-                 AND tstzrange(r.starts_at, r.ends_at, '[)') && tstzrange(i.starts_at, i.ends_at, '[)')) ORDER BY line";
+                 AND tstzrange(r.starts_at, r.ends_at, '[)') && tstzrange(i.starts_at, i.ends_at, '[)'))";
     let are_taken = |tx: &mut Transaction<'_>| {
         let lines = wrong_lines(tx, taken, "the studio is taken for a part of that time")?;
-        match lines.is_empty() {
-            true => Ok(()),
-            false => Err(refuse(listed(overlap(), lines))),
+        match lines.count() {
+            0 => Ok(()),
+            _ => Err(refuse(listed(overlap(), lines))),
         }
     };
     are_taken(tx)?;
@@ -197,13 +235,15 @@ fn reserve(tx: &mut Transaction<'_>, lines: &[Line]) -> Result<u64> {
     made
 }
 
-fn copy(lines: &[Line], out: &mut dyn Write) -> csv::Result<()> {
+fn copy(content: &str, out: &mut dyn Write) -> csv::Result<()> {
     let mut writer = csv::Writer::from_writer(out);
-    for line in lines {
+    let mut lines = Lines::of(content);
+    // All of them were read before.
+    while let Some(Ok(line)) = lines.next() {
         writer.write_record([
             &line.number.to_string(),
             &line.studio_id.to_string(),
-            &line.customer,
+            line.customer,
             &line.starts_at.to_string(),
             &line.ends_at.to_string(),
         ])?;
@@ -211,9 +251,16 @@ fn copy(lines: &[Line], out: &mut dyn Write) -> csv::Result<()> {
     Ok(writer.flush()?)
 }
 
-fn wrong_lines(tx: &mut Transaction<'_>, sql: &str, detail: &str) -> Result<Vec<Value>> {
-    tx.query(sql, &[])?
-        .iter()
-        .map(|row| Ok(wrong_line(row.try_get::<_, i64>(0)?.unsigned_abs(), detail)))
-        .collect()
+/// The lines that a query finds.
+fn wrong_lines(tx: &mut Transaction<'_>, lines: &str, detail: &str) -> Result<Wrong> {
+    let sql = format!(
+        "SELECT line, count(*) OVER () FROM ({lines}) AS wrong ORDER BY line LIMIT {MOST_NAMED}"
+    );
+    let (mut wrong, mut all) = (Wrong::default(), 0);
+    for row in tx.query(&sql, &[])? {
+        wrong.add_line(row.try_get::<_, i64>(0)?.unsigned_abs(), detail);
+        all = row.try_get::<_, i64>(1)?.unsigned_abs() as usize;
+    }
+    wrong.add_unnamed(all - wrong.count());
+    Ok(wrong)
 }

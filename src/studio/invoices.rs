@@ -1,11 +1,12 @@
 //! Invoices: one for a reservation, numbered without gaps.
 
-use super::fields::{Fields, Parameters, invalid, wrong_field};
+use super::fields::{Fields, Parameters, invalid};
 use super::pages::{Listed, Page};
 use super::price;
 use super::refusals::{already_invoiced, refuse};
 use super::reservations::lock_reservation;
 use super::writes::Answer;
+use super::wrong::Wrong;
 use super::{Studio, id_in_path, nothing_here, openapi, times};
 use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
@@ -103,13 +104,14 @@ impl Invoice {
     responses((status = 201, body = Invoice, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
-    let (mut fields, content) = Fields::of(request)?;
+    let known = ["reservationId"];
+    let (mut fields, content) = Fields::of(request, &known)?;
     let reservation = fields.id("reservationId");
     fields.finish()?;
     studio.write(request, &content, |tx| {
         lock_reservation(tx, reservation)?.ok_or_else(|| {
-            let unknown = wrong_field("reservationId", "there is no such reservation");
-            refuse(invalid(vec![unknown]))
+            let unknown = Wrong::field("reservationId", "there is no such reservation");
+            refuse(invalid(unknown))
         })?;
         let sql = "SELECT r.customer, r.starts_at, r.ends_at, r.status, s.name, s.hourly_rate_cents, \
              (SELECT total_cents FROM studio.quotes WHERE reservation_id = r.id) AS quoted, \

@@ -17,6 +17,7 @@ mod schema;
 mod studios;
 mod times;
 mod writes;
+mod wrong;
 
 pub use schema::{SCHEMA, SchemaError};
 

@@ -1,6 +1,7 @@
 //! What the database refuses, in words that a person understands; never the database's own.
 
-use super::fields::{invalid, wrong_field};
+use super::fields::invalid;
+use super::wrong::Wrong;
 use crate::error::Error;
 use crate::server::Problem;
 use postgres::error::{DbError, SqlState};
@@ -32,7 +33,7 @@ pub(super) fn overlap() -> Problem {
 }
 
 pub(super) fn unknown_studio() -> Problem {
-    invalid(vec![wrong_field("studioId", "there is no such studio")])
+    invalid(Wrong::field("studioId", "there is no such studio"))
 }
 
 /// What a failed call means to the client.

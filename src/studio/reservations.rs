@@ -95,7 +95,8 @@ pub(super) struct Wanted {
 impl Wanted {
     /// Also returns the body in its canonical form.
     pub fn of(request: &Request) -> Result<(Wanted, String), Problem> {
-        let (mut fields, content) = Fields::of(request)?;
+        let known = ["studioId", "customer", "startsAt", "endsAt"];
+        let (mut fields, content) = Fields::of(request, &known)?;
         let (studio_id, customer) = (fields.id("studioId"), fields.name("customer"));
         let (starts_at, ends_at) = fields.range();
         fields.finish()?;

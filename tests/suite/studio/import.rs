@@ -193,3 +193,18 @@ fn of_two_files_with_the_same_lines_one_is_taken_and_the_other_told_which() {
     );
     assert_eq!(count(&db.url, RESERVATIONS), 20);
 }
+
+#[test]
+fn a_line_that_no_reservation_could_be_is_not_taken_apart() {
+    let (_db, served) = served();
+    let file = format!(
+        "{HEADER}1,Ada,2030-01-02T10:00:00Z,2030-01-02T12:00:00Z\r\n{}\n",
+        ",".repeat(100_000)
+    );
+    let answer = import(&served, &file);
+    assert_eq!(answer.status, 422);
+    assert_eq!(
+        answer.json()["errors"],
+        json!([{ "line": 3, "detail": "is longer than 8192 bytes" }])
+    );
+}
