@@ -58,7 +58,8 @@ impl Request {
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// All but those that the connection needs.
+    /// All but those that the connection needs (`Content-Length`, `Transfer-Encoding`, `Connection` and so on): these are left out
+    /// where they stand here.
     pub headers: Vec<(&'static str, String)>,
     /// The whole body.
     pub body: Vec<u8>,
@@ -316,7 +317,8 @@ impl Incoming {
                 false => String::new(),
             },
             deadline: note.deadline,
-            params: route.params(path),
+            // The edge has seen that they can be decoded.
+            params: route.params(path).unwrap_or_default(),
         };
         self.discard();
         Ok(request)
@@ -346,6 +348,11 @@ pub(super) fn request_id(given: Option<&str>) -> String {
 /// An answer as it goes over the wire.
 pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> {
     let status = response.status;
+    if !(200..1000).contains(&status) {
+        error!("{status} is no status of an answer: it is sent as 500");
+        return render(&Problem::internal().into(), id, head_only);
+    }
+    let has_body = !matches!(status, 204 | 304);
     let mut out = String::with_capacity(512 + response.body.len());
     // Writing to memory does not fail.
     let _ = write!(out, "HTTP/1.1 {status} {}\r\n", reason(status));
@@ -362,16 +369,40 @@ pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> 
     add("Server", "millpond");
     add("Date", &httpdate::fmt_http_date(SystemTime::now()));
     for (name, value) in &response.headers {
-        add(name, value);
+        if !is_of_the_connection(name) {
+            add(name, value);
+        }
     }
     add("X-Request-Id", id);
-    add("Content-Length", &response.body.len().to_string());
+    if has_body {
+        add("Content-Length", &response.body.len().to_string());
+    }
     out += "\r\n";
     let mut out = out.into_bytes();
-    if !head_only {
+    if has_body && !head_only {
         out.extend_from_slice(&response.body);
     }
     out
+}
+
+/// Headers that are not for an application to set.
+fn is_of_the_connection(name: &str) -> bool {
+    const OURS: [&str; 9] = [
+        "connection",
+        "content-length",
+        "date",
+        "keep-alive",
+        "server",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-request-id",
+    ];
+    let is_token = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+    !is_token || OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours))
 }
 
 /// The same answer, after which the connection is closed.
@@ -387,24 +418,9 @@ pub(super) fn closing(mut answer: Vec<u8>) -> Vec<u8> {
 
 fn reason(status: u16) -> &'static str {
     match status {
-        200 => "OK",
-        201 => "Created",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        409 => "Conflict",
-        411 => "Length Required",
+        // As RFC 9110 has them.
         413 => "Content Too Large",
-        415 => "Unsupported Media Type",
-        417 => "Expectation Failed",
         422 => "Unprocessable Content",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        505 => "HTTP Version Not Supported",
-        _ => "Unknown",
+        _ => tiny_http::StatusCode(status).default_reason_phrase(),
     }
 }

@@ -75,7 +75,7 @@ impl Server {
     /// Listens on `config.addr`, with the routes given and those for health and metrics. `private` is shown in `/health`.
     ///
     /// # Errors
-    /// When the address cannot be had, or no threads can.
+    /// When the address cannot be had, or no threads can; when a route could never be reached.
     pub fn start(
         config: HttpConfig,
         pool: Pool,
@@ -85,8 +85,13 @@ impl Server {
         let phase = Arc::<PhaseFlag>::default();
         let most = pool.config().max_size as usize;
         let workers = config.workers.unwrap_or(2 * most);
+        let router = routes::add_to(router, &pool, &phase, private);
+        if !router.problems().is_empty() {
+            let said = router.problems().join("; ");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, said));
+        }
         let service = Arc::new(Service {
-            router: routes::add_to(router, &pool, &phase, private),
+            router,
             phase: Arc::clone(&phase),
             config,
             pool: pool.clone(),
@@ -245,6 +250,10 @@ impl Service {
         headers: &[(String, String)],
     ) -> Result<Arc<Route>, (&'static str, Problem)> {
         match self.router.find(method, path) {
+            Found::Route(route) if route.params(path).is_none() => {
+                let told = "what is percent-encoded in the path is no UTF-8";
+                Err((route.pattern, Problem::plain(400, told)))
+            }
             Found::Route(route) if self.may_enter(route.access, headers) => Ok(Arc::clone(route)),
             Found::Route(route) => {
                 let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");

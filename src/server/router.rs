@@ -69,6 +69,8 @@ pub struct Router {
     routes: Vec<Arc<Route>>,
     conditions: Vec<Condition>,
     writes: bool,
+    /// What is wrong with them.
+    problems: Vec<String>,
 }
 
 type Condition = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -87,7 +89,8 @@ impl Router {
         Router::default()
     }
 
-    /// Adds a route. `{name}` in the pattern stands for one part of the path ([`Request::param`]).
+    /// Adds a route. The method stands in capitals, the pattern begins with a slash, and `{name}` in it stands for one part of the
+    /// path ([`Request::param`]). GET answers HEAD as well. What could never be reached is refused when the server starts.
     pub fn route<F>(
         mut self,
         method: &'static str,
@@ -99,6 +102,9 @@ impl Router {
     where
         F: Fn(&Request) -> Result<Response, Problem> + Send + Sync + 'static,
     {
+        if let Some(why) = self.refuses(method, pattern) {
+            self.problems.push(format!("{method} {pattern}: {why}"));
+        }
         let open_parts = pattern.split('/').filter(|part| is_open(part)).count();
         let first_open = pattern.find("/{").map_or(0, |at| at + 1);
         let behind = self.routes.partition_point(|r| r.open_parts <= open_parts);
@@ -116,6 +122,58 @@ impl Router {
         };
         self.routes.insert(behind, Arc::new(route));
         self
+    }
+
+    /// Why such a route would never be reached, or would keep another from being.
+    fn refuses(&self, method: &str, pattern: &str) -> Option<&'static str> {
+        let is_name = |name: &str| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        };
+        let is_fixed = |part: &str| {
+            part.bytes()
+                .all(|b| b.is_ascii_graphic() && !b"{}?#\"<>\\^`|".contains(&b))
+        };
+        let mut names: Vec<_> = pattern.split('/').filter(|part| is_open(part)).collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        match () {
+            () if method == "HEAD" => Some("HEAD leads where GET does"),
+            () if method.is_empty()
+                || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') =>
+            {
+                Some("a method is written in capitals")
+            }
+            () if !pattern.starts_with('/') => Some("a pattern begins with a slash"),
+            () if !pattern.split('/').all(|part| match is_open(part) {
+                true => is_name(&part[1..part.len() - 1]),
+                false => is_fixed(part),
+            }) =>
+            {
+                Some(
+                    "a part is either fixed, as a URL has it, or {name}, in letters, digits and underscores",
+                )
+            }
+            () if names.len() < all => Some("a name stands twice in it"),
+            () if self
+                .routes
+                .iter()
+                .any(|route| route.method == method && same_paths(route.pattern, pattern)) =>
+            {
+                Some("there is such a route already")
+            }
+            () => None,
+        }
+    }
+
+    /// What is wrong with its routes, if anything is.
+    pub(super) fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// There is a route of this pattern.
+    pub(super) fn has(&self, pattern: &str) -> bool {
+        self.routes.iter().any(|route| route.pattern == pattern)
     }
 
     /// `/health/ready` says "starting" until this holds. It must not block.
@@ -184,13 +242,25 @@ impl Route {
         }
     }
 
-    /// The open parts of a path that matches, by name.
-    pub fn params(&self, path: &str) -> Vec<(&'static str, String)> {
+    /// The open parts of a path that matches, by name, percent-decoded; `None` where one is no UTF-8.
+    pub fn params(&self, path: &str) -> Option<Vec<(&'static str, String)>> {
         let parts = self.pattern.split('/').zip(path.split('/'));
         let open = parts.filter(|(name, _)| is_open(name));
-        open.map(|(name, part)| (name.trim_matches(['{', '}']), part.to_owned()))
-            .collect()
+        open.map(|(name, part)| {
+            let text = percent_encoding::percent_decode_str(part)
+                .decode_utf8()
+                .ok()?;
+            Some((name.trim_matches(['{', '}']), text.into_owned()))
+        })
+        .collect()
     }
+}
+
+/// The same paths lead to both.
+fn same_paths(one: &str, other: &str) -> bool {
+    let mut parts = one.split('/').zip(other.split('/'));
+    one.split('/').count() == other.split('/').count()
+        && parts.all(|(a, b)| a == b || (is_open(a) && is_open(b)))
 }
 
 /// A part of a pattern stands for any.
@@ -222,12 +292,21 @@ mod tests {
             ("GET", "/things/7", "/things/{id}", Some("7")),
             ("POST", "/things/import", "/things/import", None),
             ("POST", "/things/7/pay", "/things/{id}/pay", Some("7")),
+            // Decoded once.
+            (
+                "GET",
+                "/things/a%2Fb%20%C3%A4",
+                "/things/{id}",
+                Some("a/b ä"),
+            ),
+            ("GET", "/things/%252e", "/things/{id}", Some("%2e")),
         ] {
             let Found::Route(route) = router.find(method, path) else {
                 panic!("{method} {path}")
             };
             assert_eq!(route.pattern, pattern);
-            assert_eq!(route.params(path).first().map(|(_, v)| v.as_str()), part);
+            let params = route.params(path).unwrap();
+            assert_eq!(params.first().map(|(_, v)| v.as_str()), part);
         }
         for path in [
             "/",
@@ -239,6 +318,33 @@ mod tests {
         ] {
             assert!(matches!(router.find("GET", path), Found::Nothing), "{path}");
         }
+    }
+
+    #[test]
+    fn what_could_never_be_reached_is_refused() {
+        let ok = |_: &Request| Ok(Response::bytes(200, "text/plain", ""));
+        for (method, pattern, why) in [
+            ("get", "/x", "in capitals"),
+            ("", "/x", "in capitals"),
+            ("HEAD", "/x", "where GET does"),
+            ("GET", "notes", "begins with a slash"),
+            ("GET", "", "begins with a slash"),
+            ("GET", "/x/{*rest}", "either fixed"),
+            ("GET", "/x/{}", "either fixed"),
+            ("GET", "/x/{a}b", "either fixed"),
+            ("GET", "/x?y", "either fixed"),
+            ("GET", "/x y", "either fixed"),
+            ("GET", "/{a}/{a}", "stands twice"),
+            ("GET", "/things/{other}", "already"),
+        ] {
+            let router = router().route(method, pattern, Lane::Api, Access::Open, ok);
+            let problems = router.problems();
+            assert!(
+                problems.len() == 1 && problems[0].contains(why),
+                "{method} {pattern}: {problems:?}"
+            );
+        }
+        assert!(router().problems().is_empty());
     }
 
     #[test]

@@ -521,3 +521,94 @@ fn a_drain_cancels_what_does_not_finish_in_time() {
         assert_eq!(sleeper.join().unwrap().status, 503);
     });
 }
+
+/// A pool whose database is nowhere, for what needs none.
+fn nowhere() -> Pool {
+    let pool = Pool::builder().database_url("postgresql://u:p@127.0.0.1:1/d");
+    pool.build().unwrap()
+}
+
+#[test]
+fn an_embedders_answers_are_sent_as_they_are_meant() {
+    // Path; status line; whether a length is sent; body.
+    let rows = [
+        ("/204", "204 No Content", false, ""),
+        ("/304", "304 Not Modified", false, ""),
+        ("/302", "302 Found", true, "text"),
+        ("/403", "403 Forbidden", true, "text"),
+        ("/429", "429 Too Many Requests", true, "text"),
+        ("/503", "503 Service Unavailable", true, "text"),
+    ];
+    let router = rows.iter().fold(Router::new(), |router, (path, ..)| {
+        let status = path[1..].parse().unwrap();
+        router.route("GET", path, Lane::Api, Access::Open, move |_| {
+            Ok(Response::bytes(status, "text/plain", "text")
+                .header("Content-Length", "7")
+                .header("Transfer-Encoding", "chunked")
+                .header("connection", "upgrade")
+                .header("Two\r\nLines", "x")
+                .header("Location", "/elsewhere"))
+        })
+    });
+    let router = router
+        .route("GET", "/0", Lane::Api, Access::Open, |_| {
+            Ok(Response::bytes(0, "text/plain", "text"))
+        })
+        .route("GET", "/echo/{what}", Lane::Api, Access::Open, |request| {
+            let what = request.param("what").unwrap_or_default();
+            Ok(Response::bytes(200, "text/plain", what))
+        });
+    let server = Server::start(settings(&[]), nowhere(), router, false).unwrap();
+    let addr = server.addr();
+    for (path, line, has_length, body) in rows {
+        let answer = get(addr, path);
+        assert!(
+            answer.head.starts_with(&format!("HTTP/1.1 {line}\r\n")),
+            "{answer:?}"
+        );
+        let lengths = answer.head.matches("Content-Length").count();
+        assert_eq!(
+            (lengths, answer.body.as_str()),
+            (usize::from(has_length), body),
+            "{answer:?}"
+        );
+        assert_eq!(answer.header("Location"), Some("/elsewhere"));
+        assert!(
+            !answer.head.contains("chunked") && !answer.head.contains("upgrade"),
+            "{answer:?}"
+        );
+        assert!(!answer.head.contains("Lines"), "{answer:?}");
+        if has_length {
+            assert_eq!(answer.header("Content-Length"), Some("4"), "{answer:?}");
+        }
+    }
+    assert_eq!(get(addr, "/0").status, 500);
+    assert_eq!(get(addr, "/echo/a%2Fb%20%C3%A4").body, "a/b ä");
+    assert_eq!(get(addr, "/echo/%ff").status, 400);
+    let start = get(addr, "/");
+    assert_eq!(start.status, 200);
+    assert!(
+        start.body.contains("href=\"/health\"") && !start.body.contains("openapi"),
+        "{start:?}"
+    );
+}
+
+#[test]
+fn routes_that_could_never_be_reached_are_refused_by_name() {
+    let ok = |_: &_| Ok(Response::bytes(200, "text/plain", ""));
+    let router = Router::new()
+        .route("get", "/notes", Lane::Api, Access::Open, ok)
+        .route("GET", "/metrics", Lane::Api, Access::Open, ok);
+    let refused = Server::start(settings(&[]), nowhere(), router, false)
+        .err()
+        .unwrap();
+    let said = refused.to_string();
+    assert!(
+        said.contains("get /notes: a method is written in capitals"),
+        "{said}"
+    );
+    assert!(
+        said.contains("GET /metrics: there is such a route already"),
+        "{said}"
+    );
+}

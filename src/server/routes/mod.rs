@@ -2,15 +2,19 @@
 
 mod health;
 mod metrics;
+mod start;
 
 use super::router::Router;
 use super::shutdown::PhaseFlag;
 use crate::pool::Pool;
 use std::sync::Arc;
 
-/// Adds health and metrics.
+/// Adds health and metrics, and a page that leads to them.
 pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, private: bool) -> Router {
-    metrics::add_to(health::add_to(router, pool, phase, private), pool)
+    start::add_to(metrics::add_to(
+        health::add_to(router, pool, phase, private),
+        pool,
+    ))
 }
 
 /// Now, as RFC 3339 with milliseconds in UTC.
