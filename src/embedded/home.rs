@@ -16,8 +16,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A server whose program was killed needs a moment to stop.
-pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
+/// A server whose program was killed needs a moment to stop: it writes everything first, on a disk that may be busy.
+pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// How the names of data directories begin that are not whole yet.
 const HALF_MADE: &str = "pg.new-";
@@ -187,6 +187,7 @@ impl Home {
             .open(self.lock());
         let mut file = file.tried(what)?;
         let patience = Instant::now() + HANDOVER_LIMIT;
+        let mut told = false;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
@@ -197,7 +198,15 @@ impl Home {
                 {
                     return Err(self.in_use());
                 }
-                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(50)),
+                Err(TryLockError::WouldBlock) => {
+                    if !std::mem::replace(&mut told, true) {
+                        info!(
+                            "waiting for the server in {} to stop, whose program is gone",
+                            self.dir.display()
+                        );
+                    }
+                    thread::sleep(Duration::from_millis(50));
+                }
             }
         }
         file.set_len(0)
@@ -229,31 +238,90 @@ impl Home {
         }
     }
 
-    pub fn password_or_new(&self) -> Result<String, EmbeddedError> {
+    /// The password that is kept here, if it is.
+    pub fn kept_password(&self) -> Result<Option<String>, EmbeddedError> {
         let path = self.password();
-        if let Ok(password) = fs::read_to_string(&path) {
-            return Ok(password.trim().to_owned());
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned()).filter(|p| !p.is_empty())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).tried(|| format!("{} could not be read", path.display())),
         }
+    }
+
+    /// Under another name until it is whole.
+    pub fn keep_password(&self, password: &str) -> Result<(), EmbeddedError> {
+        let (path, fresh) = (self.password(), self.dir.join("password.new"));
         let what = || format!("{} could not be written", path.display());
-        let mut random = [0u8; 16];
-        File::open("/dev/urandom")
-            .and_then(|mut f| f.read_exact(&mut random))
-            .tried(|| "no random numbers".into())?;
-        let password = hex(&random);
         let mut file = OpenOptions::new()
             .write(true)
-            .create_new(true)
+            .create(true)
+            .truncate(true)
             .mode(0o600)
-            .open(&path)
+            .open(&fresh)
             .tried(what)?;
-        writeln!(file, "{password}").tried(what)?;
-        self.give_to_server(&path)?;
-        Ok(password)
+        writeln!(file, "{password}")
+            .and_then(|()| file.sync_all())
+            .tried(what)?;
+        self.give_to_server(&fresh)?;
+        fs::rename(&fresh, &path).tried(what)
+    }
+
+    /// Gives the role of data whose password nobody knows a new one, in the single-user mode, which asks for none.
+    pub fn set_password(
+        &self,
+        password: &str,
+        programs: &Programs,
+        settings: &[(String, String)],
+        lock: &File,
+    ) -> Result<(), EmbeddedError> {
+        let what = || {
+            format!(
+                "the data in {} could not be given a new password",
+                self.data().display()
+            )
+        };
+        // It holds the lock as the server does, so that no later start comes between where this one is killed.
+        let holding_the_lock = r#"exec "$@" 3>&1 >&2"#;
+        let mut command = self.command("/bin/sh");
+        command
+            .args(["-c", holding_the_lock, "millpond-private-postgresql"])
+            .arg(programs.dir.join("postgres"))
+            .args(["--single", "-D"])
+            .arg(self.data());
+        let own = [
+            ("exit_on_error", "on"),
+            ("password_encryption", "scram-sha-256"),
+        ];
+        let settings = settings.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+        for (name, value) in settings.chain(own) {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        let mut child = command
+            .arg("postgres")
+            .stdin(Stdio::piped())
+            .stdout(lock.try_clone().tried(what)?)
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .tried(what)?;
+        // Hexadecimal digits of our own need no quoting.
+        let statement = format!("ALTER ROLE postgres PASSWORD '{password}'\n");
+        if let Some(mut input) = child.stdin.take() {
+            // Where it has ended, its code and its words say more.
+            let _ = input.write_all(statement.as_bytes());
+        }
+        let output = child.wait_with_output().tried(what)?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(EmbeddedError::Failed {
+                what: format!("{} ({})", what(), output.status),
+                printed: String::from_utf8_lossy(&output.stderr).into_owned(),
+            }),
+        }
     }
 
     /// Makes the data directory, under another name until it is whole.
     pub fn init(&self, programs: &Programs) -> Result<(), EmbeddedError> {
-        self.remove_half_made();
         // A name of its own: the initdb of a start that was killed may be at work yet, in its own.
         let fresh = self
             .dir
@@ -277,12 +345,18 @@ impl Home {
         ]);
         let output = command
             .stdin(Stdio::null())
+            // A Ctrl-C is for us: it is obeyed when the data are there.
+            .process_group(0)
             .output()
             .tried(|| "initdb could not be run".into())?;
         if !output.status.success() {
             let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+            let _ = fs::remove_dir_all(&fresh);
             return Err(EmbeddedError::Failed {
-                what: format!("initdb failed ({})", output.status),
+                what: format!(
+                    "initdb failed ({}): no private database was made, and the next start tries again",
+                    output.status
+                ),
                 printed,
             });
         }
@@ -290,7 +364,7 @@ impl Home {
     }
 
     /// What starts left behind that were killed. One whose initdb is at work yet is left to a later start.
-    fn remove_half_made(&self) {
+    pub fn remove_half_made(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
         };
@@ -310,6 +384,15 @@ impl Home {
         let status = lines.nth(3)?.trim();
         (status == "ready" && is_alive(pid.unsigned_abs())).then_some((pid, port))
     }
+}
+
+/// For the server's role.
+pub(super) fn new_password() -> Result<String, EmbeddedError> {
+    let mut random = [0u8; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut random))
+        .tried(|| "no random numbers".into())?;
+    Ok(hex(&random))
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf, EmbeddedError> {

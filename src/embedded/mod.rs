@@ -12,7 +12,7 @@
 mod home;
 mod programs;
 
-use home::{HANDOVER_LIMIT, Home};
+use home::{HANDOVER_LIMIT, Home, new_password};
 use log::{debug, warn};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,12 +32,18 @@ use std::time::{Duration, Instant};
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts the server, ends it when the pipe on standard input closes (then nobody comes back for temporary data: they are
-/// removed), and says how it ended.
+/// removed), and says how it ended. A server that has only just been started does not know the signal yet, so it is sent until
+/// the server is gone.
 const KEEPER: &str = r#"
 how=$1 remove=$2; shift 2
 exec 3<&0
 "$@" </dev/null 3<&- & server=$!
-{ read -r _ <&3; kill -CONT "$server"; kill -"$how" "$server"; exit 0; } >/dev/null 2>&1 & reader=$!
+{
+  read -r _ <&3
+  trap '' TERM
+  while kill -CONT "$server" && kill -"$how" "$server"; do sleep 0.1 || sleep 1; done
+  exit 0
+} >/dev/null 2>&1 & reader=$!
 wait "$server"; status=$?
 kill "$reader" 2>/dev/null
 if wait "$reader" && [ -n "$remove" ]; then rm -rf "$remove"; fi
@@ -165,6 +171,9 @@ impl fmt::Display for EmbeddedError {
                     None => write!(f, "; stop it, or start this one in another directory"),
                 }
             }
+            EmbeddedError::Failed { what, printed } if printed.trim().is_empty() => {
+                f.write_str(what)
+            }
             EmbeddedError::Failed { what, printed } => write!(f, "{what}: {}", printed.trim()),
             EmbeddedError::Io { what, .. } => f.write_str(what),
         }
@@ -217,8 +226,24 @@ impl PrivateServer {
         let home = Home::prepare(&options)?;
         let programs = Programs::find(options.bin_dir.as_deref(), data_version(&home.data()))?;
         let lock = home.take_lock()?;
-        let password = home.password_or_new()?;
-        if !home.data().join("PG_VERSION").exists() {
+        home.remove_half_made();
+        let there = home.data().join("PG_VERSION").exists();
+        let password = match home.kept_password()? {
+            Some(password) if there => password,
+            _ => {
+                let password = new_password()?;
+                if there {
+                    warn!(
+                        "the password of the private database is not in {} any more: it is given a new one",
+                        home.password().display()
+                    );
+                    home.set_password(&password, &programs, &options.settings, &lock)?;
+                }
+                home.keep_password(&password)?;
+                password
+            }
+        };
+        if !there {
             home.init(&programs)?;
         }
         let mut server = PrivateServer {

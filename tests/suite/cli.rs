@@ -21,8 +21,10 @@ pub fn millpond(dir: &Path, args: &[&str]) -> Command {
         .args(args)
         .current_dir(dir)
         .env_clear()
+        // What it leaves there when it is killed goes with the test's directory.
+        .env("TMPDIR", dir)
         .stdin(Stdio::null());
-    for name in ["PATH", "HOME", "PG_BIN_DIR", "TMPDIR"] {
+    for name in ["PATH", "HOME", "PG_BIN_DIR"] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
@@ -64,14 +66,13 @@ fn listening(mut serving: Serving) -> Serving {
 
 /// Starts one, which may come to nothing.
 pub fn start(dir: &Path, vars: &[(&str, &str)]) -> Serving {
-    spawn(millpond(dir, &[]), vars)
+    let mut command = millpond(dir, &[]);
+    spawn(command.envs(vars.iter().copied()))
 }
 
-fn spawn(mut command: Command, vars: &[(&str, &str)]) -> Serving {
-    command
-        .env("HTTP_ADDR", "127.0.0.1:0")
-        .envs(vars.iter().copied());
+pub fn spawn(command: &mut Command) -> Serving {
     let mut child = command
+        .env("HTTP_ADDR", "127.0.0.1:0")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -159,7 +160,7 @@ impl Drop for Serving {
 }
 
 /// Processes of the private server whose start this log tells of.
-fn server_processes(log_of_program: &str) -> Vec<String> {
+pub fn server_processes(log_of_program: &str) -> Vec<String> {
     let needle = data_dir(log_of_program);
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -664,9 +665,9 @@ fn with_few_files_it_uses_what_fits_and_answers_every_client() {
         said.contains("open files are limited to 40") && said.contains("ulimit -n"),
         "{said}"
     );
-    let command = limited("-n 100", dir.path(), &[]);
+    let mut command = limited("-n 100", dir.path(), &[]);
     let vars = [("DATABASE_URL", db.url.as_str()), ("DB_POOL_MAX", "300")];
-    let mut serving = listening(spawn(command, &vars));
+    let mut serving = listening(spawn(command.envs(vars)));
     assert!(
         serving.log().contains("lower DB_POOL_MAX, which is 300"),
         "{}",
@@ -725,7 +726,7 @@ fn with_few_threads_it_uses_what_fits_or_says_so() {
         );
     }
     if is_root {
-        let mut serving = listening(spawn(allowed(60), &[("DATABASE_URL", &db.url)]));
+        let mut serving = listening(spawn(allowed(60).env("DATABASE_URL", &db.url)));
         assert!(
             serving.log().contains("lower HTTP_WORKERS, which is 40"),
             "{}",

@@ -3,11 +3,18 @@
 //!
 //! With `MILLPOND_TORTURE_SECONDS` set, every interruption is tried at every request; without it, two at each.
 
-use super::cli::{Serving, get, serve, start};
+use super::cli::{Serving, get, millpond, serve, server_processes, spawn, start};
 use super::proxy::{Act, Proxy};
 use super::servers::signal;
-use super::support::{Database, SECOND, admin, database, eventually, no_backend_is_left};
+use super::support::{
+    Database, SECOND, admin, database, eventually, no_backend_is_left, programs_in_use,
+};
 use millpond::Pool;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -314,4 +321,297 @@ fn of_six_programs_that_start_at_once_the_others_serve_where_the_one_that_migrat
     let serving: Vec<_> = several.into_iter().map(|one| serves(&db, one)).collect();
     let made = |one: &&Serving| one.log().contains("ran migration version=1");
     assert_eq!(serving.iter().filter(made).count(), 1);
+}
+
+/// PostgreSQL's programs, one of which stops at a stage of its work and goes on when it is told to.
+struct Stages(TempDir);
+
+impl Stages {
+    /// `script` finds the stage in `$stage`, the program in `$real`, its data directory in `$data`, and stops with
+    /// `wait_here`, which takes a process to tell of.
+    fn of(program: &str, script: &str) -> Stages {
+        let dir = open_dir(0o777);
+        let (real, here) = (programs_in_use(), dir.path().display());
+        for entry in fs::read_dir(&real).unwrap().flatten() {
+            symlink(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        let wrapper = dir.path().join(program);
+        fs::remove_file(&wrapper).unwrap();
+        let text = format!(
+            "#!/bin/sh\nhere='{here}' real='{}'\n{STAGE}\n{script}\n",
+            real.join(program).display()
+        );
+        fs::write(&wrapper, text).unwrap();
+        fs::set_permissions(&wrapper, Permissions::from_mode(0o755)).unwrap();
+        let stages = Stages(dir);
+        stages.stop_at("none");
+        stages
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn stop_at(&self, stage: &str) {
+        for name in ["go", "reached"] {
+            let _ = fs::remove_file(self.file(name));
+        }
+        fs::write(self.file("stage"), stage).unwrap();
+    }
+
+    /// Whoever comes from now on. Who has stopped waits for the word.
+    fn stop_no_more(&self) {
+        fs::write(self.file("stage"), "none").unwrap();
+    }
+
+    /// Waits for it to be there. Its process.
+    fn is_reached(&self) -> u32 {
+        let reached = self.file("reached");
+        eventually("the stage is reached", || reached.exists());
+        fs::read_to_string(reached).unwrap().trim().parse().unwrap()
+    }
+
+    fn go_on(&self) {
+        fs::write(self.file("go"), "").unwrap();
+    }
+
+    fn vars(&self) -> [(&str, &str); 1] {
+        [("PG_BIN_DIR", self.0.path().to_str().unwrap())]
+    }
+}
+
+/// Who waits where the test is over goes on as well.
+const STAGE: &str = r#"
+wait_here() {
+  echo "$1" >"$here/reached.new" && mv "$here/reached.new" "$here/reached"
+  while [ -e "$here/stage" ] && ! [ -e "$here/go" ]; do sleep 0.02; done
+}
+for word; do [ "$before" = -D ] && data=$word; before=$word; done
+stage=$(cat "$here/stage")
+"#;
+
+const INITDB: &str = r#"
+case $stage in
+  before) wait_here $$ ;;
+  half | dies)
+    "$real" "$@" & initdb=$!
+    until [ -s "$data/PG_VERSION" ] || ! kill -0 $initdb; do sleep 0.01; done
+    if [ $stage = dies ]; then kill -KILL $initdb; wait $initdb; kill -KILL $$; fi
+    kill -STOP $initdb; wait_here $$; kill -CONT $initdb
+    wait $initdb; exit ;;
+  whole) "$real" "$@"; status=$?; wait_here $$; exit $status ;;
+esac
+exec "$real" "$@"
+"#;
+
+const POSTGRES: &str = r#"
+case "$stage $1" in
+  "before -D" | "before --single") wait_here $$ ;;
+  "starting -D")
+    {
+      until [ -e "$data/postmaster.pid" ]; do sleep 0.01; done
+      kill -STOP $$; wait_here $$; kill -CONT $$
+    } </dev/null >/dev/null 2>&1 & ;;
+esac
+exec "$real" "$@"
+"#;
+
+/// The server's user gets in as well.
+fn open_dir(mode: u32) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+    dir
+}
+
+/// Its parent may be one that does not wait for it.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_none_or(|(_, rest)| rest.starts_with('Z'))
+}
+
+/// A start in this directory serves the studio, and leaves nothing behind when it is asked to stop. Its log.
+#[track_caller]
+fn serves_in(dir: &TempDir, vars: &[(&str, &str)]) -> String {
+    let mut serving = serve(dir.path(), vars);
+    eventually("it is ready", || serving.is_ready());
+    assert_eq!(get(serving.port, "/api/studios").0, 200);
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0), "{}", serving.log());
+    let log = serving.log();
+    // An initdb that was left behind has a directory of its own.
+    let mut left = server_processes(&log);
+    left.retain(|line| !line.contains("pg.new-"));
+    assert_eq!(left, [""; 0]);
+    log
+}
+
+/// Nothing is there of what starts that were killed have left.
+#[track_caller]
+fn is_tidy(dir: &TempDir) {
+    let names = fs::read_dir(dir.path().join(".millpond"))
+        .unwrap()
+        .flatten();
+    let mut names: Vec<_> = names
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["lock", "password", "pg", "postgres.log"]);
+}
+
+/// A start is killed, or asked to stop, while one of PostgreSQL's programs is at this stage. Whoever is killed leaves that
+/// program behind, which goes on before the next start, or beside it.
+fn interrupt_at(stages: &Stages, stage: &str, name: &str, goes_on_before: bool) {
+    println!("{stage}: {name}");
+    let dir = open_dir(0o755);
+    stages.stop_at(stage);
+    let mut first = start(dir.path(), &stages.vars());
+    let waiting = stages.is_reached();
+    first.signal(name);
+    let killed = name == "KILL";
+    if killed {
+        assert_eq!(first.ends(), None);
+    }
+    if goes_on_before || !killed {
+        stages.go_on();
+    }
+    if !killed {
+        assert_eq!(first.ends(), Some(0), "{}", first.log());
+    }
+    stages.stop_no_more();
+    serves_in(&dir, &stages.vars());
+    stages.go_on();
+    eventually("what was left behind has ended", || has_ended(waiting));
+    serves_in(&dir, &stages.vars());
+    is_tidy(&dir);
+}
+
+#[test]
+fn a_start_that_is_interrupted_at_any_step_of_initdb_keeps_no_later_one_from_it() {
+    thread::scope(|scope| {
+        for name in ["KILL", "TERM"] {
+            scope.spawn(move || {
+                let stages = Stages::of("initdb", INITDB);
+                for stage in ["before", "half", "whole"] {
+                    interrupt_at(&stages, stage, name, false);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_start_that_is_interrupted_while_its_server_starts_leaves_none_running() {
+    thread::scope(|scope| {
+        for name in ["KILL", "TERM"] {
+            scope.spawn(move || {
+                let stages = Stages::of("postgres", POSTGRES);
+                for stage in ["before", "starting"] {
+                    interrupt_at(&stages, stage, name, true);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn an_initdb_that_is_killed_is_told_of_and_run_anew() {
+    let stages = Stages::of("initdb", INITDB);
+    stages.stop_at("dies");
+    let dir = open_dir(0o755);
+    let mut ended = start(dir.path(), &stages.vars());
+    assert_eq!(ended.ends(), Some(1));
+    eventually("it is said", || ended.log().contains("millpond: "));
+    let said = ended.log();
+    let sentence = "initdb failed (signal: 9 (SIGKILL)): no private database was made, and the next start tries again";
+    assert!(said.contains(sentence), "{said}");
+    stages.stop_at("none");
+    serves_in(&dir, &stages.vars());
+    is_tidy(&dir);
+}
+
+/// A Ctrl-C reaches the whole group of processes, but not initdb: it would end in the middle of its work.
+#[test]
+fn a_ctrl_c_while_the_database_is_made_is_a_clean_end() {
+    let stages = Stages::of("initdb", INITDB);
+    stages.stop_at("half");
+    let dir = open_dir(0o755);
+    let mut program = millpond(dir.path(), &["serve"]);
+    program.envs(stages.vars()).process_group(0);
+    let mut first = spawn(&mut program);
+    stages.is_reached();
+    let group = format!("-{}", first.child.id());
+    let sent = Command::new("kill").args(["-INT", "--", &group]).status();
+    assert!(sent.unwrap().success());
+    stages.go_on();
+    assert_eq!(first.ends(), Some(0), "{}", first.log());
+    stages.stop_at("none");
+    serves_in(&dir, &stages.vars());
+}
+
+#[test]
+fn whatever_a_start_that_was_killed_has_left_behind_the_next_one_serves() {
+    let gone = Command::new("true").spawn().and_then(|mut child| {
+        let id = child.id();
+        child.wait().map(|_| id.to_string())
+    });
+    let gone = gone.unwrap();
+    // The lock is there, and the password is not yet in it; or half of it, beside half of the data.
+    let left: [&[(&str, &str)]; 3] = [
+        &[("lock", "")],
+        &[("lock", &gone), ("password", "")],
+        &[
+            ("lock", &gone),
+            ("password", "0a"),
+            ("password.new", "0"),
+            ("pg.new-00000000/PG_VERSION", "1"),
+        ],
+    ];
+    for files in left {
+        let dir = open_dir(0o755);
+        for (name, text) in files {
+            let path = dir.path().join(".millpond").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        serves_in(&dir, &[]);
+        is_tidy(&dir);
+        let password = fs::read_to_string(dir.path().join(".millpond/password")).unwrap();
+        assert_eq!(password.trim().len(), 32);
+    }
+}
+
+#[test]
+fn a_private_database_whose_password_is_lost_gets_a_new_one() {
+    let stages = Stages::of("postgres", POSTGRES);
+    let dir = open_dir(0o755);
+    let vars = stages.vars();
+    serves_in(&dir, &vars);
+    let file = |name: &str| dir.path().join(".millpond").join(name);
+    let mended = || {
+        let log = serves_in(&dir, &vars);
+        assert!(log.contains("it is given a new one"), "{log}");
+        assert!(log.contains("the studio's schema is up to date"), "{log}");
+    };
+    fs::write(file("password"), "").unwrap();
+    mended();
+    fs::remove_file(file("password")).unwrap();
+    fs::write(file("password.new"), "0").unwrap();
+    mended();
+    // Killed while it sets a new one: nobody else comes between.
+    fs::remove_file(file("password")).unwrap();
+    stages.stop_at("before");
+    let mut first = start(dir.path(), &vars);
+    let waiting = stages.is_reached();
+    first.signal("KILL");
+    assert_eq!(first.ends(), None);
+    let lock = fs::File::open(file("lock")).unwrap();
+    assert!(lock.try_lock().is_err(), "it is held");
+    stages.stop_no_more();
+    stages.go_on();
+    mended();
+    assert!(has_ended(waiting));
+    is_tidy(&dir);
+    let log = serves_in(&dir, &vars);
+    assert!(!log.contains("it is given a new one"), "{log}");
 }
