@@ -56,11 +56,17 @@ pub fn serve(dir: &Path, vars: &[(&str, &str)]) -> Serving {
 }
 
 fn listening(mut serving: Serving) -> Serving {
-    eventually("it listens", || {
+    let patience = Instant::now() + 60 * SECOND;
+    while !serving.listens() {
         let ended = serving.child.try_wait().unwrap().is_some();
         assert!(!ended, "it ended: {}", serving.log());
-        serving.listens()
-    });
+        assert!(
+            Instant::now() < patience,
+            "it does not listen: {}",
+            serving.log()
+        );
+        thread::sleep(5 * MS);
+    }
     serving
 }
 
@@ -285,6 +291,23 @@ fn a_killed_program_leaves_no_server_and_its_data_can_be_used_again() {
     assert!(!server_processes(&log).is_empty());
     drop(second);
     eventually("nothing is left", || server_processes(&log).is_empty());
+}
+
+#[test]
+fn a_frozen_server_ends_with_its_program_as_well() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let mut serving = serve(dir.path(), &[]);
+    let log = serving.log();
+    let _cleared = Cleared(data_dir(&log));
+    let text = std::fs::read_to_string(Path::new(&data_dir(&log)).join("pg/postmaster.pid"));
+    let pid = text.unwrap().lines().next().unwrap().parse().unwrap();
+    assert!(super::servers::signal(pid, "STOP"));
+    // The system sends the group of processes that is left behind a SIGHUP, since one of them stands still.
+    serving.child.kill().unwrap();
+    serving.child.wait().unwrap();
+    eventually("the server is gone", || server_processes(&log).is_empty());
 }
 
 #[test]
