@@ -2,7 +2,8 @@
 
 use super::{Served, count};
 use crate::http;
-use crate::support::{SECOND, database, eventually, server};
+use crate::servers::Frozen;
+use crate::support::{SECOND, admin, database, eventually, server};
 use millpond::embedded::Stop;
 use millpond::studio::SchemaError;
 use std::thread;
@@ -124,6 +125,28 @@ fn a_pool_that_is_closed_makes_no_schema() {
             Err(SchemaError::Closed)
         ));
     });
+}
+
+#[test]
+fn a_pool_that_closes_ends_a_migration_also_on_a_frozen_server() {
+    for freezes in [false, true] {
+        let database = server(&[]);
+        let served = Served::start(&database.url(), &[]);
+        thread::scope(|scope| {
+            let mut holder = admin(&database.url());
+            holder.batch_execute("BEGIN; CREATE SCHEMA studio").unwrap();
+            let migration = scope.spawn(|| served.studio.migrate());
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+            eventually("it waits for the lock", || {
+                count(&database.url(), waits) == 1
+            });
+            let _frozen = freezes.then(|| Frozen::tree(database.pid().unwrap()));
+            served.pool.close(4 * SECOND);
+            eventually("the migration has ended", || migration.is_finished());
+            let ended = migration.join().unwrap();
+            assert!(matches!(ended, Err(SchemaError::Closed)), "{ended:?}");
+        });
+    }
 }
 
 #[test]
