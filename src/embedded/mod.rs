@@ -33,9 +33,10 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts the server, ends it when the pipe on standard input closes (then nobody comes back for temporary data: they are
 /// removed), and says how it ended. A server that has only just been started does not know the signal yet, so it is sent until
-/// the server is gone.
+/// the server is gone. SIGHUP comes from the system to the whole group where we end while the server is stopped.
 const KEEPER: &str = r#"
 how=$1 remove=$2; shift 2
+trap '' HUP
 exec 3<&0
 "$@" </dev/null 3<&- & server=$!
 {
