@@ -13,5 +13,9 @@ pub(super) fn print(config: &Config) -> Result<(), Failure> {
     let lines = settings
         .iter()
         .map(|(name, value, source)| format!("{name:<names$}  {value:<values$}  {source}\n"));
-    output::print(&lines.collect::<String>())
+    output::print(&lines.collect::<String>())?;
+    for text in super::unknown_settings(config) {
+        output::complain(&format!("millpond: {text}"));
+    }
+    Ok(())
 }

@@ -49,6 +49,7 @@ fn fit_files(config: &mut Config, limit: usize) -> Result<(), Failure> {
             needed(wanted)
         );
         config.pool.max_size = max_size;
+        config.pool.min_idle = config.pool.min_idle.map(|min| min.min(max_size));
     }
     Ok(())
 }
@@ -65,7 +66,7 @@ fn fit_threads(config: &mut Config, private: bool) -> Result<(), Failure> {
     if there == others + workers {
         return Ok(());
     }
-    let advice = "raise the limit (ulimit -u, or pids.max of the control group)";
+    let advice = "raise the limit (ulimit -u, pids.max of the control group; or ulimit -v)";
     if there <= others {
         return Err(Failure::because(format!(
             "the system allows this program {there} more threads, and {} are needed with HTTP_WORKERS=1: {advice}",
@@ -88,9 +89,8 @@ fn threads(wanted: usize) -> usize {
     let closed = unpoison(gate.lock());
     thread::scope(|scope| {
         let spawn = |_: &usize| {
-            let thread = thread::Builder::new().stack_size(64 * 1024);
             let wait = || drop(gate.lock());
-            thread.spawn_scoped(scope, wait).is_ok()
+            thread::Builder::new().spawn_scoped(scope, wait).is_ok()
         };
         let count = (0..wanted).take_while(spawn).count();
         drop(closed);

@@ -20,16 +20,8 @@ pub(super) fn start(level: LevelFilter) {
         config.add_filter_ignore_str(theirs);
     }
     // Each fails only where a logger is set already, which then stays.
-    if std::io::stderr().is_terminal() {
-        let _ = TermLogger::init(
-            level,
-            config.build(),
-            TerminalMode::Stderr,
-            ColorChoice::Auto,
-        );
-        return;
-    }
-    // Into a file or a pipe goes plain text, by a thread of its own: nobody may be reading.
+    config.set_write_log_enable_colors(std::io::stderr().is_terminal());
+    // By a thread of its own: nobody may be reading, be it a pipe or a terminal that was stopped.
     match Lines::start() {
         Ok((lines, waiter)) => {
             let _ = WriteLogger::init(level, config.build(), lines);

@@ -59,6 +59,15 @@ impl From<ConfigErrors> for Failure {
     }
 }
 
+/// What looks like a setting and is none, each with a word about it.
+fn unknown_settings(config: &Config) -> Vec<String> {
+    let told = config.unknown.iter().map(|(name, meant)| match meant {
+        Some(meant) => format!("{name} is no setting; is {meant} meant?"),
+        None => format!("{name} is no setting"),
+    });
+    told.collect()
+}
+
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
     let result = match Arguments::parse().command.unwrap_or(Command::Serve) {

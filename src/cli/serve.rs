@@ -13,14 +13,12 @@ use std::sync::mpsc::{self, Receiver, Sender};
 type Stop = Result<(), Failure>;
 
 pub(super) fn run(mut config: Config) -> Result<(), Failure> {
+    signals::leave_hangup_ignored();
     refuse_open_studio(&config)?;
     let private = database::is_private(&config)?;
     logger::start(config.log_level);
-    for (name, meant) in &config.unknown {
-        match meant {
-            Some(meant) => warn!("{name} is no setting; is {meant} meant?"),
-            None => warn!("{name} is no setting"),
-        }
+    for text in super::unknown_settings(&config) {
+        warn!("{text}");
     }
     limits::fit(&mut config, private)?;
     let (stop, stopped) = mpsc::channel();

@@ -1,25 +1,52 @@
-//! SIGINT and SIGTERM: the first asks for a clean end, a second ends at once.
+//! SIGINT, SIGTERM and SIGHUP: the first asks for a clean end, a second ends at once.
 //!
 //! ctrlc tells that a signal came, not which. The exit code of a second one (130, 143) is set by signal-hook's own handlers,
-//! which pass each signal on to ctrlc's; so ctrlc's must be there first. They run in the order of their registration: each
-//! looks whether there was a signal before, and only then takes note of this one.
+//! which pass each signal on to ctrlc's; so ctrlc's must be there first.
 
 use super::Failure;
+use log::debug;
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// Wrappers (timeout, npm, a terminal's Ctrl-C) pass on a signal that the program has had as well: in this time, it is the
+/// same wish.
+const ONE_WISH: Duration = Duration::from_millis(300);
 
 /// Starts listening: calls `on_signal` for each that comes.
-pub(super) fn listen(on_signal: impl FnMut() + Send + 'static) -> Result<(), Failure> {
+pub(super) fn listen(mut on_signal: impl FnMut() + Send + 'static) -> Result<(), Failure> {
     let failed =
         |e: &dyn std::fmt::Display| Failure::because(format!("signals cannot be handled: {e}"));
-    ctrlc::set_handler(on_signal).map_err(|e| failed(&e))?;
-    let signalled = Arc::new(AtomicBool::new(false));
+    let heard = Arc::new(AtomicBool::new(false));
+    let again = Arc::clone(&heard);
+    let handler = move || {
+        on_signal();
+        thread::sleep(ONE_WISH);
+        again.store(true, Ordering::SeqCst);
+    };
+    ctrlc::set_handler(handler).map_err(|e| failed(&e))?;
     for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
-        flag::register_conditional_shutdown(signal, code, Arc::clone(&signalled))
+        flag::register_conditional_shutdown(signal, code, Arc::clone(&heard))
             .map_err(|e| failed(&e))?;
-        flag::register(signal, Arc::clone(&signalled)).map_err(|e| failed(&e))?;
     }
     Ok(())
+}
+
+/// Under nohup a SIGHUP is to do nothing, and ctrlc would handle it. To be called before there are other threads, which
+/// inherit it.
+pub(super) fn leave_hangup_ignored() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let hangup = 1 << (Signal::SIGHUP as u64 - 1);
+    if ignored.is_some_and(|ignored| ignored & hangup != 0)
+        && let Err(e) = SigSet::from(Signal::SIGHUP).thread_block()
+    {
+        debug!("SIGHUP is not ignored: {e}");
+    }
 }

@@ -129,6 +129,15 @@ impl FromStr for Database {
         } else if !text.contains('=') {
             return Err("is neither a postgresql:// URL nor a key=value string".into());
         }
+        let is_encoded = |part: &str| {
+            let digits = part.get(..2).unwrap_or_default();
+            digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit())
+        };
+        if url.is_some() && !text.split('%').skip(1).all(is_encoded) {
+            return Err(
+                "has a % without two hexadecimal digits behind it; write a % as %25".into(),
+            );
+        }
         let (pooler, text) = take_pooler(text, url.is_some())?;
         let config: postgres::Config = text
             .parse()
@@ -163,6 +172,22 @@ impl FromStr for Database {
                 "names {} hosts but {ports} ports",
                 hosts.max(addrs)
             ));
+        }
+        let names = [
+            config.get_user(),
+            config.get_dbname(),
+            config.get_application_name(),
+        ];
+        let is_odd = |bytes: &[u8]| bytes.iter().any(u8::is_ascii_control);
+        if names
+            .into_iter()
+            .flatten()
+            .any(|name| is_odd(name.as_bytes()))
+            || config
+                .get_password()
+                .is_some_and(|password| password.contains(&0))
+        {
+            return Err("has a control character in a name".into());
         }
         let empty = |h: &Host| matches!(h, Host::Tcp(name) if name.is_empty());
         if config.get_hosts().iter().any(empty) {

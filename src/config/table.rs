@@ -282,7 +282,11 @@ fn token(text: &str) -> Result<String, String> {
 fn read_file(path: &str) -> Result<String, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| format!("the file {path:?} cannot be read: {e}"))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    let text = text.trim_end_matches(['\r', '\n']);
+    match text.contains(['\r', '\n']) {
+        true => Err(format!("the file {path:?} holds more than one line")),
+        false => Ok(text.to_owned()),
+    }
 }
 
 fn as_ms(time: Duration) -> String {
@@ -338,9 +342,17 @@ fn read_dot_env(
     path: &Path,
     problems: &mut Vec<Problem>,
 ) -> Result<BTreeMap<String, String>, String> {
+    if is_device(path) {
+        return Err("is a device".into());
+    }
     let text = match std::fs::read(path) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return match path.is_symlink() {
+                true => Err("is a link to a file that is not there".into()),
+                false => Ok(BTreeMap::new()),
+            };
+        }
         Err(e) => return Err(format!("cannot be read: {e}")),
     };
     let text = String::from_utf8(text).map_err(|_| "is not valid UTF-8")?;
@@ -363,14 +375,32 @@ fn read_dot_env(
     Ok(file)
 }
 
+/// It might never end.
+fn is_device(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = std::fs::metadata(path).map(|found| found.file_type());
+        kind.is_ok_and(|kind| kind.is_char_device() || kind.is_block_device())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
+}
+
 /// Names that look like a setting's and are none, each with the setting that it may be meant for.
 fn unknown_names(names: impl Iterator<Item = String>) -> Vec<(String, Option<&'static str>)> {
     const OURS: [&str; 2] = ["DB_", "HTTP_"];
     // Of others, by convention.
     const THEIRS: [&str; 1] = ["HTTP_PROXY"];
     let known: Vec<_> = SETTINGS.iter().map(|s| s.name).collect();
+    // One letter away from a long name.
+    let is_slip =
+        |name: &str| name.len() > 8 && known.iter().any(|known| distance(name, known) == 1);
     let mut unknown: Vec<_> = names
-        .filter(|name| OURS.iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|name| OURS.iter().any(|prefix| name.starts_with(prefix)) || is_slip(name))
         .filter(|name| !known.contains(&name.as_str()) && !THEIRS.contains(&name.as_str()))
         .collect();
     unknown.sort();
@@ -605,6 +635,9 @@ mod tests {
             ("API_TOKEN", "two words"),
             ("DB_APPLICATION_NAME", " "),
             ("DB_POOLER", "maybe"),
+            ("DATABASE_URL", "postgresql://u:100%@h/d"),
+            ("DATABASE_URL", "postgresql://u@h/d%00"),
+            ("DATABASE_URL", "postgresql://u@h/d%0ae"),
         ] {
             let found = refused(&[(name, bad)]);
             assert_eq!(found.len(), 1, "{name}={bad}: {found:?}");
@@ -693,5 +726,8 @@ mod tests {
         );
         let both = refused(&[("DATABASE_URL_FILE", path), ("DATABASE_URL", "host=h")]);
         assert!(both[0].1.contains("set one of the two"), "{both:?}");
+        std::fs::write(file.path(), "postgresql://u:p@h/d\n# secret\n").unwrap();
+        let two = refused(&[("DATABASE_URL_FILE", path)]);
+        assert!(two[0].1.contains("more than one line"), "{two:?}");
     }
 }

@@ -353,6 +353,8 @@ impl Shared {
                     session.announce();
                     return Ok(session);
                 }
+                // What is cut by the end says nothing.
+                Err(_) if self.closing.load(Ordering::SeqCst) => return Err(OpenError::Closed),
                 Err(e) => Arc::new(e),
             };
             let code = error.sqlstate().map_or("", SqlState::code);

@@ -142,7 +142,7 @@ impl Pool {
 
     /// True while check-outs fail at once, because no connection could be opened for a while.
     pub fn is_failing_fast(&self) -> bool {
-        self.inner.shared.failing_fast()
+        self.inner.hopeless().is_some()
     }
 
     /// True once a connection has been opened.
@@ -316,21 +316,27 @@ impl Inner {
     /// back.
     fn fetch_for_the_line(&self) -> Option<CheckoutFailure> {
         self.feed_spares();
-        let refused = || {
-            let last_error = self.shared.gate.last_error();
-            last_error.is_some_and(|e| e.is_refusal()) && self.line.figures().active == 0
-        };
-        let hopeless = match () {
-            () if self.shared.failing_fast() => Some(CheckoutFailure::FailingFast),
-            () if refused() => Some(CheckoutFailure::Refused),
-            () => None,
-        };
+        let hopeless = self.hopeless();
         match hopeless {
             None => self.line.call_opener(),
             // Somebody has to find the database when it is back.
             Some(_) => self.line.owe_one(),
         }
         hopeless
+    }
+
+    /// Why nobody should wait for a connection, where none is there.
+    fn hopeless(&self) -> Option<CheckoutFailure> {
+        let refused = || {
+            let last_error = self.shared.gate.last_error();
+            let line = self.line.figures();
+            last_error.is_some_and(|e| e.is_refusal()) && line.active + line.idle == 0
+        };
+        match () {
+            () if self.shared.failing_fast() => Some(CheckoutFailure::FailingFast),
+            () if refused() => Some(CheckoutFailure::Refused),
+            () => None,
+        }
     }
 
     /// Gives the line what r2d2 has opened for openers that did not wait for it any more.

@@ -433,7 +433,14 @@ impl Call<'_> {
                 ..
             }
         );
-        if !(stop.refused_write && meant_to_write && session.is_on_standby(!inside)) {
+        if !(stop.refused_write && meant_to_write) {
+            return stop;
+        }
+        if !session.is_on_standby(!inside) {
+            // What new sessions are told of writing is not told to old ones.
+            if session.age() > REOPENED_AFTER {
+                session.close_for(CloseReason::FailedOver);
+            }
             return stop;
         }
         session.close_for(CloseReason::FailedOver);
@@ -491,6 +498,8 @@ impl Call<'_> {
     }
 }
 
+/// A session that may not write is opened anew after so long: the next may be allowed to, and all at once would be a storm.
+const REOPENED_AFTER: Duration = Duration::from_secs(1);
 /// More is for ever: the server takes no more, about 24 days.
 const LONGEST_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 

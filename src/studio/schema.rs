@@ -7,6 +7,7 @@ use crate::pool::{Pool, Purpose, Session};
 use crate::retry::{Phase, Repeat, Symptom, verdict};
 use log::{debug, info, warn};
 use postgres::Client;
+use postgres::error::SqlState;
 use refinery::Migration;
 use std::collections::HashSet;
 use std::error::Error as StdError;
@@ -17,6 +18,9 @@ use std::time::Duration;
 
 /// Where the studio's tables are, and its ledger.
 pub const SCHEMA: &str = "studio";
+
+/// What tells of the others, and what is made beside them.
+const IS_THERE: &str = "SELECT to_regclass($1 || '.schema_history') IS NOT NULL AND to_regclass($1 || '.ledger') IS NOT NULL";
 
 /// Those of the first migration.
 const TABLES: [&str; 6] = [
@@ -63,6 +67,11 @@ pub enum SchemaError {
         /// Its name, with that of the schema.
         table: String,
     },
+    /// A table that a migration had made is gone.
+    Incomplete {
+        /// Its name, with that of the schema.
+        table: String,
+    },
     /// The pool was closed meanwhile.
     Closed,
 }
@@ -83,7 +92,11 @@ impl fmt::Display for SchemaError {
             ),
             SchemaError::NotOurs { table } => write!(
                 f,
-                "the table {table} is there, and is not the studio's: rename it, or use a database without one"
+                "the table {table} is there, and nothing says that it is the studio's: rename it, or use a database without one"
+            ),
+            SchemaError::Incomplete { table } => write!(
+                f,
+                "the table {table} is gone, and with it what it held: restore it from a backup"
             ),
             SchemaError::Closed => {
                 f.write_str("the pool was closed before the studio's schema was there")
@@ -99,6 +112,7 @@ impl StdError for SchemaError {
             SchemaError::Newer { .. }
             | SchemaError::Encoding(_)
             | SchemaError::NotOurs { .. }
+            | SchemaError::Incomplete { .. }
             | SchemaError::Closed => None,
         }
     }
@@ -126,8 +140,7 @@ impl Studio {
 
     /// As far as can be seen: a database that does not answer says nothing of it.
     fn is_there(&self) -> bool {
-        let sql = "SELECT to_regclass($1 || '.schema_history') IS NOT NULL";
-        let there = self.pool.read(sql, &[&SCHEMA]);
+        let there = self.pool.read(IS_THERE, &[&SCHEMA]);
         there.map_or(true, |rows| {
             rows.first()
                 .is_none_or(|row| row.try_get(0).unwrap_or(true))
@@ -141,7 +154,7 @@ impl Studio {
     /// When a migration is refused, the database cannot hold the schema, or the pool is closed.
     pub fn migrate(&self) -> Result<(), SchemaError> {
         let shared = &self.pool.inner.shared;
-        let mut refused = 0;
+        let (mut refused, mut told) = (0, false);
         loop {
             // A session of its own: migrations may take longer than any timeout allows.
             let mut session = match shared.open_when_possible(None, Purpose::Use) {
@@ -152,6 +165,7 @@ impl Studio {
                     continue;
                 }
             };
+            let generation = session.generation();
             // Before the look whether the pool is closed: whoever closes it looks for this afterwards.
             session.end_with_pool();
             let outcome = match self.pool.is_closed() {
@@ -159,7 +173,7 @@ impl Studio {
                 false => run(&mut session, &self.pool),
             };
             if outcome.is_ok() {
-                session.close_for(CloseReason::IdleTimeout);
+                session.close_for(CloseReason::Drained);
             }
             drop(session);
             match outcome {
@@ -177,6 +191,19 @@ impl Studio {
                         "the migrations were interrupted and start over: {}",
                         Chain(&*e)
                     );
+                    thread::sleep(TRY_AGAIN);
+                }
+                Err(e) if takes_no_writes(&*e) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(
+                            "the database takes no writes: the studio's schema is made as soon as it does"
+                        );
+                    }
+                    if shared.may_lead_elsewhere() {
+                        // What is open leads to a standby, where the schema will be a little later.
+                        shared.retire_generation(generation);
+                        shared.look_for_primary();
+                    }
                     thread::sleep(TRY_AGAIN);
                 }
                 // Another server may have been faster, where none keeps the others out.
@@ -207,6 +234,7 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
         refuse_what_is_not_ours(client, pool)?;
         match compare(client, runner.get_migrations())? {
             State::UpToDate => {
+                look_for_what_is_missing(client)?;
                 info!("the studio's schema is up to date");
                 return Ok(());
             }
@@ -242,6 +270,7 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
         );
     }
     client.batch_execute(&pool.ledger_ddl())?;
+    look_for_what_is_missing(client)?;
     // The lock goes with the session.
     Ok(())
 }
@@ -274,6 +303,7 @@ fn refuse_what_is_not_ours(
     {
         not_ours = Some("ledger".to_owned());
     }
+    tx.commit()?;
     match not_ours {
         Some(name) => Err(SchemaError::NotOurs {
             table: format!("{SCHEMA}.{name}"),
@@ -281,6 +311,29 @@ fn refuse_what_is_not_ours(
         .into()),
         None => Ok(()),
     }
+}
+
+/// What the migrations had made, and what the routes need beside.
+fn look_for_what_is_missing(client: &mut Client) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    let sql = "SELECT (SELECT name FROM unnest($2::text[]) AS name WHERE to_regclass($1 || '.' || name) IS NULL LIMIT 1), \
+               has_database_privilege(current_database(), 'TEMP')";
+    let mut tx = client.transaction()?;
+    let row = tx.query_one(sql, &[&SCHEMA, &&TABLES[..]])?;
+    let missing: Option<String> = row.try_get(0)?;
+    let may_import: bool = row.try_get(1)?;
+    // Its statement is closed before the end of the transaction, which is then the last word.
+    drop(row);
+    tx.commit()?;
+    if let Some(name) = missing {
+        let table = format!("{SCHEMA}.{name}");
+        return Err(SchemaError::Incomplete { table }.into());
+    }
+    if !may_import {
+        warn!(
+            "this role may not create temporary tables, which the import of reservations needs: GRANT TEMP ON DATABASE"
+        );
+    }
+    Ok(())
 }
 
 /// What is there, beside the migrations of this program.
@@ -298,8 +351,7 @@ enum State {
 fn compare(client: &mut Client, migrations: &[Migration]) -> Result<State, postgres::Error> {
     // In one transaction, which a pooler gives one session to: a statement is prepared there, and then run.
     let mut tx = client.transaction()?;
-    let tables = "SELECT to_regclass($1 || '.schema_history') IS NOT NULL AND to_regclass($1 || '.ledger') IS NOT NULL";
-    if !tx.query_one(tables, &[&SCHEMA])?.try_get(0)? {
+    if !tx.query_one(IS_THERE, &[&SCHEMA])?.try_get(0)? {
         return Ok(State::Older);
     }
     let sql = format!("SELECT version::bigint, checksum FROM {SCHEMA}.schema_history");
@@ -326,13 +378,19 @@ fn compare(client: &mut Client, migrations: &[Migration]) -> Result<State, postg
 
 /// The connection broke, or the server was shutting down: nothing that a migration did.
 fn is_lost(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(driver) = error.downcast_ref::<postgres::Error>() {
-            let repeat = verdict(&Symptom::of(driver), Phase::InTransaction).repeat;
-            return repeat == Repeat::RolledBack;
-        }
-        next = error.source();
+    of_driver(error).is_some_and(|driver| {
+        verdict(&Symptom::of(driver), Phase::InTransaction).repeat == Repeat::RolledBack
+    })
+}
+
+/// It is a standby, or its administrator wants it so for the time being.
+fn takes_no_writes(error: &(dyn StdError + 'static)) -> bool {
+    of_driver(error).and_then(postgres::Error::code) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+}
+
+fn of_driver<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e postgres::Error> {
+    match error.downcast_ref() {
+        Some(driver) => Some(driver),
+        None => of_driver(error.source()?),
     }
-    false
 }

@@ -324,10 +324,13 @@ fn a_second_signal_ends_at_once() {
         eventually("it is ready", || {
             serving.check(dir.path(), &["--ready"]).status.code() == Some(0)
         });
+        // What a wrapper passes on is the same wish.
+        serving.signal("TERM");
         serving.signal("TERM");
         eventually("it is not ready", || {
             serving.check(dir.path(), &["--ready"]).status.code() == Some(1)
         });
+        thread::sleep(400 * MS);
         assert_eq!(
             serving.check(dir.path(), &["--live"]).status.code(),
             Some(0)
@@ -689,7 +692,11 @@ fn with_few_files_it_uses_what_fits_and_answers_every_client() {
         "{said}"
     );
     let mut command = limited("-n 100", dir.path(), &[]);
-    let vars = [("DATABASE_URL", db.url.as_str()), ("DB_POOL_MAX", "300")];
+    let vars = [
+        ("DATABASE_URL", db.url.as_str()),
+        ("DB_POOL_MAX", "300"),
+        ("DB_POOL_MIN", "300"),
+    ];
     let mut serving = listening(spawn(command.envs(vars)));
     assert!(
         serving.log().contains("lower DB_POOL_MAX, which is 300"),
@@ -703,7 +710,15 @@ fn with_few_files_it_uses_what_fits_and_answers_every_client() {
     // Many more at once than it may have files.
     thread::scope(|scope| {
         let all: Vec<_> = (0..240)
-            .map(|_| scope.spawn(move || http::get(addr, "/api/studios").status))
+            .map(|_| {
+                scope.spawn(move || {
+                    let mut client = http::Client::to(addr);
+                    // Some do not ask at once.
+                    thread::sleep(30 * MS);
+                    let close = "Connection: close\r\n";
+                    client.ask("GET", "/api/studios", close, b"").status
+                })
+            })
             .collect();
         for one in all {
             assert_eq!(one.join().unwrap(), 200);
@@ -774,16 +789,22 @@ fn a_log_that_nobody_reads_stops_nothing() {
         .local_addr()
         .unwrap()
         .port();
-    for level in ["info", "trace"] {
+    for (level, terminal) in [("info", false), ("trace", false), ("trace", true)] {
+        // One that somebody has stopped, say.
+        let terminal = terminal.then(|| nix::pty::openpty(None, None).unwrap());
+        let stderr = match &terminal {
+            Some(pty) => pty.slave.try_clone().unwrap().into(),
+            None => Stdio::piped(),
+        };
         let mut child = millpond(dir.path(), &[])
             .env("DATABASE_URL", &db.url)
             .env("HTTP_ADDR", format!("127.0.0.1:{port}"))
             .env("LOG_LEVEL", level)
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .unwrap();
-        let unread = child.stderr.take().unwrap();
+        let unread = child.stderr.take();
         let get = |path: &str| http::get(([127, 0, 0, 1], port).into(), path);
         eventually("it serves", || {
             std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
@@ -1039,4 +1060,31 @@ fn it_does_without_a_temporary_directory_that_cannot_be_used_and_takes_away_what
     next.signal("TERM");
     assert_eq!(next.ends(), Some(0));
     assert_eq!(left().len(), 0);
+}
+
+#[test]
+fn under_nohup_a_hangup_does_nothing() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let program = millpond(dir.path(), &[]);
+    for (ignored, stays) in [("trap '' HUP; ", true), ("", false)] {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("{ignored}exec \"$0\"")])
+            .arg(program.get_program())
+            .current_dir(dir.path())
+            .env_clear()
+            .env("DATABASE_URL", &db.url);
+        let mut serving = listening(spawn(&mut command));
+        serving.signal("HUP");
+        if stays {
+            let addr = ([127, 0, 0, 1], serving.port).into();
+            for _ in 0..10 {
+                assert_eq!(http::get(addr, "/health/live").status, 200);
+                thread::sleep(20 * MS);
+            }
+            serving.signal("TERM");
+        }
+        assert_eq!(serving.ends(), Some(0));
+    }
 }

@@ -408,6 +408,10 @@ impl Session {
         self.closing.is_some()
     }
 
+    pub fn age(&self) -> Duration {
+        self.opened_at.elapsed()
+    }
+
     /// Ready for the next borrower: nothing is left open. Called at check-in.
     pub fn settle(&mut self, now: Instant) {
         self.last_used = now;

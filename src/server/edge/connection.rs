@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 /// For how long, and how much if no body may be longer, a client that was refused is listened to, so that it reads the
 /// refusal: a socket that is closed over unread data resets the connection, as does data for a closed one.
 const LINGER: Duration = Duration::from_secs(1);
+/// For how long one that has just come is let be.
+const NEWCOMER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 1 << 20;
 /// A client takes at least this much of its answer in each `write_timeout`.
 const MARK: usize = 16 * 1024;
@@ -114,9 +116,14 @@ impl Connection {
         }
     }
 
-    /// Nothing of it is in flight, so that it may be closed to make room.
+    /// Nothing of it is in flight, so that it may be closed to make room. One that has just come is given a moment to ask: those
+    /// that it would make room for lose nothing by waiting for that.
     pub fn is_expendable(&self) -> bool {
-        !matches!(self.state, State::Waiting | State::Answering)
+        match self.state {
+            State::Waiting | State::Answering => false,
+            State::Idle => self.kept || self.since.elapsed() >= NEWCOMER,
+            _ => true,
+        }
     }
 
     /// Bytes that are kept of it.

@@ -64,7 +64,11 @@ pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, privat
             let has_started = pool.has_connected() && condition();
             let database = match pool.is_failing_fast() {
                 true => Database::Away,
-                false if writes && has_started && pool.health().read_only => Database::ReadOnly,
+                false if writes && has_started && pool.health().read_only => {
+                    // Of several hosts another may take them; the next who asks hears of it.
+                    pool.inner.shared.look_for_primary();
+                    Database::ReadOnly
+                }
                 false => Database::Serves,
             };
             let (status, word) = readiness(phase.get(), has_started, database);

@@ -241,14 +241,15 @@ fn a_database_that_takes_no_writes_is_a_503_that_says_so() {
                 "ALTER DATABASE postgres SET default_transaction_read_only = {value}"
             ))
             .unwrap();
-        admin
-            .batch_execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE datname = 'postgres' AND pid <> pg_backend_pid()",
-            )
-            .unwrap();
     };
     set("on");
+    // Sessions keep what they began with: those that may write end here, those that may not stay below.
+    admin(&database.url())
+        .batch_execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = 'postgres' AND pid <> pg_backend_pid()",
+        )
+        .unwrap();
     let mut answer = reserve(&served, "Ada", 1, "");
     eventually("new connections refuse writes", || {
         answer = reserve(&served, "Ada", 1, "");
@@ -271,6 +272,36 @@ fn a_database_that_takes_no_writes_is_a_503_that_says_so() {
         reserve(&served, "Ada", 1, "").status == 201
     });
     eventually("balancers are told", || {
+        served.get("/health/ready").status == 200
+    });
+}
+
+#[test]
+fn balancers_are_told_at_once_when_the_database_lets_nobody_in() {
+    let database = server(&[]);
+    let mut admin = admin(&database.url());
+    admin
+        .batch_execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'p'")
+        .unwrap();
+    let (_, rest) = database
+        .url()
+        .split_once('@')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    let served = Served::on(&format!("postgresql://app:p@{rest}"), &[]);
+    eventually("it is ready", || served.get("/health/ready").status == 200);
+    admin
+        .batch_execute(
+            "ALTER ROLE app NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'",
+        )
+        .unwrap();
+    eventually("requests fail at once", || {
+        let asked = std::time::Instant::now();
+        served.get("/api/studios").status == 503 && asked.elapsed() < 200 * MS
+    });
+    assert_eq!(served.get("/health/ready").status, 503);
+    admin.batch_execute("ALTER ROLE app LOGIN").unwrap();
+    eventually("it is ready again", || {
         served.get("/health/ready").status == 200
     });
 }

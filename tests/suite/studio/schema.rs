@@ -1,8 +1,9 @@
 //! The schema is made at the start, by one of several, and as soon as the database is there.
 
-use super::{Served, count};
+use super::{Served, count, served, slot};
 use crate::http;
 use crate::servers::Frozen;
+use crate::servers::Standby;
 use crate::support::{SECOND, admin, database, eventually, server};
 use millpond::embedded::Stop;
 use millpond::studio::SchemaError;
@@ -208,4 +209,64 @@ fn a_table_of_its_name_that_is_not_its_own_is_named() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn of_several_hosts_the_one_that_takes_writes_is_found_for_it_and_for_balancers() {
+    let primary = server(&[("wal_level", "replica")]);
+    let standby = Standby::of(&primary);
+    let hosts = format!(
+        "127.0.0.1:{},127.0.0.1:{}",
+        standby.server.port(),
+        primary.port()
+    );
+    let url = primary
+        .url()
+        .replace(&format!("127.0.0.1:{}", primary.port()), &hosts);
+    let first = Served::on(&url, &[]);
+    assert_eq!(first.post("/api/reservations", &slot(1, 1)).status, 201);
+    drop(first);
+    let second = Served::on(&url, &[]);
+    eventually("it is ready", || second.get("/health/ready").status == 200);
+}
+
+#[test]
+fn a_database_that_takes_no_writes_yet_is_waited_for() {
+    let database = server(&[("default_transaction_read_only", "on")]);
+    let served = Served::start(&database.url(), &[]);
+    thread::scope(|scope| {
+        let migration = scope.spawn(|| served.studio.migrate());
+        eventually("it has connected", || served.pool.has_connected());
+        thread::sleep(SECOND);
+        assert!(!migration.is_finished());
+        let mut admin = admin(&database.url());
+        for sql in ["SET", "ALTER ROLE postgres SET"] {
+            let sql = format!("{sql} default_transaction_read_only = off");
+            admin.batch_execute(&sql).unwrap();
+        }
+        migration.join().unwrap().unwrap();
+    });
+    assert_eq!(served.get("/api/studios").status, 200);
+}
+
+#[test]
+fn a_ledger_that_is_gone_is_made_again_and_a_table_that_is_gone_is_named() {
+    let (db, served) = served();
+    thread::scope(|scope| {
+        let kept = scope.spawn(|| served.studio.keep_migrated());
+        db.admin()
+            .batch_execute("DROP TABLE studio.ledger")
+            .unwrap();
+        eventually("writes go on", || {
+            served.post("/api/reservations", &slot(1, 1)).status == 201
+        });
+        served.pool.close(SECOND);
+        kept.join().unwrap().unwrap();
+    });
+    db.admin()
+        .batch_execute("DROP TABLE studio.quotes")
+        .unwrap();
+    let next = Served::start(&db.url, &[]);
+    let error = next.studio.migrate().unwrap_err().to_string();
+    assert!(error.contains("studio.quotes is gone"), "{error}");
 }
