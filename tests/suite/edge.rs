@@ -783,3 +783,162 @@ fn a_drain_ends_kept_connections_between_requests() {
         assert!(stopping.join().unwrap().is_clean());
     });
 }
+
+/// What became of a client that comes for one request: the status, or nothing where nobody listens any more.
+fn one_request(addr: SocketAddr, path: &str) -> Result<Option<u16>, std::io::Error> {
+    let wait = Duration::from_millis(2500);
+    let mut stream = match TcpStream::connect_timeout(&addr, wait) {
+        Ok(stream) => stream,
+        Err(_) => return Ok(None),
+    };
+    stream.set_read_timeout(Some(20 * SECOND))?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer);
+    match text
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+    {
+        Some(status) => Ok(Some(status)),
+        None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+#[test]
+fn a_drain_cuts_nobody_who_comes_with_a_connection_for_each_request() {
+    for path in ["/api/count", "/health/live"] {
+        for _ in 0..5 {
+            let Edge { server, .. } = edge(&[]);
+            let addr = server.addr();
+            let over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let clients: Vec<_> = (0..20)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            let mut seen = Vec::new();
+                            while !over.load(Ordering::SeqCst) {
+                                match one_request(addr, path) {
+                                    Ok(None) => break,
+                                    Ok(Some(status)) => seen.push(status.to_string()),
+                                    Err(e) => seen.push(e.to_string()),
+                                }
+                            }
+                            seen
+                        })
+                    })
+                    .collect();
+                thread::sleep(150 * MS);
+                let asked = Instant::now();
+                server.shut_down(Duration::ZERO, 8 * SECOND);
+                let took = asked.elapsed();
+                over.store(true, Ordering::SeqCst);
+                let mut all = 0;
+                for client in clients {
+                    let seen = client.join().unwrap();
+                    all += seen.len();
+                    let odd: Vec<_> = seen
+                        .iter()
+                        .filter(|s| !["200", "503"].contains(&&***s))
+                        .collect();
+                    assert!(odd.is_empty(), "{path}: {odd:?}");
+                }
+                println!("{path}: {all} requests, ended in {took:.1?}");
+                assert!(all > 20 && took < 2 * SECOND, "{took:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_drain_finishes_an_upload_and_answers_a_half_sent_request() {
+    let Edge { server, .. } = edge(&[]);
+    let addr = server.addr();
+    let mut upload = TcpStream::connect(addr).unwrap();
+    upload
+        .write_all(b"POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345")
+        .unwrap();
+    let mut half = TcpStream::connect(addr).unwrap();
+    half.write_all(b"GET /api/count HTT").unwrap();
+    for stream in [&upload, &half] {
+        stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+    }
+    eventually("the upload is in flight", || server.in_flight() == 1);
+    thread::scope(|scope| {
+        let drain = scope.spawn(|| server.shut_down(Duration::ZERO, 8 * SECOND));
+        thread::sleep(300 * MS);
+        upload.write_all(b"67890").unwrap();
+        let mut answer = String::new();
+        upload.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let mut answer = String::new();
+        half.read_to_string(&mut answer).unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains("draining"),
+            "{answer}"
+        );
+        assert!(drain.join().unwrap().is_clean());
+    });
+}
+
+#[test]
+fn clients_who_do_not_take_their_answers_lock_nobody_out() {
+    let Edge { server, .. } = edge(&[("HTTP_MAX_CONNECTIONS", "20")]);
+    let addr = server.addr();
+    // Longer than the sockets hold.
+    let unread: Vec<_> = (0..40)
+        .map(|_| {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            let _ = stream.write_all(b"GET /api/long?10000000 HTTP/1.1\r\nHost: a\r\n\r\n");
+            stream
+        })
+        .collect();
+    for _ in 0..20 {
+        let asked = Instant::now();
+        assert_eq!(get(addr, "/health/live").status, 200);
+        assert!(asked.elapsed() < 2 * SECOND, "{:?}", asked.elapsed());
+    }
+    drop(unread);
+}
+
+#[test]
+fn a_refusal_arrives_however_late_the_client_reads() {
+    let Edge { server, .. } = edge(&[("HTTP_MAX_BODY_BYTES", "1000")]);
+    let mut stream = TcpStream::connect(server.addr()).unwrap();
+    stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+    let length = 10 << 20;
+    let head = format!("POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    // All of it, in pieces with pauses, before anything is read.
+    for _ in 0..40 {
+        stream.write_all(&vec![b'x'; length / 40]).unwrap();
+        thread::sleep(20 * MS);
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+#[test]
+fn more_than_fits_of_bodies_is_refused_when_it_is_announced() {
+    let Edge { server, .. } = edge(&[("HTTP_MAX_BODY_BYTES", "33554432")]);
+    let addr = server.addr();
+    let start = || {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+        let head = "POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 33554432\r\n\r\nx";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let _two = [start(), start()];
+    eventually("two are on their way", || server.in_flight() == 2);
+    let mut third = start();
+    let mut answer = String::new();
+    third.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("Retry-After"),
+        "{answer}"
+    );
+}

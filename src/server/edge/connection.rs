@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 
 /// For how long, and how much if no body may be longer, a client that was refused is listened to, so that it reads the
 /// refusal: a socket that is closed over unread data resets the connection, as does data for a closed one.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(10);
+/// As long as it sends, what nobody wants is read for this long: a client may write all of its request before it reads.
 /// For how long one that has just come is let be.
 const NEWCOMER: Duration = Duration::from_millis(500);
-const LINGER_BYTES: usize = 1 << 20;
+/// One that sends nothing for so long is through.
+const SILENT: Duration = Duration::from_secs(1);
 /// A client takes at least this much of its answer in each `write_timeout`.
 const MARK: usize = 16 * 1024;
 
@@ -67,13 +69,15 @@ pub(super) enum State {
     /// Its answer is being written.
     Answering,
     /// Answered for the last time.
-    Lingering { discarded: usize },
+    Lingering { until: Instant },
 }
 
 /// A request that is wanted, and where it leads.
 pub(super) struct Admitted {
     pub head: Box<Head>,
     pub route: Arc<Route>,
+    /// In flight from here on.
+    pub ticket: Ticket,
 }
 
 /// What to do next.
@@ -120,9 +124,24 @@ impl Connection {
     /// that it would make room for lose nothing by waiting for that.
     pub fn is_expendable(&self) -> bool {
         match self.state {
-            State::Waiting | State::Answering => false,
+            State::Waiting => false,
+            // Its answer is finished, and not taken.
+            State::Answering => self.blocked,
             State::Idle => self.kept || self.since.elapsed() >= NEWCOMER,
             _ => true,
+        }
+    }
+
+    /// It is between two requests, or was answered for the last time with nothing more to come.
+    pub fn is_at_rest(&self) -> bool {
+        matches!(self.state, State::Idle) && self.kept && self.input.is_empty()
+    }
+
+    /// The bytes of a body that is on its way.
+    pub fn announced(&self) -> usize {
+        match &self.state {
+            State::Body(admitted) => admitted.head.body,
+            _ => 0,
         }
     }
 
@@ -142,7 +161,7 @@ impl Connection {
         match &self.state {
             State::Waiting => Step::Wait,
             State::Answering => self.write(limits),
-            State::Lingering { .. } => self.discard(limits, scratch),
+            State::Lingering { until } => self.discard(*until, scratch),
             State::Idle | State::Head | State::Body(_) => self.read(limits, scratch),
         }
     }
@@ -283,24 +302,26 @@ impl Connection {
             return Step::Close;
         }
         self.input = Vec::new();
-        self.enter(State::Lingering { discarded: 0 }, Some(LINGER));
+        let until = Instant::now() + LINGER;
+        self.enter(State::Lingering { until }, Some(SILENT));
         Step::Go
     }
 
-    fn discard(&mut self, limits: &HttpConfig, scratch: &mut [u8]) -> Step {
+    fn discard(&mut self, until: Instant, scratch: &mut [u8]) -> Step {
         if self.eof {
             return Step::Close;
         }
         if !self.readable {
             return Step::Wait;
         }
-        let most = LINGER_BYTES.max(limits.max_body_bytes);
-        match (self.fill(scratch), &mut self.state) {
-            (Ok(read), State::Lingering { discarded }) if *discarded + read <= most => {
-                *discarded += read;
+        match self.fill(scratch) {
+            Ok(read) => {
+                if read > 0 {
+                    self.deadline = Some(until.min(Instant::now() + SILENT));
+                }
                 Step::Go
             }
-            _ => Step::Close,
+            Err(_) => Step::Close,
         }
     }
 }

@@ -37,9 +37,12 @@ const LINKS: usize = 2;
 
 /// How often everybody's time is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long the last clients have, those that have come and not asked.
+const LAST_CLIENTS: Duration = Duration::from_millis(500);
 /// When the system has no file for a client, and nobody can make room.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
-/// What clients may have sent of requests that are not whole, all together; whoever has sent the most goes then.
+/// What clients may have sent of bodies that are not whole, all together, and as much again of what is no body; whoever has
+/// sent the most goes then.
 const MOST_BUFFERED: usize = 64 << 20;
 /// Clients that connect in one moment; the system shortens it to what it takes.
 const BACKLOG: i32 = 4096;
@@ -72,6 +75,13 @@ pub(super) struct EventLoop {
     mended: (Sender<Mended>, Receiver<Mended>),
     scratch: Box<[u8]>,
     phase: Phase,
+}
+
+/// What the loop keeps from one round to the next.
+struct Rounds {
+    events: Events,
+    /// When everybody's time was looked at.
+    looked: Instant,
 }
 
 /// A connection to a lane that was opened again, for the place that it has there.
@@ -166,44 +176,77 @@ impl EventLoop {
     }
 
     fn serve(&mut self) {
-        let mut events = Events::with_capacity(1024);
-        let mut looked = Instant::now();
+        let mut rounds = Rounds {
+            events: Events::with_capacity(1024),
+            looked: Instant::now(),
+        };
         while !self.shared.over.load(Ordering::SeqCst) {
-            if let Err(e) = self.poll.poll(&mut events, self.pause())
-                && e.kind() != ErrorKind::Interrupted
-            {
-                error!("the edge cannot wait for its sockets: {e}");
-                std::thread::sleep(ACCEPT_AGAIN);
+            let pause = self.pause();
+            self.round(&mut rounds, pause);
+        }
+        self.answer_the_last(&mut rounds);
+    }
+
+    /// The end. Nobody else gets in; those who have come are answered, the half-sent requests with a refusal.
+    fn answer_the_last(&mut self, rounds: &mut Rounds) {
+        keep_out_newcomers(&self.listener);
+        let until = Instant::now() + LAST_CLIENTS;
+        loop {
+            self.accept();
+            let left = until.saturating_duration_since(Instant::now());
+            let is_through =
+                self.at_the_door.is_none() && self.clients.iter().all(|(_, c)| c.is_at_rest());
+            if is_through || left.is_zero() {
+                break;
             }
-            self.more = false;
-            self.shared.desk.is_awake();
-            let done = self.shared.desk.take_done();
-            // First, so that whoever asks again finds the room that its last request has left.
-            for lane in BOTH {
-                self.refill(lane);
-            }
-            self.go_on_with(done);
-            for key in std::mem::take(&mut self.in_turn) {
+            let pause = self.pause().unwrap_or(LOOK);
+            self.round(rounds, Some(pause.min(left)));
+        }
+        for key in self.clients.iter().map(|(key, _)| key).collect::<Vec<_>>() {
+            let state = self.clients.get(key).map(|c| &c.state);
+            if matches!(state, Some(State::Head | State::Body(_))) {
+                self.answer_in_place(key, draining());
                 self.drive(key);
             }
-            for event in &events {
-                match event.token() {
-                    LISTENER => self.accept(),
-                    WAKER => self.woken(),
-                    Token(token) => match self.link_of(token) {
-                        Some((lane, index)) => self.link_event(lane, index, event),
-                        None => self.client_event(token - self.first_client(), event),
-                    },
-                }
+        }
+    }
+
+    fn round(&mut self, rounds: &mut Rounds, pause: Option<Duration>) {
+        let Rounds { events, looked } = rounds;
+        if let Err(e) = self.poll.poll(events, pause)
+            && e.kind() != ErrorKind::Interrupted
+        {
+            error!("the edge cannot wait for its sockets: {e}");
+            std::thread::sleep(ACCEPT_AGAIN);
+        }
+        self.more = false;
+        self.shared.desk.is_awake();
+        let done = self.shared.desk.take_done();
+        // First, so that whoever asks again finds the room that its last request has left.
+        for lane in BOTH {
+            self.refill(lane);
+        }
+        self.go_on_with(done);
+        for key in std::mem::take(&mut self.in_turn) {
+            self.drive(key);
+        }
+        for event in &*events {
+            match event.token() {
+                LISTENER => self.accept(),
+                WAKER => self.woken(),
+                Token(token) => match self.link_of(token) {
+                    Some((lane, index)) => self.link_event(lane, index, event),
+                    None => self.client_event(token - self.first_client(), event),
+                },
             }
-            let now = Instant::now();
-            if self.accept_at.is_some_and(|at| now >= at) {
-                self.accept();
-            }
-            if now >= looked + LOOK {
-                looked = now;
-                self.look_at_the_time(now);
-            }
+        }
+        let now = Instant::now();
+        if self.accept_at.is_some_and(|at| now >= at) {
+            self.accept();
+        }
+        if now >= *looked + LOOK {
+            *looked = now;
+            self.look_at_the_time(now);
         }
     }
 
@@ -315,7 +358,9 @@ impl EventLoop {
     /// Closes the one that has been waited for longest. False when all have a request in flight.
     fn make_room(&mut self) -> bool {
         let expendable = self.clients.iter().filter(|(_, c)| c.is_expendable());
-        let longest = expendable.min_by_key(|(_, c)| c.since).map(|(key, _)| key);
+        // Those with an answer that they do not take come last.
+        let longest = expendable.min_by_key(|(_, c)| (c.blocked, c.since));
+        let longest = longest.map(|(key, _)| key);
         if let Some(key) = longest {
             self.close(key);
         }
@@ -399,7 +444,7 @@ impl EventLoop {
         let route = self
             .service
             .admit(&head.method, head.path(), &head.headers)
-            .and_then(|route| match self.has_room(route.lane, &head) {
+            .and_then(|route| match self.takes(route.lane, &head) {
                 Ok(()) => Ok(route),
                 Err(problem) => Err((route.pattern, problem)),
             });
@@ -409,7 +454,13 @@ impl EventLoop {
         match route {
             Ok(route) => {
                 let waits = head.expects_continue && connection.buffered() == 0;
-                connection.read_body(Admitted { head, route }, &self.service.config);
+                let ticket = self.shared.in_flight.of(route.lane).enter();
+                let admitted = Admitted {
+                    head,
+                    route,
+                    ticket,
+                };
+                connection.read_body(admitted, &self.service.config);
                 if waits && matches!(connection.ask_for_body(), Step::Close) {
                     self.close(key);
                 }
@@ -422,13 +473,31 @@ impl EventLoop {
     }
 
     /// Whether a request is taken now.
-    fn has_room(&self, lane: Lane, head: &Head) -> Result<(), Problem> {
+    fn takes(&self, lane: Lane, head: &Head) -> Result<(), Problem> {
         if lane == Lane::Health && head.body > 0 {
             Err(Problem::plain(413, "no body is taken here"))
         } else if lane == Lane::Api && self.phase == Phase::Draining {
-            let detail = "the server is shutting down";
-            Err(Problem::unavailable("draining", detail))
-        } else if !self.lanes.of(lane).has_room(self.shared.desk.waiting(lane)) {
+            Err(draining())
+        } else if head.body > 0 && self.announced() + head.body > self.most_buffered() {
+            let detail = "too much is being sent at once";
+            Err(Problem::unavailable("overloaded", detail))
+        } else {
+            self.has_room(lane)
+        }
+    }
+
+    /// What bodies that are not whole may come to, all together; one of the largest that is taken always fits.
+    fn most_buffered(&self) -> usize {
+        MOST_BUFFERED.max(self.service.config.max_body_bytes)
+    }
+
+    /// The bytes of all bodies that are on their way.
+    fn announced(&self) -> usize {
+        self.clients.iter().map(|(_, c)| c.announced()).sum()
+    }
+
+    fn has_room(&self, lane: Lane) -> Result<(), Problem> {
+        if !self.lanes.of(lane).has_room(self.shared.desk.waiting(lane)) {
             let detail = "too many requests are in line";
             Err(Problem::unavailable("overloaded", detail))
         } else {
@@ -438,11 +507,16 @@ impl EventLoop {
 
     /// What cannot be read as a request, and nothing behind it.
     fn refuse(&mut self, key: usize, refusal: Refusal) {
+        self.answer_in_place(key, Problem::plain(refusal.status, refusal.detail));
+    }
+
+    /// Answers what is no request yet, or not a whole one, and nothing behind it.
+    fn answer_in_place(&mut self, key: usize, problem: Problem) {
         let Some(connection) = self.clients.get_mut(key) else {
             return;
         };
         let id = request_id(None);
-        let response = Problem::plain(refusal.status, refusal.detail).into_response(Some(&id));
+        let response = problem.into_response(Some(&id));
         self.service.note(&Seen {
             method: "-",
             path: "-",
@@ -466,10 +540,14 @@ impl EventLoop {
     }
 
     fn hand_on(&mut self, key: usize, admitted: Admitted, body: &[u8]) {
-        let Admitted { head, route } = admitted;
+        let Admitted {
+            head,
+            route,
+            ticket,
+        } = admitted;
         let lane = route.lane;
-        // Others may have been faster, while its body came.
-        if let Err(problem) = self.has_room(lane, &head) {
+        // Others may have been faster, while its body came. In a drain it is finished: it was there before.
+        if let Err(problem) = self.has_room(lane) {
             return self.refuse_request(key, *head, route.pattern, problem);
         }
         let made_key = match &head.idempotency_key {
@@ -486,7 +564,7 @@ impl EventLoop {
         let Some(mut origin) = self.origin(key, *head, route.pattern, made_key) else {
             return;
         };
-        origin.ticket = Some(self.shared.in_flight.of(lane).enter());
+        origin.ticket = Some(ticket);
         let waiting = Waiting {
             origin,
             route,
@@ -712,7 +790,7 @@ impl EventLoop {
             .iter()
             .map(|(_, c)| c.buffered())
             .sum::<usize>()
-            > MOST_BUFFERED
+            > self.most_buffered() + MOST_BUFFERED
         {
             let most = self.clients.iter().max_by_key(|(_, c)| c.buffered());
             let Some(key) = most.map(|(key, _)| key) else {
@@ -722,6 +800,38 @@ impl EventLoop {
             self.close(key);
         }
     }
+}
+
+fn draining() -> Problem {
+    Problem::unavailable("draining", "the server is shutting down")
+}
+
+/// Has the system drop each SYN to the listener, where it can: a client that comes now asks again, and finds the port closed, or
+/// the next server; in the backlog of a listener that is closed it would be reset.
+fn keep_out_newcomers(listener: &TcpListener) {
+    #[cfg(target_os = "linux")]
+    {
+        use socket2::SockFilter;
+        const LOAD_BYTE: u16 = 0x30;
+        const AND: u16 = 0x54;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        const SYN: u32 = 0x02;
+        const SYN_OR_ACK: u32 = 0x12;
+        let filter = [
+            // The flags of a TCP header.
+            SockFilter::new(LOAD_BYTE, 0, 0, 13),
+            SockFilter::new(AND, 0, 0, SYN_OR_ACK),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ];
+        if let Err(e) = SockRef::from(listener).attach_filter(&filter) {
+            debug!("newcomers are not kept out: {e}");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = listener;
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
