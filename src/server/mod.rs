@@ -260,7 +260,7 @@ impl Service {
                 Err((route.pattern, told.header("WWW-Authenticate", "Bearer")))
             }
             Found::OtherMethods(allow) => {
-                let told = format!("{} is not for this path", known_method(method));
+                let told = format!("{method} is not for this path");
                 let told = Problem::plain(405, told).header("Allow", allow.join(", "));
                 Err(("", told))
             }

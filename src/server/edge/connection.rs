@@ -1,6 +1,7 @@
 //! One client: what it has sent, what it is owed, and for how long it may take its time. It reads and writes without ever
 //! blocking; what a request leads to is the event loop's to decide.
 
+use super::chunked::Chunked;
 use super::framing::{self, Head, Refusal};
 use super::in_flight::Ticket;
 use crate::config::HttpConfig;
@@ -78,6 +79,8 @@ pub(super) struct Admitted {
     pub route: Arc<Route>,
     /// In flight from here on.
     pub ticket: Ticket,
+    /// What has come of a body in chunks.
+    pub chunked: Option<Chunked>,
 }
 
 /// What to do next.
@@ -140,14 +143,29 @@ impl Connection {
     /// The bytes of a body that is on its way.
     pub fn announced(&self) -> usize {
         match &self.state {
-            State::Body(admitted) => admitted.head.body,
+            State::Body(admitted) => {
+                let so_far = admitted.chunked.as_ref().map_or(0, Chunked::len);
+                admitted.head.body.max(so_far)
+            }
             _ => 0,
         }
     }
 
     /// Bytes that are kept of it.
     pub fn buffered(&self) -> usize {
-        self.input.len()
+        let in_chunks = match &self.state {
+            State::Body(Admitted {
+                chunked: Some(chunked),
+                ..
+            }) => chunked.len(),
+            _ => 0,
+        };
+        self.input.len() + in_chunks
+    }
+
+    /// It asks for a head alone, as far as that can be seen.
+    pub fn asks_for_head(&self) -> bool {
+        self.input.starts_with(b"HEAD ")
     }
 
     fn enter(&mut self, state: State, lasts: Option<Duration>) {
@@ -185,16 +203,17 @@ impl Connection {
                 }
             }
         }
-        if let State::Body(admitted) = &self.state
-            && self.input.len() >= admitted.head.body
-        {
-            let rest = self.input.split_off(admitted.head.body);
-            let body = std::mem::replace(&mut self.input, rest);
-            let State::Body(admitted) = std::mem::replace(&mut self.state, State::Waiting) else {
-                return Step::Close;
-            };
-            self.enter(State::Waiting, None);
-            return Step::Request(admitted, body);
+        match self.take_body(limits) {
+            Err(refusal) => return Step::Refuse(refusal),
+            Ok(None) => {}
+            Ok(Some(body)) => {
+                let State::Body(admitted) = std::mem::replace(&mut self.state, State::Waiting)
+                else {
+                    return Step::Close;
+                };
+                self.enter(State::Waiting, None);
+                return Step::Request(admitted, body);
+            }
         }
         if self.eof {
             return Step::Close;
@@ -208,6 +227,21 @@ impl Connection {
                 Step::Go
             }
             Err(_) => Step::Close,
+        }
+    }
+
+    /// The body that is being read, when it is whole.
+    fn take_body(&mut self, limits: &HttpConfig) -> Result<Option<Vec<u8>>, Refusal> {
+        match &mut self.state {
+            State::Body(Admitted {
+                chunked: Some(chunked),
+                ..
+            }) => chunked.take(&mut self.input, limits.max_body_bytes),
+            State::Body(Admitted { head, .. }) if self.input.len() >= head.body => {
+                let rest = self.input.split_off(head.body);
+                Ok(Some(std::mem::replace(&mut self.input, rest)))
+            }
+            _ => Ok(None),
         }
     }
 
@@ -236,7 +270,7 @@ impl Connection {
 
     /// Leaves out the body of a request that is not wanted, where it is there. Else nothing behind it can be read.
     pub fn skip_body(&mut self, head: &Head) -> bool {
-        let whole = self.input.len() >= head.body;
+        let whole = !head.chunked && self.input.len() >= head.body;
         if whole {
             self.input.drain(..head.body);
         }

@@ -1,6 +1,7 @@
 //! The loop: accepts, reads, hands on, writes back, and keeps everybody to their time.
 
 use super::Shared;
+use super::chunked::Chunked;
 use super::connection::{Admitted, Connection, State, Step};
 use super::desk::{Desk, Done, Exchange, Origin};
 use super::forwarded;
@@ -455,10 +456,12 @@ impl EventLoop {
             Ok(route) => {
                 let waits = head.expects_continue && connection.buffered() == 0;
                 let ticket = self.shared.in_flight.of(route.lane).enter();
+                let chunked = head.chunked.then(Chunked::default);
                 let admitted = Admitted {
                     head,
                     route,
                     ticket,
+                    chunked,
                 };
                 connection.read_body(admitted, &self.service.config);
                 if waits && matches!(connection.ask_for_body(), Step::Close) {
@@ -474,11 +477,11 @@ impl EventLoop {
 
     /// Whether a request is taken now.
     fn takes(&self, lane: Lane, head: &Head) -> Result<(), Problem> {
-        if lane == Lane::Health && head.body > 0 {
+        if lane == Lane::Health && head.has_body() {
             Err(Problem::plain(413, "no body is taken here"))
         } else if lane == Lane::Api && self.phase == Phase::Draining {
             Err(draining())
-        } else if head.body > 0 && self.announced() + head.body > self.most_buffered() {
+        } else if head.has_body() && self.announced() + head.body > self.most_buffered() {
             let detail = "too much is being sent at once";
             Err(Problem::unavailable("overloaded", detail))
         } else {
@@ -526,7 +529,7 @@ impl EventLoop {
             id: &id,
             client: connection.peer.to_canonical(),
         });
-        let answer = closing(render(&response, &id, false));
+        let answer = closing(render(&response, &id, connection.asks_for_head()));
         connection.answer(answer, true, None, &self.service.config);
     }
 
@@ -544,6 +547,7 @@ impl EventLoop {
             head,
             route,
             ticket,
+            ..
         } = admitted;
         let lane = route.lane;
         // Others may have been faster, while its body came. In a drain it is finished: it was there before.

@@ -2,13 +2,13 @@
 //!
 //! Everything that two parsers could understand in two ways is refused, and so is whatever the server behind the edge
 //! cannot bear (tiny_http 0.12: it runs out of memory over a large `Content-Length`, never lets go of `HTTP/2.0`, takes what
-//! follows a bad length or a chunked body for the next request, and reads heads of any size).
+//! follows a bad length for the next request, and reads heads of any size).
 //! Rules: RFC 9112, sections 2.2, 3, 5 and 6.
 
 use super::forwarded;
 use crate::server::lane::NUMBER;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str;
 
 /// The longest head, from the method to the empty line.
@@ -22,7 +22,7 @@ pub struct Refusal {
     pub detail: &'static str,
 }
 
-const fn refusal(status: u16, detail: &'static str) -> Refusal {
+pub const fn refusal(status: u16, detail: &'static str) -> Refusal {
     Refusal { status, detail }
 }
 
@@ -37,8 +37,10 @@ const HEAD_TOO_LARGE: Refusal = refusal(
 pub struct Head {
     /// Bytes, with the empty line.
     pub length: usize,
-    /// Bytes of the body that follows.
+    /// Bytes of the body that follows, where that is not chunked.
     pub body: usize,
+    /// The body comes in chunks.
+    pub chunked: bool,
     pub method: String,
     /// Path and query.
     pub target: String,
@@ -79,6 +81,11 @@ impl Head {
         bytes
     }
 
+    /// A body follows.
+    pub fn has_body(&self) -> bool {
+        self.body > 0 || self.chunked
+    }
+
     /// Its method may change something.
     pub fn writes(&self) -> bool {
         !matches!(&*self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE")
@@ -89,6 +96,10 @@ impl Head {
 pub fn head(input: &[u8], seen: usize, longest_body: usize) -> Result<Option<Head>, Refusal> {
     match end_of_head(input, seen)? {
         Some(end) => parse(&input[..end], longest_body).map(Some),
+        None if input.len() >= LONGEST_HEAD && !input.contains(&b'\r') => Err(refusal(
+            414,
+            "the target of a request is shorter than 16 KiB",
+        )),
         None if input.len() >= LONGEST_HEAD => Err(HEAD_TOO_LARGE),
         None => Ok(None),
     }
@@ -121,6 +132,13 @@ fn end_of_head(input: &[u8], seen: usize) -> Result<Option<usize>, Refusal> {
 }
 
 fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
+    // A later minor version is to be read as the latest that is known (RFC 9110, section 2.5).
+    let later = later_minor_version(head).map(|at| {
+        let mut known = head.to_vec();
+        known[at] = b'1';
+        known
+    });
+    let head = later.as_deref().unwrap_or(head);
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(head) {
@@ -136,6 +154,7 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
     let mut read = Head {
         length: head.len(),
         body: 0,
+        chunked: false,
         method: request.method.unwrap_or_default().to_owned(),
         target: target(request.method, request.path)?,
         headers: Vec::with_capacity(request.headers.len()),
@@ -161,7 +180,8 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
             framing.length(value)?;
             continue;
         } else if is("Transfer-Encoding") {
-            framing.encoded = true;
+            framing.encodings(value);
+            continue;
         } else if is("Connection") {
             let says = |what: &str| {
                 value.is_some_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(what)))
@@ -207,8 +227,8 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
     if !forwarded.is_empty() {
         read.forwarded_for = forwarded;
     }
-    read.body = framing.body(old, longest_body)?;
-    read.expects_continue &= read.body > 0;
+    (read.body, read.chunked) = framing.body(old, longest_body)?;
+    read.expects_continue &= read.has_body();
     Ok(read)
 }
 
@@ -226,11 +246,21 @@ fn names_a_version(head: &[u8]) -> bool {
     )
 }
 
+/// Where the minor version of an HTTP/1.2 and so on stands.
+fn later_minor_version(head: &[u8]) -> Option<usize> {
+    let end = head.windows(2).position(|two| two == b"\r\n")?;
+    let is_later = head[..end]
+        .last()
+        .is_some_and(|digit| (b'2'..=b'9').contains(digit));
+    (is_later && head[..end - 1].ends_with(b" HTTP/1.")).then_some(end - 1)
+}
+
 /// What decides where the body ends.
 #[derive(Default)]
 struct Framing {
     hosts: usize,
-    encoded: bool,
+    /// The transfer codings, in small letters.
+    codings: Vec<String>,
     length: Option<u64>,
 }
 
@@ -247,21 +277,41 @@ impl Framing {
         }
     }
 
-    fn body(&self, old: bool, longest: usize) -> Result<usize, Refusal> {
+    fn encodings(&mut self, value: Option<&str>) {
+        // What cannot be read is none that is known.
+        let names = value.unwrap_or("?").split(',');
+        self.codings
+            .extend(names.map(|name| name.trim().to_ascii_lowercase()));
+    }
+
+    /// Its length, and whether it comes in chunks.
+    fn body(&self, old: bool, longest: usize) -> Result<(usize, bool), Refusal> {
         if self.hosts > 1 || (self.hosts == 0 && !old) {
             return Err(refusal(400, "a request names its Host, once"));
         }
-        if self.encoded {
-            return Err(match self.length {
-                None if !old => refusal(
-                    411,
-                    "a body needs a Content-Length; Transfer-Encoding is not taken",
-                ),
-                _ => refusal(400, "Transfer-Encoding is not taken, least of all here"),
-            });
+        let codings: Vec<_> = self.codings.iter().map(String::as_str).collect();
+        match codings[..] {
+            [] => {}
+            _ if old || self.length.is_some() => {
+                let why = "Transfer-Encoding is not for HTTP/1.0, nor beside a Content-Length";
+                return Err(refusal(400, why));
+            }
+            ["chunked"] => return Ok((0, true)),
+            [ref before @ .., "chunked"] if !before.contains(&"chunked") => {
+                return Err(refusal(
+                    501,
+                    "Transfer-Encoding takes chunked, and nothing before it",
+                ));
+            }
+            _ => {
+                return Err(refusal(
+                    400,
+                    "Transfer-Encoding takes chunked, once and last",
+                ));
+            }
         }
         match usize::try_from(self.length.unwrap_or(0)) {
-            Ok(length) if length <= longest => Ok(length),
+            Ok(length) if length <= longest => Ok((length, false)),
             _ => Err(refusal(413, "the body is too large")),
         }
     }
@@ -278,7 +328,13 @@ fn target(method: Option<&str>, target: Option<&str>) -> Result<String, Refusal>
             .then(|| &target[name.len()..])
     };
     let path = match scheme("http://").or_else(|| scheme("https://")) {
-        Some(rest) => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
+        Some(rest) => {
+            let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+            if host.is_empty() || !is_host(host) {
+                return Err(refusal(400, "a whole URL names its host"));
+            }
+            if path.is_empty() { "/" } else { path }
+        }
         None => target,
     };
     let asterisk = method == Some("OPTIONS") && path == "*";
@@ -290,14 +346,41 @@ fn target(method: Option<&str>, target: Option<&str>) -> Result<String, Refusal>
     }
 }
 
+/// A name or an address, and perhaps a port (RFC 9110, section 7.2); empty where the target has none. A comma, which a name might
+/// hold, is taken for two hosts.
 fn is_host(value: &str) -> bool {
-    value
-        .bytes()
-        .all(|b| b.is_ascii_graphic() && !b"/\\?#@,".contains(&b))
+    let (is_name, port) = match value.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
+            None => return false,
+        },
+        None => {
+            let (name, port) = value.split_at(value.find(':').unwrap_or(value.len()));
+            (is_name(name), port)
+        }
+    };
+    let digits = port.strip_prefix(':').unwrap_or(port);
+    let has_colon = port.is_empty() || port.starts_with(':');
+    is_name && has_colon && digits.len() <= 5 && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_name(name: &str) -> bool {
+    let mut parts = name.split('%');
+    let is_plain = |part: &str| {
+        part.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&b))
+    };
+    let is_encoded = |part: &str| {
+        part.get(..2)
+            .is_some_and(|two| two.bytes().all(|b| b.is_ascii_hexdigit()))
+            && is_plain(&part[2..])
+    };
+    parts.next().is_none_or(is_plain) && parts.all(is_encoded)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::chunked::Chunked;
     use super::*;
 
     fn read(input: &str) -> Result<Option<Head>, u16> {
@@ -333,7 +416,18 @@ mod tests {
             ("G(T / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("GET / http/1.1\r\nHost: a\r\n\r\n", 400),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
-            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
+            ("GET / HTTP/1.x\r\nHost: a\r\n\r\n", 400),
+            ("GET / HTTP/3.1\r\nHost: a\r\n\r\n", 505),
+            ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: [::1]a\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: [a]\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a:port\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a:80:80\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: <script>\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: %zz\r\n\r\n", 400),
+            ("GET http:///a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET http://?a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("PRI * HTTP/2.0\r\n\r\n", 505),
             (
                 "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
@@ -377,16 +471,24 @@ mod tests {
             ),
             ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
             (
-                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
-                411,
-            ),
-            (
                 "POST / HTTP/1.1\r\nHost: a\r\ntransfer-encoding: identity\r\n\r\n",
-                411,
+                400,
             ),
             (
                 "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
-                411,
+                400,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+                400,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
+                400,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                501,
             ),
             (
                 "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n",
@@ -421,7 +523,10 @@ mod tests {
         let rest = long(0).len();
         assert!(read(&long(LONGEST_HEAD - rest)).is_ok_and(|head| head.is_some()));
         assert_eq!(read(&long(LONGEST_HEAD - rest + 1)), Err(431));
-        assert_eq!(read(&"x".repeat(LONGEST_HEAD)), Err(431));
+        assert_eq!(
+            read(&format!("GET /{}", "x".repeat(LONGEST_HEAD))),
+            Err(414)
+        );
     }
 
     #[test]
@@ -466,6 +571,24 @@ mod tests {
             let head = read(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
             assert_eq!(head.unwrap().unwrap().target, path, "{target}");
         }
+        for host in [
+            "a",
+            "a:80",
+            "a:",
+            "1.2.3.4:5",
+            "[::1]",
+            "[::1]:80",
+            "%41b",
+            "a_b",
+        ] {
+            let head = read(&format!("GET / HTTP/1.2\r\nHost: {host}\r\n\r\n"));
+            assert!(head.unwrap().is_some_and(|head| !head.close), "{host}");
+        }
+        let chunked = read(
+            "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\nExpect: 100-continue\r\n\r\n",
+        );
+        let chunked = chunked.unwrap().unwrap();
+        assert!(chunked.chunked && chunked.has_body() && chunked.expects_continue);
         let old = read("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
         assert!(
             old.unwrap().unwrap().close,
@@ -549,12 +672,19 @@ mod tests {
                 return all;
             };
             let rest = &input[read.length..];
-            if rest.len() < read.body {
+            let (body, next) = if read.chunked {
+                let mut left = rest.to_vec();
+                match Chunked::default().take(&mut left, 3000) {
+                    Ok(Some(body)) => (body, &rest[rest.len() - left.len()..]),
+                    _ => return all,
+                }
+            } else if rest.len() < read.body {
                 return all;
-            }
-            let (body, next) = rest.split_at(read.body);
-            let seen = (read.method.clone(), read.target.clone(), body.to_vec());
-            all.push((seen, read.for_lane(1, body)));
+            } else {
+                (rest[..read.body].to_vec(), &rest[read.body..])
+            };
+            let seen = (read.method.clone(), read.target.clone(), body.clone());
+            all.push((seen, read.for_lane(1, &body)));
             if read.close {
                 return all;
             }

@@ -14,6 +14,7 @@
 //! nowhere costs neither a body nor a worker. One request more than the line takes is refused at once. The event loop never
 //! waits for anything but its sockets.
 
+mod chunked;
 mod connection;
 mod desk;
 mod event_loop;
