@@ -189,7 +189,7 @@ class Node:
 
 class Cluster:
     def __init__(self):
-        self.others, self.nodes, self.frozen = [], [], []
+        self.others, self.nodes, self.frozen, self.frozen_leader = [], [], [], None
         self.dir = tempfile.mkdtemp(prefix="millpond-cluster-")
         os.chmod(self.dir, 0o755)
         own(self.dir)
@@ -323,12 +323,22 @@ class Cluster:
 
     def freeze_leader(self):
         """Until `thaw`."""
-        old = self.leader()
-        self.frozen = old.processes()
-        old.signal(signal.SIGSTOP)
-        wait("a new leader", 60, lambda: self.leader_but(old))
+        self.frozen_leader = self.leader()
+        self.frozen = self.frozen_leader.processes()
+        self.frozen_leader.signal(signal.SIGSTOP)
+        wait("a new leader", 60, lambda: self.leader_but(self.frozen_leader))
 
     def thaw(self):
+        """Its server wakes as it was. Its Patroni would go on with what it knew, as the leader: lift the wait for standbys, say to
+        HAProxy that it is the primary, and take writes that are lost a moment later. Where there is a watchdog, that keeps it
+        from this; here it begins anew."""
+        node, self.frozen_leader = self.frozen_leader, None
+        node.patroni.kill()
+        node.patroni.wait()
+        self.wake()
+        node.start()
+
+    def wake(self):
         for pid in self.frozen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -354,7 +364,7 @@ class Cluster:
             self.sql(old.port, waiting)
             time.sleep(0.2)
         old.signal(signal.SIGKILL)
-        self.thaw()
+        self.wake()
         wait("a new leader", 60, lambda: self.leader_but(old))
         old.start()
 
