@@ -277,6 +277,8 @@ pub struct HttpConfig {
     pub write_timeout: Duration,
     /// Who may say by `Forwarded` or `X-Forwarded-For` on whose behalf a request comes. Default nobody.
     pub trusted_proxies: Vec<IpNet>,
+    /// Pages of other sites that may use the API, by their origin (`https://app.example.com`). Default none.
+    pub cors_origins: Vec<String>,
     /// The studio's routes ask for this bearer token.
     pub api_token: Option<String>,
     /// `/metrics`, `/api/metrics/*` and `/dashboard` ask for this bearer token.
@@ -303,6 +305,7 @@ impl Default for HttpConfig {
             idle_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(10),
             trusted_proxies: Vec::new(),
+            cors_origins: Vec::new(),
             api_token: None,
             metrics_token: None,
             allow_anonymous: false,
@@ -328,6 +331,7 @@ impl fmt::Debug for HttpConfig {
             .field("idle_timeout", &self.idle_timeout)
             .field("write_timeout", &self.write_timeout)
             .field("trusted_proxies", &self.trusted_proxies)
+            .field("cors_origins", &self.cors_origins)
             .field("api_token", &hidden(&self.api_token))
             .field("metrics_token", &hidden(&self.metrics_token))
             .field("allow_anonymous", &self.allow_anonymous)

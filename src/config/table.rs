@@ -156,6 +156,8 @@ const SETTINGS: &[Setting] = &[
         |c| as_ms(c.http.write_timeout)),
     plain("HTTP_TRUSTED_PROXIES", "addresses or networks, as 10.0.0.1 or 10.0.0.0/8, with commas between", |c, v| { c.http.trusted_proxies = networks(v)?; Ok(()) },
         |c| c.http.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+    plain("HTTP_CORS_ORIGINS", "origins of pages, as https://app.example.com, with commas between", |c, v| { c.http.cors_origins = origins(v)?; Ok(()) },
+        |c| c.http.cors_origins.join(",")),
     plain("STUDIO_API", "on or off", |c, v| { c.studio_api = switch(v)?; Ok(()) },
         |c| on_off(c.studio_api)),
     plain("STUDIO_CURRENCY", "three capital letters (ISO 4217)", |c, v| { c.studio_currency = currency(v)?; Ok(()) },
@@ -259,6 +261,22 @@ fn networks(text: &str) -> Result<Vec<IpNet>, String> {
             .map_err(|_| String::new())
     };
     text.split(',').map(network).collect()
+}
+
+fn origins(text: &str) -> Result<Vec<String>, String> {
+    let origin = |text: &str| {
+        let text = text.trim();
+        let host = text
+            .strip_prefix("https://")
+            .or(text.strip_prefix("http://"))
+            .ok_or_else(String::new)?;
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._:[]".contains(&b);
+        match !host.is_empty() && host.bytes().all(fits) {
+            true => Ok(text.to_owned()),
+            false => Err(String::new()),
+        }
+    };
+    text.split(',').map(origin).collect()
 }
 
 fn currency(text: &str) -> Result<String, String> {
@@ -635,6 +653,8 @@ mod tests {
             ("API_TOKEN", "two words"),
             ("DB_APPLICATION_NAME", " "),
             ("DB_POOLER", "maybe"),
+            ("HTTP_CORS_ORIGINS", "*"),
+            ("HTTP_CORS_ORIGINS", "https://a.example/"),
             ("DATABASE_URL", "postgresql://u:100%@h/d"),
             ("DATABASE_URL", "postgresql://u@h/d%00"),
             ("DATABASE_URL", "postgresql://u@h/d%0ae"),

@@ -1,5 +1,6 @@
 //! Requests, responses and problems as the routes see them. Beside `lane.rs` the only file that names tiny_http.
 
+use super::browsers;
 use super::lane::NUMBER;
 use super::router::Route;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
@@ -89,6 +90,15 @@ impl Response {
             status,
             headers: vec![("Content-Type", content_type.to_owned())],
             body: body.into(),
+        }
+    }
+
+    /// No body.
+    pub fn empty(status: u16) -> Response {
+        Response {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
         }
     }
 
@@ -274,6 +284,16 @@ pub(super) struct Note {
     /// The client's `Idempotency-Key`, or one that was made for a write that brings none; else empty.
     pub key: String,
     pub key_was_made: bool,
+    /// A page of another site that may read the answer.
+    pub page: Option<String>,
+}
+
+impl Note {
+    /// Headers that let a page read the answer.
+    pub fn for_pages(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let page = self.page.as_deref();
+        page.into_iter().flat_map(browsers::may_read)
+    }
 }
 
 /// A request as a lane hands it to a worker.

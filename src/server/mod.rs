@@ -4,6 +4,7 @@
 //! health (health, metrics) and api. A request that waits for the database, or for a worker, is never in front of one that
 //! asks how the server is.
 
+mod browsers;
 mod edge;
 mod http;
 mod lane;
@@ -195,7 +196,7 @@ impl Service {
             true => Ok(Err(Problem::no_worker())),
             false => catch_unwind(AssertUnwindSafe(|| (route.handler)(&request))),
         };
-        let response = match answer {
+        let mut response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(problem)) => problem.into_response(Some(&request.id)),
             Err(_) => {
@@ -219,6 +220,7 @@ impl Service {
             id: &request.id,
             client: request.client,
         });
+        response.headers.extend(exchange.note().for_pages());
         exchange.answer(render(&response, &request.id, request.method == "HEAD"));
     }
 
@@ -254,7 +256,12 @@ impl Service {
                 let told = "what is percent-encoded in the path is no UTF-8";
                 Err((route.pattern, Problem::plain(400, told)))
             }
-            Found::Route(route) if self.may_enter(route.access, headers) => Ok(Arc::clone(route)),
+            Found::Route(route) if self.may_enter(route.access, headers) => {
+                match self.refuses_page(route.access, headers) {
+                    Some(why) => Err((route.pattern, Problem::plain(403, why))),
+                    None => Ok(Arc::clone(route)),
+                }
+            }
             Found::Route(route) => {
                 let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");
                 Err((route.pattern, told.header("WWW-Authenticate", "Bearer")))
@@ -266,6 +273,34 @@ impl Service {
             }
             Found::Nothing => Err(("", Problem::plain(404, "there is nothing at this path"))),
         }
+    }
+
+    /// Why a page may not ask, where no token keeps others out.
+    fn refuses_page(&self, access: Access, headers: &[(String, String)]) -> Option<&'static str> {
+        let config = &self.config;
+        if access != Access::Api || config.api_token.is_some() {
+            return None;
+        }
+        let only_loopback = config.addr.ip().is_loopback() && !config.allow_anonymous;
+        browsers::refuses(headers, &config.cors_origins, only_loopback)
+    }
+
+    /// The answer to a browser that asks whether a page of another site may ask.
+    fn preflight(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+    ) -> Option<Response> {
+        let origin = browsers::allowed(header(headers, "Origin"), &self.config.cors_origins)?;
+        header(headers, "Access-Control-Request-Method")?;
+        let Found::OtherMethods(methods) = self.router.find(method, path) else {
+            return None;
+        };
+        let mut response = Response::empty(204);
+        response.headers.extend(browsers::may_ask(&methods));
+        response.headers.extend(browsers::may_read(origin));
+        (method == "OPTIONS").then_some(response)
     }
 
     fn may_enter(&self, access: Access, headers: &[(String, String)]) -> bool {

@@ -47,7 +47,7 @@ impl Client {
     pub fn ask(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
         let length = body.len();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n{headers}\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{headers}\r\n"
         );
         let stream = self.0.get_mut();
         stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
@@ -101,7 +101,7 @@ fn send(addr: SocketAddr, request: &str) -> Answer {
 fn ask(addr: SocketAddr, method: &str, path: &str, more: &str) -> Answer {
     send(
         addr,
-        &format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{more}\r\n"),
+        &format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n"),
     )
 }
 
@@ -610,5 +610,90 @@ fn routes_that_could_never_be_reached_are_refused_by_name() {
     assert!(
         said.contains("GET /metrics: there is such a route already"),
         "{said}"
+    );
+}
+
+#[test]
+fn pages_of_other_sites_are_refused_unless_they_are_named() {
+    let router = || {
+        let ok = |_: &_| Ok(Response::bytes(200, "text/plain", "done"));
+        Router::new()
+            .route("POST", "/api/pay", Lane::Api, Access::Api, ok)
+            .route("GET", "/api/pay", Lane::Api, Access::Api, ok)
+    };
+    let vars = [(
+        "HTTP_CORS_ORIGINS",
+        "https://app.example,http://other.example:8080",
+    )];
+    let server = Server::start(settings(&vars), nowhere(), router(), false).unwrap();
+    let addr = server.addr();
+    let raw = |method: &str, headers: &str| {
+        send(
+            addr,
+            &format!("{method} /api/pay HTTP/1.1\r\nConnection: close\r\n{headers}\r\n"),
+        )
+    };
+    let evil = raw(
+        "POST",
+        "Host: localhost\r\nOrigin: https://evil.example\r\n",
+    );
+    assert_eq!(
+        (evil.status, evil.header("Access-Control-Allow-Origin")),
+        (403, None)
+    );
+    assert_eq!(raw("POST", "Host: evil.example\r\n").status, 403);
+    assert_eq!(
+        raw("GET", "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n").status,
+        403
+    );
+    assert_eq!(raw("POST", "Host: localhost\r\n").status, 200);
+    let page = "Host: localhost\r\nOrigin: https://app.example\r\nSec-Fetch-Site: cross-site\r\n";
+    let named = raw("POST", page);
+    assert_eq!(
+        (
+            named.status,
+            named.header("Access-Control-Allow-Origin"),
+            named.header("Vary")
+        ),
+        (200, Some("https://app.example"), Some("Origin"))
+    );
+    let asks = "Access-Control-Request-Method: POST\r\n";
+    let before = raw("OPTIONS", &format!("{page}{asks}"));
+    assert_eq!(
+        (
+            before.status,
+            before.header("Access-Control-Allow-Methods"),
+            before.body.as_str()
+        ),
+        (204, Some("POST, GET, HEAD"), "")
+    );
+    let evil = raw(
+        "OPTIONS",
+        &format!("Host: localhost\r\nOrigin: https://evil.example\r\n{asks}"),
+    );
+    assert_eq!(
+        (evil.status, evil.header("Access-Control-Allow-Origin")),
+        (405, None)
+    );
+    // A token keeps them out by itself; what is refused for want of it, a page that is named may read.
+    let vars = [vars[0], ("API_TOKEN", "t")];
+    let server = Server::start(settings(&vars), nowhere(), router(), false).unwrap();
+    let ask = |headers: &str| {
+        send(
+            server.addr(),
+            &format!("POST /api/pay HTTP/1.1\r\nConnection: close\r\n{headers}\r\n"),
+        )
+    };
+    let without = ask(page);
+    assert_eq!(
+        (
+            without.status,
+            without.header("Access-Control-Allow-Origin")
+        ),
+        (401, Some("https://app.example"))
+    );
+    assert_eq!(
+        ask("Host: api.example\r\nAuthorization: Bearer t\r\n").status,
+        200
     );
 }

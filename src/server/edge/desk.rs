@@ -6,7 +6,7 @@
 //! sent ahead.
 
 use super::in_flight::Ticket;
-use crate::server::http::{Note, Problem, closing, render};
+use crate::server::http::{Note, Problem, Response, closing, render};
 use crate::server::router::{Lane, PerLane, Route};
 use crate::server::shutdown::Phase;
 use crate::server::{Seen, Service};
@@ -259,7 +259,18 @@ impl Exchange {
 
     fn send_problem(&mut self, problem: Problem) {
         let note = &self.origin.note;
-        let response = problem.into_response(Some(&note.id));
+        let mut response = problem.into_response(Some(&note.id));
+        response.headers.extend(note.for_pages());
+        self.send_instead(&response);
+    }
+
+    /// Answers in the place of a handler, with what is no problem.
+    pub fn answer_instead(mut self, response: &Response) {
+        self.send_instead(response);
+    }
+
+    fn send_instead(&mut self, response: &Response) {
+        let note = &self.origin.note;
         self.desk.service.note(&Seen {
             method: &self.origin.method,
             path: &self.origin.path,
@@ -269,7 +280,7 @@ impl Exchange {
             id: &note.id,
             client: note.client,
         });
-        let answer = render(&response, &note.id, self.origin.method == "HEAD");
+        let answer = render(response, &note.id, self.origin.method == "HEAD");
         self.send(answer);
     }
 

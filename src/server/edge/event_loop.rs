@@ -8,7 +8,8 @@ use super::forwarded;
 use super::framing::{Head, Refusal};
 use super::links::{Links, Lost, Waiting};
 use crate::fd_limit;
-use crate::server::http::{Note, Problem, closing, render, request_id};
+use crate::server::browsers;
+use crate::server::http::{Note, Problem, closing, header, render, request_id};
 use crate::server::lane::Plan;
 use crate::server::router::{Lane, PerLane};
 use crate::server::shutdown::Phase;
@@ -442,6 +443,16 @@ impl EventLoop {
 
     /// The head is there: whether the rest is wanted.
     fn admit(&mut self, key: usize, mut head: Box<Head>) {
+        let preflight = self
+            .service
+            .preflight(&head.method, head.path(), &head.headers);
+        if let (Some(response), Some(connection)) = (preflight, self.clients.get_mut(key)) {
+            head.close |= !connection.skip_body(&head);
+            if let Some(origin) = self.origin(key, *head, "", None) {
+                Exchange::new(&self.shared.desk, origin, None).answer_instead(&response);
+            }
+            return;
+        }
         let route = self
             .service
             .admit(&head.method, head.path(), &head.headers)
@@ -597,8 +608,10 @@ impl EventLoop {
         let arrived = Instant::now();
         let writes = head.writes();
         let path = head.path().to_owned();
+        let page = browsers::allowed(header(&head.headers, "Origin"), &config.cors_origins);
         let note = Note {
             arrived,
+            page: page.map(str::to_owned),
             deadline: arrived + config.request_timeout,
             client: forwarded::client(
                 connection.peer,

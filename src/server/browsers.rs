@@ -1,0 +1,116 @@
+//! What pages of other sites may do with a server that asks for no token: nothing, unless they are named.
+//!
+//! A browser lets any page send requests to a server on its user's own machine, and a page whose name leads there (DNS
+//! rebinding) read the answers, too. Programs say nothing of where they come from, and are not concerned. Pure.
+
+use super::http::header;
+use std::net::IpAddr;
+
+/// Headers of an answer that the pages named may read, beside those that all may.
+const READABLE: &str = "Location, Idempotency-Replayed, Retry-After, X-Request-Id";
+/// Headers of a request that they may set.
+const SETTABLE: &str = "Authorization, Content-Type, Idempotency-Key, X-Request-Id";
+
+/// Why a request that brings no token is refused, if it is.
+pub(super) fn refuses(
+    headers: &[(String, String)],
+    named: &[String],
+    only_loopback: bool,
+) -> Option<&'static str> {
+    let host = header(headers, "Host");
+    let is_cross_site = header(headers, "Sec-Fetch-Site")
+        .is_some_and(|site| site.eq_ignore_ascii_case("cross-site"));
+    let origin = header(headers, "Origin");
+    let is_own = |origin: &str| origin.split_once("://").map(|(_, host)| host) == host;
+    match () {
+        () if only_loopback && !host.is_none_or(is_loopback) => {
+            Some("without API_TOKEN this API is for localhost alone, and the Host says so")
+        }
+        () if allowed(origin, named).is_some() => None,
+        () if is_cross_site || !origin.is_none_or(is_own) => Some(
+            "pages of other sites may not use this API; HTTP_CORS_ORIGINS names those that may",
+        ),
+        () => None,
+    }
+}
+
+/// The origin of a page that is named.
+pub(super) fn allowed<'o>(origin: Option<&'o str>, named: &[String]) -> Option<&'o str> {
+    origin.filter(|origin| named.iter().any(|one| one == origin))
+}
+
+/// What lets the page of this origin read an answer.
+pub(super) fn may_read(origin: &str) -> [(&'static str, String); 3] {
+    [
+        ("Access-Control-Allow-Origin", origin.to_owned()),
+        ("Access-Control-Expose-Headers", READABLE.to_owned()),
+        ("Vary", "Origin".to_owned()),
+    ]
+}
+
+/// What lets it ask, with one of these methods: the answer to the question that a browser asks before.
+pub(super) fn may_ask(methods: &[&str]) -> [(&'static str, String); 3] {
+    [
+        ("Access-Control-Allow-Methods", methods.join(", ")),
+        ("Access-Control-Allow-Headers", SETTABLE.to_owned()),
+        ("Access-Control-Max-Age", "600".to_owned()),
+    ]
+}
+
+/// A name or an address of this machine, as seen from itself.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let name = name.to_ascii_lowercase();
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_other_sites_are_refused_and_programs_are_not() {
+        let named = ["https://app.example".to_owned()];
+        // Host, Origin, Sec-Fetch-Site; whether it is refused.
+        let rows = [
+            ("localhost:3000", "", "", false),
+            ("127.0.0.1:3000", "", "", false),
+            ("[::1]:3000", "", "", false),
+            ("studio.localhost", "", "", false),
+            (
+                "localhost:3000",
+                "http://localhost:3000",
+                "same-origin",
+                false,
+            ),
+            ("localhost:3000", "", "none", false),
+            ("localhost:3000", "https://app.example", "cross-site", false),
+            ("localhost:3000", "https://evil.example", "cross-site", true),
+            ("localhost:3000", "https://evil.example", "", true),
+            ("localhost:3000", "http://localhost:8080", "same-site", true),
+            ("localhost:3000", "null", "", true),
+            ("localhost:3000", "", "cross-site", true),
+            ("evil.example", "", "", true),
+            ("evil.example", "http://evil.example", "same-origin", true),
+            ("localhost.evil.example", "", "", true),
+            ("127.0.0.1.evil.example", "", "", true),
+        ];
+        for (host, origin, site, refused) in rows {
+            let all = [("Host", host), ("Origin", origin), ("Sec-Fetch-Site", site)];
+            let given = all.into_iter().filter(|(_, value)| !value.is_empty());
+            let headers: Vec<_> = given.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+            let why = refuses(&headers, &named, true);
+            assert_eq!(why.is_some(), refused, "{headers:?}: {why:?}");
+        }
+        let elsewhere = [("Host".to_owned(), "api.example".to_owned())];
+        assert_eq!(refuses(&elsewhere, &named, false), None);
+        assert_eq!(refuses(&[], &named, true), None, "HTTP/1.0");
+    }
+}
