@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes the studio's API from its own OpenAPI document: no 5xx, and no answer that contradicts the document.
+# Fuzzes the studio's API from its own OpenAPI document: no 5xx, and no answer that contradicts the document. Before that, two
+# linters look at the document, where npx can bring them.
 #   tests/fuzz_api.sh [seconds, 90]
 # Needs python3 with venv, and a built program ($MILLPOND_BIN, else target/debug/millpond); it brings its own database.
 set -euo pipefail
@@ -38,6 +39,15 @@ for _ in $(seq 150); do
     sleep 0.2
 done
 [ -n "$ready" ] || { echo "it is not ready:"; cat log; exit 1; }
+
+curl -sf "$url/openapi.json" >openapi.json
+echo 'extends: ["spectral:oas"]' >.spectral.yaml
+if command -v npx >/dev/null && npx --yes @redocly/cli@2.77.0 --version >/dev/null 2>&1; then
+    npx --yes @redocly/cli@2.77.0 lint openapi.json
+    npx --yes @stoplight/spectral-cli@6.16.3 lint openapi.json --fail-severity warn
+else
+    echo "NOT CHECKED: the OpenAPI document by Redocly and Spectral: npx could not bring them"
+fi
 
 # Not checked: that whatever fits the document is accepted, since a schema cannot say that a range ends after it starts,
 # that a number is one of a reservation, or what a cursor is; that a token is missed where none is set; and that what

@@ -45,7 +45,7 @@ struct Line<'r> {
         content = String, content_type = "text/csv",
         example = "studioId,customer,startsAt,endsAt\n1,Ada,2030-01-03T10:00:00Z,2030-01-03T12:00:00Z\n"
     ),
-    responses((status = 201, body = Imported), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Imported), openapi::WriteRefusals)
 )]
 pub(super) fn import(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     expect_type(request, "text/csv")?;

@@ -101,7 +101,7 @@ impl Invoice {
     post, path = "/api/invoices", tag = "invoices", operation_id = "createInvoice",
     params(openapi::WriteHeaders),
     request_body = inline(NewInvoice),
-    responses((status = 201, body = Invoice, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Invoice, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let known = ["reservationId"];
@@ -147,7 +147,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 #[utoipa::path(
     get, path = "/api/invoices", tag = "invoices", operation_id = "listInvoices",
     params(openapi::PageParameters),
-    responses((status = 200, body = Listed<Invoice>), openapi::Refusals)
+    responses((status = 200, description = "A page of them, newest first", body = Listed<Invoice>), openapi::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "invoices".into())?;
@@ -160,7 +160,7 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 #[utoipa::path(
     get, path = "/api/invoices/{id}", tag = "invoices", operation_id = "getInvoice",
     params(openapi::IdInPath),
-    responses((status = 200, body = Invoice), openapi::Refusals)
+    responses((status = 200, description = "As it is now", body = Invoice), openapi::Refusals)
 )]
 pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let sql = format!("{SELECT} WHERE id = $1");
@@ -171,7 +171,7 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
 #[utoipa::path(
     post, path = "/api/invoices/{id}/pay", tag = "invoices", operation_id = "payInvoice",
     params(openapi::IdInPath, openapi::WriteHeaders),
-    responses((status = 200, body = Invoice), openapi::WriteRefusals)
+    responses((status = 200, description = "As it is now", body = Invoice), openapi::WriteRefusals)
 )]
 pub(super) fn pay(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let id = id_in_path(request)?;

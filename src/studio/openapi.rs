@@ -55,6 +55,9 @@ pub(super) struct ProblemShape {
     /// What is wrong, where several things may be.
     #[schema(required = false)]
     errors: Option<Vec<WrongField>>,
+    /// How many there are in all, where `errors` lists the first of them.
+    #[schema(required = false, nullable = false)]
+    error_count: Option<u64>,
     /// Of a file: how many lines are bad, of which `errors` lists the first 100.
     #[schema(required = false, nullable = false)]
     bad_lines: Option<u64>,
@@ -89,6 +92,9 @@ pub(super) enum Refusals {
         headers(("WWW-Authenticate" = String)),
     )]
     Unauthorized(ProblemShape),
+    /// A page of another site asks, which no token keeps out.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(ProblemShape),
     /// There is no such thing.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(ProblemShape),
@@ -136,8 +142,18 @@ enum OnlyWrites {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "millpond", description = "A studio's reservations, quotes and invoices. Amounts are whole cents."),
-    modifiers(&Token),
+    info(
+        title = "millpond", description = "A studio's reservations, quotes and invoices. Amounts are whole cents.",
+        contact(name = "millpond", url = "https://docs.rs/millpond")
+    ),
+    servers((url = "/", description = "This server")),
+    tags(
+        (name = "studios", description = "What can be reserved"),
+        (name = "reservations", description = "A studio, taken by a customer for a while"),
+        (name = "quotes", description = "A price for a reservation, good for 14 days"),
+        (name = "invoices", description = "A reservation, to be paid"),
+    ),
+    modifiers(&Token, &Completed),
     components(schemas(ProblemShape, WrongField)),
     security((), ("token" = [])),
     paths(
@@ -169,6 +185,24 @@ impl Modify for Token {
             .components
             .get_or_insert_default()
             .add_security_scheme("token", SecurityScheme::Http(bearer));
+    }
+}
+
+/// What the macros leave out, and leave over.
+struct Completed;
+
+impl Modify for Completed {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let operations = [&mut item.get, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                operation.description = operation.description.take().or(operation.summary.clone());
+            }
+        }
+        // It stands in the list of them itself, and nowhere else.
+        if let Some(components) = &mut document.components {
+            components.schemas.remove("StudioRoom");
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) struct Page {
 pub(super) struct Listed<T> {
     items: Vec<T>,
     /// For `cursor`, when there is more.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 

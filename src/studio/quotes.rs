@@ -72,7 +72,7 @@ impl Quote {
     post, path = "/api/quotes", tag = "quotes", operation_id = "createQuote",
     params(openapi::WriteHeaders),
     request_body = NewReservation,
-    responses((status = 201, body = Quote, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Quote, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let (wanted, content) = Wanted::of(request)?;
@@ -105,7 +105,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 #[utoipa::path(
     get, path = "/api/quotes", tag = "quotes", operation_id = "listQuotes",
     params(openapi::PageParameters),
-    responses((status = 200, body = Listed<Quote>), openapi::Refusals)
+    responses((status = 200, description = "A page of them, newest first", body = Listed<Quote>), openapi::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "quotes".into())?;
@@ -120,7 +120,7 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 #[utoipa::path(
     get, path = "/api/quotes/{id}", tag = "quotes", operation_id = "getQuote",
     params(openapi::IdInPath),
-    responses((status = 200, body = Quote), openapi::Refusals)
+    responses((status = 200, description = "As it is now", body = Quote), openapi::Refusals)
 )]
 pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let sql = format!("SELECT {COLUMNS} FROM studio.quotes WHERE id = $1");
@@ -131,7 +131,7 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
 #[utoipa::path(
     post, path = "/api/quotes/{id}/accept", tag = "quotes", operation_id = "acceptQuote",
     params(openapi::IdInPath, openapi::WriteHeaders),
-    responses((status = 201, body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
 )]
 pub(super) fn accept(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let id = id_in_path(request)?;

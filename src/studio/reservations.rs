@@ -134,7 +134,7 @@ impl Wanted {
     post, path = "/api/reservations", tag = "reservations", operation_id = "createReservation",
     params(openapi::WriteHeaders),
     request_body = NewReservation,
-    responses((status = 201, body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let (wanted, content) = Wanted::of(request)?;
@@ -152,7 +152,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
         ("to" = Option<String>, Query, format = DateTime),
         openapi::PageParameters,
     ),
-    responses((status = 200, body = Listed<Reservation>), openapi::Refusals)
+    responses((status = 200, description = "A page of them, newest first", body = Listed<Reservation>), openapi::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(request);
@@ -185,7 +185,7 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 #[utoipa::path(
     get, path = "/api/reservations/{id}", tag = "reservations", operation_id = "getReservation",
     params(openapi::IdInPath),
-    responses((status = 200, body = Reservation), openapi::Refusals)
+    responses((status = 200, description = "As it is now", body = Reservation), openapi::Refusals)
 )]
 pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let sql = format!("SELECT {COLUMNS} FROM studio.reservations WHERE id = $1");
@@ -203,7 +203,7 @@ pub(super) fn lock_reservation(tx: &mut Transaction<'_>, id: i64) -> Result<Opti
 #[utoipa::path(
     delete, path = "/api/reservations/{id}", tag = "reservations", operation_id = "cancelReservation",
     params(openapi::IdInPath, openapi::WriteHeaders),
-    responses((status = 200, body = Reservation), openapi::WriteRefusals)
+    responses((status = 200, description = "As it is now", body = Reservation), openapi::WriteRefusals)
 )]
 pub(super) fn cancel(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let id = id_in_path(request)?;

@@ -24,7 +24,7 @@ pub(super) struct StudioRoom {
 #[utoipa::path(
     get, path = "/api/studios", tag = "studios", operation_id = "listStudios",
     params(openapi::PageParameters),
-    responses((status = 200, body = Listed<StudioRoom>), openapi::Refusals)
+    responses((status = 200, description = "A page of them, newest first", body = Listed<StudioRoom>), openapi::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "studios".into())?;
