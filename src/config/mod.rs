@@ -271,7 +271,7 @@ pub struct HttpConfig {
     pub header_timeout: Duration,
     /// From the end of a request's head to the end of its body; then 408. Default 10 s.
     pub body_timeout: Duration,
-    /// A connection without a request is closed after this. Default 60 s.
+    /// A connection without a request is closed after this. Default 75 s.
     pub idle_timeout: Duration,
     /// A client that takes less than 16 KiB of its answer in this time is left. Default 10 s.
     pub write_timeout: Duration,
@@ -302,7 +302,7 @@ impl Default for HttpConfig {
             max_connections: 4096,
             header_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(10),
             trusted_proxies: Vec::new(),
             cors_origins: Vec::new(),

@@ -232,6 +232,12 @@ impl Pool {
         self.inner.check_out(deadline, place)
     }
 
+    /// What the newest probe found, which may be of a moment ago: a new one is sent where it is.
+    pub(crate) fn was_read_only(&self) -> bool {
+        let newest = self.inner.probe.newest(&self.inner.shared);
+        matches!(newest, Some(Ok(pong)) if pong.read_only)
+    }
+
     pub(crate) fn probe(&self) -> probe::Reading {
         self.inner.probe.ask(&self.inner.shared)
     }

@@ -132,11 +132,7 @@ impl Probe {
         let asked_at = Instant::now();
         if !inner.asking {
             inner.asking = true;
-            let (state, theirs) = (Arc::clone(&self.state), Arc::clone(shared));
-            let asker = thread::Builder::new()
-                .name("millpond-probe".into())
-                .spawn(move || state.ask_now(&theirs, until));
-            if let Err(e) = asker {
+            if let Err(e) = self.send(shared, until) {
                 // That says nothing of the database: asked on this thread, whose wire is cut in time.
                 warn!("no thread for the health probe: {e}");
                 drop(inner);
@@ -161,6 +157,25 @@ impl Probe {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// The newest answer, however old; a new one is on its way where nobody has asked of late.
+    pub fn newest(&self, shared: &Arc<Shared>) -> Option<Reading> {
+        let mut inner = self.state.lock();
+        let newest = inner.last.clone();
+        let is_fresh = matches!(&newest, Some((at, _)) if at.elapsed() < SHARED_FOR);
+        if !is_fresh && !inner.asking && !self.state.closed.load(Ordering::SeqCst) {
+            inner.asking = self.send(shared, Instant::now() + LIMIT).is_ok();
+        }
+        newest.map(|(_, reading)| reading)
+    }
+
+    /// Has a thread ask, which can be left behind.
+    fn send(&self, shared: &Arc<Shared>, until: Instant) -> io::Result<()> {
+        let (state, theirs) = (Arc::clone(&self.state), Arc::clone(shared));
+        let asker = thread::Builder::new().name("millpond-probe".into());
+        asker.spawn(move || state.ask_now(&theirs, until))?;
+        Ok(())
     }
 
     /// True when the last answer was a good one.

@@ -289,6 +289,33 @@ pub(super) struct Note {
 }
 
 impl Note {
+    /// The request as its route sees it. Its headers are handed over.
+    pub fn request(
+        &mut self,
+        method: String,
+        path: String,
+        query: String,
+        body: Vec<u8>,
+        route: &Route,
+    ) -> Request {
+        Request {
+            method,
+            // The edge has seen that they can be decoded.
+            params: route.params(&path).unwrap_or_default(),
+            path,
+            query,
+            headers: std::mem::take(&mut self.headers),
+            body,
+            client: self.client,
+            id: self.id.clone(),
+            fallback_key: match self.key_was_made {
+                true => self.key.clone(),
+                false => String::new(),
+            },
+            deadline: self.deadline,
+        }
+    }
+
     /// Headers that let a page read the answer.
     pub fn for_pages(&self) -> impl Iterator<Item = (&'static str, String)> {
         let page = self.page.as_deref();
@@ -324,22 +351,8 @@ impl Incoming {
         self.raw.as_reader().read_to_end(&mut body)?;
         let url = self.raw.url();
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
-        let request = Request {
-            method: self.raw.method().as_str().to_owned(),
-            path: path.to_owned(),
-            query: query.to_owned(),
-            headers: std::mem::take(&mut note.headers),
-            body,
-            client: note.client,
-            id: note.id.clone(),
-            fallback_key: match note.key_was_made {
-                true => note.key.clone(),
-                false => String::new(),
-            },
-            deadline: note.deadline,
-            // The edge has seen that they can be decoded.
-            params: route.params(path).unwrap_or_default(),
-        };
+        let method = self.raw.method().as_str().to_owned();
+        let request = note.request(method, path.to_owned(), query.to_owned(), body, route);
         self.discard();
         Ok(request)
     }

@@ -60,6 +60,8 @@ pub(crate) struct Route {
     pub lane: Lane,
     pub access: Access,
     pub handler: Handler,
+    /// It never waits: the edge answers in the place of a worker.
+    pub instant: bool,
 }
 
 /// All routes of a server, and what must hold before they are ready.
@@ -119,9 +121,32 @@ impl Router {
             lane,
             access,
             handler: Arc::new(handler),
+            instant: false,
         };
         self.routes.insert(behind, Arc::new(route));
         self
+    }
+
+    /// Adds a route that never waits for anything.
+    pub(super) fn instant_route<F>(
+        self,
+        method: &'static str,
+        pattern: &'static str,
+        access: Access,
+        handler: F,
+    ) -> Router
+    where
+        F: Fn(&Request) -> Result<Response, Problem> + Send + Sync + 'static,
+    {
+        let mut router = self.route(method, pattern, Lane::Health, access, handler);
+        let added = router
+            .routes
+            .iter_mut()
+            .find(|route| route.pattern == pattern);
+        if let Some(route) = added.and_then(Arc::get_mut) {
+            route.instant = true;
+        }
+        router
     }
 
     /// Why such a route would never be reached, or would keep another from being.

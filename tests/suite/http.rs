@@ -697,3 +697,33 @@ fn pages_of_other_sites_are_refused_unless_they_are_named() {
         200
     );
 }
+
+#[test]
+fn who_asks_whether_it_lives_does_not_wait_behind_those_who_ask_for_the_database() {
+    let database = private(&[]);
+    let pool = super::support::pool(&database.url()).build().unwrap();
+    let server = Server::start(settings(&[]), pool, Router::new().that_writes(), false).unwrap();
+    let addr = server.addr();
+    eventually("it is ready", || get(addr, "/health/ready").status == 200);
+    let frozen = super::servers::Frozen::tree(database.pid().unwrap());
+    // For so long the last answer is passed on.
+    thread::sleep(300 * MS);
+    thread::scope(|scope| {
+        // Each of them waits for the probe.
+        let askers: Vec<_> = (0..50)
+            .map(|_| scope.spawn(|| get(addr, "/health").status))
+            .collect();
+        for _ in 0..10 {
+            for path in ["/health/live", "/health/ready"] {
+                let asked = Instant::now();
+                assert_eq!(get(addr, path).status, 200);
+                assert!(asked.elapsed() < 400 * MS, "{path}: {:?}", asked.elapsed());
+            }
+            thread::sleep(50 * MS);
+        }
+        for asker in askers {
+            assert_eq!(asker.join().unwrap(), 503);
+        }
+    });
+    frozen.thaw();
+}

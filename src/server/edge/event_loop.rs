@@ -11,7 +11,7 @@ use crate::fd_limit;
 use crate::server::browsers;
 use crate::server::http::{Note, Problem, closing, header, render, request_id};
 use crate::server::lane::Plan;
-use crate::server::router::{Lane, PerLane};
+use crate::server::router::{Lane, PerLane, Route};
 use crate::server::shutdown::Phase;
 use crate::server::turns::{SLOW, Turns};
 use crate::server::{Seen, Service};
@@ -464,6 +464,7 @@ impl EventLoop {
             return;
         };
         match route {
+            Ok(route) if route.instant => self.answer_at_once(key, *head, &route),
             Ok(route) => {
                 let waits = head.expects_continue && connection.buffered() == 0;
                 let ticket = self.shared.in_flight.of(route.lane).enter();
@@ -484,6 +485,27 @@ impl EventLoop {
                 self.refuse_request(key, *head, pattern, problem);
             }
         }
+    }
+
+    /// Answers in the place of a worker, with what needs no waiting.
+    fn answer_at_once(&mut self, key: usize, head: Head, route: &Route) {
+        let (method, path) = (head.method.clone(), head.path().to_owned());
+        let query = head
+            .target
+            .get(path.len() + 1..)
+            .unwrap_or_default()
+            .to_owned();
+        let Some(mut origin) = self.origin(key, head, route.pattern, None) else {
+            return;
+        };
+        let request = origin.note.request(method, path, query, Vec::new(), route);
+        let answer = catch_unwind(AssertUnwindSafe(|| (route.handler)(&request)));
+        let response = match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(problem)) => problem.into_response(Some(&request.id)),
+            Err(_) => Problem::internal().into_response(Some(&request.id)),
+        };
+        Exchange::new(&self.shared.desk, origin, None).answer_instead(&response);
     }
 
     /// Whether a request is taken now.

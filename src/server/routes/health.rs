@@ -64,7 +64,7 @@ pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, privat
             let has_started = pool.has_connected() && condition();
             let database = match pool.is_failing_fast() {
                 true => Database::Away,
-                false if writes && has_started && pool.health().read_only => {
+                false if writes && has_started && pool.was_read_only() => {
                     // Of several hosts another may take them; the next who asks hears of it.
                     pool.inner.shared.look_for_primary();
                     Database::ReadOnly
@@ -78,10 +78,10 @@ pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, privat
     router
         .route("GET", "/health", Lane::Health, Access::Open, health.clone())
         .route("GET", "/health/db", Lane::Health, Access::Open, health)
-        .route("GET", "/health/live", Lane::Health, Access::Open, |_| {
+        .instant_route("GET", "/health/live", Access::Open, |_| {
             Ok(Response::json(200, &json!({ "status": "alive" })))
         })
-        .route("GET", "/health/ready", Lane::Health, Access::Open, ready)
+        .instant_route("GET", "/health/ready", Access::Open, ready)
 }
 
 fn report(health: &Health, failing_fast: bool, phase: Phase, private: bool) -> Response {
