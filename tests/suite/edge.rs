@@ -942,3 +942,25 @@ fn more_than_fits_of_bodies_is_refused_when_it_is_announced() {
         "{answer}"
     );
 }
+
+#[test]
+fn a_trusted_proxy_may_say_who_asks_before_the_first_request() {
+    let trusting = edge(&[("HTTP_TRUSTED_PROXIES", "127.0.0.1")]);
+    let ask = |edge: &Edge, before: &[u8]| {
+        let request = b"GET /api/count HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        send(edge.addr, &[before, request].concat())
+    };
+    let one = b"PROXY TCP4 192.0.2.7 127.0.0.1 12345 80\r\n";
+    let two = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x7f\0\0\x01\x30\x39\0\x50";
+    for (before, client) in [
+        (&one[..], "192.0.2.7"),
+        (two, "192.0.2.7"),
+        (b"", "127.0.0.1"),
+    ] {
+        let answer = ask(&trusting, before);
+        assert!(answer.ends_with(&format!("{client}  0")), "{answer}");
+    }
+    assert_eq!(statuses(&ask(&trusting, b"PROXY TCP4 nobody\r\n")), [400]);
+    let other = edge(&[]);
+    assert_eq!(statuses(&ask(&other, one)), [400]);
+}

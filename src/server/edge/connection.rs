@@ -4,6 +4,7 @@
 use super::chunked::Chunked;
 use super::framing::{self, Head, Refusal};
 use super::in_flight::Ticket;
+use super::proxied::{self, Begin};
 use crate::config::HttpConfig;
 use crate::server::router::Route;
 use mio::net::TcpStream;
@@ -45,6 +46,8 @@ pub(super) struct Connection {
     pub kept: bool,
     /// The system would take no more; asked to tell when it does.
     pub blocked: bool,
+    /// A trusted proxy may say for whom the connection is, before anything else.
+    may_be_proxied: bool,
     input: Vec<u8>,
     /// Of the input: looked at, and no whole head.
     seen: usize,
@@ -112,6 +115,10 @@ impl Connection {
             read_closed: false,
             kept: false,
             blocked: false,
+            may_be_proxied: limits
+                .trusted_proxies
+                .iter()
+                .any(|net| net.contains(&peer.to_canonical())),
             input: Vec::new(),
             seen: 0,
             eof: false,
@@ -185,6 +192,26 @@ impl Connection {
     }
 
     fn read(&mut self, limits: &HttpConfig, scratch: &mut [u8]) -> Step {
+        if self.may_be_proxied {
+            match proxied::begin(&self.input) {
+                Begin::Incomplete if self.eof => return Step::Close,
+                Begin::Incomplete if !self.readable => return Step::Wait,
+                Begin::Incomplete => return self.read_more(scratch),
+                Begin::Bad => {
+                    self.may_be_proxied = false;
+                    return Step::Refuse(framing::refusal(
+                        400,
+                        "this is no header of the PROXY protocol",
+                    ));
+                }
+                Begin::Request => self.may_be_proxied = false,
+                Begin::Header(length, client) => {
+                    self.may_be_proxied = false;
+                    self.input.drain(..length);
+                    self.peer = client.unwrap_or(self.peer);
+                }
+            }
+        }
         if let State::Idle = self.state {
             self.input.drain(..framing::blank_lines(&self.input));
             if !self.input.is_empty() {
@@ -221,6 +248,10 @@ impl Connection {
         if !self.readable {
             return Step::Wait;
         }
+        self.read_more(scratch)
+    }
+
+    fn read_more(&mut self, scratch: &mut [u8]) -> Step {
         match self.fill(scratch) {
             Ok(read) => {
                 self.input.extend_from_slice(&scratch[..read]);

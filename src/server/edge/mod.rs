@@ -22,6 +22,7 @@ mod forwarded;
 mod framing;
 mod in_flight;
 mod links;
+mod proxied;
 
 use super::Service;
 use super::lane::Plan;
