@@ -1089,3 +1089,54 @@ fn under_nohup_a_hangup_does_nothing() {
         assert_eq!(serving.ends(), Some(0));
     }
 }
+
+#[test]
+fn thirty_bad_bodies_at_once_cost_a_small_multiple_of_their_bytes() {
+    const LIMIT: usize = 1 << 20;
+    let filled = |begin: &str, piece: &str, end: &str| {
+        let times = (LIMIT - begin.len() - end.len()) / piece.len();
+        format!("{begin}{}{end}", piece.repeat(times))
+    };
+    let names: String = (0..100_000).map(|n| format!("\"{n:x}\":0,")).collect();
+    let (json, csv) = ("application/json", "text/csv");
+    let header = "studioId,customer,startsAt,endsAt\n";
+    let bodies = [
+        (json, filled("{\"a\":[", "{\"\":0},", "0]}")),
+        (json, filled("{\"customer\":[", "{\"\":0},", "0]}")),
+        (json, format!("{{{names}\"z\":0}}")),
+        (json, filled("{\"", "\\u0001", "\":0}")),
+        (json, filled("", "[", "")),
+        (csv, filled(header, "x\n", "")),
+        (csv, filled(header, ",", "")),
+    ];
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let serving = serve(dir.path(), &[("DATABASE_URL", &db.url)]);
+    let addr = ([127, 0, 0, 1], serving.port).into();
+    eventually("it serves", || {
+        http::get(addr, "/api/studios").status == 200
+    });
+    let status = format!("/proc/{}/status", serving.child.id());
+    for (kind, body) in &bodies {
+        let path = match *kind == csv {
+            true => "/api/reservations/import",
+            false => "/api/reservations",
+        };
+        thread::scope(|scope| {
+            for _ in 0..30 {
+                scope.spawn(|| {
+                    let headers = format!("Content-Type: {kind}\r\nConnection: close\r\n");
+                    let mut client = http::Client::to(addr);
+                    let answer = client.ask("POST", path, &headers, body.as_bytes());
+                    assert!([400, 422, 503].contains(&answer.status), "{answer:?}");
+                    assert!(answer.body.len() < 64 << 10, "{}", answer.body.len());
+                });
+            }
+        });
+        let text = std::fs::read_to_string(&status).unwrap();
+        let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+        println!("{kind} {:.30}: {} MiB", body, peak.unwrap() / 1024);
+        assert!(peak.unwrap() < 200 * 1024, "{kind} {body:.30}");
+    }
+}
