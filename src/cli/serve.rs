@@ -95,7 +95,8 @@ fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<Router, Fa
     if !config.studio_api {
         return Ok(Router::new());
     }
-    let studio = Studio::new(pool.clone(), &config.studio_currency);
+    let studio =
+        Studio::new(pool.clone(), &config.studio_currency).with_workers(config.http_workers());
     let router = studio.routes(Router::new());
     let migrate = move || match studio.keep_migrated() {
         Ok(()) | Err(SchemaError::Closed) => {}

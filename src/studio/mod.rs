@@ -68,14 +68,23 @@ const ROUTES: [(&str, &str, Handler); 15] = [
 impl Studio {
     /// The application on this pool; amounts are answered in `currency`. It answers 503 until its schema is there.
     pub fn new(pool: Pool, currency: &str) -> Studio {
-        // Three quarters of the workers, as there are unless somebody wants more or fewer.
-        let most_waiting = (pool.config().max_size as usize * 3 / 2).max(1);
+        // As many workers as there are unless somebody wants more or fewer.
+        let workers = 2 * pool.config().max_size as usize;
         Studio {
             pool,
             currency: currency.into(),
             ready: Arc::default(),
-            running: Arc::new(Running::new(most_waiting)),
+            running: Arc::default(),
         }
+        .with_workers(workers)
+    }
+
+    /// The workers of its server, where they are not twice the pool's connections. Of requests with the same key, those that
+    /// wait for the first have a worker each, and must leave some to others.
+    pub fn with_workers(mut self, workers: usize) -> Studio {
+        let most_waiting = (workers * 3 / 4).saturating_sub(1);
+        self.running = Arc::new(Running::new(most_waiting));
+        self
     }
 
     /// True once the schema is there.

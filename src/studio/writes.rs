@@ -190,6 +190,7 @@ fn digest(scoped: &str, content: &str) -> String {
 }
 
 /// The keys that are being worked on.
+#[derive(Default)]
 pub(super) struct Running {
     state: Mutex<State>,
     ended: Condvar,

@@ -2,7 +2,7 @@
 
 use super::{Served, count, kind, served, slot};
 use crate::http::Client;
-use crate::support::{SECOND, database, eventually};
+use crate::support::{MS, SECOND, database, eventually};
 use serde_json::json;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -289,4 +289,27 @@ fn the_budget_of_a_request_is_kept_and_nothing_of_it_stays() {
         (again.status, again.header("Idempotency-Replayed")),
         (201, None)
     );
+}
+
+#[test]
+fn those_who_wait_for_the_same_key_leave_workers_to_others() {
+    let db = database();
+    let served = Served::on(&db.url, &[("HTTP_WORKERS", "2")]);
+    let mut holder = db.admin();
+    holder
+        .batch_execute("BEGIN; LOCK TABLE studio.reservations")
+        .unwrap();
+    thread::scope(|scope| {
+        let first =
+            scope.spawn(|| served.post_with("/api/reservations", &key("same"), &slot(1, 1)));
+        eventually("the first is at it", || served.server.in_flight() == 1);
+        thread::sleep(100 * MS);
+        let asked = Instant::now();
+        let again = served.post_with("/api/reservations", &key("same"), &slot(1, 1));
+        assert_eq!((again.status, kind(&again).as_str()), (409, "key-in-use"));
+        assert_eq!(served.get("/api/studios").status, 200);
+        assert!(asked.elapsed() < SECOND, "{:?}", asked.elapsed());
+        holder.batch_execute("ROLLBACK").unwrap();
+        assert_eq!(first.join().unwrap().status, 201);
+    });
 }

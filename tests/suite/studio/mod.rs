@@ -35,6 +35,7 @@ impl Served {
         let pool = Builder::from(config.pool).ledger_schema(SCHEMA);
         let pool = pool.build().unwrap();
         let studio = Studio::new(pool.clone(), &config.studio_currency);
+        let studio = studio.with_workers(config.http.workers.unwrap_or(40));
         let router = studio.routes(Router::new());
         let server = Server::start(config.http, pool.clone(), router, false).unwrap();
         let addr = server.addr();
