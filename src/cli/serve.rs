@@ -4,6 +4,7 @@ use super::{Failure, database, limits, logger, signals};
 use crate::config::Config;
 use crate::pool::{Builder, Pool};
 use crate::server::{Router, Server};
+use listenfd::ListenFd;
 use log::{info, warn};
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -24,14 +25,18 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     let (stop, stopped) = mpsc::channel();
     let asked = stop.clone();
     signals::listen(move || tell(&asked, Ok(())))?;
+    // From systemd, say (socket activation).
+    let inherited = ListenFd::from_env().take_tcp_listener(0).ok().flatten();
     let server = if private {
-        // Found before a database is made that nobody would serve.
-        drop(TcpListener::bind(config.http.addr).map_err(|e| cannot_listen(&config, &e))?);
+        if inherited.is_none() {
+            // Found before a database is made that nobody would serve.
+            drop(TcpListener::bind(config.http.addr).map_err(|e| cannot_listen(&config, &e))?);
+        }
         Some(database::keep_private(&mut config)?)
     } else {
         None
     };
-    let outcome = serve(&config, private, stop, &stopped);
+    let outcome = serve(&config, inherited, private, stop, &stopped);
     // After the pool has said goodbye to it.
     drop(server);
     outcome
@@ -44,6 +49,7 @@ fn tell(stop: &Sender<Stop>, reason: Stop) {
 
 fn serve(
     config: &Config,
+    inherited: Option<TcpListener>,
     private: bool,
     stop: Sender<Stop>,
     stopped: &Receiver<Stop>,
@@ -51,7 +57,7 @@ fn serve(
     let pool = builder(config).build()?;
     let http = config.http.clone();
     let router = routes(config, &pool, stop)?;
-    let server = Server::start(http, pool, router, private)
+    let server = Server::start_on(inherited, http, pool, router, private)
         .map_err(|e| match e.kind() {
             // What a thread is refused with; a port is never.
             ErrorKind::WouldBlock => Failure::because(format!(

@@ -28,7 +28,7 @@ use lane::Plan;
 use log::{debug, error, info};
 use router::{Found, Route};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -83,6 +83,21 @@ impl Server {
         router: Router,
         private: bool,
     ) -> io::Result<Server> {
+        Server::start_on(None, config, pool, router, private)
+    }
+
+    /// As [`start`](Self::start), on a listener that was inherited, where there is one: those who come while the server stops
+    /// wait on it for the next.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_on(
+        inherited: Option<TcpListener>,
+        config: HttpConfig,
+        pool: Pool,
+        router: Router,
+        private: bool,
+    ) -> io::Result<Server> {
         let phase = Arc::<PhaseFlag>::default();
         let most = pool.config().max_size as usize;
         let workers = config.workers.unwrap_or(2 * most);
@@ -123,7 +138,8 @@ impl Server {
                 plan("api", workers, most, workers, Lane::Api),
             )
         };
-        let edge = Edge::start(Arc::clone(&service), lanes, Server::files(most, workers))?;
+        let others = Server::files(most, workers);
+        let edge = Edge::start(Arc::clone(&service), inherited, lanes, others)?;
         info!("listening on http://{}", edge.addr());
         Ok(Server { pool, phase, edge })
     }

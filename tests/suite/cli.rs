@@ -1140,3 +1140,56 @@ fn thirty_bad_bodies_at_once_cost_a_small_multiple_of_their_bytes() {
         assert!(peak.unwrap() < 200 * 1024, "{kind} {body:.30}");
     }
 }
+
+#[test]
+fn on_an_inherited_listener_nobody_is_refused_while_one_program_follows_another() {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use std::os::fd::AsRawFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let program = millpond(dir.path(), &[]);
+    let start = || {
+        let mut command = Command::new("bash");
+        let line = format!(
+            "exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\"",
+            listener.as_raw_fd()
+        );
+        command
+            .args(["-c", &line])
+            .arg(program.get_program())
+            .current_dir(dir.path())
+            .env_clear()
+            .env("DATABASE_URL", &db.url);
+        listening(spawn(&mut command))
+    };
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mut first = start();
+        let clients: Vec<_> = (0..10)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut all = 0;
+                    while !over.load(Ordering::SeqCst) {
+                        assert_eq!(http::get(addr, "/health/live").status, 200);
+                        all += 1;
+                    }
+                    all
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            thread::sleep(200 * MS);
+            first.signal("TERM");
+            assert_eq!(first.ends(), Some(0));
+            first = start();
+        }
+        thread::sleep(200 * MS);
+        over.store(true, Ordering::SeqCst);
+        let all: usize = clients.into_iter().map(|c| c.join().unwrap()).sum();
+        assert!(all > 100, "{all}");
+    });
+}

@@ -59,6 +59,8 @@ const BOTH: [Lane; 2] = [Lane::Health, Lane::Api];
 pub(super) struct EventLoop {
     poll: Poll,
     listener: TcpListener,
+    /// Others have it, too: it goes on when this server ends.
+    is_inherited: bool,
     /// Set while accepting has to wait.
     accept_at: Option<Instant>,
     /// A client that waits until another makes room; those behind it wait in the listener's backlog.
@@ -98,12 +100,20 @@ struct Mended {
 impl EventLoop {
     pub fn new(
         service: Arc<Service>,
+        inherited: Option<std::net::TcpListener>,
         lanes: impl FnOnce(&Arc<Desk>) -> (Plan, Plan),
         others: usize,
     ) -> io::Result<EventLoop> {
         let poll = Poll::new()?;
         let registry = poll.registry();
-        let mut listener = listen(service.config.addr)?;
+        let is_inherited = inherited.is_some();
+        let mut listener = match inherited {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener)
+            }
+            None => listen(service.config.addr)?,
+        };
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
         let waker = Waker::new(registry, WAKER)?;
         let desk = Arc::new(Desk::new(waker, Arc::clone(&service)));
@@ -128,6 +138,7 @@ impl EventLoop {
         let mut event_loop = EventLoop {
             poll,
             listener,
+            is_inherited,
             accept_at: None,
             at_the_door: None,
             service,
@@ -191,7 +202,9 @@ impl EventLoop {
 
     /// The end. Nobody else gets in; those who have come are answered, the half-sent requests with a refusal.
     fn answer_the_last(&mut self, rounds: &mut Rounds) {
-        keep_out_newcomers(&self.listener);
+        if !self.is_inherited {
+            keep_out_newcomers(&self.listener);
+        }
         let until = Instant::now() + LAST_CLIENTS;
         loop {
             self.accept();
@@ -293,6 +306,10 @@ impl EventLoop {
 
     fn accept(&mut self) {
         self.accept_at = None;
+        if self.is_inherited && self.phase == Phase::Draining {
+            // They wait for the next server.
+            return;
+        }
         loop {
             let next = match self.at_the_door.take() {
                 Some(waiting) => Ok(waiting),

@@ -269,7 +269,8 @@ impl Links {
     pub fn mend(&self, done: impl FnOnce(net::UnixStream, Arc<Turns>) + Send + 'static) {
         let lane = Arc::clone(&self.lane);
         let mend = move || {
-            loop {
+            // Until it is mended, or nobody wants it any more: the server is gone.
+            while Arc::strong_count(&lane) > 1 {
                 let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
                 let connected = lane.running.connect().or_else(|e| {
                     warn!("lane {} is built anew: {e}", lane.plan.name);

@@ -33,7 +33,7 @@ use event_loop::EventLoop;
 use in_flight::InFlight;
 pub(super) use links::MOST_LINKS;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -63,12 +63,13 @@ impl Edge {
     /// are not for clients.
     pub fn start(
         service: Arc<Service>,
+        inherited: Option<TcpListener>,
         lanes: impl FnOnce(&Arc<Desk>, &Arc<Temporary>) -> (Plan, Plan),
         others: usize,
     ) -> io::Result<Edge> {
         let dir = Arc::new(Temporary::new()?);
         let lanes = |desk: &_| lanes(desk, &dir);
-        let mut event_loop = EventLoop::new(service, lanes, others)?;
+        let mut event_loop = EventLoop::new(service, inherited, lanes, others)?;
         let (addr, shared) = (event_loop.addr()?, event_loop.shared());
         let thread = thread::Builder::new()
             .name("millpond-edge".into())
@@ -200,7 +201,7 @@ mod tests {
             };
             (plan("health", Lane::Health), plan("api", Lane::Api))
         };
-        let mut event_loop = EventLoop::new(Arc::clone(&service), lanes, 0).unwrap();
+        let mut event_loop = EventLoop::new(Arc::clone(&service), None, lanes, 0).unwrap();
         let links = event_loop.api_links();
         let (addr, shared) = (event_loop.addr().unwrap(), event_loop.shared());
         let thread = Some(thread::spawn(move || event_loop.run()));
