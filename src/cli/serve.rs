@@ -15,6 +15,11 @@ type Stop = Result<(), Failure>;
 
 pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     signals::leave_hangup_ignored();
+    // From systemd, say (socket activation). Who can reach it decides what is allowed.
+    let inherited = ListenFd::from_env().take_tcp_listener(0).ok().flatten();
+    if let Some(Ok(addr)) = inherited.as_ref().map(TcpListener::local_addr) {
+        config.http.addr = addr;
+    }
     refuse_open_studio(&config)?;
     let private = database::is_private(&config)?;
     logger::start(config.log_level);
@@ -25,8 +30,6 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     let (stop, stopped) = mpsc::channel();
     let asked = stop.clone();
     signals::listen(move || tell(&asked, Ok(())))?;
-    // From systemd, say (socket activation).
-    let inherited = ListenFd::from_env().take_tcp_listener(0).ok().flatten();
     let server = if private {
         if inherited.is_none() {
             // Found before a database is made that nobody would serve.

@@ -93,9 +93,7 @@ impl Identity {
             statement_timeout: Duration::from_millis(span("statement_timeout")),
         })
     }
-}
 
-impl Identity {
     /// What the server's clock showed when this was read, in microseconds since 1970.
     pub fn clock(&self) -> Option<i64> {
         let age = i64::try_from(self.age.as_micros()).ok()?;

@@ -965,10 +965,10 @@ impl Gate {
 
     /// Why somebody who has waited from `since` on got no connection.
     pub fn cause(&self, since: Instant) -> Option<Arc<OpenError>> {
-        let last = self.last_error();
         let state = self.lock();
+        let down = state.down.as_ref().map(|down| &down.error);
         let full = state.full.as_ref().filter(|full| full.at >= since);
-        last.or_else(|| full.map(|full| Arc::clone(&full.error)))
+        down.or(full.map(|full| &full.error)).cloned()
     }
 }
 

@@ -294,25 +294,23 @@ impl Watchdog {
     /// Cancels what runs on the connections that end with the pool. False when there are none any more. It is to be called
     /// until then: a cancel between two statements ends neither.
     pub fn cancel_what_ends_with_pool(&self) -> bool {
-        let all: Vec<_> = self.all().clone();
-        let ending = all.iter().filter(|t| t.ends_with_pool.load(SeqCst));
-        ending
-            .map(|tracked| {
-                let seen = tracked.word.load(SeqCst);
-                let cancelled = word::pack(word::NEVER, word::CANCELLED);
-                let is_running = match word::unpack(seen).1 {
-                    word::CANCEL => tracked
-                        .word
-                        .compare_exchange(seen, cancelled, SeqCst, SeqCst)
-                        .is_ok(),
-                    stage => stage == word::CANCELLED,
-                };
-                if is_running {
-                    self.send_cancel(tracked);
-                }
-            })
-            .count()
-            > 0
+        let mut all = self.all().clone();
+        all.retain(|tracked| tracked.ends_with_pool.load(SeqCst));
+        for tracked in &all {
+            let seen = tracked.word.load(SeqCst);
+            let cancelled = word::pack(word::NEVER, word::CANCELLED);
+            let is_running = match word::unpack(seen).1 {
+                word::CANCEL => tracked
+                    .word
+                    .compare_exchange(seen, cancelled, SeqCst, SeqCst)
+                    .is_ok(),
+                stage => stage == word::CANCELLED,
+            };
+            if is_running {
+                self.send_cancel(tracked);
+            }
+        }
+        !all.is_empty()
     }
 
     /// Cuts them.

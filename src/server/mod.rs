@@ -93,11 +93,14 @@ impl Server {
     /// As [`start`](Self::start).
     pub fn start_on(
         inherited: Option<TcpListener>,
-        config: HttpConfig,
+        mut config: HttpConfig,
         pool: Pool,
         router: Router,
         private: bool,
     ) -> io::Result<Server> {
+        if let Some(listener) = &inherited {
+            config.addr = listener.local_addr()?;
+        }
         let phase = Arc::<PhaseFlag>::default();
         let most = pool.config().max_size as usize;
         let workers = config.workers.unwrap_or(2 * most);

@@ -1141,30 +1141,34 @@ fn thirty_bad_bodies_at_once_cost_a_small_multiple_of_their_bytes() {
     }
 }
 
-#[test]
-fn on_an_inherited_listener_nobody_is_refused_while_one_program_follows_another() {
+/// The program on a listener of ours, as systemd would pass it.
+fn on_listener(dir: &Path, listener: &std::net::TcpListener) -> Command {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
     use std::os::fd::AsRawFd;
+    fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let line = format!(
+        "exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\"",
+        listener.as_raw_fd()
+    );
+    let mut command = Command::new("bash");
+    command
+        .args(["-c", &line])
+        .arg(millpond(dir, &[]).get_program())
+        .current_dir(dir)
+        .env_clear();
+    command
+}
+
+#[test]
+fn on_an_inherited_listener_nobody_is_refused_while_one_program_follows_another() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let db = database();
     let dir = tempfile::TempDir::new().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let addr = listener.local_addr().unwrap();
-    let program = millpond(dir.path(), &[]);
     let start = || {
-        let mut command = Command::new("bash");
-        let line = format!(
-            "exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\"",
-            listener.as_raw_fd()
-        );
-        command
-            .args(["-c", &line])
-            .arg(program.get_program())
-            .current_dir(dir.path())
-            .env_clear()
-            .env("DATABASE_URL", &db.url);
-        listening(spawn(&mut command))
+        let mut command = on_listener(dir.path(), &listener);
+        listening(spawn(command.env("DATABASE_URL", &db.url)))
     };
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -1192,4 +1196,17 @@ fn on_an_inherited_listener_nobody_is_refused_while_one_program_follows_another(
         let all: usize = clients.into_iter().map(|c| c.join().unwrap()).sum();
         assert!(all > 100, "{all}");
     });
+}
+
+#[test]
+fn an_inherited_listener_that_others_can_reach_needs_a_token_as_well() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let output = on_listener(dir.path(), &listener)
+        .env("DATABASE_URL", &db.url)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("API_TOKEN"), "{}", stderr(&output));
 }

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// For how long, and how much if no body may be longer, a client that was refused is listened to, so that it reads the
-/// refusal: a socket that is closed over unread data resets the connection, as does data for a closed one.
+/// For how long, at the most, a client that was refused is listened to, so that it reads the refusal, which it may not do before
+/// it has written all of its request: a socket that is closed over unread data resets the connection, as does data for a
+/// closed one.
 const LINGER: Duration = Duration::from_secs(10);
-/// As long as it sends, what nobody wants is read for this long: a client may write all of its request before it reads.
-/// For how long one that has just come is let be.
-const NEWCOMER: Duration = Duration::from_millis(500);
-/// One that sends nothing for so long is through.
+/// One that sends nothing for so long is through with it.
 const SILENT: Duration = Duration::from_secs(1);
+/// For how long one that has just come is not closed to make room.
+const NEWCOMER: Duration = Duration::from_millis(500);
 /// A client takes at least this much of its answer in each `write_timeout`.
 const MARK: usize = 16 * 1024;
 
