@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-struct Edge {
+pub struct Edge {
     server: Server,
     pool: Pool,
-    addr: SocketAddr,
+    pub addr: SocketAddr,
     /// How many requests have reached the route `/api/count`.
-    reached: Arc<AtomicUsize>,
+    pub reached: Arc<AtomicUsize>,
 }
 
-fn edge(vars: &[(&str, &str)]) -> Edge {
+pub fn edge(vars: &[(&str, &str)]) -> Edge {
     let pool = database().pool().max_size(2).build().unwrap();
     let reached = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&reached);
@@ -82,14 +82,14 @@ fn rest_of(mut stream: TcpStream) -> String {
     String::from_utf8(all).unwrap()
 }
 
-fn send(addr: SocketAddr, bytes: &[u8]) -> String {
+pub fn send(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = connect(addr);
     // It may be refused before it is sent.
     let _ = stream.write_all(bytes);
     rest_of(stream)
 }
 
-fn statuses(answers: &str) -> Vec<u16> {
+pub fn statuses(answers: &str) -> Vec<u16> {
     let heads = answers.split("HTTP/1.1 ").skip(1);
     heads
         .filter_map(|head| head.get(..3)?.parse().ok())

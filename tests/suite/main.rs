@@ -10,6 +10,7 @@ mod cli;
 mod cluster;
 mod comeback;
 mod commit;
+mod conformance;
 mod docs;
 mod edge;
 mod failover;

@@ -7,6 +7,7 @@
 
 use super::forwarded;
 use crate::server::lane::NUMBER;
+use std::borrow::Cow;
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str;
@@ -96,10 +97,9 @@ impl Head {
 pub fn head(input: &[u8], seen: usize, longest_body: usize) -> Result<Option<Head>, Refusal> {
     match end_of_head(input, seen)? {
         Some(end) => parse(&input[..end], longest_body).map(Some),
-        None if input.len() >= LONGEST_HEAD && !input.contains(&b'\r') => Err(refusal(
-            414,
-            "the target of a request is shorter than 16 KiB",
-        )),
+        None if input.len() >= LONGEST_HEAD && !input[..LONGEST_HEAD].contains(&b'\r') => Err(
+            refusal(414, "the target of a request is shorter than 16 KiB"),
+        ),
         None if input.len() >= LONGEST_HEAD => Err(HEAD_TOO_LARGE),
         None => Ok(None),
     }
@@ -333,16 +333,19 @@ fn target(method: Option<&str>, target: Option<&str>) -> Result<String, Refusal>
             if host.is_empty() || !is_host(host) {
                 return Err(refusal(400, "a whole URL names its host"));
             }
-            if path.is_empty() { "/" } else { path }
+            // Its path may be left out.
+            match path.starts_with('/') {
+                true => Cow::Borrowed(path),
+                false => Cow::Owned(format!("/{path}")),
+            }
         }
-        None => target,
+        None => Cow::Borrowed(target),
     };
     let asterisk = method == Some("OPTIONS") && path == "*";
     let plain = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-    match path.strip_prefix('?') {
-        Some(query) if plain => Ok(format!("/?{query}")),
-        _ if plain && (path.starts_with('/') || asterisk) => Ok(path.to_owned()),
-        _ => Err(bad),
+    match plain && (path.starts_with('/') || asterisk) {
+        true => Ok(path.into_owned()),
+        false => Err(bad),
     }
 }
 
