@@ -66,7 +66,7 @@ fn fit_threads(config: &mut Config, private: bool) -> Result<(), Failure> {
     if there == others + workers {
         return Ok(());
     }
-    let advice = "raise the limit (ulimit -u, pids.max of the control group; or ulimit -v)";
+    let advice = "raise the limit (ulimit -u or -v, or pids.max of the control group)";
     if there <= others {
         return Err(Failure::because(format!(
             "the system allows this program {there} more threads, and {} are needed with HTTP_WORKERS=1: {advice}",

@@ -65,7 +65,7 @@ fn serve(
             // What a thread is refused with; a port is never.
             ErrorKind::WouldBlock => Failure::because(format!(
                 "the system refuses this program more threads ({e}): lower HTTP_WORKERS, which is {}, or raise the limit \
-                 (ulimit -u, or pids.max of its control group)",
+                 (ulimit -u or -v, or pids.max of its control group)",
                 config.http_workers()
             )),
             _ => cannot_listen(config, &e),

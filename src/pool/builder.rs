@@ -246,7 +246,7 @@ impl Builder {
                 name: "DB_POOL_MAX",
                 got: None,
                 takes: format!(
-                    "no thread could be started for the pool: {e}; raise the limit (ulimit -u, or pids.max of the control group)"
+                    "no thread could be started for the pool: {e}; raise the limit (ulimit -u or -v, or pids.max of the control group)"
                 ),
             }])
         };

@@ -129,10 +129,10 @@ impl Call<'_> {
         self
     }
 
-    /// How long a transaction with a key waits for another that has the key in hand, before it ends as
-    /// [`Error::KeyInUse`]. Without this, it waits up to the statement timeout, and ends as [`Error::QueryTimeout`].
+    /// How long from the beginning of the call a transaction with a key waits for another that has the key in hand, before it
+    /// ends as [`Error::KeyInUse`]. Without this, it waits up to the statement timeout, and ends as [`Error::QueryTimeout`].
     pub fn with_key_wait(mut self, limit: Duration) -> Self {
-        self.key_wait = Some(limit);
+        self.key_wait = Some(limit.min(LONGEST_TIMEOUT));
         self
     }
 

@@ -81,11 +81,13 @@ impl Call<'_> {
         let ledger = &inner.shared.ledger;
         ledger.keep_swept(inner);
         let key = Key::of(key);
+        // From here on: the time that a connection took to come is no longer there.
+        let until = self.key_wait.map(|wait| Instant::now() + wait);
         self.run(Location::caller(), |session| {
             let wanted = Wanted {
                 ledger,
                 key: &key,
-                wait: self.key_wait,
+                wait: until.map(|until| until.saturating_duration_since(Instant::now())),
                 begin: self.begin_with_timeout(),
                 limits: self.limits_in_transaction(session),
             };
