@@ -241,6 +241,16 @@ impl<S> Answers<S> {
         length
     }
 
+    /// As much of it as there is room for.
+    fn deliver_held(&mut self, buf: &mut ReadBuf<'_>) {
+        let mut held = std::mem::take(&mut self.held);
+        let fits = held.len().min(buf.remaining());
+        let length = self.deliver(&held[..fits]);
+        buf.put_slice(&held[..length]);
+        held.drain(..length);
+        self.held = held;
+    }
+
     /// Has the driver look for its answer first, and come again at once.
     fn later(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         (self.delivered, self.ended) = (false, false);
@@ -260,12 +270,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
             if answers.ended {
                 return answers.later(cx);
             }
-            let mut held = std::mem::take(&mut answers.held);
-            let fits = held.len().min(buf.remaining());
-            let length = answers.deliver(&held[..fits]);
-            buf.put_slice(&held[..length]);
-            held.drain(..length);
-            answers.held = held;
+            answers.deliver_held(buf);
             return Poll::Ready(Ok(()));
         }
         let look = answers.handle.look.load(Ordering::Relaxed);
@@ -275,9 +280,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
         }
         let before = buf.filled().len();
         match Pin::new(&mut answers.stream).poll_read(cx, buf) {
-            Poll::Pending if look == look::TURNED && buf.remaining() >= look::MESSAGE.len() => {
+            // However little the driver has room for: one that got nothing would wait for ever.
+            Poll::Pending if look == look::TURNED => {
                 answers.handle.look.store(look::NONE, Ordering::Relaxed);
-                buf.put_slice(look::MESSAGE);
+                answers.held.extend_from_slice(look::MESSAGE);
+                answers.deliver_held(buf);
                 return Poll::Ready(Ok(()));
             }
             Poll::Pending => {
@@ -366,6 +373,40 @@ impl TlsConnect<Socket> for Connector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A server that says nothing.
+    struct Silent;
+
+    impl AsyncRead for Silent {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn a_look_ends_however_little_room_the_driver_has() {
+        for room in 1..=look::MESSAGE.len() + 1 {
+            let handle = Arc::<Handle>::default();
+            let mut answers = Answers::new(Silent, Arc::clone(&handle));
+            assert!(handle.ask_for_look());
+            let mut cx = Context::from_waker(Waker::noop());
+            let (mut got, mut polls) = (Vec::new(), 0);
+            while got.len() < look::MESSAGE.len() {
+                let mut bytes = vec![0; room];
+                let mut buf = ReadBuf::new(&mut bytes);
+                let poll = Pin::new(&mut answers).poll_read(&mut cx, &mut buf);
+                // Once, it has the runtime look at the socket first.
+                assert!(polls == 0 || poll.is_ready(), "{room}: poll {polls}");
+                got.extend_from_slice(buf.filled());
+                polls += 1;
+            }
+            assert_eq!(got, look::MESSAGE);
+        }
+    }
 
     #[test]
     fn a_handle_may_be_pulled_from_any_thread() {
