@@ -18,16 +18,23 @@ pub(super) fn refuses(
     only_loopback: bool,
 ) -> Option<&'static str> {
     let host = header(headers, "Host");
-    let is_cross_site = header(headers, "Sec-Fetch-Site")
-        .is_some_and(|site| site.eq_ignore_ascii_case("cross-site"));
-    let origin = header(headers, "Origin");
+    let all = |name: &'static str| {
+        let named = move |(n, _): &&(String, String)| n.eq_ignore_ascii_case(name);
+        headers
+            .iter()
+            .filter(named)
+            .map(|(_, value)| value.as_str())
+    };
+    let is_cross_site = all("Sec-Fetch-Site").any(|site| site.eq_ignore_ascii_case("cross-site"));
     let is_own = |origin: &str| origin.split_once("://").map(|(_, host)| host) == host;
+    let is_named = |origin: &str| allowed(Some(origin), named).is_some();
+    let are_named = all("Origin").next().is_some() && all("Origin").all(is_named);
     match () {
         () if only_loopback && !host.is_none_or(is_loopback) => {
             Some("without API_TOKEN this API is for localhost alone, and the Host says so")
         }
-        () if allowed(origin, named).is_some() => None,
-        () if is_cross_site || !origin.is_none_or(is_own) => Some(
+        () if are_named => None,
+        () if is_cross_site || !all("Origin").all(is_own) => Some(
             "pages of other sites may not use this API; HTTP_CORS_ORIGINS names those that may",
         ),
         () => None,
@@ -112,5 +119,10 @@ mod tests {
         let elsewhere = [("Host".to_owned(), "api.example".to_owned())];
         assert_eq!(refuses(&elsewhere, &named, false), None);
         assert_eq!(refuses(&[], &named, true), None, "HTTP/1.0");
+        let two = ["http://localhost", "https://evil.example"];
+        let two = two.map(|origin| ("Origin".to_owned(), origin.to_owned()));
+        let host = ("Host".to_owned(), "localhost".to_owned());
+        let twice = [&two[..], &[host]].concat();
+        assert!(refuses(&twice, &named, true).is_some());
     }
 }

@@ -311,14 +311,13 @@ impl Service {
         path: &str,
         headers: &[(String, String)],
     ) -> Option<Response> {
-        let origin = browsers::allowed(header(headers, "Origin"), &self.config.cors_origins)?;
+        browsers::allowed(header(headers, "Origin"), &self.config.cors_origins)?;
         header(headers, "Access-Control-Request-Method")?;
         let Found::OtherMethods(methods) = self.router.find(method, path) else {
             return None;
         };
         let mut response = Response::empty(204);
         response.headers.extend(browsers::may_ask(&methods));
-        response.headers.extend(browsers::may_read(origin));
         (method == "OPTIONS").then_some(response)
     }
 

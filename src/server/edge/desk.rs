@@ -259,18 +259,18 @@ impl Exchange {
 
     fn send_problem(&mut self, problem: Problem) {
         let note = &self.origin.note;
-        let mut response = problem.into_response(Some(&note.id));
-        response.headers.extend(note.for_pages());
-        self.send_instead(&response);
-    }
-
-    /// Answers in the place of a handler, with what is no problem.
-    pub fn answer_instead(mut self, response: &Response) {
+        let response = problem.into_response(Some(&note.id));
         self.send_instead(response);
     }
 
-    fn send_instead(&mut self, response: &Response) {
+    /// Answers in the place of a handler, with what is no problem.
+    pub fn answer_instead(mut self, response: Response) {
+        self.send_instead(response);
+    }
+
+    fn send_instead(&mut self, mut response: Response) {
         let note = &self.origin.note;
+        response.headers.extend(note.for_pages());
         self.desk.service.note(&Seen {
             method: &self.origin.method,
             path: &self.origin.path,
@@ -280,7 +280,7 @@ impl Exchange {
             id: &note.id,
             client: note.client,
         });
-        let answer = render(response, &note.id, self.origin.method == "HEAD");
+        let answer = render(&response, &note.id, self.origin.method == "HEAD");
         self.send(answer);
     }
 

@@ -209,8 +209,13 @@ impl EventLoop {
         loop {
             self.accept();
             let left = until.saturating_duration_since(Instant::now());
+            // A request of the API that is with a worker yet was given up before.
+            let health_is_idle = self.shared.in_flight.of(Lane::Health).count() == 0;
+            let is_over = |c: &Connection| {
+                c.is_at_rest() || (health_is_idle && matches!(c.state, State::Waiting))
+            };
             let is_through =
-                self.at_the_door.is_none() && self.clients.iter().all(|(_, c)| c.is_at_rest());
+                self.at_the_door.is_none() && self.clients.iter().all(|(_, c)| is_over(c));
             if is_through || left.is_zero() {
                 break;
             }
@@ -466,7 +471,7 @@ impl EventLoop {
         if let (Some(response), Some(connection)) = (preflight, self.clients.get_mut(key)) {
             head.close |= !connection.skip_body(&head);
             if let Some(origin) = self.origin(key, *head, "", None) {
-                Exchange::new(&self.shared.desk, origin, None).answer_instead(&response);
+                Exchange::new(&self.shared.desk, origin, None).answer_instead(response);
             }
             return;
         }
@@ -522,7 +527,7 @@ impl EventLoop {
             Ok(Err(problem)) => problem.into_response(Some(&request.id)),
             Err(_) => Problem::internal().into_response(Some(&request.id)),
         };
-        Exchange::new(&self.shared.desk, origin, None).answer_instead(&response);
+        Exchange::new(&self.shared.desk, origin, None).answer_instead(response);
     }
 
     /// Whether a request is taken now.

@@ -151,12 +151,13 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
     }
     let old = request.version == Some(0);
     let mut framing = Framing::default();
+    let (target, host) = target(request.method, request.path)?;
     let mut read = Head {
         length: head.len(),
         body: 0,
         chunked: false,
         method: request.method.unwrap_or_default().to_owned(),
-        target: target(request.method, request.path)?,
+        target,
         headers: Vec::with_capacity(request.headers.len()),
         close: old,
         expects_continue: false,
@@ -217,6 +218,8 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
         }
         let hop_by_hop = ["Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Upgrade"];
         // One that is not ASCII is left out: nobody can say what it was meant to be.
+        // A whole URL says better for which host it is (RFC 9112, section 3.2.2).
+        let value = host.as_deref().filter(|_| is("Host")).or(value);
         if let Some(value) = value
             && !hop_by_hop.iter().any(|name| is(name))
         {
@@ -317,8 +320,8 @@ impl Framing {
     }
 }
 
-/// Path and query of what was asked for, also where it was asked for by a whole URL.
-fn target(method: Option<&str>, target: Option<&str>) -> Result<String, Refusal> {
+/// Path and query of what was asked for; and the host, where it was asked for by a whole URL.
+fn target(method: Option<&str>, target: Option<&str>) -> Result<(String, Option<String>), Refusal> {
     let bad = refusal(400, "the target of a request is a path, as /health");
     let target = target.unwrap_or_default();
     let scheme = |name: &str| {
@@ -327,12 +330,14 @@ fn target(method: Option<&str>, target: Option<&str>) -> Result<String, Refusal>
             .eq_ignore_ascii_case(name)
             .then(|| &target[name.len()..])
     };
+    let mut named = None;
     let path = match scheme("http://").or_else(|| scheme("https://")) {
         Some(rest) => {
             let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
             if host.is_empty() || !is_host(host) {
                 return Err(refusal(400, "a whole URL names its host"));
             }
+            named = Some(host.to_owned());
             // Its path may be left out.
             match path.starts_with('/') {
                 true => Cow::Borrowed(path),
@@ -344,7 +349,7 @@ fn target(method: Option<&str>, target: Option<&str>) -> Result<String, Refusal>
     let asterisk = method == Some("OPTIONS") && path == "*";
     let plain = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     match plain && (path.starts_with('/') || asterisk) {
-        true => Ok(path.into_owned()),
+        true => Ok((path.into_owned(), named)),
         false => Err(bad),
     }
 }
@@ -574,6 +579,8 @@ mod tests {
             let head = read(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
             assert_eq!(head.unwrap().unwrap().target, path, "{target}");
         }
+        let other = read("GET http://b:80/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(other.unwrap().unwrap().headers[0].1, "b:80");
         for host in [
             "a",
             "a:80",
