@@ -19,7 +19,7 @@ pub(crate) fn limit() -> Option<usize> {
 }
 
 /// Raises the soft limit to the hard one. That is for a program to do, not for a library: `select` cannot take more than 1,024.
-#[cfg(feature = "server")]
+#[cfg(feature = "cli")]
 pub(crate) fn raise() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)

@@ -18,12 +18,14 @@ const LONGEST: usize = 84;
 const NEW: Duration = Duration::from_secs(60);
 
 /// A directory of ours, which goes when this is dropped.
+#[cfg(feature = "server")]
 #[derive(Debug)]
 pub(crate) struct Temporary {
     dir: TempDir,
     _lock: File,
 }
 
+#[cfg(feature = "server")]
 impl Temporary {
     /// Makes one where the system wants it (TMPDIR); else in one of the usual places.
     ///
@@ -41,7 +43,7 @@ impl Temporary {
     }
 }
 
-/// As [`Temporary::new`], and whoever asks for it takes a lock of its own, and takes the directory away.
+/// As `Temporary::new`, and whoever asks for it takes a lock of its own, and takes the directory away.
 pub(crate) fn make() -> io::Result<TempDir> {
     let wanted = std::env::temp_dir();
     let mut places = vec![wanted.clone()];

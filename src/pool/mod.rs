@@ -233,6 +233,7 @@ impl Pool {
     }
 
     /// What the newest probe found, which may be of a moment ago: a new one is sent where it is.
+    #[cfg(feature = "server")]
     pub(crate) fn was_read_only(&self) -> bool {
         let newest = self.inner.probe.newest(&self.inner.shared);
         matches!(newest, Some(Ok(pong)) if pong.read_only)

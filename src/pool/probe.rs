@@ -160,6 +160,7 @@ impl Probe {
     }
 
     /// The newest answer, however old; a new one is on its way where nobody has asked of late.
+    #[cfg(feature = "server")]
     pub fn newest(&self, shared: &Arc<Shared>) -> Option<Reading> {
         let mut inner = self.state.lock();
         let newest = inner.last.clone();

@@ -399,6 +399,7 @@ impl Session {
     }
 
     /// It is used for work of the pool's own, without a deadline: when the pool closes, that is cancelled.
+    #[cfg(feature = "studio")]
     pub fn end_with_pool(&mut self) {
         self.tracked().ends_with_pool.store(true, Ordering::SeqCst);
         self.client.registration().arm_for_good(None, Plan::Cancel);
