@@ -705,6 +705,9 @@ fn who_asks_whether_it_lives_does_not_wait_behind_those_who_ask_for_the_database
     let server = Server::start(settings(&[]), pool, Router::new().that_writes(), false).unwrap();
     let addr = server.addr();
     eventually("it is ready", || get(addr, "/health/ready").status == 200);
+    // The probe has its connection, and asks nothing: one that is opened meanwhile might not be frozen.
+    assert_eq!(get(addr, "/health").status, 200);
+    thread::sleep(500 * MS);
     let frozen = super::servers::Frozen::tree(database.pid().unwrap());
     // For so long the last answer is passed on.
     thread::sleep(300 * MS);

@@ -209,13 +209,8 @@ impl EventLoop {
         loop {
             self.accept();
             let left = until.saturating_duration_since(Instant::now());
-            // A request of the API that is with a worker yet was given up before.
-            let health_is_idle = self.shared.in_flight.of(Lane::Health).count() == 0;
-            let is_over = |c: &Connection| {
-                c.is_at_rest() || (health_is_idle && matches!(c.state, State::Waiting))
-            };
             let is_through =
-                self.at_the_door.is_none() && self.clients.iter().all(|(_, c)| is_over(c));
+                self.at_the_door.is_none() && self.clients.iter().all(|(_, c)| c.is_at_rest());
             if is_through || left.is_zero() {
                 break;
             }
