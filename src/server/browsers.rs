@@ -27,7 +27,7 @@ pub(super) fn refuses(
     };
     let is_cross_site = all("Sec-Fetch-Site").any(|site| site.eq_ignore_ascii_case("cross-site"));
     let is_own = |origin: &str| origin.split_once("://").map(|(_, host)| host) == host;
-    let is_named = |origin: &str| allowed(Some(origin), named).is_some();
+    let is_named = |origin: &str| named.iter().any(|one| one == origin);
     let are_named = all("Origin").next().is_some() && all("Origin").all(is_named);
     match () {
         () if only_loopback && !host.is_none_or(is_loopback) => {
@@ -41,9 +41,14 @@ pub(super) fn refuses(
     }
 }
 
-/// The origin of a page that is named.
-pub(super) fn allowed<'o>(origin: Option<&'o str>, named: &[String]) -> Option<&'o str> {
-    origin.filter(|origin| named.iter().any(|one| one == origin))
+/// The origin of the page that asks, where it is one of those named.
+pub(super) fn named_page<'h>(headers: &'h [(String, String)], named: &[String]) -> Option<&'h str> {
+    // Mostly none is.
+    let is_named = |origin: &&str| named.iter().any(|one| one == origin);
+    match named {
+        [] => None,
+        _ => header(headers, "Origin").filter(is_named),
+    }
 }
 
 /// What lets the page of this origin read an answer.

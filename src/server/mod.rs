@@ -271,7 +271,7 @@ impl Service {
         headers: &[(String, String)],
     ) -> Result<Arc<Route>, (&'static str, Problem)> {
         match self.router.find(method, path) {
-            Found::Route(route) if route.params(path).is_none() => {
+            Found::Route(route) if path.contains('%') && route.params(path).is_none() => {
                 let told = "what is percent-encoded in the path is no UTF-8";
                 Err((route.pattern, Problem::plain(400, told)))
             }
@@ -311,14 +311,17 @@ impl Service {
         path: &str,
         headers: &[(String, String)],
     ) -> Option<Response> {
-        browsers::allowed(header(headers, "Origin"), &self.config.cors_origins)?;
+        if method != "OPTIONS" {
+            return None;
+        }
+        browsers::named_page(headers, &self.config.cors_origins)?;
         header(headers, "Access-Control-Request-Method")?;
         let Found::OtherMethods(methods) = self.router.find(method, path) else {
             return None;
         };
         let mut response = Response::empty(204);
         response.headers.extend(browsers::may_ask(&methods));
-        (method == "OPTIONS").then_some(response)
+        Some(response)
     }
 
     fn may_enter(&self, access: Access, headers: &[(String, String)]) -> bool {

@@ -142,6 +142,13 @@ impl Serving {
         assert!(sent.unwrap().success());
     }
 
+    /// Asked to, it stops in good order.
+    #[track_caller]
+    fn stops(&mut self) {
+        self.signal("TERM");
+        assert_eq!(self.ends(), Some(0), "{}", self.log());
+    }
+
     pub fn ends(&mut self) -> Option<i32> {
         let patience = Instant::now() + Duration::from_secs(30);
         loop {
@@ -164,6 +171,14 @@ impl Drop for Serving {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A directory where other users get in as well, as the one that a private server may run as.
+pub fn open_dir(mode: u32) -> tempfile::TempDir {
+    let dir = tempfile::TempDir::new().unwrap();
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(dir.path(), permissions).unwrap();
+    dir
 }
 
 /// Processes of the private server whose start this log tells of.
@@ -296,9 +311,7 @@ fn a_killed_program_leaves_no_server_and_its_data_can_be_used_again() {
 
 #[test]
 fn a_frozen_server_ends_with_its_program_as_well() {
-    let dir = tempfile::TempDir::new().unwrap();
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(dir.path(), open).unwrap();
+    let dir = open_dir(0o755);
     let mut serving = serve(dir.path(), &[]);
     let log = serving.log();
     let _cleared = Cleared(data_dir(&log));
@@ -361,8 +374,7 @@ fn it_serves_while_the_database_is_down() {
     let health = serving.check(dir.path(), &[]);
     assert_eq!(health.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&health.stdout).contains(r#""error":"refused""#));
-    serving.signal("TERM");
-    assert_eq!(serving.ends(), Some(0));
+    serving.stops();
     assert!(!serving.log().contains("s3cret"), "{}", serving.log());
 }
 
@@ -392,8 +404,7 @@ fn the_studio_is_served_with_its_schema_or_not_at_all() {
             !again,
             "{log}"
         );
-        serving.signal("TERM");
-        assert_eq!(serving.ends(), Some(0));
+        serving.stops();
     }
     // Who may not make it is told so, and where to look.
     db.admin()
@@ -726,16 +737,13 @@ fn with_few_files_it_uses_what_fits_and_answers_every_client() {
         }
     });
     assert_eq!(http::get(addr, "/health").status, 200);
-    serving.signal("TERM");
-    assert_eq!(serving.ends(), Some(0));
+    serving.stops();
 }
 
 #[test]
 fn with_few_threads_it_uses_what_fits_or_says_so() {
     let db = database();
-    let dir = tempfile::TempDir::new().unwrap();
-    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    std::fs::set_permissions(dir.path(), everybody).unwrap();
+    let dir = open_dir(0o777);
     let program = dir.path().join("millpond");
     std::fs::copy(millpond(dir.path(), &[]).get_program(), &program).unwrap();
     // The limit is of a user, and not for root: then as one who has no other processes.
@@ -776,8 +784,7 @@ fn with_few_threads_it_uses_what_fits_or_says_so() {
             http::get(addr, "/api/studios").status == 200
         });
         assert_eq!(http::get(addr, "/health").status, 200);
-        serving.signal("TERM");
-        assert_eq!(serving.ends(), Some(0));
+        serving.stops();
     }
 }
 
@@ -911,10 +918,7 @@ fn a_server_on_an_ipv6_address_is_asked_too() {
 
 #[test]
 fn a_start_that_is_killed_while_it_makes_its_database_keeps_no_later_one_from_it() {
-    let dir = tempfile::TempDir::new().unwrap();
-    // The private server may run as another user.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(dir.path(), open).unwrap();
+    let dir = open_dir(0o755);
     let data = dir.path().join(".millpond");
     let half_made = || {
         let entries = std::fs::read_dir(&data).into_iter().flatten().flatten();
@@ -938,8 +942,7 @@ fn a_start_that_is_killed_while_it_makes_its_database_keeps_no_later_one_from_it
     eventually("it serves", || {
         serving.check(dir.path(), &["--ready"]).status.code() == Some(0)
     });
-    serving.signal("TERM");
-    assert_eq!(serving.ends(), Some(0));
+    serving.stops();
 }
 
 #[test]
@@ -968,15 +971,12 @@ fn a_database_that_is_made_anew_gets_its_schema_again() {
         "{}",
         serving.log()
     );
-    serving.signal("TERM");
-    assert_eq!(serving.ends(), Some(0));
+    serving.stops();
 }
 
 #[test]
 fn a_private_server_that_was_killed_is_started_again_and_that_is_said() {
-    let dir = tempfile::TempDir::new().unwrap();
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(dir.path(), open).unwrap();
+    let dir = open_dir(0o755);
     let mut serving = serve(dir.path(), &[]);
     let ready = || serving.check(dir.path(), &["--ready"]).status.code() == Some(0);
     eventually("it is ready", ready);
@@ -996,8 +996,7 @@ fn a_private_server_that_was_killed_is_started_again_and_that_is_said() {
     eventually("it serves again", || {
         http::get(addr, "/api/studios").status == 200
     });
-    serving.signal("TERM");
-    assert_eq!(serving.ends(), Some(0));
+    serving.stops();
 }
 
 #[test]
@@ -1028,8 +1027,7 @@ fn it_does_without_a_temporary_directory_that_cannot_be_used_and_takes_away_what
         eventually("it serves", || {
             http::get(addr, "/api/studios").status == 200
         });
-        serving.signal("TERM");
-        assert_eq!(serving.ends(), Some(0));
+        serving.stops();
     }
     // Killed, it leaves its directory; a later start takes it away.
     let own = dir.path().join("tmp");

@@ -3,7 +3,7 @@
 //!
 //! With `MILLPOND_TORTURE_SECONDS` set, every interruption is tried at every request; without it, two at each.
 
-use super::cli::{Serving, get, millpond, serve, server_processes, spawn, start};
+use super::cli::{Serving, get, millpond, open_dir, serve, server_processes, spawn, start};
 use super::proxy::{Act, Proxy};
 use super::servers::signal;
 use super::support::{
@@ -416,13 +416,6 @@ esac
 exec "$real" "$@"
 "#;
 
-/// The server's user gets in as well.
-fn open_dir(mode: u32) -> TempDir {
-    let dir = TempDir::new().unwrap();
-    fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
-    dir
-}
-
 /// Its parent may be one that does not wait for it.
 fn has_ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -486,14 +479,14 @@ fn interrupt_at(stages: &Stages, stage: &str, name: &str, goes_on_before: bool) 
     is_tidy(&dir);
 }
 
-#[test]
-fn a_start_that_is_interrupted_at_any_step_of_initdb_keeps_no_later_one_from_it() {
+/// Killed, and asked to stop, at each of these stages of a program.
+fn interrupt_at_each(program: &str, script: &str, stages: &[&str], goes_on_before: bool) {
     thread::scope(|scope| {
         for name in ["KILL", "TERM"] {
             scope.spawn(move || {
-                let stages = Stages::of("initdb", INITDB);
-                for stage in ["before", "half", "whole"] {
-                    interrupt_at(&stages, stage, name, false);
+                let wrapped = Stages::of(program, script);
+                for stage in stages {
+                    interrupt_at(&wrapped, stage, name, goes_on_before);
                 }
             });
         }
@@ -501,17 +494,13 @@ fn a_start_that_is_interrupted_at_any_step_of_initdb_keeps_no_later_one_from_it(
 }
 
 #[test]
+fn a_start_that_is_interrupted_at_any_step_of_initdb_keeps_no_later_one_from_it() {
+    interrupt_at_each("initdb", INITDB, &["before", "half", "whole"], false);
+}
+
+#[test]
 fn a_start_that_is_interrupted_while_its_server_starts_leaves_none_running() {
-    thread::scope(|scope| {
-        for name in ["KILL", "TERM"] {
-            scope.spawn(move || {
-                let stages = Stages::of("postgres", POSTGRES);
-                for stage in ["before", "starting"] {
-                    interrupt_at(&stages, stage, name, true);
-                }
-            });
-        }
-    });
+    interrupt_at_each("postgres", POSTGRES, &["before", "starting"], true);
 }
 
 #[test]

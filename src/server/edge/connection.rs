@@ -150,24 +150,22 @@ impl Connection {
     /// The bytes of a body that is on its way.
     pub fn announced(&self) -> usize {
         match &self.state {
-            State::Body(admitted) => {
-                let so_far = admitted.chunked.as_ref().map_or(0, Chunked::len);
-                admitted.head.body.max(so_far)
-            }
+            State::Body(admitted) => admitted.head.body.max(self.in_chunks()),
             _ => 0,
         }
     }
 
     /// Bytes that are kept of it.
     pub fn buffered(&self) -> usize {
-        let in_chunks = match &self.state {
-            State::Body(Admitted {
-                chunked: Some(chunked),
-                ..
-            }) => chunked.len(),
+        self.input.len() + self.in_chunks()
+    }
+
+    /// What has come of a body in chunks.
+    fn in_chunks(&self) -> usize {
+        match &self.state {
+            State::Body(admitted) => admitted.chunked.as_ref().map_or(0, Chunked::len),
             _ => 0,
-        };
-        self.input.len() + in_chunks
+        }
     }
 
     /// It asks for a head alone, as far as that can be seen.

@@ -9,7 +9,7 @@ use super::framing::{Head, Refusal};
 use super::links::{Links, Lost, Waiting};
 use crate::fd_limit;
 use crate::server::browsers;
-use crate::server::http::{Note, Problem, closing, header, render, request_id};
+use crate::server::http::{Note, Problem, closing, render, request_id};
 use crate::server::lane::Plan;
 use crate::server::router::{Lane, PerLane, Route};
 use crate::server::shutdown::Phase;
@@ -61,6 +61,8 @@ pub(super) struct EventLoop {
     listener: TcpListener,
     /// Others have it, too: it goes on when this server ends.
     is_inherited: bool,
+    /// When every client's time was looked at.
+    looked_at: Instant,
     /// Set while accepting has to wait.
     accept_at: Option<Instant>,
     /// A client that waits until another makes room; those behind it wait in the listener's backlog.
@@ -79,13 +81,6 @@ pub(super) struct EventLoop {
     mended: (Sender<Mended>, Receiver<Mended>),
     scratch: Box<[u8]>,
     phase: Phase,
-}
-
-/// What the loop keeps from one round to the next.
-struct Rounds {
-    events: Events,
-    /// When everybody's time was looked at.
-    looked: Instant,
 }
 
 /// A connection to a lane that was opened again, for the place that it has there.
@@ -139,6 +134,7 @@ impl EventLoop {
             poll,
             listener,
             is_inherited,
+            looked_at: Instant::now(),
             accept_at: None,
             at_the_door: None,
             service,
@@ -189,19 +185,16 @@ impl EventLoop {
     }
 
     fn serve(&mut self) {
-        let mut rounds = Rounds {
-            events: Events::with_capacity(1024),
-            looked: Instant::now(),
-        };
+        let mut events = Events::with_capacity(1024);
         while !self.shared.over.load(Ordering::SeqCst) {
             let pause = self.pause();
-            self.round(&mut rounds, pause);
+            self.round(&mut events, pause);
         }
-        self.answer_the_last(&mut rounds);
+        self.answer_the_last(&mut events);
     }
 
     /// The end. Nobody else gets in; those who have come are answered, the half-sent requests with a refusal.
-    fn answer_the_last(&mut self, rounds: &mut Rounds) {
+    fn answer_the_last(&mut self, events: &mut Events) {
         if !self.is_inherited {
             keep_out_newcomers(&self.listener);
         }
@@ -215,7 +208,7 @@ impl EventLoop {
                 break;
             }
             let pause = self.pause().unwrap_or(LOOK);
-            self.round(rounds, Some(pause.min(left)));
+            self.round(events, Some(pause.min(left)));
         }
         for key in self.clients.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             let state = self.clients.get(key).map(|c| &c.state);
@@ -226,8 +219,8 @@ impl EventLoop {
         }
     }
 
-    fn round(&mut self, rounds: &mut Rounds, pause: Option<Duration>) {
-        let Rounds { events, looked } = rounds;
+    /// Waits for what happens, no longer than `pause`, and goes on with it.
+    fn round(&mut self, events: &mut Events, pause: Option<Duration>) {
         if let Err(e) = self.poll.poll(events, pause)
             && e.kind() != ErrorKind::Interrupted
         {
@@ -259,8 +252,8 @@ impl EventLoop {
         if self.accept_at.is_some_and(|at| now >= at) {
             self.accept();
         }
-        if now >= *looked + LOOK {
-            *looked = now;
+        if now >= self.looked_at + LOOK {
+            self.looked_at = now;
             self.look_at_the_time(now);
         }
     }
@@ -306,13 +299,11 @@ impl EventLoop {
 
     fn accept(&mut self) {
         self.accept_at = None;
-        if self.is_inherited && self.phase == Phase::Draining {
-            // They wait for the next server.
-            return;
-        }
         loop {
             let next = match self.at_the_door.take() {
                 Some(waiting) => Ok(waiting),
+                // They wait for the next server.
+                None if self.is_inherited && self.phase == Phase::Draining => return,
                 None => self.listener.accept(),
             };
             match next {
@@ -647,7 +638,7 @@ impl EventLoop {
         let arrived = Instant::now();
         let writes = head.writes();
         let path = head.path().to_owned();
-        let page = browsers::allowed(header(&head.headers, "Origin"), &config.cors_origins);
+        let page = browsers::named_page(&head.headers, &config.cors_origins);
         let note = Note {
             arrived,
             page: page.map(str::to_owned),
