@@ -846,10 +846,27 @@ fn a_drain_cuts_nobody_who_comes_with_a_connection_for_each_request() {
                     assert!(odd.is_empty(), "{path}: {odd:?}");
                 }
                 println!("{path}: {all} requests, ended in {took:.1?}");
-                assert!(all > 20 && took < 2 * SECOND, "{took:?}");
+                assert!(all > 20 && took < 4 * SECOND, "{took:?}");
             });
         }
     }
+}
+
+/// Across a network, the last packet of a handshake comes later than the listener could close; whoever sends it would be reset.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_drain_waits_for_whoever_is_on_the_way() {
+    use socket2::{Domain, SockFilter, Socket, Type};
+    let Edge { server, .. } = edge(&[]);
+    let on_the_way = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    on_the_way.set_nonblocking(true).unwrap();
+    // It never hears the answer to its SYN.
+    let nothing = [SockFilter::new(0x06, 0, 0, 0)];
+    on_the_way.attach_filter(&nothing).unwrap();
+    let _ = on_the_way.connect(&server.addr().into());
+    let asked = Instant::now();
+    server.shut_down(Duration::ZERO, 8 * SECOND);
+    assert!(asked.elapsed() > 400 * MS, "{:?}", asked.elapsed());
 }
 
 #[test]

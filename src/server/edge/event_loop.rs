@@ -7,6 +7,7 @@ use super::desk::{Desk, Done, Exchange, Origin};
 use super::forwarded;
 use super::framing::{Head, Refusal};
 use super::links::{Links, Lost, Waiting};
+use super::newcomers;
 use crate::fd_limit;
 use crate::server::browsers;
 use crate::server::http::{Note, Problem, closing, render, request_id};
@@ -41,6 +42,8 @@ const LINKS: usize = 2;
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the last clients have, those that have come and not asked.
 const LAST_CLIENTS: Duration = Duration::from_millis(500);
+/// How often it is looked, then, whether there are any more.
+const LAST_LOOK: Duration = Duration::from_millis(10);
 /// When the system has no file for a client, and nobody can make room.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 /// What clients may have sent of bodies that are not whole, all together, and as much again of what is no body; whoever has
@@ -196,19 +199,26 @@ impl EventLoop {
     /// The end. Nobody else gets in; those who have come are answered, the half-sent requests with a refusal.
     fn answer_the_last(&mut self, events: &mut Events) {
         if !self.is_inherited {
-            keep_out_newcomers(&self.listener);
+            newcomers::keep_out(&self.listener);
         }
+        let port = self.addr().map(|addr| addr.port());
         let until = Instant::now() + LAST_CLIENTS;
         loop {
+            // Asked before the backlog is looked at, where they stand next.
+            let are_on_the_way = !self.is_inherited
+                && port
+                    .as_ref()
+                    .is_ok_and(|port| newcomers::are_on_the_way(*port));
             self.accept();
             let left = until.saturating_duration_since(Instant::now());
-            let is_through =
-                self.at_the_door.is_none() && self.clients.iter().all(|(_, c)| c.is_at_rest());
+            let is_through = !are_on_the_way
+                && self.at_the_door.is_none()
+                && self.clients.iter().all(|(_, c)| c.is_at_rest());
             if is_through || left.is_zero() {
                 break;
             }
-            let pause = self.pause().unwrap_or(LOOK);
-            self.round(events, Some(pause.min(left)));
+            let pause = self.pause().unwrap_or(LAST_LOOK);
+            self.round(events, Some(pause.min(left).min(LAST_LOOK)));
         }
         for key in self.clients.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             let state = self.clients.get(key).map(|c| &c.state);
@@ -851,34 +861,6 @@ impl EventLoop {
 
 fn draining() -> Problem {
     Problem::unavailable("draining", "the server is shutting down")
-}
-
-/// Has the system drop each SYN to the listener, where it can: a client that comes now asks again, and finds the port closed, or
-/// the next server; in the backlog of a listener that is closed it would be reset.
-fn keep_out_newcomers(listener: &TcpListener) {
-    #[cfg(target_os = "linux")]
-    {
-        use socket2::SockFilter;
-        const LOAD_BYTE: u16 = 0x30;
-        const AND: u16 = 0x54;
-        const JUMP_IF_EQUAL: u16 = 0x15;
-        const RETURN: u16 = 0x06;
-        const SYN: u32 = 0x02;
-        const SYN_OR_ACK: u32 = 0x12;
-        let filter = [
-            // The flags of a TCP header.
-            SockFilter::new(LOAD_BYTE, 0, 0, 13),
-            SockFilter::new(AND, 0, 0, SYN_OR_ACK),
-            SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
-            SockFilter::new(RETURN, 0, 0, 0),
-            SockFilter::new(RETURN, 0, 0, u32::MAX),
-        ];
-        if let Err(e) = SockRef::from(listener).attach_filter(&filter) {
-            debug!("newcomers are not kept out: {e}");
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = listener;
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {

@@ -22,6 +22,7 @@ mod forwarded;
 mod framing;
 mod in_flight;
 mod links;
+mod newcomers;
 mod proxied;
 
 use super::Service;

@@ -1,0 +1,71 @@
+//! The clients who come while the listener closes. The system resets whoever stands in its backlog then, and whoever has sent a
+//! SYN but not yet the last packet of the handshake; across a network that takes as long as an answer. So nobody new gets in,
+//! and those who were let in before are waited for.
+
+use mio::net::TcpListener;
+
+/// Has the system drop each SYN to the listener, where it can: a client that comes now asks again, and finds the port closed, or
+/// the next server.
+pub(super) fn keep_out(listener: &TcpListener) {
+    #[cfg(target_os = "linux")]
+    {
+        use socket2::{SockFilter, SockRef};
+        const LOAD_BYTE: u16 = 0x30;
+        const AND: u16 = 0x54;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        const SYN: u32 = 0x02;
+        const SYN_OR_ACK: u32 = 0x12;
+        let filter = [
+            // The flags of a TCP header.
+            SockFilter::new(LOAD_BYTE, 0, 0, 13),
+            SockFilter::new(AND, 0, 0, SYN_OR_ACK),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ];
+        if let Err(e) = SockRef::from(listener).attach_filter(&filter) {
+            log::debug!("newcomers are not kept out: {e}");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = listener;
+}
+
+/// Whether somebody's handshake with this port of ours has begun and is not over, as far as the system tells.
+pub(super) fn are_on_the_way(port: u16) -> bool {
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .any(|table| table.lines().any(|line| is_handshake(line, port)))
+}
+
+/// A line is `sl local_address rem_address st ..`, an address is `0100007F:0BB8`, and the state after a SYN is 03.
+fn is_handshake(line: &str, port: u16) -> bool {
+    let mut columns = line.split_ascii_whitespace().skip(1);
+    let local = columns.next().and_then(|local| local.rsplit_once(':'));
+    local.is_some_and(|(_, of)| u16::from_str_radix(of, 16) == Ok(port))
+        && columns.nth(1) == Some("03")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_handshake;
+
+    #[test]
+    fn a_handshake_is_told_from_a_connection() {
+        let line = |port, state| {
+            format!(
+                "   5: 0100007F:{port} 0100007F:D2E6 {state} 00000000:00000000 01:00000014 00000000     0        0 0 1 0"
+            )
+        };
+        assert!(is_handshake(&line("0BB8", "03"), 3000));
+        assert!(!is_handshake(&line("0BB9", "03"), 3000));
+        assert!(!is_handshake(&line("0BB8", "01"), 3000));
+        assert!(!is_handshake(
+            "  sl  local_address rem_address   st tx_queue",
+            3000
+        ));
+        assert!(!is_handshake("", 3000));
+    }
+}
