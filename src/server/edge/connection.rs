@@ -23,7 +23,10 @@ const SILENT: Duration = Duration::from_secs(1);
 /// For how long one that has just come is not closed to make room.
 const NEWCOMER: Duration = Duration::from_millis(500);
 /// A client takes at least this much of its answer in each `write_timeout`.
-const MARK: usize = 16 * 1024;
+const MARK: i64 = 16 * 1024;
+/// Who has taken more has that much more time, up to this many times: a receiver's system tells of what was read once there is
+/// room for a whole segment again, which has 64 KiB on loopback.
+const MOST_MARKS: i64 = 4;
 
 pub(super) struct Connection {
     /// Shared with the worker that answers.
@@ -54,6 +57,8 @@ pub(super) struct Connection {
     eof: bool,
     output: Vec<u8>,
     written: usize,
+    /// What it had taken of its answers when that was looked at last, from when it would take no more for the first time.
+    had_taken: Option<i64>,
     close: bool,
     /// The rest of what was refused is still to come, or may be.
     more_to_come: bool,
@@ -124,6 +129,7 @@ impl Connection {
             eof: false,
             output: Vec::new(),
             written: 0,
+            had_taken: None,
             close: false,
             more_to_come: false,
             ticket: None,
@@ -327,6 +333,7 @@ impl Connection {
     ) {
         self.output = output;
         self.written = 0;
+        self.had_taken = None;
         self.close = close;
         self.ticket = ticket;
         // Refused in the middle.
@@ -338,14 +345,10 @@ impl Connection {
         while self.written < self.output.len() {
             match (&*self.socket).write(&self.output[self.written..]) {
                 Ok(0) => return Step::Close,
-                Ok(written) => {
-                    let marks = |bytes: usize| bytes / MARK;
-                    if marks(self.written + written) > marks(self.written) {
-                        self.deadline = Some(Instant::now() + limits.write_timeout);
-                    }
-                    self.written += written;
-                }
+                Ok(written) => self.written += written,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    let taken = self.taken();
+                    self.had_taken.get_or_insert(taken);
                     self.blocked = true;
                     return Step::Wait;
                 }
@@ -370,6 +373,28 @@ impl Connection {
         Step::Go
     }
 
+    /// Of the bytes that were written, how many have left this system; up to what it holds of earlier answers.
+    fn taken(&self) -> i64 {
+        self.written as i64 - i64::from(queued(&self.socket))
+    }
+
+    /// Whether its time is over; while it is answered, only where it takes too little.
+    pub fn is_late(&mut self, now: Instant, limits: &HttpConfig) -> bool {
+        if self.deadline.is_none_or(|at| now < at) {
+            return false;
+        }
+        if let (State::Answering, Some(had_taken)) = (&self.state, self.had_taken) {
+            let taken = self.taken();
+            let marks = ((taken - had_taken) / MARK).clamp(0, MOST_MARKS);
+            if marks > 0 {
+                self.had_taken = Some(taken);
+                self.deadline = Some(now + limits.write_timeout * marks as u32);
+                return false;
+            }
+        }
+        true
+    }
+
     fn discard(&mut self, until: Instant, scratch: &mut [u8]) -> Step {
         if self.eof {
             return Step::Close;
@@ -387,4 +412,23 @@ impl Connection {
             Err(_) => Step::Close,
         }
     }
+}
+
+/// The bytes that the system holds for the peer, with what it takes to hold them. When there is room for more it tells only once
+/// a third of them is gone, and these may be megabytes.
+#[cfg(target_os = "linux")]
+fn queued(socket: &TcpStream) -> u32 {
+    use nix::libc::{self, SK_MEMINFO_WMEM_QUEUED, SOL_SOCKET, c_int};
+    use nix::{getsockopt_impl, sockopt_impl};
+    /// Of asm-generic/socket.h; where it is another, no figures come.
+    const SO_MEMINFO: c_int = 55;
+    sockopt_impl!(MemoryInfo, GetOnly, SOL_SOCKET, SO_MEMINFO, [u32; 9]);
+    let figures = nix::sys::socket::getsockopt(socket, MemoryInfo);
+    figures.map_or(0, |figures| figures[SK_MEMINFO_WMEM_QUEUED as usize])
+}
+
+/// Not known here.
+#[cfg(not(target_os = "linux"))]
+fn queued(_: &TcpStream) -> u32 {
+    0
 }

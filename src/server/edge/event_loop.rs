@@ -820,11 +820,11 @@ impl EventLoop {
         for exchange in stale {
             exchange.give_up(Problem::no_worker());
         }
+        let limits = &self.service.config;
         let late: Vec<usize> = self
             .clients
-            .iter()
-            .filter(|(_, c)| c.deadline.is_some_and(|at| now >= at))
-            .map(|(key, _)| key)
+            .iter_mut()
+            .filter_map(|(key, c)| c.is_late(now, limits).then_some(key))
             .collect();
         for key in late {
             match self.clients.get(key).map(|c| &c.state) {
