@@ -474,7 +474,7 @@ impl EventLoop {
         let route = self
             .service
             .admit(&head.method, head.path(), &head.headers)
-            .and_then(|route| match self.takes(route.lane, &head) {
+            .and_then(|route| match self.takes(&route, &head) {
                 Ok(()) => Ok(route),
                 Err(problem) => Err((route.pattern, problem)),
             });
@@ -527,9 +527,13 @@ impl EventLoop {
     }
 
     /// Whether a request is taken now.
-    fn takes(&self, lane: Lane, head: &Head) -> Result<(), Problem> {
+    fn takes(&self, route: &Route, head: &Head) -> Result<(), Problem> {
+        let lane = route.lane;
         if lane == Lane::Health && head.has_body() {
             Err(Problem::plain(413, "no body is taken here"))
+        } else if route.instant {
+            // It waits for nobody, so no line is too long.
+            Ok(())
         } else if lane == Lane::Api && self.phase == Phase::Draining {
             Err(draining())
         } else if head.has_body() && self.announced() + head.body > self.most_buffered() {
