@@ -54,15 +54,18 @@
 //! Without default features this is the pool alone. `server` adds the HTTP server, `embedded` a private PostgreSQL for
 //! development and tests, `studio` the application that the pool was built for, `cli` the program.
 
+mod call;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+mod commit;
 pub mod config;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod error;
 mod fd_limit;
 pub mod health;
+mod hex;
 pub mod metrics;
 pub mod pool;
 pub mod retry;
@@ -73,14 +76,13 @@ pub mod studio;
 mod sync;
 #[cfg(any(feature = "server", feature = "embedded"))]
 mod temporary;
-mod transaction;
 
+pub use call::{Call, Keyed, Transaction};
 pub use config::{Config, ConfigErrors};
 pub use error::{Error, Result};
 pub use pool::Pool;
 pub use postgres;
 pub use retry::RetryPolicy;
-pub use transaction::{Keyed, Transaction};
 
 /// The README's code is compiled as a test.
 #[cfg(doctest)]

@@ -1,45 +1,15 @@
 //! The table of variables: how each is read, what it takes, and how it is shown.
 
-use super::{Config, ConfigErrors, Pooler, PrivateDatabase, Problem, Reset};
-use ipnet::IpNet;
+use super::parse::{
+    as_ms, currency, filled, hidden, ms, networks, number, off_at_zero, on_off, optional_ms,
+    origins, parsed, pooler, private, read_file, reset, switch, token,
+};
+use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS};
+use super::problem::{ConfigErrors, Problem};
+use super::program::Config;
+use super::source::Source;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::Path;
-use std::str::FromStr;
-use std::time::Duration;
-
-/// More is a typing error: PostgreSQL itself takes at most 262143.
-pub(super) const MOST_CONNECTIONS: u32 = 10_000;
-pub(super) const MOST_STATEMENTS: usize = 100_000;
-/// PostgreSQL's own limit for a time in milliseconds, about 24 days.
-const LONGEST_MS: u64 = i32::MAX as u64;
-
-/// Where a setting came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Source {
-    /// Nobody set it.
-    Default,
-    /// A variable of the environment.
-    Environment,
-    /// The file `.env`.
-    DotEnv,
-    /// A parameter of `DATABASE_URL`.
-    DatabaseUrl,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Source::Default => "default",
-            Source::Environment => "environment",
-            Source::DotEnv => ".env",
-            Source::DatabaseUrl => "DATABASE_URL",
-        })
-    }
-}
 
 /// One variable.
 struct Setting {
@@ -181,146 +151,6 @@ const SETTINGS: &[Setting] = &[
 /// The names of all variables, in the order of the documentation.
 pub fn names() -> impl Iterator<Item = &'static str> {
     SETTINGS.iter().map(|s| s.name)
-}
-
-fn parsed<T: FromStr>(text: &str) -> Result<T, String> {
-    text.trim().parse().map_err(|_| String::new())
-}
-
-fn number<T: FromStr + PartialOrd>(text: &str, range: RangeInclusive<T>) -> Result<T, String> {
-    let value: T = parsed(text)?;
-    if range.contains(&value) {
-        Ok(value)
-    } else {
-        Err(String::new())
-    }
-}
-
-fn ms(text: &str, least: u64) -> Result<Duration, String> {
-    number(text, least..=LONGEST_MS).map(Duration::from_millis)
-}
-
-fn off_at_zero(text: &str) -> Result<Option<Duration>, String> {
-    Ok(Some(ms(text, 0)?).filter(|d| !d.is_zero()))
-}
-
-fn switch(text: &str) -> Result<bool, String> {
-    match text.trim().to_ascii_lowercase().as_str() {
-        "on" | "true" | "1" => Ok(true),
-        "off" | "false" | "0" => Ok(false),
-        _ => Err(String::new()),
-    }
-}
-
-/// A switch that may also be left to the program: `None`.
-fn auto_or_switch(text: &str) -> Result<Option<bool>, String> {
-    if text.trim().eq_ignore_ascii_case("auto") {
-        return Ok(None);
-    }
-    switch(text).map(Some)
-}
-
-fn private(text: &str) -> Result<PrivateDatabase, String> {
-    Ok(match auto_or_switch(text)? {
-        None => PrivateDatabase::Auto,
-        Some(true) => PrivateDatabase::On,
-        Some(false) => PrivateDatabase::Off,
-    })
-}
-
-fn reset(text: &str) -> Result<Reset, String> {
-    match text.trim().to_ascii_lowercase().as_str() {
-        "auto" => Ok(Reset::Auto),
-        "always" => Ok(Reset::Always),
-        _ => Err(String::new()),
-    }
-}
-
-fn pooler(text: &str) -> Result<Pooler, String> {
-    Ok(match auto_or_switch(text)? {
-        None => Pooler::Auto,
-        Some(true) => Pooler::On,
-        Some(false) => Pooler::Off,
-    })
-}
-
-fn filled(text: &str) -> Result<String, String> {
-    let fits = !text.trim().is_empty() && !text.contains('\0');
-    if fits {
-        Ok(text.trim().to_owned())
-    } else {
-        Err(String::new())
-    }
-}
-
-fn networks(text: &str) -> Result<Vec<IpNet>, String> {
-    let network = |text: &str| {
-        let text = text.trim();
-        text.parse()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .map_err(|_| String::new())
-    };
-    text.split(',').map(network).collect()
-}
-
-fn origins(text: &str) -> Result<Vec<String>, String> {
-    let origin = |text: &str| {
-        let text = text.trim();
-        let host = text
-            .strip_prefix("https://")
-            .or(text.strip_prefix("http://"))
-            .ok_or_else(String::new)?;
-        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._:[]".contains(&b);
-        match !host.is_empty() && host.bytes().all(fits) {
-            true => Ok(text.to_owned()),
-            false => Err(String::new()),
-        }
-    };
-    text.split(',').map(origin).collect()
-}
-
-fn currency(text: &str) -> Result<String, String> {
-    let fits = text.len() == 3 && text.bytes().all(|b| b.is_ascii_uppercase());
-    if fits {
-        Ok(text.to_owned())
-    } else {
-        Err(String::new())
-    }
-}
-
-fn token(text: &str) -> Result<String, String> {
-    let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
-    if fits {
-        Ok(text.to_owned())
-    } else {
-        Err("takes printable ASCII without blanks, and is not empty".into())
-    }
-}
-
-fn read_file(path: &str) -> Result<String, String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| format!("the file {path:?} cannot be read: {e}"))?;
-    let text = text.trim_end_matches(['\r', '\n']);
-    match text.contains(['\r', '\n']) {
-        true => Err(format!("the file {path:?} holds more than one line")),
-        false => Ok(text.to_owned()),
-    }
-}
-
-fn as_ms(time: Duration) -> String {
-    time.as_millis().to_string()
-}
-
-fn optional_ms(time: Option<Duration>) -> String {
-    as_ms(time.unwrap_or_default())
-}
-
-fn on_off(switch: bool) -> String {
-    if switch { "on" } else { "off" }.to_owned()
-}
-
-fn hidden(token: Option<&String>) -> String {
-    token.map(|_| "***".to_owned()).unwrap_or_default()
 }
 
 /// A variable's value, or that it is there and cannot be read.
@@ -561,9 +391,43 @@ pub(super) fn effective(config: &Config) -> Vec<(&'static str, String, Source)> 
         .collect()
 }
 
+impl Config {
+    /// Reads the environment and the file `.env` of the current directory; a real variable wins.
+    ///
+    /// # Errors
+    /// Every variable with a bad value, all at once.
+    pub fn from_env() -> Result<Config, ConfigErrors> {
+        read_environment()
+    }
+
+    /// Reads the variables given instead of the environment's.
+    ///
+    /// # Errors
+    /// Every variable with a bad value, all at once.
+    pub fn from_vars<'a>(
+        vars: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Config, ConfigErrors> {
+        let vars: BTreeMap<_, _> = vars.into_iter().collect();
+        read(
+            |name| {
+                vars.get(name)
+                    .map(|v| Ok(((*v).to_owned(), Source::Environment)))
+            },
+            Vec::new(),
+        )
+    }
+
+    /// Name, value and source of every setting in force; passwords and tokens as `***`.
+    pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
+        effective(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Pooler, PrivateDatabase};
+    use std::time::Duration;
 
     fn refused(vars: &[(&str, &str)]) -> Vec<(&'static str, String)> {
         let errors = Config::from_vars(vars.iter().copied()).unwrap_err();

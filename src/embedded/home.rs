@@ -2,8 +2,8 @@
 
 use super::programs::Programs;
 use super::{EmbeddedError, Options, Place, Tried};
+use crate::hex::hex;
 use crate::temporary;
-use crate::transaction::ledger::hex;
 use log::{info, warn};
 use nix::sys::signal::kill;
 use nix::unistd::{Pid, User};

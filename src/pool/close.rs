@@ -111,7 +111,9 @@ impl Inner {
         self.shared.gate.close();
         self.shared.demand.close();
         self.shared.attempts.cut();
-        self.shared.ledger.wake_sweeper();
+        if let Some(sweeper) = self.shared.sweeper.get() {
+            sweeper.unpark();
+        }
         let mut idle = self.line.close();
         while let Some(spare) = self.r2d2.try_get() {
             idle.push(spare);

@@ -1,4 +1,4 @@
-//! Which backend of which server a session is; what that is good for is told in `transaction::outcome`.
+//! Which backend of which server a session is; what that is good for is told in `commit::resolve`.
 
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Duration;

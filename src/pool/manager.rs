@@ -25,7 +25,6 @@ use crate::error::{Chain, Error, OpenError, excerpt, is_out_of_files};
 use crate::metrics::{CloseReason, Metrics};
 use crate::retry::{Phase, Symptom};
 use crate::sync::caught;
-use crate::transaction::Ledger;
 use log::{debug, error, info, warn};
 use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
 use postgres::error::SqlState;
@@ -35,6 +34,7 @@ use r2d2_postgres::PostgresConnectionManager;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 /// Between two attempts while the database is down.
@@ -90,7 +90,8 @@ pub(crate) struct Shared {
     warned_of_risks: AtomicBool,
     /// It looks back for as long as a key is kept.
     pub database_clock: DatabaseClock,
-    pub ledger: Ledger,
+    /// Sweeps the ledger, and is woken when the pool closes.
+    pub sweeper: OnceLock<Thread>,
     pub descriptions: Descriptions,
     names: Names,
     next_id: AtomicU64,
@@ -115,7 +116,7 @@ impl Shared {
         Shared {
             server_timeout_is_theirs: theirs.contains("statement_timeout")
                 && !config.statement_timeout_wins,
-            ledger: Ledger::in_schema(&config.ledger_schema),
+            sweeper: OnceLock::new(),
             pooled: AtomicBool::new(config.effective_pooler() == Pooler::On),
             database_clock: DatabaseClock::looking_back(config.ledger_ttl),
             config,

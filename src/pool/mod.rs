@@ -37,7 +37,9 @@ pub use probe::ProbeError;
 
 pub(crate) use identity::{BACKEND_START, Identity, Incarnation, first_row};
 pub(crate) use manager::{Purpose, Shared};
-pub(crate) use session::{Begin, Finish, Limits, Session, SyncCommit, as_server_ms};
+pub(crate) use session::{
+    Begin, Finish, Limits, LostTransaction, Session, SyncCommit, as_server_ms,
+};
 
 use crate::config::Reset;
 use crate::error::{CheckoutError, CheckoutFailure, Error, OpenError, Result};

@@ -2,8 +2,8 @@
 //! that come meanwhile do not move it.
 
 use super::fields::Parameters;
+use crate::hex::hex;
 use crate::server::{Problem, Response};
-use crate::transaction::ledger::hex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;

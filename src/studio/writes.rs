@@ -10,10 +10,10 @@
 
 use super::Studio;
 use super::refusals::problem_of;
+use crate::call::{Keyed, Transaction};
 use crate::error::{Error, Result};
+use crate::hex::hex;
 use crate::server::{Problem, Request, Response};
-use crate::transaction::ledger::hex;
-use crate::transaction::{Keyed, Transaction};
 use log::error;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

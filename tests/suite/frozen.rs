@@ -272,7 +272,7 @@ fn some_micros(below: u32) -> u64 {
 fn a_call_with_a_deadline_returns_550_ms_after_it_at_the_latest() {
     let scene = scene();
     let time = 300 * MS;
-    type Work = fn(&millpond::retry::Call<'_>, &mut dyn FnMut());
+    type Work = fn(&millpond::Call<'_>, &mut dyn FnMut());
     let works: [(&str, Work); 6] = [
         ("a query", |call, freeze| {
             freeze();

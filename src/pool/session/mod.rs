@@ -18,7 +18,6 @@ use crate::error::{Chain, Error, excerpt};
 use crate::metrics::CloseReason;
 use crate::retry::{Facts, Fate, Leaves, Phase, Progress, Symptom, verdict};
 use crate::sync::caught;
-use crate::transaction::{Claim, LostCommit};
 use link::Link;
 use log::{debug, info, warn};
 use postgres::error::SqlState;
@@ -175,6 +174,15 @@ pub(crate) struct Finish {
     pub values: &'static str,
     /// What is run then, each with a semicolon behind.
     pub statements: String,
+}
+
+/// What is to be known of a transaction to find out what became of it.
+pub(crate) struct LostTransaction {
+    pub identity: Identity,
+    /// None where a pooler stands between us and the backend.
+    pub xid: Option<u64>,
+    /// What the commit waits for.
+    pub sync_commit: SyncCommit,
 }
 
 pub(crate) struct Session {
@@ -713,18 +721,15 @@ impl Session {
         }
     }
 
-    /// What is needed to find out about a COMMIT whose answer was lost.
-    pub fn lost_commit<'c>(&self, claim: Option<&'c Claim>, limits: &Limits) -> LostCommit<'c> {
-        LostCommit {
-            shared: Arc::clone(&self.shared),
+    /// The transaction under way, whose COMMIT was sent and not answered.
+    pub fn lost_transaction(&self) -> LostTransaction {
+        LostTransaction {
             identity: self.identity.clone(),
             // Behind a pooler, numbers of processes and transactions are somebody else's by now.
             xid: self
                 .xid
                 .filter(|_| self.in_own_backend && !self.shared.is_pooled()),
             sync_commit: self.sync_commit,
-            claim,
-            deadline: limits.deadline,
         }
     }
 

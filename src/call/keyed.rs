@@ -1,11 +1,14 @@
 //! Transactions with a key: done once, however often they are asked for.
 
-use super::ledger::{Claimed, Key, Ledger, NOT_OURS};
-use super::outcome::wait_for_standbys;
-use super::{Ended, Outcome, Run, Transaction, roll_back_after};
+use super::ledger_upkeep::keep_swept;
+use super::options::Call;
+use super::transaction::{Ended, Run, Transaction};
+use crate::commit::{
+    Claimed, Key, Ledger, LostCommit, NOT_OURS, Outcome, roll_back_after, wait_for_standbys,
+};
 use crate::error::{Error, Result};
 use crate::pool::{Begin, Limits, Pool, Session};
-use crate::retry::{Call, Phase, Repeat};
+use crate::retry::{Phase, Repeat};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use std::panic::Location;
@@ -77,14 +80,14 @@ impl Call<'_> {
                 "a transaction with a key writes, and cannot be read only",
             ));
         }
-        let inner = &self.pool.inner;
-        let ledger = &inner.shared.ledger;
-        ledger.keep_swept(inner);
+        let ledger = &self.pool.ledger();
+        keep_swept(&self.pool.inner);
         let key = Key::of(key);
         // From here on: the time that a connection took to come is no longer there.
         let until = self.key_wait.map(|wait| Instant::now() + wait);
         self.run(Location::caller(), |session| {
             let wanted = Wanted {
+                pool: self.pool,
                 ledger,
                 key: &key,
                 wait: until.map(|until| until.saturating_duration_since(Instant::now())),
@@ -130,6 +133,7 @@ impl Call<'_> {
 
 /// One attempt at a transaction with a key.
 struct Wanted<'a> {
+    pool: &'a Pool,
     ledger: &'a Ledger,
     key: &'a Key,
     wait: Option<Duration>,
@@ -156,7 +160,8 @@ impl Wanted<'_> {
         match session.commit(&finish, &self.limits) {
             Ok(()) => Ok(Keyed::Done(value)),
             Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
-                match session.lost_commit(Some(&claim), &self.limits).resolve() {
+                let claim = Some((self.ledger, &claim));
+                match LostCommit::of(self.pool, session, claim, &self.limits).resolve() {
                     Outcome::Committed => Ok(Keyed::Done(value)),
                     Outcome::NotCommitted => Err(lost.without_effect()),
                     Outcome::DoneByAnother(answer) => Ok(Keyed::AlreadyDone(answer)),

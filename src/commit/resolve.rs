@@ -35,16 +35,16 @@
 //! may be repeated, so the loss of the connection that asks is no harm. Where no answer can be had in time, the outcome is
 //! unknown, and is reported as that.
 
-use super::ledger::{Claim, Entry};
+use super::ledger::{Claim, Entry, Ledger};
 use crate::config::PoolConfig;
 use crate::error::{Chain, Error};
 use crate::pool::{
-    BACKEND_START, Identity, Incarnation, Purpose, Session, Shared, SyncCommit, first_row,
+    BACKEND_START, Identity, Incarnation, Limits, LostTransaction, Pool, Purpose, Session,
+    SyncCommit, first_row,
 };
 use crate::retry::Symptom;
 use log::{debug, info, warn};
 use postgres::error::SqlState;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two looks at a server that cannot answer yet.
@@ -53,7 +53,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 const LEAST: Duration = Duration::from_secs(4);
 
 /// For how long an answer is looked for at the most.
-pub(super) fn longest(config: &PoolConfig) -> Duration {
+pub(crate) fn longest(config: &PoolConfig) -> Duration {
     LEAST.max(2 * config.connection_timeout)
 }
 
@@ -79,15 +79,11 @@ impl Outcome {
 
 /// A transaction whose COMMIT was sent and not answered.
 pub(crate) struct LostCommit<'c> {
-    pub shared: Arc<Shared>,
-    pub identity: Identity,
-    /// None where a pooler stands between us and the backend.
-    pub xid: Option<u64>,
-    /// What the commit waits for.
-    pub sync_commit: SyncCommit,
-    pub claim: Option<&'c Claim>,
+    pool: &'c Pool,
+    transaction: LostTransaction,
+    claim: Option<(&'c Ledger, &'c Claim)>,
     /// The caller's, for everything.
-    pub deadline: Option<Instant>,
+    deadline: Option<Instant>,
 }
 
 /// What the server says of a number.
@@ -118,27 +114,46 @@ fn judge(same_incarnation: bool, status: Status) -> Option<Outcome> {
     }
 }
 
-impl LostCommit<'_> {
+impl<'c> LostCommit<'c> {
+    pub fn of(
+        pool: &'c Pool,
+        session: &Session,
+        claim: Option<(&'c Ledger, &'c Claim)>,
+        limits: &Limits,
+    ) -> LostCommit<'c> {
+        LostCommit {
+            pool,
+            transaction: session.lost_transaction(),
+            claim,
+            deadline: limits.deadline,
+        }
+    }
+
     /// Finds out, for as long as that is worth: twice the time that opening a connection may take, and at least 4 s; but
     /// not beyond the caller's deadline.
     pub fn resolve(&self) -> Outcome {
         let started = Instant::now();
-        let worth = started + longest(&self.shared.config);
+        let worth = started + longest(self.pool.config());
         let deadline = self.deadline.map_or(worth, |at| at.min(worth));
-        let may_be_known =
-            self.claim.is_some() || (self.xid.is_some() && self.identity.incarnation.is_some());
+        let may_be_known = self.claim.is_some()
+            || (self.transaction.xid.is_some() && self.transaction.identity.incarnation.is_some());
         let outcome = if may_be_known {
             self.ask_until(deadline)
         } else {
             Outcome::Unknown
         };
-        self.shared
+        self.pool
+            .inner
+            .shared
             .metrics
             .commits
             .with_label_values(&[outcome.as_str()])
             .inc();
         let (word, took) = (outcome.as_str(), started.elapsed());
-        let xid = self.xid.map_or("-".to_owned(), |xid| xid.to_string());
+        let xid = self
+            .transaction
+            .xid
+            .map_or("-".to_owned(), |xid| xid.to_string());
         match outcome {
             Outcome::Unknown => warn!("lost commit outcome={word} xid={xid} took={took:.1?}"),
             _ => info!("lost commit outcome={word} xid={xid} took={took:.1?}"),
@@ -148,7 +163,9 @@ impl LostCommit<'_> {
 
     fn ask_until(&self, deadline: Instant) -> Outcome {
         let open = || {
-            self.shared
+            self.pool
+                .inner
+                .shared
                 .open_when_possible(Some(deadline), Purpose::Resolve)
         };
         while let Ok(mut session) = open() {
@@ -188,7 +205,7 @@ impl LostCommit<'_> {
         session: &mut Session,
         deadline: Instant,
     ) -> Result<Option<Outcome>, postgres::Error> {
-        if self.xid.is_some() {
+        if self.transaction.xid.is_some() {
             match self.end_old_backend(session, deadline) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
@@ -197,9 +214,12 @@ impl LostCommit<'_> {
                 Err(e) => return Err(e),
             }
         }
-        let outcome = match (self.claim, self.xid, &self.identity.incarnation) {
-            (Some(claim), _, _) => {
-                let ledger = &self.shared.ledger;
+        let outcome = match (
+            self.claim,
+            self.transaction.xid,
+            &self.transaction.identity.incarnation,
+        ) {
+            (Some((ledger, claim)), _, _) => {
                 let entry = match ledger.settle(claim, session, deadline) {
                     Err(e) if is_forbidden(&e) => match session.restore(deadline) {
                         Ok(()) => ledger.settle(claim, session, deadline)?,
@@ -224,7 +244,7 @@ impl LostCommit<'_> {
             outcome,
             Some(Outcome::Committed | Outcome::DoneByAnother(_))
         );
-        if done && !wait_for_standbys(session, self.sync_commit, deadline)? {
+        if done && !wait_for_standbys(session, self.transaction.sync_commit, deadline)? {
             return Ok(Some(Outcome::Unknown));
         }
         Ok(outcome)
@@ -238,7 +258,7 @@ impl LostCommit<'_> {
     ) -> Result<bool, postgres::Error> {
         let Identity {
             pid, backend_start, ..
-        } = self.identity;
+        } = self.transaction.identity;
         // Where a role may not see the start of another's backend, that one counts as ours: at worst nothing is found out.
         let old = format!(
             "FROM pg_stat_get_activity({pid}) WHERE coalesce({BACKEND_START} = {backend_start}, true)"
@@ -303,7 +323,7 @@ fn ask_by_number(
 /// What is committed now is behind the transaction in question, and is answered only when the standbys have both, as far as
 /// that one was to wait for them. A number alone would not wait: it takes something that writes WAL, which an ordinary role
 /// may do. False when the server gave the wait up.
-pub(super) fn wait_for_standbys(
+pub(crate) fn wait_for_standbys(
     session: &mut Session,
     sync_commit: SyncCommit,
     deadline: Instant,

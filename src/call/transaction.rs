@@ -2,23 +2,16 @@
 //!
 //! A transaction begins in one message and commits in one. A statement that failed inside leaves PostgreSQL's transaction
 //! aborted; should the closure swallow that error, the commit still fails (see `Session::commit`), and the swallowed error is
-//! what the caller gets. Where the answer to COMMIT is lost, it is found out what became of it (`outcome`); only where that
+//! what the caller gets. Where the answer to COMMIT is lost, it is found out what became of it (`commit`); only where that
 //! cannot be known is the outcome unknown, and then nothing is repeated.
 
-mod keyed;
-pub(crate) mod ledger;
-mod outcome;
-
-pub use keyed::Keyed;
-pub(crate) use ledger::{Claim, Ledger};
-pub(crate) use outcome::{LostCommit, Outcome};
-
+use super::options::Call;
+use super::refusals::{Params, refuse_copy, refuse_too_many};
+use super::run::Stop;
+use crate::commit::transact;
 use crate::error::{Chain, Error, Result};
-use crate::pool::{Begin, Finish, Limits, Pool, Session};
-use crate::retry::{
-    Call, Params, Phase, Repeat, Stop, Verdict, controls_transaction, refuse_copy, refuse_too_many,
-};
-use log::debug;
+use crate::pool::{Limits, Pool, Session};
+use crate::retry::{Phase, Repeat, Verdict, controls_transaction};
 use postgres::Row;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
@@ -54,7 +47,7 @@ impl Call<'_> {
                 self.limits_in_transaction(session),
             );
             let mut ended = Ended::default();
-            let done = transact(session, &begin, &limits, |session| {
+            let done = transact(self.pool, session, &begin, &limits, |session| {
                 let run = Run::of(&mut work, session, limits, false);
                 ended = run.ended;
                 run.result
@@ -66,7 +59,7 @@ impl Call<'_> {
     /// What the failed statement says about repeating counts, also where the closure made an error of its own of it; but
     /// misuse stays misuse, and what ended its own transaction is not repeated. An error that no statement of it made is
     /// another call's, which repeated what it could.
-    fn judge(error: Error, ended: Ended) -> Stop {
+    pub(super) fn judge(error: Error, ended: Ended) -> Stop {
         let verdict = error.verdict();
         let failure = match ended {
             Ended::ByStatement(failure) if !matches!(error, Error::Misuse(_)) => failure,
@@ -97,66 +90,16 @@ impl Call<'_> {
     }
 }
 
-/// Runs `work` in a transaction. Trouble with the rollback never hides the first error.
-pub(crate) fn transact<T>(
-    session: &mut Session,
-    begin: &Begin,
-    limits: &Limits,
-    work: impl FnOnce(&mut Session) -> Result<T>,
-) -> Result<T> {
-    session.begin(begin, "", limits)?;
-    let value = match work(session) {
-        Ok(value) => value,
-        Err(error) => return Err(roll_back_after(session, error)),
-    };
-    match session.commit(&Finish::default(), limits) {
-        Ok(()) => Ok(value),
-        Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
-            if begin.read_only || session.began_on_standby() {
-                // There was nothing to commit; but only the commit says that what was read holds together.
-                return Err(lost.without_effect());
-            }
-            // Only the server knows, and has to be asked on another connection.
-            match session.lost_commit(None, limits).resolve() {
-                Outcome::Committed => Ok(value),
-                Outcome::NotCommitted => Err(lost.without_effect()),
-                Outcome::DoneByAnother(_) | Outcome::Unknown => Err(lost),
-            }
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The error to return once the transaction in which it happened is rolled back.
-fn roll_back_after(session: &mut Session, error: Error) -> Error {
-    if session.is_closing() {
-        return error;
-    }
-    match session.rollback() {
-        Ok(()) => error,
-        // The closure had committed by itself: nothing of this may be repeated.
-        Err(ended @ Error::Misuse(_)) => ended,
-        Err(trouble) => {
-            debug!(
-                "rollback failed on conn={}: {}",
-                session.id(),
-                Chain(&trouble)
-            );
-            error
-        }
-    }
-}
-
 /// One run of a closure, and what it left.
-struct Run<T> {
-    result: Result<T>,
-    ended: Ended,
-    answer: Option<Vec<u8>>,
+pub(super) struct Run<T> {
+    pub result: Result<T>,
+    pub ended: Ended,
+    pub answer: Option<Vec<u8>>,
 }
 
 /// What made a closure fail, if it did.
 #[derive(Default)]
-enum Ended {
+pub(super) enum Ended {
     /// It did not, or did not run.
     #[default]
     Well,
@@ -166,7 +109,7 @@ enum Ended {
 }
 
 impl<T> Run<T> {
-    fn of(
+    pub fn of(
         work: &mut impl FnMut(&mut Transaction<'_>) -> Result<T>,
         session: &mut Session,
         limits: Limits,
@@ -214,7 +157,7 @@ impl<T> Run<T> {
 }
 
 /// The first statement that failed and was not undone by a savepoint.
-struct Failure {
+pub(super) struct Failure {
     verdict: Verdict,
     sqlstate: Option<SqlState>,
     /// For the caller, should the closure have swallowed the error itself.

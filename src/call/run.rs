@@ -1,0 +1,220 @@
+//! The loop: it checks a session out, lets the work run, asks the verdict, pauses the thread, and starts over, until the work
+//! is done, the policy says stop, or the caller's deadline would be outlived. What may have taken effect is never repeated:
+//! it ends as [`Error::OutcomeUnknown`].
+
+use super::options::Call;
+use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
+use crate::pool::{CloseReason, Lease, Session};
+use crate::retry::{Phase, Repeat, RetryPolicy, Symptom, Verdict, verdict};
+use log::{info, warn};
+use postgres::error::SqlState;
+use std::panic::Location;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// A session that may not write is opened anew after so long: the next may be allowed to, and all at once would be a storm.
+const REOPENED_AFTER: Duration = Duration::from_secs(1);
+
+impl Call<'_> {
+    /// The loop.
+    pub(super) fn run<T>(
+        &self,
+        place: &'static Location<'static>,
+        mut attempt: impl FnMut(&mut Session) -> Result<T, Stop>,
+    ) -> Result<T> {
+        let inner = &self.pool.inner;
+        let policy = self.policy.as_ref().unwrap_or(&self.pool.config().retry);
+        let mut attempts = 1;
+        let mut unfit = 0;
+        loop {
+            let done = match self.check_out(place) {
+                // It may have been had a little behind the deadline.
+                Ok(lease) if self.deadline.is_some_and(|at| Instant::now() >= at) => {
+                    drop(lease);
+                    let started = self.deadline.unwrap_or_else(Instant::now);
+                    Err(Stop::from(inner.refuse(
+                        CheckoutFailure::Timeout,
+                        started,
+                        place,
+                    )))
+                }
+                Ok(mut lease) => {
+                    let done =
+                        attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease));
+                    // Somebody took away what the driver had prepared there. That is no attempt: another session is had.
+                    if done.as_ref().is_err_and(Stop::is_for_want_of_statements)
+                        && lease.is_closing()
+                        && unfit < self.pool.config().max_size
+                    {
+                        unfit += 1;
+                        continue;
+                    }
+                    done
+                }
+                Err(error) => Err(Stop::from(error)),
+            };
+            let Stop { error, verdict, .. } = match done {
+                Ok(value) => {
+                    inner.budget.earn();
+                    return Ok(value);
+                }
+                Err(stop) => stop,
+            };
+            let code = error
+                .sqlstate()
+                .map_or(String::new(), |s| s.code().to_owned());
+            let outcome = |error: Error| -> Error {
+                match (verdict.repeat, &error) {
+                    (Repeat::Ambiguous, Error::OutcomeUnknown { .. }) => error,
+                    (Repeat::Ambiguous, _) => Error::OutcomeUnknown {
+                        source: Box::new(error),
+                    },
+                    _ => error,
+                }
+            };
+            let next = self.next_attempt(policy, attempts, &error, verdict);
+            let pause = match next {
+                Next::Pause(pause) => pause,
+                Next::Return => return Err(outcome(error)),
+                Next::GiveUp(GaveUpReason::MaxRetries) if policy.max_retries == 0 => {
+                    return Err(outcome(error));
+                }
+                Next::GiveUp(reason) => {
+                    return Err(Error::GaveUp {
+                        attempts,
+                        reason,
+                        source: Box::new(outcome(error)),
+                    });
+                }
+            };
+            inner
+                .shared
+                .metrics
+                .retries
+                .with_label_values(&[code.as_str(), verdict.repeat.as_str()])
+                .inc();
+            info!(
+                "retrying attempt={attempts} pause={pause:.1?} sqlstate={} verdict={} error={}",
+                if code.is_empty() { "-" } else { &code },
+                verdict.repeat.as_str(),
+                Chain(&error)
+            );
+            std::thread::sleep(pause);
+            attempts += 1;
+        }
+    }
+
+    /// After a failover, a session may be on what is a standby now, which refuses writes: then nothing was done, and
+    /// another server may do it.
+    fn unless_demoted(&self, stop: Stop, session: &mut Session) -> Stop {
+        let meant_to_write = !self.begin.read_only && !self.pool.config().reads_only();
+        if stop.refused_write && meant_to_write {
+            let shared = &self.pool.inner.shared;
+            shared.was_refused_a_write.store(true, Ordering::Relaxed);
+        }
+        // What commits inside may have done so since a promotion: there, only what the server is now tells.
+        let inside = matches!(
+            stop.error,
+            Error::Database {
+                phase: Phase::CommitsInside,
+                ..
+            }
+        );
+        if !(stop.refused_write && meant_to_write) {
+            return stop;
+        }
+        if !session.is_on_standby(!inside) {
+            // What new sessions are told of writing is not told to old ones.
+            if session.age() > REOPENED_AFTER {
+                session.close_for(CloseReason::FailedOver);
+            }
+            return stop;
+        }
+        session.close_for(CloseReason::FailedOver);
+        let shared = &self.pool.inner.shared;
+        // Of a lone server that was a standby from the start, new sessions are no better.
+        if !session.identity().standby || shared.may_lead_elsewhere() {
+            shared.retire_generation(session.generation());
+            shared.look_for_primary();
+        }
+        Stop {
+            verdict: verdict(&Symptom::Demoted, Phase::InTransaction),
+            ..stop
+        }
+    }
+
+    fn check_out(&self, place: &'static Location<'static>) -> Result<Lease> {
+        let until = self
+            .deadline
+            .or_else(|| Instant::now().checked_add(self.pool.config().connection_timeout));
+        self.pool.check_out_at(until, place)
+    }
+
+    fn next_attempt(
+        &self,
+        policy: &RetryPolicy,
+        attempts: u32,
+        error: &Error,
+        verdict: Verdict,
+    ) -> Next {
+        if !matches!(verdict.repeat, Repeat::NeverSent | Repeat::RolledBack) {
+            return Next::Return;
+        }
+        // With a deadline, that wait was bounded by it, and it has passed.
+        let waited_to_the_end =
+            matches!(error, Error::Checkout(e) if e.reason == CheckoutFailure::Timeout);
+        if waited_to_the_end && self.deadline.is_some() {
+            return Next::Return;
+        }
+        let retry = attempts - 1;
+        if retry >= policy.max_retries {
+            return Next::GiveUp(GaveUpReason::MaxRetries);
+        }
+        let pause = policy.pause(retry, fastrand::f64());
+        if self.deadline.is_some_and(|at| Instant::now() + pause >= at) {
+            return Next::GiveUp(GaveUpReason::Deadline);
+        }
+        // The first retry is free; so is what never reached the server: one opener guards a database that is away.
+        let draws = retry > 0 && verdict.repeat != Repeat::NeverSent;
+        if draws && !self.pool.inner.budget.spend() {
+            warn!("no retry: the retry budget of the pool is empty");
+            self.pool.inner.shared.metrics.retry_budget_empty.inc();
+            return Next::GiveUp(GaveUpReason::Budget);
+        }
+        Next::Pause(pause)
+    }
+}
+
+enum Next {
+    Pause(Duration),
+    /// Not to be repeated.
+    Return,
+    /// It could be repeated, and will not be.
+    GiveUp(GaveUpReason),
+}
+
+/// Why an attempt ended, and what that means for the next.
+pub(super) struct Stop {
+    pub error: Error,
+    pub verdict: Verdict,
+    /// A write was refused where none was declared read only (25006).
+    pub refused_write: bool,
+}
+
+impl Stop {
+    /// A prepared statement was not there (26000), and nothing was done.
+    fn is_for_want_of_statements(&self) -> bool {
+        let gone = self.error.sqlstate() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME);
+        gone && matches!(self.verdict.repeat, Repeat::NeverSent | Repeat::RolledBack)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop {
+            verdict: error.verdict(),
+            refused_write: error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
+            error,
+        }
+    }
+}

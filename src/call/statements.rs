@@ -1,0 +1,157 @@
+//! One statement in a call.
+
+use super::options::Call;
+use super::refusals::{Params, refuse_control, refuse_too_many};
+use super::run::Stop;
+use crate::commit::transact;
+use crate::error::{Error, Result};
+use crate::pool::{Begin, Limits, Pool, Session};
+use crate::retry::{Phase, Repeat, Verdict, commits_inside, writes_large_objects};
+use postgres::Row;
+use postgres::error::SqlState;
+use std::panic::Location;
+
+impl Pool {
+    /// Runs any one statement and returns its rows. Repeated only when it provably took no effect.
+    ///
+    /// A warm call costs one round trip: the statement is prepared once per connection. A parameter `$1` takes a Rust value
+    /// that fits the type which the server expects there ([`postgres::types::ToSql`]).
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`] when it was sent and its answer lost; else the last attempt's error, in
+    /// [`Error::GaveUp`] when there was more than one.
+    #[track_caller]
+    pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        self.call().query(sql, params)
+    }
+
+    /// Runs any one statement and returns the number of rows that it touched; else as [`query`](Pool::query).
+    ///
+    /// # Errors
+    /// As [`query`](Pool::query).
+    #[track_caller]
+    pub fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64> {
+        self.call().execute(sql, params)
+    }
+
+    /// Runs a statement that only reads. Repeated also when its answer was lost, and then in a READ ONLY transaction: a write
+    /// passed by mistake is refused there and reported as [`Error::OutcomeUnknown`], never done twice.
+    ///
+    /// # Errors
+    /// As [`query`](Pool::query).
+    #[track_caller]
+    pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        self.call().read(sql, params)
+    }
+}
+
+impl Call<'_> {
+    /// As [`Pool::query`].
+    ///
+    /// # Errors
+    /// As [`Pool::query`].
+    #[track_caller]
+    pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        refuse_too_many(params)?;
+        self.lone(sql, |session, phase, limits| {
+            session.query(sql, params, phase, limits)
+        })
+    }
+
+    /// As [`Pool::execute`].
+    ///
+    /// # Errors
+    /// As [`Pool::query`].
+    #[track_caller]
+    pub fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64> {
+        refuse_too_many(params)?;
+        self.lone(sql, |session, phase, limits| {
+            session.execute(sql, params, phase, limits)
+        })
+    }
+
+    /// As [`Pool::read`].
+    ///
+    /// # Errors
+    /// As [`Pool::query`].
+    #[track_caller]
+    pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        // What READ ONLY does not keep from being done twice.
+        if commits_inside(sql) || writes_large_objects(sql) {
+            return self.query(sql, params);
+        }
+        refuse_control(sql)?;
+        refuse_too_many(params)?;
+        let mut lost = false;
+        self.run(Location::caller(), |session| {
+            let limits = self.limits(session);
+            // Where it needs a transaction it is a READ ONLY one: a standby has no others.
+            let begin = Begin {
+                read_only: true,
+                ..self.begin_with_timeout()
+            };
+            let answer = if lost || self.needs_transaction(session) {
+                let limits = self.limits_in_transaction(session);
+                transact(self.pool, session, &begin, &limits, |s| {
+                    s.query(sql, params, Phase::InTransaction, &limits)
+                })
+            } else {
+                session.query(sql, params, Phase::Statement, &limits)
+            };
+            answer.map_err(|error| {
+                if lost && error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+                    // It writes, and the attempt whose answer was lost may have done so.
+                    return Stop::from(Error::OutcomeUnknown {
+                        source: Box::new(error),
+                    });
+                }
+                let verdict = error.verdict();
+                match verdict.repeat {
+                    // A read that was cut off at its deadline has no outcome that anybody could want to know.
+                    Repeat::Ambiguous if error.is_timeout() => Stop {
+                        error,
+                        verdict: Verdict {
+                            repeat: Repeat::Permanent,
+                            ..verdict
+                        },
+                        refused_write: false,
+                    },
+                    Repeat::Ambiguous => {
+                        lost = true;
+                        Stop::from(error.without_effect())
+                    }
+                    _ => Stop {
+                        refused_write: false,
+                        ..Stop::from(error)
+                    },
+                }
+            })
+        })
+    }
+
+    #[track_caller]
+    fn lone<T>(
+        &self,
+        sql: &str,
+        work: impl Fn(&mut Session, Phase, &Limits) -> Result<T>,
+    ) -> Result<T> {
+        refuse_control(sql)?;
+        let inside = commits_inside(sql);
+        self.run(Location::caller(), |session| {
+            let limits = self.limits(session);
+            let result = if inside {
+                // Not for a transaction.
+                work(session, Phase::CommitsInside, &limits)
+            } else if self.needs_transaction(session) {
+                let limits = self.limits_in_transaction(session);
+                let begin = self.begin_with_timeout();
+                transact(self.pool, session, &begin, &limits, |s| {
+                    work(s, Phase::InTransaction, &limits)
+                })
+            } else {
+                work(session, Phase::Statement, &limits)
+            };
+            result.map_err(Stop::from)
+        })
+    }
+}

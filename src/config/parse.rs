@@ -1,0 +1,155 @@
+//! Texts as values, and values as texts.
+
+use super::pool::{Pooler, Reset};
+use super::program::PrivateDatabase;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// PostgreSQL's own limit for a time in milliseconds, about 24 days.
+const LONGEST_MS: u64 = i32::MAX as u64;
+
+pub(super) fn parsed<T: FromStr>(text: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|_| String::new())
+}
+
+pub(super) fn number<T: FromStr + PartialOrd>(
+    text: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, String> {
+    let value: T = parsed(text)?;
+    if range.contains(&value) {
+        Ok(value)
+    } else {
+        Err(String::new())
+    }
+}
+
+pub(super) fn ms(text: &str, least: u64) -> Result<Duration, String> {
+    number(text, least..=LONGEST_MS).map(Duration::from_millis)
+}
+
+pub(super) fn off_at_zero(text: &str) -> Result<Option<Duration>, String> {
+    Ok(Some(ms(text, 0)?).filter(|d| !d.is_zero()))
+}
+
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "on" | "true" | "1" => Ok(true),
+        "off" | "false" | "0" => Ok(false),
+        _ => Err(String::new()),
+    }
+}
+
+/// A switch that may also be left to the program: `None`.
+pub(super) fn auto_or_switch(text: &str) -> Result<Option<bool>, String> {
+    if text.trim().eq_ignore_ascii_case("auto") {
+        return Ok(None);
+    }
+    switch(text).map(Some)
+}
+
+pub(super) fn private(text: &str) -> Result<PrivateDatabase, String> {
+    Ok(match auto_or_switch(text)? {
+        None => PrivateDatabase::Auto,
+        Some(true) => PrivateDatabase::On,
+        Some(false) => PrivateDatabase::Off,
+    })
+}
+
+pub(super) fn reset(text: &str) -> Result<Reset, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "auto" => Ok(Reset::Auto),
+        "always" => Ok(Reset::Always),
+        _ => Err(String::new()),
+    }
+}
+
+pub(super) fn pooler(text: &str) -> Result<Pooler, String> {
+    Ok(match auto_or_switch(text)? {
+        None => Pooler::Auto,
+        Some(true) => Pooler::On,
+        Some(false) => Pooler::Off,
+    })
+}
+
+pub(super) fn filled(text: &str) -> Result<String, String> {
+    let fits = !text.trim().is_empty() && !text.contains('\0');
+    if fits {
+        Ok(text.trim().to_owned())
+    } else {
+        Err(String::new())
+    }
+}
+
+pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let network = |text: &str| {
+        let text = text.trim();
+        text.parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            .map_err(|_| String::new())
+    };
+    text.split(',').map(network).collect()
+}
+
+pub(super) fn origins(text: &str) -> Result<Vec<String>, String> {
+    let origin = |text: &str| {
+        let text = text.trim();
+        let host = text
+            .strip_prefix("https://")
+            .or(text.strip_prefix("http://"))
+            .ok_or_else(String::new)?;
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._:[]".contains(&b);
+        match !host.is_empty() && host.bytes().all(fits) {
+            true => Ok(text.to_owned()),
+            false => Err(String::new()),
+        }
+    };
+    text.split(',').map(origin).collect()
+}
+
+pub(super) fn currency(text: &str) -> Result<String, String> {
+    let fits = text.len() == 3 && text.bytes().all(|b| b.is_ascii_uppercase());
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err(String::new())
+    }
+}
+
+pub(super) fn token(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("takes printable ASCII without blanks, and is not empty".into())
+    }
+}
+
+pub(super) fn read_file(path: &str) -> Result<String, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| format!("the file {path:?} cannot be read: {e}"))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    match text.contains(['\r', '\n']) {
+        true => Err(format!("the file {path:?} holds more than one line")),
+        false => Ok(text.to_owned()),
+    }
+}
+
+pub(super) fn as_ms(time: Duration) -> String {
+    time.as_millis().to_string()
+}
+
+pub(super) fn optional_ms(time: Option<Duration>) -> String {
+    as_ms(time.unwrap_or_default())
+}
+
+pub(super) fn on_off(switch: bool) -> String {
+    if switch { "on" } else { "off" }.to_owned()
+}
+
+pub(super) fn hidden(token: Option<&String>) -> String {
+    token.map(|_| "***".to_owned()).unwrap_or_default()
+}

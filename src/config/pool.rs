@@ -1,0 +1,260 @@
+//! What the pool needs to know.
+
+use super::database::Database;
+use super::problem::Problem;
+use crate::retry::RetryPolicy;
+use std::time::Duration;
+
+/// More is a typing error: PostgreSQL itself takes at most 262143.
+pub(super) const MOST_CONNECTIONS: u32 = 10_000;
+pub(super) const MOST_STATEMENTS: usize = 100_000;
+
+/// What the pool needs to know. The defaults are those of the README's table.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PoolConfig {
+    /// Where the database is.
+    pub database: Option<Database>,
+    /// Most connections of the pool. Default 20, at least 1.
+    pub max_size: u32,
+    /// Idle connections kept ready. `None` is 2, or `max_size` where that is smaller.
+    pub min_idle: Option<u32>,
+    /// An idle connection above the minimum is closed after this. Default 30 s; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// Longest wait for a connection. Default 2 s.
+    pub connection_timeout: Duration,
+    /// A connection is retired at this age less up to 10 % jitter. Default 30 min; `None` = never.
+    pub max_lifetime: Option<Duration>,
+    /// A connection is retired after so many check-outs. Default 7500; 0 = never.
+    pub max_uses: u64,
+    /// Most threads in line; one more is refused at once. Default 1000.
+    pub max_waiting: usize,
+    /// The server's own `statement_timeout`. Default 5 s; `None` = off.
+    pub statement_timeout: Option<Duration>,
+    /// Our deadline of one statement: a cancel then, and the connection is cut 500 ms later. Default 5 s; `None` = off.
+    pub query_timeout: Option<Duration>,
+    /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only.
+    pub statement_cache: usize,
+    /// When a connection is cleaned. Default [`Reset::Auto`].
+    pub reset: Reset,
+    /// Whether a pooler stands between. `None` is what the URL says (`pgbouncer=true`), else [`Pooler::Auto`].
+    pub pooler: Option<Pooler>,
+    /// Shown in `pg_stat_activity`. `None` is the program's file name.
+    pub application_name: Option<String>,
+    /// When calls are repeated.
+    pub retry: RetryPolicy,
+    /// Once no connection could be opened for this long, check-outs fail at once. Default 10 s; zero = at the first failure.
+    pub fail_fast_after: Duration,
+    /// A statement that takes longer is logged. Default 500 ms; `None` = off.
+    pub slow_query: Option<Duration>,
+    /// Warn when a connection is held longer. Default off.
+    pub leak_threshold: Option<Duration>,
+    /// The schema of the ledger's table. Default `millpond`; small letters, digits and underscores.
+    pub ledger_schema: String,
+    /// How long a key is kept. Default 24 h.
+    pub ledger_ttl: Duration,
+    /// `DB_STATEMENT_TIMEOUT_MS` was set, and so wins over the same option in the URL.
+    pub(crate) statement_timeout_wins: bool,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        PoolConfig {
+            database: None,
+            max_size: 20,
+            min_idle: None,
+            idle_timeout: Some(Duration::from_secs(30)),
+            connection_timeout: Duration::from_secs(2),
+            max_lifetime: Some(Duration::from_secs(30 * 60)),
+            max_uses: 7500,
+            max_waiting: 1000,
+            statement_timeout: Some(Duration::from_secs(5)),
+            query_timeout: Some(Duration::from_secs(5)),
+            statement_cache: 256,
+            reset: Reset::Auto,
+            pooler: None,
+            application_name: None,
+            retry: RetryPolicy::default(),
+            fail_fast_after: Duration::from_secs(10),
+            slow_query: Some(Duration::from_millis(500)),
+            leak_threshold: None,
+            ledger_schema: "millpond".into(),
+            ledger_ttl: Duration::from_secs(24 * 60 * 60),
+            statement_timeout_wins: false,
+        }
+    }
+}
+
+impl PoolConfig {
+    /// The idle connections kept ready, as they are in force.
+    pub fn effective_min_idle(&self) -> u32 {
+        self.min_idle.unwrap_or(2).min(self.max_size)
+    }
+
+    /// Whether a pooler stands between, as it is in force.
+    pub fn effective_pooler(&self) -> Pooler {
+        let by_url = || match self.database.as_ref()?.pooler()? {
+            true => Some(Pooler::On),
+            false => Some(Pooler::Off),
+        };
+        self.pooler.or_else(by_url).unwrap_or(Pooler::Auto)
+    }
+
+    /// The URL asks for a server that takes no writes (`target_session_attrs=read-only`).
+    pub(crate) fn reads_only(&self) -> bool {
+        let attributes = self
+            .database
+            .as_ref()
+            .map(|d| d.config().get_target_session_attrs());
+        attributes == Some(postgres::config::TargetSessionAttrs::ReadOnly)
+    }
+
+    /// Times beyond `longest` mean "for ever" to whoever set them, and would overflow.
+    pub(crate) fn bound_times(&mut self, longest: std::time::Duration) {
+        for time in [
+            &mut self.idle_timeout,
+            &mut self.max_lifetime,
+            &mut self.statement_timeout,
+            &mut self.query_timeout,
+            &mut self.slow_query,
+            &mut self.leak_threshold,
+            &mut self.retry.initial_delay,
+        ] {
+            *time = time.map(|t| t.min(longest));
+        }
+        for time in [
+            &mut self.connection_timeout,
+            &mut self.fail_fast_after,
+            &mut self.ledger_ttl,
+            &mut self.retry.max_delay,
+        ] {
+            *time = (*time).min(longest);
+        }
+    }
+
+    /// Refuses what cannot work, all at once. The names are those of the environment.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
+        let mut expect = |good: bool, name: &'static str, got: String, takes: String| {
+            if !good {
+                found.push(Problem {
+                    name,
+                    got: Some(got),
+                    takes,
+                });
+            }
+        };
+        let max = self.max_size;
+        expect(
+            (1..=MOST_CONNECTIONS).contains(&max),
+            "DB_POOL_MAX",
+            max.to_string(),
+            "1 to 10000".into(),
+        );
+        if let Some(min) = self.min_idle {
+            expect(
+                min <= max,
+                "DB_POOL_MIN",
+                min.to_string(),
+                format!("0 to DB_POOL_MAX, which is {max}"),
+            );
+        }
+        let statements = self.statement_cache;
+        expect(
+            statements <= MOST_STATEMENTS,
+            "DB_STATEMENT_CACHE",
+            statements.to_string(),
+            format!("0 to {}", MOST_STATEMENTS),
+        );
+        let wait = self.connection_timeout;
+        expect(
+            !wait.is_zero(),
+            "DB_CONNECTION_TIMEOUT_MS",
+            "0".into(),
+            "at least 1: no limit is not offered".into(),
+        );
+        if let Some(first) = self.retry.initial_delay {
+            let longest = self.retry.max_delay;
+            expect(
+                first <= longest,
+                "DB_RETRY_INITIAL_DELAY_MS",
+                first.as_millis().to_string(),
+                format!(
+                    "0 to DB_RETRY_MAX_DELAY_MS, which is {}",
+                    longest.as_millis()
+                ),
+            );
+        }
+        expect(
+            is_schema_name(&self.ledger_schema),
+            "ledger_schema",
+            self.ledger_schema.clone(),
+            "small letters, digits and underscores, no digit first, no pg_, at most 63".into(),
+        );
+        expect(
+            !self.ledger_ttl.is_zero(),
+            "ledger_ttl",
+            "0".into(),
+            "at least 1 ms: a key that is not kept is of no use".into(),
+        );
+        let growth = self.retry.multiplier;
+        expect(
+            growth >= 1.0,
+            "DB_RETRY_MULTIPLIER",
+            growth.to_string(),
+            "a number of at least 1".into(),
+        );
+        found
+    }
+}
+
+/// When what was left on a connection is taken away: settings, locks, temporary tables, subscriptions, prepared statements,
+/// cursors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// After a statement whose text shows that it may leave something, and after a plain check-out that was used. What
+    /// functions and procedures do inside is not seen.
+    Auto,
+    /// After every use, which takes a round trip, though seldom one that anybody waits for. Behind a pooler, the connection
+    /// is closed instead.
+    Always,
+}
+
+/// Whether a connection pooler, such as PgBouncer, stands between the pool and the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooler {
+    /// It is found out: the process that a connection was told of is not the one that answers.
+    Auto,
+    /// Yes: statements have no names, nothing is set on sessions, and only a key tells what became of a lost COMMIT.
+    On,
+    /// No, whatever it looks like.
+    Off,
+}
+
+/// Names that need no quoting, so that nobody is surprised by what they mean.
+fn is_schema_name(name: &str) -> bool {
+    let mut chars = name.chars();
+    let first = chars
+        .next()
+        .is_some_and(|c| c.is_ascii_lowercase() || c == '_');
+    first
+        && name.len() <= 63
+        && !name.starts_with("pg_")
+        && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_schema_name;
+
+    #[test]
+    fn a_schema_is_named_in_plain_letters() {
+        for good in ["millpond", "_x1", "studio"] {
+            assert!(is_schema_name(good), "{good}");
+        }
+        let long = "x".repeat(64);
+        for bad in ["", "1x", "Studio", "a b", "a\"b", "pg_x", "ä", &long] {
+            assert!(!is_schema_name(bad), "{bad}");
+        }
+    }
+}

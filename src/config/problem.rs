@@ -1,0 +1,44 @@
+//! Bad settings, all at once.
+
+use std::fmt;
+
+/// One bad setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// The variable.
+    pub name: &'static str,
+    /// What it was set to; `None` where that could be a secret.
+    pub got: Option<String>,
+    /// What it takes.
+    pub takes: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.got {
+            Some(got) => write!(f, "{}: got {got:?}; takes {}", self.name, self.takes),
+            None => write!(f, "{}: {}", self.name, self.takes),
+        }
+    }
+}
+
+/// Every bad setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<Problem>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.len() == 1 {
+            "bad setting"
+        } else {
+            "bad settings"
+        })?;
+        for problem in &self.0 {
+            write!(f, "\n  {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}

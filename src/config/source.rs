@@ -1,0 +1,28 @@
+//! Where a setting came from.
+
+use std::fmt;
+
+/// Where a setting came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// Nobody set it.
+    Default,
+    /// A variable of the environment.
+    Environment,
+    /// The file `.env`.
+    DotEnv,
+    /// A parameter of `DATABASE_URL`.
+    DatabaseUrl,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Default => "default",
+            Source::Environment => "environment",
+            Source::DotEnv => ".env",
+            Source::DatabaseUrl => "DATABASE_URL",
+        })
+    }
+}
