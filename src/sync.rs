@@ -7,7 +7,11 @@ pub use std::sync::atomic::AtomicUsize;
 pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::sync::{LockResult, PoisonError};
 pub use std::thread::{Thread, current as current_thread};
+use std::time::Duration;
 pub use std::time::Instant;
+
+/// Longer is never: an [`Instant`] cannot be moved much further.
+pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// The lock's content, also after a panic elsewhere: every critical section here leaves its data whole.
 pub fn unpoison<G>(result: LockResult<G>) -> G {

@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// Has the table swept from now on.
 pub(super) fn keep_swept(pool: &Arc<Inner>) {
-    pool.shared.sweeper.get_or_init(|| {
+    pool.sweeper.get_or_init(|| {
         let pool = Arc::downgrade(pool);
         let sweeper = thread::Builder::new().name("millpond-ledger".into());
         match sweeper.spawn(move || sweep_from_time_to_time(&pool)) {

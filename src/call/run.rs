@@ -133,9 +133,9 @@ impl Call<'_> {
         session.close_for(CloseReason::FailedOver);
         let shared = &self.pool.inner.shared;
         // Of a lone server that was a standby from the start, new sessions are no better.
-        if !session.identity().standby || shared.may_lead_elsewhere() {
+        if !session.identity().standby || self.pool.inner.opener.may_lead_elsewhere() {
             shared.retire_generation(session.generation());
-            shared.look_for_primary();
+            self.pool.inner.opener.look_for_primary();
         }
         Stop {
             verdict: verdict(&Symptom::Demoted, Phase::InTransaction),

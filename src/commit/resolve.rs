@@ -165,7 +165,7 @@ impl<'c> LostCommit<'c> {
         let open = || {
             self.pool
                 .inner
-                .shared
+                .opener
                 .open_when_possible(Some(deadline), Purpose::Resolve)
         };
         while let Ok(mut session) = open() {

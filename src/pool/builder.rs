@@ -1,14 +1,18 @@
 //! Setting a pool up.
 
-use super::admission::Line;
-use super::manager::{Manager, OnConnect, Shared};
+use super::checkout::{Inner, Pool};
+use super::housekeeping;
+use super::line::Line;
+use super::manager::Manager;
+use super::observer::Observer;
+use super::opener::Opener;
 use super::probe::Probe;
+use super::shared::{OnConnect, Shared};
 use super::watchdog::Watchdog;
-use super::{Inner, LONGEST, Observer, Pool, upkeep};
 use crate::config::{ConfigErrors, Database, PoolConfig, Pooler, Problem, Reset};
 use crate::fd_limit;
 use crate::retry::{Budget, RetryPolicy};
-use crate::sync::caught;
+use crate::sync::{LONGEST, caught};
 use log::warn;
 use postgres::Client;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -253,11 +257,11 @@ impl Builder {
         let watchdog = Watchdog::start().map_err(thread_failed)?;
         let shared = Arc::new(Shared::new(
             config,
-            hosts,
             self.on_connect,
             self.observers,
             watchdog,
         ));
+        let opener = Arc::new(Opener::new(Arc::clone(&shared), hosts));
         let config = &shared.config;
         // Without a thread it panics (scheduled-thread-pool 0.2.7).
         let r2d2 = caught(|| {
@@ -271,7 +275,7 @@ impl Builder {
                 .test_on_check_out(false)
                 .error_handler(Box::new(r2d2::NopErrorHandler))
                 // `build` would wait for the first connections.
-                .build_unchecked(Manager(Arc::clone(&shared)))
+                .build_unchecked(Manager(Arc::clone(&opener)))
         });
         let r2d2 = r2d2.map_err(|panic| {
             shared.watchdog.stop();
@@ -291,8 +295,10 @@ impl Builder {
             next_look: AtomicUsize::new(0),
             start: Instant::now(),
             report: OnceLock::new(),
-            keeper: Mutex::default(),
+            housekeeper: Mutex::default(),
             returned: Default::default(),
+            sweeper: OnceLock::new(),
+            opener,
             shared,
         });
         let line = Arc::downgrade(&inner.line);
@@ -301,8 +307,15 @@ impl Builder {
                 line.turn_away();
             }
         };
-        let _ = inner.shared.on_refused.set(Box::new(tell_the_line));
-        upkeep::start(&inner).map_err(thread_failed)?;
+        let _ = inner.opener.on_refused.set(Box::new(tell_the_line));
+        housekeeping::start(&inner).map_err(thread_failed)?;
         Ok(Pool { inner })
+    }
+}
+
+impl Pool {
+    /// Sets a pool up; every option has the default of the README's table.
+    pub fn builder() -> Builder {
+        Builder::default()
     }
 }

@@ -1,9 +1,10 @@
 //! Closing a pool: refuse what is new, let what runs finish, cancel what does not, cut what does not answer.
 
-use super::{CloseReason, Inner, LONGEST, Pool};
-use crate::sync;
+use super::checkout::{Inner, Pool};
+use super::report::Report;
+use crate::metrics::CloseReason;
+use crate::sync::{self, LONGEST};
 use log::info;
-use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -13,28 +14,6 @@ use std::time::{Duration, Instant};
 const CANCEL_AGAIN: Duration = Duration::from_millis(50);
 /// Threads that say goodbye to idle connections side by side.
 const HELPERS: usize = 8;
-
-/// How a drain went, in connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Report {
-    /// Closed at rest, or after their work was done.
-    pub drained: usize,
-    /// Their statement was cancelled to end it.
-    pub cancelled: usize,
-    /// Cut, because they did not answer or were not given back.
-    pub aborted: usize,
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "drained={} cancelled={} aborted={}",
-            self.drained, self.cancelled, self.aborted
-        )
-    }
-}
 
 impl Pool {
     /// Closes the pool: no check-out from now on, those in line are turned away, idle connections are closed, those in use
@@ -108,10 +87,10 @@ impl Inner {
     /// Saying goodbye takes a system call each, or as long as its deadline where a buffer is full: not one after the other.
     pub(super) fn shut_line(&self) {
         self.shared.closing.store(true, Ordering::SeqCst);
-        self.shared.gate.close();
-        self.shared.demand.close();
-        self.shared.attempts.cut();
-        if let Some(sweeper) = self.shared.sweeper.get() {
+        self.opener.gate.close();
+        self.opener.demand.close();
+        self.opener.attempts.cut();
+        if let Some(sweeper) = self.sweeper.get() {
             sweeper.unpark();
         }
         let mut idle = self.line.close();

@@ -3,8 +3,9 @@
 //! All who ask within 250 ms share one answer, and nobody waits longer than 800 ms: the asking is done on a thread that can
 //! be left behind.
 
+use super::hedge::Purpose;
 use super::identity::first_row;
-use super::manager::{Purpose, Shared};
+use super::opener::Opener;
 use super::session::Session;
 use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
@@ -112,8 +113,8 @@ impl State {
 
 impl Probe {
     /// Asks, or shares the answer of somebody who just did. Returns within 800 ms.
-    pub fn ask(&self, shared: &Arc<Shared>) -> Reading {
-        if shared.process.is_another() {
+    pub fn ask(&self, opener: &Arc<Opener>) -> Reading {
+        if opener.shared.process.is_another() {
             return Err((ProbeError::Other, None));
         }
         let until = Instant::now() + LIMIT;
@@ -132,11 +133,11 @@ impl Probe {
         let asked_at = Instant::now();
         if !inner.asking {
             inner.asking = true;
-            if let Err(e) = self.send(shared, until) {
+            if let Err(e) = self.send(opener, until) {
                 // That says nothing of the database: asked on this thread, whose wire is cut in time.
                 warn!("no thread for the health probe: {e}");
                 drop(inner);
-                self.state.ask_now(shared, until);
+                self.state.ask_now(opener, until);
                 inner = self.state.lock();
             }
         }
@@ -161,19 +162,19 @@ impl Probe {
 
     /// The newest answer, however old; a new one is on its way where nobody has asked of late.
     #[cfg(feature = "server")]
-    pub fn newest(&self, shared: &Arc<Shared>) -> Option<Reading> {
+    pub fn newest(&self, opener: &Arc<Opener>) -> Option<Reading> {
         let mut inner = self.state.lock();
         let newest = inner.last.clone();
         let is_fresh = matches!(&newest, Some((at, _)) if at.elapsed() < SHARED_FOR);
         if !is_fresh && !inner.asking && !self.state.closed.load(Ordering::SeqCst) {
-            inner.asking = self.send(shared, Instant::now() + LIMIT).is_ok();
+            inner.asking = self.send(opener, Instant::now() + LIMIT).is_ok();
         }
         newest.map(|(_, reading)| reading)
     }
 
     /// Has a thread ask, which can be left behind.
-    fn send(&self, shared: &Arc<Shared>, until: Instant) -> io::Result<()> {
-        let (state, theirs) = (Arc::clone(&self.state), Arc::clone(shared));
+    fn send(&self, opener: &Arc<Opener>, until: Instant) -> io::Result<()> {
+        let (state, theirs) = (Arc::clone(&self.state), Arc::clone(opener));
         let asker = thread::Builder::new().name("millpond-probe".into());
         asker.spawn(move || state.ask_now(&theirs, until))?;
         Ok(())
@@ -195,14 +196,17 @@ impl Probe {
 }
 
 impl State {
-    fn ask_now(&self, shared: &Arc<Shared>, until: Instant) {
+    fn ask_now(&self, opener: &Arc<Opener>, until: Instant) {
         // What new sessions are told may not hold for an old one: not where a write was refused since, nor while none is taken.
-        let refused = shared.was_refused_a_write.swap(false, Ordering::Relaxed);
+        let refused = opener
+            .shared
+            .was_refused_a_write
+            .swap(false, Ordering::Relaxed);
         let mut inner = self.lock();
         let was_read_only = matches!(&inner.last, Some((_, Ok(pong))) if pong.read_only);
         let session = inner.session.take().filter(|_| !refused && !was_read_only);
         drop(inner);
-        let (session, reading) = caught(|| read(shared, session, until)).unwrap_or_else(|panic| {
+        let (session, reading) = caught(|| read(opener, session, until)).unwrap_or_else(|panic| {
             error!("the health probe panicked: {panic}");
             (None, Err((ProbeError::Other, None)))
         });
@@ -229,7 +233,7 @@ impl State {
 }
 
 fn read(
-    shared: &Arc<Shared>,
+    opener: &Arc<Opener>,
     session: Option<Session>,
     until: Instant,
 ) -> (Option<Session>, Reading) {
@@ -241,7 +245,7 @@ fn read(
             Err(_) => return (None, Err((ProbeError::Timeout, None))),
         }
     }
-    let opened = shared.open(until, Duration::MAX, Purpose::Use, None);
+    let opened = opener.open(until, Duration::MAX, Purpose::Use, None);
     let mut session = match opened {
         Ok(mut session) => {
             session.announce();

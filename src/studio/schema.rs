@@ -153,11 +153,11 @@ impl Studio {
     /// # Errors
     /// When a migration is refused, the database cannot hold the schema, or the pool is closed.
     pub fn migrate(&self) -> Result<(), SchemaError> {
-        let shared = &self.pool.inner.shared;
+        let (shared, opener) = (&self.pool.inner.shared, &self.pool.inner.opener);
         let (mut refused, mut told) = (0, false);
         loop {
             // A session of its own: migrations may take longer than any timeout allows.
-            let mut session = match shared.open_when_possible(None, Purpose::Use) {
+            let mut session = match opener.open_when_possible(None, Purpose::Use) {
                 Ok(session) => session,
                 Err(OpenError::Closed) => return Err(SchemaError::Closed),
                 Err(e) => {
@@ -199,10 +199,10 @@ impl Studio {
                             "the database takes no writes: the studio's schema is made as soon as it does"
                         );
                     }
-                    if shared.may_lead_elsewhere() {
+                    if opener.may_lead_elsewhere() {
                         // What is open leads to a standby, where the schema will be a little later.
                         shared.retire_generation(generation);
-                        shared.look_for_primary();
+                        opener.look_for_primary();
                     }
                     thread::sleep(TRY_AGAIN);
                 }

@@ -1,7 +1,7 @@
 //! The line of the pool.
 
-use super::admission::{Arrival, Line, Outcome};
 use super::check;
+use super::pool_line::{Arrival, Line, Outcome};
 use super::sync::Deadline;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};

@@ -1,11 +1,11 @@
 //! What hands threads their turn, model-checked: every interleaving of a few threads, with deadlines that may pass at any
 //! moment.
 
-#[path = "../../../src/pool/admission.rs"]
-#[allow(dead_code)]
-mod admission;
 mod lane;
 mod line;
+#[path = "../../../src/pool/line.rs"]
+#[allow(dead_code)]
+mod pool_line;
 mod sync;
 #[path = "../../../src/server/turns.rs"]
 #[allow(dead_code)]

@@ -1,10 +1,12 @@
-//! The threads of a pool: openers, which ask r2d2 on behalf of those in line, and the keeper, which cleans what was lent
+//! The threads of a pool: openers, which ask r2d2 on behalf of those in line, and the housekeeper, which cleans what was lent
 //! out raw, closes what has been idle for too long, and names who holds a connection for too long.
 
-use super::admission::Line;
-use super::manager::Shared;
-use super::session::UPKEEP;
-use super::{CloseReason, Held, Inner, Manager, Session, aside};
+use super::checkout::{Held, Inner, aside};
+use super::line::Line;
+use super::manager::Manager;
+use super::opener::Opener;
+use super::session::{Session, UPKEEP};
+use crate::metrics::CloseReason;
 use crate::sync::{caught, unpoison};
 use log::{error, warn};
 use std::io;
@@ -25,21 +27,21 @@ const MOST_LOOKS: usize = 256;
 pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
     for _ in 0..OPENERS {
         let (line, r2d2) = (Arc::clone(&inner.line), inner.r2d2.clone());
-        let shared = Arc::clone(&inner.shared);
+        let opener = Arc::clone(&inner.opener);
         thread::Builder::new()
             .name("millpond-opener".into())
-            .spawn(move || open_on_demand(&line, &r2d2, &shared))?;
+            .spawn(move || open_on_demand(&line, &r2d2, &opener))?;
     }
     let pool = Arc::downgrade(inner);
-    let keeper = thread::Builder::new()
+    let housekeeper = thread::Builder::new()
         .name("millpond-keeper".into())
         .spawn(move || keep(&pool))?;
-    *unpoison(inner.keeper.lock()) = Some(keeper.thread().clone());
+    *unpoison(inner.housekeeper.lock()) = Some(housekeeper.thread().clone());
     Ok(())
 }
 
-fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, shared: &Shared) {
-    let demand = &shared.demand;
+fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Opener) {
+    let demand = &opener.demand;
     while line.await_demand() {
         demand.raise();
         let opened = caught(|| r2d2.get_timeout(LOOK_AGAIN));
@@ -74,7 +76,7 @@ fn keep(pool: &Weak<Inner>) {
             }
         });
         if let Err(panic) = work {
-            error!("the pool's upkeep panicked and goes on: {panic}");
+            error!("the pool's housekeeping panicked and goes on: {panic}");
         }
         if due {
             next_sweep = Instant::now() + pause;
@@ -104,7 +106,7 @@ impl Inner {
     /// by him.
     fn clean_idle(self: &Arc<Self>) {
         while let Some(held) = self.line.check_out_idle(|held| held.is_dirty()) {
-            // One that cannot be cut must not hold the keeper.
+            // One that cannot be cut must not hold the housekeeper.
             let until = Instant::now() + UPKEEP;
             let _ = aside(self.lease(held), Some(until), |session| session.clean(None));
         }

@@ -1,107 +1,99 @@
-//! A second look beside an attempt to open a connection that gets no answer.
+//! A second attempt beside one that gets no answer.
 //!
 //! A server that was frozen after it had accepted, or a network that swallowed a packet, can hold an attempt for as long
 //! as attempts may take, also when the server, or another host, has long been ready for a new one. So when an attempt
-//! has waited for a while, the scout makes short ones beside it, one at a time; the first that succeeds takes the
-//! place of the oldest that waits, which is cut. Nothing is lost where opening is merely slow: it goes on.
+//! has waited for a while, short ones are made beside it, one at a time; the first that succeeds takes the place of the
+//! oldest that waits, which is cut. Nothing is lost where opening is merely slow: it goes on.
 
-use super::manager::{Purpose, Shared};
-use super::session::Session;
 use super::wire;
-use crate::error::Chain;
-use crate::metrics::CloseReason;
 use crate::sync::caught;
-use log::{debug, error, warn};
+use log::{error, warn};
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long an attempt waits before the scout looks, and how long a look at one address may take: so long, or twice as long
-/// as opening takes here. A look that is cut too early finds nothing, and costs a busy server a process each time.
+/// How long an attempt waits before another is made beside it, and how long that one may take at one address: so long, or twice
+/// as long as opening takes here. One that is cut too early finds nothing, and costs a busy server a process each time.
 const PATIENCE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
 /// The fastest of so many openings tells what is usual: one that was held up is not.
 const RECENT: usize = 4;
-/// Between a look without an answer and the next.
-const PAUSE: Duration = Duration::from_millis(25);
+
+/// What a session is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To be used by the application, whose `on_connect` has run.
+    Use,
+    /// To find out about a lost COMMIT, as the role that logs in: the application's may not be allowed to.
+    Resolve,
+}
+
+/// Opens what is attempted.
+pub(super) trait Opens: Send + Sync + 'static {
+    type Opened: Send;
+
+    fn attempts(&self) -> &Attempts<Self::Opened>;
+    fn is_closing(&self) -> bool;
+    /// A hedged attempt, with this much patience at each address. Where it finds nothing, the next may be made at once.
+    fn open_beside(self: &Arc<Self>, patience: Duration, purpose: Purpose) -> Option<Self::Opened>;
+    /// What was found has its place by now.
+    fn was_opened(&self);
+}
 
 /// The attempts under way.
-#[derive(Default)]
-pub(crate) struct Attempts(Mutex<State>);
+pub(crate) struct Attempts<T>(Mutex<State<T>>);
 
-#[derive(Default)]
-struct State {
+struct State<T> {
     /// The oldest first.
-    waiting: Vec<Arc<Attempt>>,
-    scouting: bool,
+    waiting: Vec<Arc<Attempt<T>>>,
+    is_hedging: bool,
     /// What opening took of late.
     took: VecDeque<Duration>,
-    /// Found when nobody was waiting any more; for whoever comes while the scout is about.
-    spare: Option<Session>,
+    /// Found when nobody was waiting any more; for whoever comes while the hedging goes on.
+    spare: Option<T>,
 }
 
 /// One attempt, which may go from host to host.
-pub(crate) struct Attempt {
+pub(crate) struct Attempt<T> {
     since: Instant,
     purpose: Purpose,
-    inner: Mutex<Inner>,
+    inner: Mutex<Inner<T>>,
 }
 
-#[derive(Default)]
-struct Inner {
+struct Inner<T> {
     wire: Option<Arc<wire::Handle>>,
-    found: Option<Session>,
+    found: Option<T>,
     over: bool,
 }
 
-impl Attempts {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<T> Default for Attempts<T> {
+    fn default() -> Attempts<T> {
+        Attempts(Mutex::new(State {
+            waiting: Vec::new(),
+            is_hedging: false,
+            took: VecDeque::new(),
+            spare: None,
+        }))
+    }
+}
+
+impl<T> Attempts<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those for the pool's own connections.
     pub fn count(&self) -> usize {
         let state = self.lock();
-        let used = |a: &&Arc<Attempt>| a.purpose == Purpose::Use;
+        let used = |a: &&Arc<Attempt<T>>| a.purpose == Purpose::Use;
         state.waiting.iter().filter(used).count()
     }
 
-    /// What the scout found and nobody has taken yet.
-    pub fn take_spare(&self) -> Option<Session> {
+    /// What a hedged attempt found and nobody has taken yet.
+    pub fn take_spare(&self) -> Option<T> {
         self.lock().spare.take()
-    }
-
-    /// Takes note of an attempt that begins, until that is dropped, and has somebody look after it.
-    pub fn begin<'a>(&'a self, shared: &Arc<Shared>, purpose: Purpose) -> UnderWay<'a> {
-        let attempt = Arc::new(Attempt {
-            since: Instant::now(),
-            purpose,
-            inner: Mutex::default(),
-        });
-        let mut state = self.lock();
-        state.waiting.push(Arc::clone(&attempt));
-        if !state.scouting {
-            let shared = Arc::clone(shared);
-            let scout = thread::Builder::new().name("millpond-scout".into());
-            let work = move || {
-                if let Err(panic) = caught(|| scout_for(&shared)) {
-                    error!("the second look panicked: {panic}");
-                    shared.attempts.lock().scouting = false;
-                }
-            };
-            match scout.spawn(work) {
-                Ok(_) => state.scouting = true,
-                Err(e) => warn!("no thread for a second look: {e}"),
-            }
-        }
-        drop(state);
-        UnderWay {
-            attempts: self,
-            attempt,
-        }
     }
 
     /// Cuts those for the pool's own connections: it is closing.
@@ -129,20 +121,20 @@ impl Attempts {
         (2 * usual.unwrap_or_default()).clamp(PATIENCE, LONGEST_PATIENCE)
     }
 
-    /// For how long the oldest has been waiting, and what for. With none, the scout's work is done.
+    /// For how long the oldest has been waiting, and what for. With none, the hedging is done.
     fn longest_wait(&self) -> Option<(Duration, Purpose)> {
         let mut state = self.lock();
         let longest = state.waiting.first();
         let longest = longest.map(|a| (a.since.elapsed(), a.purpose));
-        state.scouting = longest.is_some();
+        state.is_hedging = longest.is_some();
         let unneeded = state.spare.take_if(|_| longest.is_none());
         drop(state);
-        close(unneeded);
+        drop(unneeded);
         longest
     }
 
     /// Gives a session to the oldest that waits for one of its kind.
-    fn found(&self, session: Session, purpose: Purpose) {
+    fn found(&self, session: T, purpose: Purpose) {
         let mut state = self.lock();
         let oldest = state.waiting.iter().position(|a| a.purpose == purpose);
         let unneeded = match oldest {
@@ -158,25 +150,25 @@ impl Attempts {
             }
             None => Some(session),
         };
-        close(unneeded);
+        drop(unneeded);
     }
 }
 
 /// An attempt that goes on until this is dropped. What was found in its place, and not needed, is closed then.
-pub(crate) struct UnderWay<'a> {
-    attempts: &'a Attempts,
-    attempt: Arc<Attempt>,
+pub(crate) struct UnderWay<'a, T> {
+    attempts: &'a Attempts<T>,
+    attempt: Arc<Attempt<T>>,
 }
 
-impl Deref for UnderWay<'_> {
-    type Target = Attempt;
+impl<T> Deref for UnderWay<'_, T> {
+    type Target = Attempt<T>;
 
-    fn deref(&self) -> &Attempt {
+    fn deref(&self) -> &Attempt<T> {
         &self.attempt
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl<T> Drop for UnderWay<'_, T> {
     fn drop(&mut self) {
         let mut state = self.attempts.lock();
         state.waiting.retain(|a| !Arc::ptr_eq(a, &self.attempt));
@@ -185,12 +177,12 @@ impl Drop for UnderWay<'_> {
         inner.over = true;
         let unneeded = inner.found.take();
         drop(inner);
-        close(unneeded);
+        drop(unneeded);
     }
 }
 
-impl Attempt {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+impl<T> Attempt<T> {
+    fn lock(&self) -> MutexGuard<'_, Inner<T>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -203,12 +195,12 @@ impl Attempt {
         inner.wire = Some(Arc::clone(wire));
     }
 
-    pub fn take_found(&self) -> Option<Session> {
+    pub fn take_found(&self) -> Option<T> {
         self.lock().found.take()
     }
 
     /// Gives the session back when the attempt has ended in this moment.
-    fn replace(&self, session: Session) -> Option<Session> {
+    fn replace(&self, session: T) -> Option<T> {
         let mut inner = self.lock();
         if inner.over {
             return Some(session);
@@ -221,35 +213,53 @@ impl Attempt {
     }
 }
 
-fn close(unneeded: Option<Session>) {
-    if let Some(mut session) = unneeded {
-        session.close_for(CloseReason::Drained);
+/// Takes note of an attempt that begins, until that is dropped, and has others made beside it when it takes too long.
+pub(super) fn begin<O: Opens>(opener: &Arc<O>, purpose: Purpose) -> UnderWay<'_, O::Opened> {
+    let attempts = opener.attempts();
+    let attempt = Arc::new(Attempt {
+        since: Instant::now(),
+        purpose,
+        inner: Mutex::new(Inner {
+            wire: None,
+            found: None,
+            over: false,
+        }),
+    });
+    let mut state = attempts.lock();
+    state.waiting.push(Arc::clone(&attempt));
+    if !state.is_hedging {
+        let opener = Arc::clone(opener);
+        let work = move || {
+            if let Err(panic) = caught(|| hedge(&opener)) {
+                error!("a hedged attempt panicked: {panic}");
+                opener.attempts().lock().is_hedging = false;
+            }
+        };
+        match thread::Builder::new()
+            .name("millpond-hedge".into())
+            .spawn(work)
+        {
+            Ok(_) => state.is_hedging = true,
+            Err(e) => warn!("no thread for a hedged attempt: {e}"),
+        }
     }
+    drop(state);
+    UnderWay { attempts, attempt }
 }
 
-fn scout_for(shared: &Arc<Shared>) {
-    thread::sleep(shared.attempts.patience());
-    while let Some((waited, purpose)) = shared.attempts.longest_wait() {
-        let patience = shared.attempts.patience();
+fn hedge<O: Opens>(opener: &Arc<O>) {
+    let attempts = opener.attempts();
+    thread::sleep(attempts.patience());
+    while let Some((waited, purpose)) = attempts.longest_wait() {
+        let patience = attempts.patience();
         if waited < patience {
             thread::sleep(patience - waited);
-            continue;
-        }
-        if shared.closing.load(Ordering::SeqCst) {
+        } else if opener.is_closing() {
             // Those who wait are told by others.
             thread::sleep(PATIENCE);
-            continue;
-        }
-        let until = Instant::now() + shared.config.connection_timeout;
-        match shared.open(until, patience, purpose, None) {
-            Ok(session) => {
-                shared.attempts.found(session, purpose);
-                shared.note_opened();
-            }
-            Err(e) => {
-                debug!("a second look found nothing: {}", Chain(&e));
-                thread::sleep(PAUSE);
-            }
+        } else if let Some(opened) = opener.open_beside(patience, purpose) {
+            attempts.found(opened, purpose);
+            opener.was_opened();
         }
     }
 }
@@ -259,8 +269,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_opening_that_was_held_up_does_not_make_the_scout_slow() {
-        let attempts = Attempts::default();
+    fn one_opening_that_was_held_up_does_not_make_hedging_slow() {
+        let attempts = Attempts::<()>::default();
         let patience_after = |ms: &[u64]| {
             for took in ms {
                 attempts.note_opened(Duration::from_millis(*took));

@@ -1,0 +1,578 @@
+//! Checking out and checking in.
+
+use super::line::{Arrival, Line, Outcome};
+use super::manager::Manager;
+use super::opener::Opener;
+use super::probe::{Probe, Reading};
+use super::report::Report;
+use super::session::Session;
+use super::shared::Shared;
+use crate::config::Reset;
+use crate::error::{CheckoutError, CheckoutFailure, Error, Result};
+use crate::metrics::{CloseReason, Stats};
+use crate::retry::Budget;
+use crate::sync::{self, Deadline, LONGEST};
+use log::{trace, warn};
+use std::ops::{Deref, DerefMut};
+use std::panic::Location;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+/// A session that was not heard of for longer is asked for a sign of life before it is used.
+const TRUSTED_FOR: Duration = Duration::from_millis(500);
+
+/// What making a session ready may take, also for a caller who is out of time: no longer than a statement has to end in.
+const LEAST_READYING: Duration = Duration::from_millis(500);
+
+pub(super) type Held = r2d2::PooledConnection<Manager>;
+
+/// A pool of connections to one database. Cloning is cheap and gives the same pool.
+#[derive(Clone)]
+pub struct Pool {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub shared: Arc<Shared>,
+    pub opener: Arc<Opener>,
+    /// Sweeps the ledger, and is woken when the pool closes.
+    pub sweeper: OnceLock<Thread>,
+    pub budget: Budget,
+    pub(super) probe: Probe,
+    pub(super) line: Arc<Line<Held>>,
+    pub(super) r2d2: r2d2::Pool<Manager>,
+    /// Sessions that threads hold, for the warning before they run out.
+    pub(super) out: AtomicUsize,
+    pub(super) warned_at: AtomicU64,
+    /// Which of the idle ones are looked at next, where they are many.
+    pub(super) next_look: AtomicUsize,
+    pub(super) start: Instant,
+    pub(super) housekeeper: Mutex<Option<Thread>>,
+    /// Signalled when a session is gone or back, for a drain that waits.
+    pub(super) returned: (Mutex<()>, Condvar),
+    /// How the drain went; whoever closes the pool first fills it.
+    pub(super) report: OnceLock<Report>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.shared.process.is_another() {
+            return;
+        }
+        self.shut_line();
+        self.shared.watchdog.stop();
+        self.wake_housekeeper();
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("database", &self.config().database)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+impl Pool {
+    /// The settings in force.
+    pub fn config(&self) -> &crate::config::PoolConfig {
+        &self.inner.shared.config
+    }
+
+    /// The pool's figures at this moment. Never waits for the database.
+    pub fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+
+    /// True while check-outs fail at once, because no connection could be opened for a while.
+    pub fn is_failing_fast(&self) -> bool {
+        self.inner.hopeless().is_some()
+    }
+
+    /// True once a connection has been opened.
+    pub fn has_connected(&self) -> bool {
+        self.inner.opener.has_connected.load(Ordering::SeqCst)
+    }
+
+    /// True from the moment the pool begins to close.
+    pub fn is_closed(&self) -> bool {
+        self.inner.shared.closing.load(Ordering::SeqCst)
+    }
+
+    /// The counters and histograms, in the text format of Prometheus.
+    pub fn metrics_text(&self) -> String {
+        let gauges = crate::metrics::prometheus::Gauges {
+            stats: self.stats(),
+            failing_fast: self.is_failing_fast(),
+            probe_up: self.inner.probe.last_was_up(),
+        };
+        self.inner
+            .shared
+            .metrics
+            .text(&self.inner.shared.application_name(), gauges)
+    }
+
+    /// Checks a connection out, waiting up to `connection_timeout`. What runs on it is not retried, and has no deadline but the
+    /// server's `statement_timeout`; when it comes back it is rolled back and cleaned of whatever was left on it.
+    ///
+    /// # Errors
+    /// [`Error::Checkout`], with the reason and the pool's figures.
+    #[track_caller]
+    pub fn get(&self) -> Result<PooledConnection> {
+        self.get_timeout(self.config().connection_timeout)
+    }
+
+    /// The same, waiting up to `timeout`.
+    ///
+    /// # Errors
+    /// As [`get`](Pool::get).
+    #[track_caller]
+    pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
+        self.check_out_at(
+            Some(Instant::now() + timeout.min(LONGEST)),
+            Location::caller(),
+        )
+        .map(|lease| PooledConnection { lease })
+    }
+
+    /// A connection that is idle now, or none; one is opened then for whoever asks next. Waits for nothing but a sign of life
+    /// from a connection that was not heard of for a while, and for the cleaning of one on which something was left.
+    #[track_caller]
+    pub fn try_get(&self) -> Option<PooledConnection> {
+        if self.inner.shared.may_block_here().is_err() {
+            return None;
+        }
+        let deadline = Instant::now() + self.config().connection_timeout;
+        loop {
+            let held = match self.inner.line.arrive(false) {
+                Arrival::Ready(held) => held,
+                Arrival::Queued { place, .. } => {
+                    self.inner.feed_spares();
+                    // For whoever comes next.
+                    self.inner.line.owe_one();
+                    let now = Deadline(Some(Instant::now()));
+                    match self.inner.line.wait(&place, &now) {
+                        Outcome::Given(held) => held,
+                        Outcome::TimedOut | Outcome::TurnedAway | Outcome::Closed => return None,
+                    }
+                }
+                Arrival::Full | Arrival::Closed => return None,
+            };
+            let lease = self.inner.lease(held);
+            if let Ok(mut lease) = self.inner.make_ready(lease, Some(deadline)) {
+                self.inner
+                    .hand_out(&mut lease, Instant::now(), Location::caller());
+                return Some(PooledConnection { lease });
+            }
+        }
+    }
+
+    /// Checks a session out for whoever stands at `place`, waiting until `deadline`.
+    pub(crate) fn check_out_at(
+        &self,
+        deadline: Option<Instant>,
+        place: &'static Location<'static>,
+    ) -> Result<Lease> {
+        self.inner.check_out(deadline, place)
+    }
+
+    /// What the newest probe found, which may be of a moment ago: a new one is sent where it is.
+    #[cfg(feature = "server")]
+    pub(crate) fn was_read_only(&self) -> bool {
+        let newest = self.inner.probe.newest(&self.inner.opener);
+        matches!(newest, Some(Ok(pong)) if pong.read_only)
+    }
+
+    pub(crate) fn probe(&self) -> Reading {
+        self.inner.probe.ask(&self.inner.opener)
+    }
+}
+
+impl Inner {
+    pub(super) fn stats(&self) -> Stats {
+        if self.shared.process.is_another() {
+            // Its locks may have been held when the process was forked.
+            return Stats::default();
+        }
+        let line = self.line.figures();
+        let spares = self.r2d2.state().idle_connections as usize;
+        let max = self.shared.config.max_size as usize;
+        // The figures are taken one after the other: what moves on in between is counted once.
+        let active = line.active.min(max);
+        let idle = (line.idle + spares).min(max - active);
+        let opening = self.opener.attempts.count().min(max - active - idle);
+        Stats {
+            total: idle + active + opening,
+            idle,
+            active,
+            opening,
+            waiting: line.waiting,
+            max,
+            min_idle: self.shared.config.effective_min_idle() as usize,
+        }
+    }
+
+    fn check_out(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+        place: &'static Location<'static>,
+    ) -> Result<Lease> {
+        self.shared.may_block_here()?;
+        let started = Instant::now();
+        let refuse = |reason| Err(self.refuse(reason, started, place));
+        let mut spent_before = false;
+        loop {
+            let held = match self.line.arrive(spent_before) {
+                Arrival::Ready(held) => held,
+                Arrival::Queued { place, room } => {
+                    // With every connection out there is nothing to do but to wait for one to come back.
+                    let hopeless = if room {
+                        self.fetch_for_the_line()
+                    } else {
+                        None
+                    };
+                    let until = if hopeless.is_some() {
+                        Some(started)
+                    } else {
+                        deadline
+                    };
+                    match self.line.wait(&place, &Deadline(until)) {
+                        Outcome::Given(held) => held,
+                        Outcome::Closed => return refuse(CheckoutFailure::Closed),
+                        Outcome::TurnedAway => return refuse(CheckoutFailure::Refused),
+                        Outcome::TimedOut => {
+                            return refuse(hopeless.unwrap_or(CheckoutFailure::Timeout));
+                        }
+                    }
+                }
+                Arrival::Full => return refuse(CheckoutFailure::LineFull),
+                Arrival::Closed => return refuse(CheckoutFailure::Closed),
+            };
+            match self.make_ready(self.lease(held), deadline) {
+                Ok(mut lease) => {
+                    self.hand_out(&mut lease, started, place);
+                    return Ok(lease);
+                }
+                // The session was spent; the next one is had ahead of the line, where this thread has been before.
+                Err(()) if deadline.is_some_and(|at| Instant::now() >= at) => {
+                    return refuse(CheckoutFailure::Timeout);
+                }
+                Err(()) => spent_before = true,
+            }
+        }
+    }
+
+    /// Gets connections for those in line: what r2d2 has at once, else an opener is sent for one. Says why nobody should wait
+    /// for that: the database has been away for long, or refuses whoever comes while no connection is out that could come
+    /// back.
+    fn fetch_for_the_line(&self) -> Option<CheckoutFailure> {
+        self.feed_spares();
+        let hopeless = self.hopeless();
+        match hopeless {
+            None => self.line.call_opener(),
+            // Somebody has to find the database when it is back.
+            Some(_) => self.line.owe_one(),
+        }
+        hopeless
+    }
+
+    /// Why nobody should wait for a connection, where none is there.
+    fn hopeless(&self) -> Option<CheckoutFailure> {
+        let refused = || {
+            let last_error = self.opener.gate.last_error();
+            let line = self.line.figures();
+            last_error.is_some_and(|e| e.is_refusal()) && line.active + line.idle == 0
+        };
+        match () {
+            () if self.opener.failing_fast() => Some(CheckoutFailure::FailingFast),
+            () if refused() => Some(CheckoutFailure::Refused),
+            () => None,
+        }
+    }
+
+    /// Gives the line what r2d2 has opened for openers that did not wait for it any more.
+    pub(super) fn feed_spares(&self) {
+        while let Some(spare) = self.r2d2.try_get() {
+            self.opener.demand.taken();
+            if let Some(unwanted) = self.line.offer(spare) {
+                self.discard(unwanted, CloseReason::Drained);
+            }
+        }
+    }
+
+    pub(super) fn lease(self: &Arc<Self>, held: Held) -> Lease {
+        self.out.fetch_add(1, Ordering::Relaxed);
+        Lease {
+            inner: Arc::clone(self),
+            held: Some(held),
+            panicking: std::thread::panicking(),
+        }
+    }
+
+    /// Looks whether the session is still good; gives it away when it is not.
+    fn make_ready(&self, mut lease: Lease, deadline: Option<Instant>) -> Result<Lease, ()> {
+        let now = Instant::now();
+        let session: &mut Session = &mut lease;
+        if let Some(reason) = session.retire(now) {
+            session.close_for(reason);
+            return Err(());
+        }
+        if session.is_dirty() {
+            let until = least(deadline);
+            return match aside(lease, until, move |session| session.clean(until))? {
+                (lease, true) => Ok(lease),
+                (_, false) => Err(()),
+            };
+        }
+        let unheard_for = now.saturating_duration_since(session.heard_at());
+        if unheard_for <= TRUSTED_FOR && !self.shared.trouble_since(session.heard_at()) {
+            return Ok(lease);
+        }
+        let until = least(deadline);
+        let generation = session.generation();
+        let validate = move |session: &mut Session| session.validate(until).is_ok();
+        let silent = match aside(lease, until, validate) {
+            Ok((lease, true)) => return Ok(lease),
+            Ok((lease, false)) => lease.tracked().wire.is_aborted(),
+            Err(()) => true,
+        };
+        // The others are asked before they are used, too; where one was silent, which takes its time, they are not. Unless
+        // it is only that its borrower had none.
+        self.shared.note_trouble();
+        if silent && until.is_none_or(|at| Instant::now() < at) {
+            self.shared.retire_generation(generation);
+        }
+        Err(())
+    }
+
+    fn hand_out(&self, lease: &mut Lease, started: Instant, place: &'static Location<'static>) {
+        let waited = started.elapsed();
+        lease.tracked().held_by(place);
+        if self.shared.config.reset == Reset::Always {
+            lease.clean_afterwards();
+        }
+        self.shared.metrics.wait_time.observe(waited.as_secs_f64());
+        self.shared.observe(|o| o.checked_out(lease.id(), waited));
+        trace!("checked out conn={} waited={waited:.1?}", lease.id());
+        self.warn_when_short();
+    }
+
+    /// At most once a minute, when more than 80 % are checked out.
+    fn warn_when_short(&self) {
+        let (out, max) = (
+            self.out.load(Ordering::Relaxed),
+            self.shared.config.max_size as usize,
+        );
+        if out * 5 <= max * 4 {
+            return;
+        }
+        let now = self.start.elapsed().as_secs() + 1;
+        let last = self.warned_at.load(Ordering::Relaxed);
+        let due = last == 0 || now >= last + 60;
+        if due
+            && self
+                .warned_at
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            let s = self.stats();
+            warn!(
+                "more than 80 % of the connections are in use: active={} idle={} waiting={} max={}; \
+                 hold them for less time, or raise DB_POOL_MAX",
+                s.active, s.idle, s.waiting, s.max
+            );
+        }
+    }
+
+    pub(crate) fn refuse(
+        &self,
+        reason: CheckoutFailure,
+        started: Instant,
+        place: &'static Location<'static>,
+    ) -> Error {
+        if reason == CheckoutFailure::Timeout {
+            self.shared.metrics.timeouts.inc();
+        }
+        Error::Checkout(Box::new(CheckoutError {
+            reason,
+            waited: started.elapsed(),
+            place,
+            stats: self.stats(),
+            longest: self.shared.watchdog.longest_held(),
+            held_here: self.shared.watchdog.held_by_this_thread(),
+            last_open_error: self.opener.gate.cause(started),
+        }))
+    }
+
+    /// `unwound`: its borrower panicked.
+    fn check_in(&self, mut held: Held, unwound: bool) {
+        self.out.fetch_sub(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let session: &mut Session = &mut held;
+        if let Some(used) = session.tracked().released() {
+            session.count_use();
+            self.shared.metrics.use_time.observe(used.as_secs_f64());
+            self.shared.observe(|o| o.checked_in(session.id(), used));
+            trace!("checked in conn={} used={used:.1?}", session.id());
+        }
+        if unwound {
+            // What the driver was in the middle of is still in its buffers.
+            session.close_for(CloseReason::Broken);
+        }
+        session.settle(now);
+        let dirty = session.is_dirty();
+        if session.is_lost() {
+            self.shared.note_trouble();
+        }
+        match session.retire(now).or_else(|| self.retire_in_turn(session)) {
+            Some(reason) => {
+                self.discard(held, reason);
+                self.line.discarded();
+            }
+            None => {
+                if session.take_heard() {
+                    self.shared.note_answer();
+                }
+                match self.line.give_back(held) {
+                    Some(unwanted) => self.discard(unwanted, CloseReason::Drained),
+                    None if dirty => self.wake_housekeeper(),
+                    None => {}
+                }
+            }
+        }
+        if self.shared.closing.load(Ordering::SeqCst) {
+            self.tell_returned();
+        }
+    }
+
+    /// Connections that were opened together are worn out together, and under load: replacing them all at once would take
+    /// the pool's capacity away just then. So the last tenth of their uses is given up where that lets them go one by one.
+    fn retire_in_turn(&self, session: &Session) -> Option<CloseReason> {
+        if !session.is_nearly_worn_out() {
+            return None;
+        }
+        let line = self.line.figures();
+        let whole = line.active + line.idle == self.shared.config.max_size as usize;
+        (whole && line.waiting > 0).then_some(CloseReason::MaxUses)
+    }
+
+    /// Closes a session, which r2d2 then counts no more.
+    pub(super) fn discard(&self, mut held: Held, reason: CloseReason) {
+        held.close_for(reason);
+        drop(held);
+    }
+
+    fn wake_housekeeper(&self) {
+        if let Some(housekeeper) = &*sync::unpoison(self.housekeeper.lock()) {
+            housekeeper.unpark();
+        }
+    }
+}
+
+/// A checked-out session; it comes back when this is dropped.
+pub(crate) struct Lease {
+    inner: Arc<Inner>,
+    held: Option<Held>,
+    /// Its thread was panicking already when it came: this is a part of the clearing up.
+    panicking: bool,
+}
+
+impl Deref for Lease {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        match &self.held {
+            Some(held) => held,
+            None => unreachable!("a lease holds its session until it is dropped"),
+        }
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Session {
+        match &mut self.held {
+            Some(held) => held,
+            None => unreachable!("a lease holds its session until it is dropped"),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            if self.inner.shared.process.is_another() {
+                std::mem::forget(held);
+                return;
+            }
+            let unwound = std::thread::panicking() && !self.panicking;
+            self.inner.check_in(held, unwound);
+        }
+    }
+}
+
+/// A validation, or a cleaning, for a caller with this deadline takes a round trip also where there is no time for it: it is
+/// the connection that would have to pay.
+fn least(deadline: Option<Instant>) -> Option<Instant> {
+    deadline.map(|at| at.max(Instant::now() + LEAST_READYING))
+}
+
+/// Runs `work` on a session before it is handed out. Where nothing can cut its wire, as on a Unix socket, that is done on a
+/// thread which is left behind at the deadline, and gives the session back when the server answers.
+pub(super) fn aside(
+    mut lease: Lease,
+    until: Option<Instant>,
+    work: impl FnOnce(&mut Session) -> bool + Send + 'static,
+) -> Result<(Lease, bool), ()> {
+    let (Some(until), false) = (until, lease.can_be_cut()) else {
+        let done = work(&mut lease);
+        return Ok((lease, done));
+    };
+    let (sender, receiver) = mpsc::sync_channel(0);
+    let worker = std::thread::Builder::new().name("millpond-look".into());
+    let look = move || {
+        let done = work(&mut lease);
+        // Not taken any more, it goes back to the pool.
+        let _ = sender.send((lease, done));
+    };
+    worker.spawn(look).map_err(|_| ())?;
+    receiver
+        .recv_timeout(until.saturating_duration_since(Instant::now()))
+        .map_err(|_| ())
+}
+
+/// A connection that was checked out with [`Pool::get`]; it goes back to the pool when this is dropped.
+pub struct PooledConnection {
+    lease: Lease,
+}
+
+impl PooledConnection {
+    /// The connection's number in the log.
+    pub fn id(&self) -> u64 {
+        self.lease.id()
+    }
+}
+
+impl std::fmt::Debug for PooledConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PooledConnection")
+            .field("id", &self.id())
+            .finish()
+    }
+}
+
+impl Deref for PooledConnection {
+    type Target = postgres::Client;
+
+    fn deref(&self) -> &postgres::Client {
+        self.lease.client()
+    }
+}
+
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut postgres::Client {
+        self.lease.client_mut()
+    }
+}

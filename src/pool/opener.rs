@@ -1,0 +1,519 @@
+//! Opens server connections: at which host and address, with which settings, for how long, and again.
+//!
+//! While the database is down one thread tries about every 25 ms and the others wait for it (see `gate`), so that the
+//! database sees no storm and is found at once when it is back. An attempt that gets no answer is overtaken by another (see
+//! `hedge`).
+
+use super::demand::Demand;
+use super::gate::Gate;
+use super::hedge::{self, Attempt, Attempts, Opens, Purpose};
+use super::identity::Identity;
+use super::names::Names;
+use super::pooler::{Seen, refuses_options};
+use super::session::Session;
+use super::shared::Shared;
+use super::watchdog::{Plan, Tracked};
+use super::wire::Connector;
+use crate::error::{Chain, OpenError, is_out_of_files};
+use crate::metrics::CloseReason;
+use crate::sync::caught;
+use log::{debug, info, warn};
+use postgres::NoTls;
+use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
+use postgres::error::SqlState;
+use r2d2::ManageConnection;
+use r2d2_postgres::PostgresConnectionManager;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Between two attempts while the database is down.
+const RETRY_EVERY: Duration = Duration::from_millis(25);
+/// The same where the server is there and has no room, and where `on_connect` panicked.
+const RETRY_FULL: Duration = Duration::from_millis(250);
+/// The same where the next attempt will most likely fail as well.
+const RETRY_PERMANENT: Duration = Duration::from_secs(3);
+/// Between a hedged attempt without an answer and the next.
+const HEDGE_AGAIN: Duration = Duration::from_millis(25);
+
+/// Opens the sessions of one pool.
+pub(crate) struct Opener {
+    pub shared: Arc<Shared>,
+    pub gate: Gate,
+    /// Connections being opened at this moment.
+    pub attempts: Attempts<Session>,
+    pub demand: Demand,
+    /// Told when the database refuses whoever comes: nobody need wait for a connection to be opened.
+    pub on_refused: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    pub has_connected: AtomicBool,
+    hosts: Vec<postgres::Config>,
+    last_good_host: AtomicUsize,
+    /// A write was refused by a standby: of several hosts, the primary is wanted.
+    wants_primary: AtomicBool,
+    /// When a connection last led to a primary, in the shared unit; 0 = never.
+    primary_at: AtomicU64,
+    names: Names,
+    next_id: AtomicU64,
+    warned_of_timeout: AtomicBool,
+    warned_of_incarnation: AtomicBool,
+    warned_of_risks: AtomicBool,
+}
+
+impl Opener {
+    pub fn new(shared: Arc<Shared>, hosts: Vec<postgres::Config>) -> Opener {
+        Opener {
+            shared,
+            gate: Gate::default(),
+            attempts: Attempts::default(),
+            demand: Demand::default(),
+            on_refused: OnceLock::new(),
+            has_connected: AtomicBool::new(false),
+            hosts,
+            last_good_host: AtomicUsize::new(0),
+            wants_primary: AtomicBool::new(false),
+            primary_at: AtomicU64::new(0),
+            names: Names::default(),
+            next_id: AtomicU64::new(1),
+            warned_of_timeout: AtomicBool::new(false),
+            warned_of_incarnation: AtomicBool::new(false),
+            warned_of_risks: AtomicBool::new(false),
+        }
+    }
+
+    pub fn note_opened(&self) {
+        self.has_connected.store(true, Ordering::SeqCst);
+        self.gate.opened();
+    }
+
+    /// A session opened now may lead to another server than one that was opened to a standby: several hosts are named, or
+    /// the one address has led to a primary of late, as that of a proxy in front of several does.
+    pub fn may_lead_elsewhere(&self) -> bool {
+        const OF_LATE: Duration = Duration::from_secs(60);
+        let primary = self.primary_at.load(Ordering::Relaxed);
+        let since = self.shared.now().saturating_sub(primary);
+        self.hosts.len() > 1 || (primary > 0 && u128::from(since) < OF_LATE.as_nanos())
+    }
+
+    /// From now on, a standby is used only where no host is a primary.
+    pub fn look_for_primary(&self) {
+        self.wants_primary.store(true, Ordering::Relaxed);
+    }
+
+    /// No connection could be opened for so long that nobody should wait for one, and none of the open ones works.
+    pub fn failing_fast(&self) -> bool {
+        let Some(since) = self.gate.down_since() else {
+            return false;
+        };
+        let away = since.elapsed();
+        let limit = self.shared.config.fail_fast_after;
+        let silent = self.shared.silent_for();
+        away >= limit && silent >= limit.min(away)
+    }
+
+    /// Opens a connection, and keeps trying until that succeeds, the pool is closing, or the deadline has passed. One
+    /// thread at a time tries while the database is down.
+    pub fn open_when_possible(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+        purpose: Purpose,
+    ) -> Result<Session, OpenError> {
+        while let Some(turn) = self.gate.turn(&self.shared.closing, deadline) {
+            if purpose == Purpose::Use
+                && let Some(mut session) = self.attempts.take_spare()
+            {
+                session.announce();
+                return Ok(session);
+            }
+            let started = Instant::now();
+            let limit = started + self.shared.config.connection_timeout;
+            let attempt = hedge::begin(self, purpose);
+            let until = deadline.map_or(limit, |at| at.min(limit));
+            let result = self.open(until, Duration::MAX, purpose, Some(&attempt));
+            let result = result.or_else(|e| attempt.take_found().ok_or(e));
+            drop(attempt);
+            let error = match result {
+                Ok(mut session) => {
+                    self.note_opened();
+                    session.announce();
+                    return Ok(session);
+                }
+                // What is cut by the end says nothing.
+                Err(_) if self.shared.closing.load(Ordering::SeqCst) => {
+                    return Err(OpenError::Closed);
+                }
+                Err(e) => Arc::new(e),
+            };
+            let code = error.sqlstate().map_or("", SqlState::code);
+            self.shared
+                .metrics
+                .connect_failures
+                .with_label_values(&[code])
+                .inc();
+            self.shared.observe(|o| o.open_failed(&error));
+            let pause = match () {
+                () if error.is_refusal() => RETRY_PERMANENT,
+                () if error.is_permanent() || error.is_for_want_of_room() => RETRY_FULL,
+                () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
+            };
+            let refused = error.is_refusal();
+            self.gate.failed(error, started, pause);
+            drop(turn);
+            if refused && let Some(tell) = self.on_refused.get() {
+                tell();
+            }
+        }
+        Err(OpenError::Closed)
+    }
+
+    /// Opens a connection to the first host that lets us in, the last good one first; at each of their addresses within
+    /// `each`.
+    pub fn open(
+        self: &Arc<Self>,
+        deadline: Instant,
+        each: Duration,
+        purpose: Purpose,
+        attempt: Option<&Attempt<Session>>,
+    ) -> Result<Session, OpenError> {
+        let first = match self
+            .hosts
+            .first()
+            .map(postgres::Config::get_load_balance_hosts)
+        {
+            Some(LoadBalanceHosts::Random) => fastrand::usize(..self.hosts.len()),
+            _ => self.last_good_host.load(Ordering::Relaxed),
+        };
+        let count = self.hosts.len();
+        let mut last_error = OpenError::Closed;
+        let wants_primary = count > 1 && self.wants_primary.load(Ordering::Relaxed);
+        let mut standby = None;
+        for nth in 0..count {
+            let at = (first + nth) % count;
+            // A share of what is left for each host: one that accepts and stays silent must not eat the others' time.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / (count - nth) as u32;
+            match self.open_host(
+                &self.hosts[at],
+                Instant::now() + share,
+                each,
+                purpose,
+                attempt,
+            ) {
+                Ok(mut session) if wants_primary && session.identity().standby => {
+                    session.close_for(CloseReason::FailedOver);
+                    standby.get_or_insert(at);
+                }
+                Ok(session) => {
+                    self.last_good_host.store(at, Ordering::Relaxed);
+                    return Ok(session);
+                }
+                Err(e) => last_error = e,
+            }
+        }
+        match standby {
+            // Better than nothing: it can be read from, and may be promoted.
+            Some(at) => self.open_host(&self.hosts[at], deadline, each, purpose, attempt),
+            None => Err(last_error),
+        }
+    }
+
+    /// Opens a connection to one host, at whichever of its addresses lets us in.
+    fn open_host(
+        self: &Arc<Self>,
+        host: &postgres::Config,
+        deadline: Instant,
+        each: Duration,
+        purpose: Purpose,
+        attempt: Option<&Attempt<Session>>,
+    ) -> Result<Session, OpenError> {
+        let mut last_error = OpenError::Closed;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let all = self.addresses(host, left().min(each))?;
+        let count = all.len();
+        for (nth, one) in all.iter().enumerate() {
+            let share = left() / (count - nth) as u32;
+            match self.open_at(one, share.min(each), purpose, attempt) {
+                Ok(session) => return Ok(session),
+                Err(e) => last_error = e,
+            }
+        }
+        Err(last_error)
+    }
+
+    /// One setting for each address of a host: the driver would walk them inside one connect, each with the whole of the time.
+    fn addresses(
+        &self,
+        host: &postgres::Config,
+        limit: Duration,
+    ) -> Result<Vec<postgres::Config>, OpenError> {
+        let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
+            return Ok(vec![host.clone()]);
+        };
+        let mut found = self
+            .names
+            .addresses(name, limit)
+            .map_err(OpenError::Resolve)?;
+        found.dedup();
+        let with = |addr| {
+            let mut one = host.clone();
+            one.hostaddr(addr);
+            one
+        };
+        Ok(found.into_iter().map(with).collect())
+    }
+
+    fn open_at(
+        self: &Arc<Self>,
+        host: &postgres::Config,
+        limit: Duration,
+        purpose: Purpose,
+        attempt: Option<&Attempt<Session>>,
+    ) -> Result<Session, OpenError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let generation = self.shared.generation.load(Ordering::Relaxed);
+        let started = Instant::now();
+        let registration = self.shared.watchdog.register(id);
+        let armed = registration.arm(Some(started + limit), Plan::Abort);
+        let wire = Arc::clone(&registration.tracked.wire);
+        if let Some(attempt) = attempt {
+            attempt.goes_over(&wire);
+            // Seen here, or the wire is seen by whoever closes.
+            if purpose == Purpose::Use && self.shared.closing.load(Ordering::SeqCst) {
+                return Err(OpenError::Closed);
+            }
+        }
+        let tcp = is_tcp(host);
+        let connect = |config: postgres::Config| {
+            if tcp {
+                PostgresConnectionManager::new(config, Connector(Arc::clone(&wire))).connect()
+            } else {
+                PostgresConnectionManager::new(config, NoTls).connect()
+            }
+        };
+        if let Some(e) = out_of_files() {
+            return Err(OpenError::Files(e));
+        }
+        let opened = caught(|| {
+            if self.shared.without_options.load(Ordering::Relaxed) {
+                return connect(self.startup(host, limit, false, &registration.tracked));
+            }
+            let refused = match connect(self.startup(host, limit, true, &registration.tracked)) {
+                Err(e) if host.get_options().is_none() && refuses_options(&e) => e,
+                other => return other,
+            };
+            let opened = connect(self.startup(host, limit, false, &registration.tracked))?;
+            info!(
+                "startup options are refused, as poolers do: {}",
+                Chain(&refused)
+            );
+            self.shared.without_options.store(true, Ordering::Relaxed);
+            if !tcp {
+                self.shared.note_pooler("it refuses startup options");
+            }
+            Ok(opened)
+        });
+        let opened = match opened {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(_)) if wire.is_aborted() => Err(OpenError::Timeout(limit)),
+            Ok(Err(e)) => Err(OpenError::Driver(e)),
+            // The driver unwraps the making of its runtime.
+            Err(panic) => Err(out_of_files().map_or(OpenError::Panicked(panic), OpenError::Files)),
+        };
+        let mut client = opened?;
+        let mut identity = match Identity::read(&mut client) {
+            Ok(identity) => identity,
+            Err(_) if wire.is_aborted() => return Err(OpenError::Timeout(limit)),
+            Err(e) => return Err(OpenError::Driver(e)),
+        };
+        let seen = Seen {
+            told: wire.process(),
+            over_tcp: tcp,
+            port: host.get_ports().first().copied(),
+            since: started.elapsed(),
+        };
+        if let Some(how) = seen.betrays_pooler(&identity) {
+            self.shared.note_pooler(how);
+        } else if self.shared.sends_options()
+            && self.shared.asked_for_timeout() != Some(identity.statement_timeout)
+        {
+            self.shared.note_pooler("it drops startup options");
+        }
+        if !identity.standby {
+            self.primary_at.store(self.shared.now(), Ordering::Relaxed);
+        }
+        self.note_incarnation(&identity);
+        self.note_risks(&identity);
+        if let Some(reading) = identity.clock() {
+            self.shared.database_clock.note(Instant::now(), reading);
+        }
+        if self.shared.sets_timeout() {
+            identity.statement_timeout = self.shared.config.statement_timeout.unwrap_or_default();
+        }
+        self.note_timeout(&identity);
+        self.shared
+            .hides_warnings
+            .fetch_or(identity.hides_warnings, Ordering::Relaxed);
+        registration.tracked.set_cancel(client.cancel_token(), tcp);
+        let restored = match purpose {
+            Purpose::Use => caught(|| self.shared.restore(&mut client)),
+            Purpose::Resolve => Ok(Ok(())),
+        };
+        // Whatever it says, it has used all of the time, and its connection may be cut.
+        if armed.disarm() {
+            return Err(match purpose {
+                Purpose::Use if self.shared.on_connect.is_some() => {
+                    OpenError::OnConnectTimeout(limit)
+                }
+                _ => OpenError::Timeout(limit),
+            });
+        }
+        match restored {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(OpenError::OnConnect(Box::new(e))),
+            Err(panic) => return Err(OpenError::Panicked(panic)),
+        }
+        let took = started.elapsed();
+        self.attempts.note_opened(took);
+        Ok(Session::new(
+            client,
+            identity,
+            registration,
+            Arc::clone(&self.shared),
+            generation,
+            took,
+        ))
+    }
+
+    /// Once, where lost commits can only be unknown. A standby takes no writes.
+    fn note_incarnation(&self, identity: &Identity) {
+        if identity.incarnation.is_none()
+            && !self.shared.is_pooled()
+            && !self.shared.config.reads_only()
+            && !self.warned_of_incarnation.swap(true, Ordering::Relaxed)
+        {
+            warn!(
+                "what becomes of a commit whose answer is lost cannot be found out here: \
+                 a standby, or a role that may not read pg_control_system, pg_walfile_name and pg_stat_wal"
+            );
+        }
+    }
+
+    /// Once, where a write that was reported as done may be lost.
+    fn note_risks(&self, identity: &Identity) {
+        let risks = &identity.risks;
+        if !risks.is_empty()
+            && !identity.standby
+            && !self.warned_of_risks.swap(true, Ordering::Relaxed)
+        {
+            warn!(
+                "the server runs with {risks}: a crash of it may take the last writes that were reported as done"
+            );
+        }
+    }
+
+    /// Once, where the server's own timeout is not the one that was asked for: poolers drop or refuse it.
+    fn note_timeout(&self, identity: &Identity) {
+        let in_force = identity.statement_timeout;
+        let asked_for = match self.shared.asked_for_timeout() {
+            Some(asked_for) if asked_for != in_force => asked_for,
+            _ => return,
+        };
+        if self.warned_of_timeout.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let shown = |limit: Duration| match limit.is_zero() {
+            true => "off".to_owned(),
+            false => format!("{limit:?}"),
+        };
+        warn!(
+            "statement_timeout is {} on the server, not {} as was asked for: a pooler keeps it from the server, or the \
+             server sets its own; a lone statement is stopped by DB_QUERY_TIMEOUT_MS alone",
+            shown(in_force),
+            shown(asked_for)
+        );
+    }
+
+    /// The settings of the startup packet. Later options win over earlier ones, so the order says who wins.
+    fn startup(
+        &self,
+        host: &postgres::Config,
+        limit: Duration,
+        with_options: bool,
+        tracked: &Arc<Tracked>,
+    ) -> postgres::Config {
+        let mut config = host.clone();
+        if is_tcp(host) {
+            // The wire's way in; what the user asked for in the way of TLS was settled when the URL was read.
+            config
+                .ssl_mode(SslMode::Require)
+                .ssl_negotiation(SslNegotiation::Direct);
+        } else {
+            config.ssl_mode(SslMode::Disable);
+        }
+        let own = host.get_connect_timeout().copied().unwrap_or(limit);
+        config.connect_timeout(own.min(limit).max(Duration::from_millis(1)));
+        config.application_name(&self.shared.application_name());
+        if with_options {
+            let ours = format!(
+                "-c statement_timeout={}",
+                self.shared.statement_timeout_ms()
+            );
+            let options = match host.get_options() {
+                Some(theirs) if self.shared.config.statement_timeout_wins => {
+                    format!("{theirs} {ours}")
+                }
+                Some(theirs) => format!("{ours} {theirs}"),
+                None => ours,
+            };
+            config.options(&options);
+        }
+        let tracked = Arc::clone(tracked);
+        config.notice_callback(move |notice| {
+            // A notice may quote values: its text is not for the log. The routine is the same in every language.
+            debug!("notice from the server: {}", notice.code().code());
+            if notice.routine() == Some("SyncRepWaitForLSN") {
+                tracked.gave_up_on_standbys.store(true, Ordering::Relaxed);
+            }
+        });
+        config
+    }
+}
+
+impl Opens for Opener {
+    type Opened = Session;
+
+    fn attempts(&self) -> &Attempts<Session> {
+        &self.attempts
+    }
+
+    fn is_closing(&self) -> bool {
+        self.shared.closing.load(Ordering::SeqCst)
+    }
+
+    fn open_beside(self: &Arc<Self>, patience: Duration, purpose: Purpose) -> Option<Session> {
+        let until = Instant::now() + self.shared.config.connection_timeout;
+        match self.open(until, patience, purpose, None) {
+            Ok(session) => Some(session),
+            Err(e) => {
+                debug!("a hedged attempt found nothing: {}", Chain(&e));
+                std::thread::sleep(HEDGE_AGAIN);
+                None
+            }
+        }
+    }
+
+    fn was_opened(&self) {
+        self.note_opened();
+    }
+}
+
+fn is_tcp(host: &postgres::Config) -> bool {
+    // There are no others on Windows.
+    matches!(host.get_hosts().first(), None | Some(Host::Tcp(_)))
+}
+
+/// The driver needs three file descriptors for a connection, and panics where it gets none for its runtime: looked at
+/// before, since each panic would be printed.
+fn out_of_files() -> Option<std::io::Error> {
+    let spare: Result<Vec<_>, _> = (0..3).map(|_| std::fs::File::open("/dev/null")).collect();
+    spare.err().filter(is_out_of_files)
+}

@@ -1,0 +1,258 @@
+//! What the sessions of a pool have in common, and may read. It knows no session, and nothing that opens one.
+
+use super::blocking;
+use super::clock::DatabaseClock;
+use super::identity::first_row;
+use super::limits::as_server_ms;
+use super::observer::Observer;
+use super::param_types::Descriptions;
+use super::process::{self, Process};
+use super::watchdog::Watchdog;
+use crate::config::{PoolConfig, Pooler};
+use crate::error::{Error, excerpt};
+use crate::metrics::Metrics;
+use crate::retry::Phase;
+use crate::sync::caught;
+use log::{error, info, warn};
+use postgres::Client;
+use postgres::error::SqlState;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+pub(crate) type OnConnect = dyn Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync;
+
+/// What the sessions of a pool have in common.
+pub(crate) struct Shared {
+    pub config: PoolConfig,
+    pub process: Process,
+    pub metrics: Metrics,
+    pub watchdog: Arc<Watchdog>,
+    pub closing: AtomicBool,
+    /// Sessions of an older generation are retired.
+    pub generation: AtomicU64,
+    /// Options in the startup packet are refused, as poolers do.
+    pub(super) without_options: AtomicBool,
+    /// The URL's options set `statement_timeout`, and nothing wins over them.
+    pub(super) server_timeout_is_theirs: bool,
+    /// Warnings are not sent to the role: but that the wait for a standby was given up is said in one only.
+    pub(super) hides_warnings: AtomicBool,
+    /// A pooler stands between us and the server: a connection of ours is not a session there. Once seen, it stays.
+    pooled: AtomicBool,
+    start: Instant,
+    /// When a session last broke, in nanoseconds since `start`: who was not heard of since is asked for a sign of life.
+    trouble_at: AtomicU64,
+    /// When a session last came back in good order, in the same unit.
+    answered_at: AtomicU64,
+    /// A write was refused, and the health probe has not looked since.
+    pub was_refused_a_write: AtomicBool,
+    /// It looks back for as long as a key is kept.
+    pub database_clock: DatabaseClock,
+    pub descriptions: Descriptions,
+    pub(super) on_connect: Option<Box<OnConnect>>,
+    observers: Vec<Arc<dyn Observer>>,
+    slow: Mutex<HashMap<Box<str>, Instant>>,
+}
+
+impl Shared {
+    pub fn new(
+        config: PoolConfig,
+        on_connect: Option<Box<OnConnect>>,
+        observers: Vec<Arc<dyn Observer>>,
+        watchdog: Arc<Watchdog>,
+    ) -> Shared {
+        let theirs = config
+            .database
+            .as_ref()
+            .and_then(|d| d.config().get_options())
+            .unwrap_or_default();
+        Shared {
+            server_timeout_is_theirs: theirs.contains("statement_timeout")
+                && !config.statement_timeout_wins,
+            pooled: AtomicBool::new(config.effective_pooler() == Pooler::On),
+            database_clock: DatabaseClock::looking_back(config.ledger_ttl),
+            config,
+            process: Process::this(),
+            metrics: Metrics::new(),
+            watchdog,
+            closing: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            without_options: AtomicBool::new(false),
+            hides_warnings: AtomicBool::new(false),
+            start: Instant::now(),
+            trouble_at: AtomicU64::new(0),
+            answered_at: AtomicU64::new(0),
+            was_refused_a_write: AtomicBool::new(false),
+            descriptions: Descriptions::default(),
+            on_connect,
+            observers,
+            slow: Mutex::default(),
+        }
+    }
+
+    /// A thread that may not block, and a process that did not make the pool, are refused before they touch anything.
+    pub fn may_block_here(&self) -> Result<(), Error> {
+        if self.process.is_another() {
+            return Err(process::MISUSE);
+        }
+        if blocking::is_forbidden() {
+            return Err(blocking::MISUSE);
+        }
+        Ok(())
+    }
+
+    /// Tells the observers. A panic of theirs ends there.
+    pub fn observe(&self, tell: impl Fn(&dyn Observer)) {
+        for observer in &self.observers {
+            if let Err(panic) = caught(|| tell(&**observer)) {
+                error!("an observer panicked: {panic}");
+            }
+        }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    pub fn note_trouble(&self) {
+        self.trouble_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub fn note_answer(&self) {
+        self.answered_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Something broke since this session was last heard of.
+    pub fn trouble_since(&self, last_used: Instant) -> bool {
+        let trouble = self.trouble_at.load(Ordering::Relaxed);
+        trouble > 0 && last_used.saturating_duration_since(self.start).as_nanos() as u64 <= trouble
+    }
+
+    /// The sessions of this generation and older were opened to a server that is gone; newer ones were not.
+    pub fn retire_generation(&self, generation: u64) {
+        self.generation.fetch_max(generation + 1, Ordering::Relaxed);
+    }
+
+    /// A pooler stands between: what is set on a session may reach strangers, statements have no names, and numbers of
+    /// processes and transactions are somebody else's.
+    pub fn is_pooled(&self) -> bool {
+        self.pooled.load(Ordering::Relaxed)
+    }
+
+    /// A session was seen to be served by a process other than its own.
+    pub fn note_pooler(&self, how: &str) {
+        if self.config.effective_pooler() != Pooler::Auto
+            || self.pooled.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        info!(
+            "a pooler stands between us and the server ({how}): statements are not prepared, nothing is set on its \
+             connections, and only a write with a key can be asked for once its answer was lost"
+        );
+    }
+
+    /// Logs a slow statement, the same text at most once a second.
+    pub fn note_slow(&self, sql: &str, took: Duration) {
+        let text = excerpt(sql);
+        let mut seen = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if seen
+            .get(&text)
+            .is_some_and(|last| now - *last < Duration::from_secs(1))
+        {
+            return;
+        }
+        if seen.len() >= 1000 {
+            seen.clear();
+        }
+        seen.insert(text.clone(), now);
+        drop(seen);
+        warn!("slow statement took={took:.1?} sql={text:?}");
+    }
+
+    /// Does what a new connection needs before it is used: what was not let into the startup packet, and the application's
+    /// `on_connect`. What is shared with others is not for us to set: there our own deadlines stand in.
+    pub fn restore(&self, client: &mut Client) -> Result<(), Error> {
+        let failed = |source| Error::Database {
+            source,
+            phase: Phase::Preparing,
+        };
+        self.set_up(client).map_err(failed)?;
+        let Some(on_connect) = &self.on_connect else {
+            return Ok(());
+        };
+        on_connect(client).map_err(failed)?;
+        // In a transaction that was begun before, its moment is another than that of the statement.
+        let idle = "SELECT now() = statement_timestamp()";
+        let idle = match client.simple_query(idle) {
+            Ok(answer) => {
+                first_row(&answer).and_then(|row| row.try_get(0).ok().flatten()) == Some("t")
+            }
+            Err(e) if e.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => false,
+            Err(e) => return Err(failed(e)),
+        };
+        match idle {
+            true => Ok(()),
+            false => Err(Error::Misuse(
+                "on_connect left a transaction open; commit it, or begin none",
+            )),
+        }
+    }
+
+    fn set_up(&self, client: &mut Client) -> Result<(), postgres::Error> {
+        if self.sets_timeout() {
+            let limit = self.statement_timeout_ms();
+            client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
+        }
+        if self.hides_warnings.load(Ordering::Relaxed) && !self.is_pooled() {
+            client.batch_execute("SET client_min_messages = warning")?;
+        }
+        Ok(())
+    }
+
+    /// The `statement_timeout` that each transaction sets for itself, where the session's cannot be.
+    pub fn timeout_of_transactions(&self) -> Option<Duration> {
+        let needed = self.is_pooled() && !self.server_timeout_is_theirs;
+        self.config.statement_timeout.filter(|_| needed)
+    }
+
+    /// The `statement_timeout` that new sessions are to have; `None` where that is the URL's business.
+    pub(super) fn asked_for_timeout(&self) -> Option<Duration> {
+        let limit = self.config.statement_timeout.unwrap_or_default();
+        let ms = Duration::from_millis(as_server_ms(limit) as u64);
+        (!self.server_timeout_is_theirs).then_some(ms)
+    }
+
+    pub(super) fn sends_options(&self) -> bool {
+        !self.without_options.load(Ordering::Relaxed) && !self.server_timeout_is_theirs
+    }
+
+    /// SET stands in for what was not let into the startup packet.
+    pub(super) fn sets_timeout(&self) -> bool {
+        self.without_options.load(Ordering::Relaxed) && !self.is_pooled()
+    }
+
+    pub(super) fn statement_timeout_ms(&self) -> u128 {
+        as_server_ms(self.config.statement_timeout.unwrap_or_default())
+    }
+
+    /// For how long no session has come back in good order.
+    pub fn silent_for(&self) -> Duration {
+        let answered = Duration::from_nanos(self.answered_at.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(answered)
+    }
+
+    /// The name shown in `pg_stat_activity`.
+    pub fn application_name(&self) -> String {
+        self.config.application_name.clone().unwrap_or_else(|| {
+            let program = std::env::args_os().next().map(std::path::PathBuf::from);
+            let file = program
+                .as_deref()
+                .and_then(|p| p.file_name())
+                .map(|f| f.to_string_lossy().into_owned());
+            file.unwrap_or_else(|| "millpond".into())
+        })
+    }
+}
