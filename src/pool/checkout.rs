@@ -1,4 +1,4 @@
-//! Checking out and checking in.
+//! The pool, and checking out of it.
 
 use super::line::{Arrival, Line, Outcome};
 use super::manager::Manager;
@@ -16,15 +16,9 @@ use log::{trace, warn};
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
-
-/// A session that was not heard of for longer is asked for a sign of life before it is used.
-const TRUSTED_FOR: Duration = Duration::from_millis(500);
-
-/// What making a session ready may take, also for a caller who is out of time: no longer than a statement has to end in.
-const LEAST_READYING: Duration = Duration::from_millis(500);
 
 pub(super) type Held = r2d2::PooledConnection<Manager>;
 
@@ -312,45 +306,9 @@ impl Inner {
         }
     }
 
-    /// Looks whether the session is still good; gives it away when it is not.
-    fn make_ready(&self, mut lease: Lease, deadline: Option<Instant>) -> Result<Lease, ()> {
-        let now = Instant::now();
-        let session: &mut Session = &mut lease;
-        if let Some(reason) = session.retire(now) {
-            session.close_for(reason);
-            return Err(());
-        }
-        if session.is_dirty() {
-            let until = least(deadline);
-            return match aside(lease, until, move |session| session.clean(until))? {
-                (lease, true) => Ok(lease),
-                (_, false) => Err(()),
-            };
-        }
-        let unheard_for = now.saturating_duration_since(session.heard_at());
-        if unheard_for <= TRUSTED_FOR && !self.shared.trouble_since(session.heard_at()) {
-            return Ok(lease);
-        }
-        let until = least(deadline);
-        let generation = session.generation();
-        let validate = move |session: &mut Session| session.validate(until).is_ok();
-        let silent = match aside(lease, until, validate) {
-            Ok((lease, true)) => return Ok(lease),
-            Ok((lease, false)) => lease.tracked().wire.is_aborted(),
-            Err(()) => true,
-        };
-        // The others are asked before they are used, too; where one was silent, which takes its time, they are not. Unless
-        // it is only that its borrower had none.
-        self.shared.note_trouble();
-        if silent && until.is_none_or(|at| Instant::now() < at) {
-            self.shared.retire_generation(generation);
-        }
-        Err(())
-    }
-
     fn hand_out(&self, lease: &mut Lease, started: Instant, place: &'static Location<'static>) {
         let waited = started.elapsed();
-        lease.tracked().held_by(place);
+        lease.tracked().set_holder(place);
         if self.shared.config.reset == Reset::Always {
             lease.clean_afterwards();
         }
@@ -407,65 +365,7 @@ impl Inner {
         }))
     }
 
-    /// `unwound`: its borrower panicked.
-    fn check_in(&self, mut held: Held, unwound: bool) {
-        self.out.fetch_sub(1, Ordering::Relaxed);
-        let now = Instant::now();
-        let session: &mut Session = &mut held;
-        if let Some(used) = session.tracked().released() {
-            session.count_use();
-            self.shared.metrics.use_time.observe(used.as_secs_f64());
-            self.shared.observe(|o| o.checked_in(session.id(), used));
-            trace!("checked in conn={} used={used:.1?}", session.id());
-        }
-        if unwound {
-            // What the driver was in the middle of is still in its buffers.
-            session.close_for(CloseReason::Broken);
-        }
-        session.settle(now);
-        let dirty = session.is_dirty();
-        if session.is_lost() {
-            self.shared.note_trouble();
-        }
-        match session.retire(now).or_else(|| self.retire_in_turn(session)) {
-            Some(reason) => {
-                self.discard(held, reason);
-                self.line.discarded();
-            }
-            None => {
-                if session.take_heard() {
-                    self.shared.note_answer();
-                }
-                match self.line.give_back(held) {
-                    Some(unwanted) => self.discard(unwanted, CloseReason::Drained),
-                    None if dirty => self.wake_housekeeper(),
-                    None => {}
-                }
-            }
-        }
-        if self.shared.closing.load(Ordering::SeqCst) {
-            self.tell_returned();
-        }
-    }
-
-    /// Connections that were opened together are worn out together, and under load: replacing them all at once would take
-    /// the pool's capacity away just then. So the last tenth of their uses is given up where that lets them go one by one.
-    fn retire_in_turn(&self, session: &Session) -> Option<CloseReason> {
-        if !session.is_nearly_worn_out() {
-            return None;
-        }
-        let line = self.line.figures();
-        let whole = line.active + line.idle == self.shared.config.max_size as usize;
-        (whole && line.waiting > 0).then_some(CloseReason::MaxUses)
-    }
-
-    /// Closes a session, which r2d2 then counts no more.
-    pub(super) fn discard(&self, mut held: Held, reason: CloseReason) {
-        held.close_for(reason);
-        drop(held);
-    }
-
-    fn wake_housekeeper(&self) {
+    pub(super) fn wake_housekeeper(&self) {
         if let Some(housekeeper) = &*sync::unpoison(self.housekeeper.lock()) {
             housekeeper.unpark();
         }
@@ -474,10 +374,10 @@ impl Inner {
 
 /// A checked-out session; it comes back when this is dropped.
 pub(crate) struct Lease {
-    inner: Arc<Inner>,
-    held: Option<Held>,
+    pub(super) inner: Arc<Inner>,
+    pub(super) held: Option<Held>,
     /// Its thread was panicking already when it came: this is a part of the clearing up.
-    panicking: bool,
+    pub(super) panicking: bool,
 }
 
 impl Deref for Lease {
@@ -498,49 +398,6 @@ impl DerefMut for Lease {
             None => unreachable!("a lease holds its session until it is dropped"),
         }
     }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(held) = self.held.take() {
-            if self.inner.shared.process.is_another() {
-                std::mem::forget(held);
-                return;
-            }
-            let unwound = std::thread::panicking() && !self.panicking;
-            self.inner.check_in(held, unwound);
-        }
-    }
-}
-
-/// A validation, or a cleaning, for a caller with this deadline takes a round trip also where there is no time for it: it is
-/// the connection that would have to pay.
-fn least(deadline: Option<Instant>) -> Option<Instant> {
-    deadline.map(|at| at.max(Instant::now() + LEAST_READYING))
-}
-
-/// Runs `work` on a session before it is handed out. Where nothing can cut its wire, as on a Unix socket, that is done on a
-/// thread which is left behind at the deadline, and gives the session back when the server answers.
-pub(super) fn aside(
-    mut lease: Lease,
-    until: Option<Instant>,
-    work: impl FnOnce(&mut Session) -> bool + Send + 'static,
-) -> Result<(Lease, bool), ()> {
-    let (Some(until), false) = (until, lease.can_be_cut()) else {
-        let done = work(&mut lease);
-        return Ok((lease, done));
-    };
-    let (sender, receiver) = mpsc::sync_channel(0);
-    let worker = std::thread::Builder::new().name("millpond-look".into());
-    let look = move || {
-        let done = work(&mut lease);
-        // Not taken any more, it goes back to the pool.
-        let _ = sender.send((lease, done));
-    };
-    worker.spawn(look).map_err(|_| ())?;
-    receiver
-        .recv_timeout(until.saturating_duration_since(Instant::now()))
-        .map_err(|_| ())
 }
 
 /// A connection that was checked out with [`Pool::get`]; it goes back to the pool when this is dropped.

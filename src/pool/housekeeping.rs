@@ -1,10 +1,11 @@
 //! The threads of a pool: openers, which ask r2d2 on behalf of those in line, and the housekeeper, which cleans what was lent
 //! out raw, closes what has been idle for too long, and names who holds a connection for too long.
 
-use super::checkout::{Held, Inner, aside};
+use super::checkout::{Held, Inner};
 use super::line::Line;
 use super::manager::Manager;
 use super::opener::Opener;
+use super::ready::aside;
 use super::session::{Session, UPKEEP};
 use crate::metrics::CloseReason;
 use crate::sync::{caught, unpoison};

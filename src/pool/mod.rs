@@ -15,6 +15,8 @@
 
 mod blocking;
 mod builder;
+mod cancel;
+mod checkin;
 mod checkout;
 mod clock;
 mod close;
@@ -33,10 +35,13 @@ mod param_types;
 mod pooler;
 mod probe;
 mod process;
+mod ready;
 mod report;
 mod session;
 mod shared;
+mod startup;
 mod texts;
+mod tracked;
 mod watchdog;
 mod wire;
 

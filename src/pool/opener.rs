@@ -12,14 +12,15 @@ use super::names::Names;
 use super::pooler::{Seen, refuses_options};
 use super::session::Session;
 use super::shared::Shared;
-use super::watchdog::{Plan, Tracked};
+use super::startup::is_tcp;
+use super::watchdog::Plan;
 use super::wire::Connector;
 use crate::error::{Chain, OpenError, is_out_of_files};
 use crate::metrics::CloseReason;
 use crate::sync::caught;
 use log::{debug, info, warn};
 use postgres::NoTls;
-use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
+use postgres::config::{Host, LoadBalanceHosts};
 use postgres::error::SqlState;
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
@@ -294,13 +295,23 @@ impl Opener {
         }
         let opened = caught(|| {
             if self.shared.without_options.load(Ordering::Relaxed) {
-                return connect(self.startup(host, limit, false, &registration.tracked));
+                return connect(
+                    self.shared
+                        .startup(host, limit, false, &registration.tracked),
+                );
             }
-            let refused = match connect(self.startup(host, limit, true, &registration.tracked)) {
-                Err(e) if host.get_options().is_none() && refuses_options(&e) => e,
-                other => return other,
-            };
-            let opened = connect(self.startup(host, limit, false, &registration.tracked))?;
+            let refused =
+                match connect(
+                    self.shared
+                        .startup(host, limit, true, &registration.tracked),
+                ) {
+                    Err(e) if host.get_options().is_none() && refuses_options(&e) => e,
+                    other => return other,
+                };
+            let opened = connect(
+                self.shared
+                    .startup(host, limit, false, &registration.tracked),
+            )?;
             info!(
                 "startup options are refused, as poolers do: {}",
                 Chain(&refused)
@@ -383,6 +394,28 @@ impl Opener {
         ))
     }
 
+    /// Once, where the server's own timeout is not the one that was asked for: poolers drop or refuse it.
+    fn note_timeout(&self, identity: &Identity) {
+        let in_force = identity.statement_timeout;
+        let asked_for = match self.shared.asked_for_timeout() {
+            Some(asked_for) if asked_for != in_force => asked_for,
+            _ => return,
+        };
+        if self.warned_of_timeout.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let shown = |limit: Duration| match limit.is_zero() {
+            true => "off".to_owned(),
+            false => format!("{limit:?}"),
+        };
+        warn!(
+            "statement_timeout is {} on the server, not {} as was asked for: a pooler keeps it from the server, or the \
+             server sets its own; a lone statement is stopped by DB_QUERY_TIMEOUT_MS alone",
+            shown(in_force),
+            shown(asked_for)
+        );
+    }
+
     /// Once, where lost commits can only be unknown. A standby takes no writes.
     fn note_incarnation(&self, identity: &Identity) {
         if identity.incarnation.is_none()
@@ -408,73 +441,6 @@ impl Opener {
                 "the server runs with {risks}: a crash of it may take the last writes that were reported as done"
             );
         }
-    }
-
-    /// Once, where the server's own timeout is not the one that was asked for: poolers drop or refuse it.
-    fn note_timeout(&self, identity: &Identity) {
-        let in_force = identity.statement_timeout;
-        let asked_for = match self.shared.asked_for_timeout() {
-            Some(asked_for) if asked_for != in_force => asked_for,
-            _ => return,
-        };
-        if self.warned_of_timeout.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let shown = |limit: Duration| match limit.is_zero() {
-            true => "off".to_owned(),
-            false => format!("{limit:?}"),
-        };
-        warn!(
-            "statement_timeout is {} on the server, not {} as was asked for: a pooler keeps it from the server, or the \
-             server sets its own; a lone statement is stopped by DB_QUERY_TIMEOUT_MS alone",
-            shown(in_force),
-            shown(asked_for)
-        );
-    }
-
-    /// The settings of the startup packet. Later options win over earlier ones, so the order says who wins.
-    fn startup(
-        &self,
-        host: &postgres::Config,
-        limit: Duration,
-        with_options: bool,
-        tracked: &Arc<Tracked>,
-    ) -> postgres::Config {
-        let mut config = host.clone();
-        if is_tcp(host) {
-            // The wire's way in; what the user asked for in the way of TLS was settled when the URL was read.
-            config
-                .ssl_mode(SslMode::Require)
-                .ssl_negotiation(SslNegotiation::Direct);
-        } else {
-            config.ssl_mode(SslMode::Disable);
-        }
-        let own = host.get_connect_timeout().copied().unwrap_or(limit);
-        config.connect_timeout(own.min(limit).max(Duration::from_millis(1)));
-        config.application_name(&self.shared.application_name());
-        if with_options {
-            let ours = format!(
-                "-c statement_timeout={}",
-                self.shared.statement_timeout_ms()
-            );
-            let options = match host.get_options() {
-                Some(theirs) if self.shared.config.statement_timeout_wins => {
-                    format!("{theirs} {ours}")
-                }
-                Some(theirs) => format!("{ours} {theirs}"),
-                None => ours,
-            };
-            config.options(&options);
-        }
-        let tracked = Arc::clone(tracked);
-        config.notice_callback(move |notice| {
-            // A notice may quote values: its text is not for the log. The routine is the same in every language.
-            debug!("notice from the server: {}", notice.code().code());
-            if notice.routine() == Some("SyncRepWaitForLSN") {
-                tracked.gave_up_on_standbys.store(true, Ordering::Relaxed);
-            }
-        });
-        config
     }
 }
 
@@ -504,11 +470,6 @@ impl Opens for Opener {
     fn was_opened(&self) {
         self.note_opened();
     }
-}
-
-fn is_tcp(host: &postgres::Config) -> bool {
-    // There are no others on Windows.
-    matches!(host.get_hosts().first(), None | Some(Host::Tcp(_)))
 }
 
 /// The driver needs three file descriptors for a connection, and panics where it gets none for its runtime: looked at

@@ -7,12 +7,11 @@
 //! COMMIT with a mere warning: the wire is cut at the deadline. A connection to which a cancel was sent is spent: the
 //! signal may arrive late and would end the next statement.
 
-use super::wire;
+use super::cancel::{Cancels, MOST_CANCELS, cancel_one, next_cancel};
+use super::tracked::{Tracked, word};
 use crate::error::HeldBy;
 use log::{debug, error};
-use postgres::{CancelToken, NoTls};
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
@@ -20,10 +19,6 @@ use std::time::{Duration, Instant};
 
 /// How long the server may take to obey a cancel before the wire is cut.
 pub(crate) const CANCEL_GRACE: Duration = Duration::from_millis(500);
-/// The most cancel requests under way at once: each holds a thread, for as long as the server does not answer.
-const MOST_CANCELS: usize = 4;
-/// A cancel request that is not through by then never will be.
-const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What happens at the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,80 +27,6 @@ pub(crate) enum Plan {
     Cancel,
     /// Cut the wire.
     Abort,
-}
-
-/// The deadline of one connection in one word: nanoseconds since the watchdog's start, and in the two lowest bits what is
-/// to happen then. 0 = nothing is on the wire.
-mod word {
-    pub const CANCEL: u64 = 1;
-    pub const ABORT: u64 = 2;
-    pub const CANCELLED: u64 = 3;
-    /// On the wire without a deadline.
-    pub const NEVER: u64 = u64::MAX >> 2;
-
-    pub fn pack(nanos: u64, stage: u64) -> u64 {
-        (nanos.min(NEVER) << 2) | stage
-    }
-
-    pub fn unpack(word: u64) -> (u64, u64) {
-        (word >> 2, word & 3)
-    }
-}
-
-/// What other threads may know of a connection, and do to it.
-pub(crate) struct Tracked {
-    pub id: u64,
-    pub wire: Arc<wire::Handle>,
-    word: AtomicU64,
-    /// Set once the server has let us in; whether it goes over TCP (and so through a wire).
-    cancel: OnceLock<(CancelToken, bool)>,
-    holder: Mutex<Option<Holder>>,
-    /// The server said so, in a warning.
-    pub gave_up_on_standbys: AtomicBool,
-    /// What runs on it is cancelled as soon as the pool closes.
-    pub ends_with_pool: AtomicBool,
-}
-
-struct Holder {
-    place: &'static Location<'static>,
-    thread: Thread,
-    since: Instant,
-    /// It has been named in a warning.
-    warned: bool,
-}
-
-impl Tracked {
-    pub fn set_cancel(&self, token: CancelToken, tcp: bool) {
-        // Set once, right after opening; a second call would be the same token.
-        let _ = self.cancel.set((token, tcp));
-    }
-
-    fn holder(&self) -> MutexGuard<'_, Option<Holder>> {
-        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn held_by(&self, place: &'static Location<'static>) {
-        *self.holder() = Some(Holder {
-            place,
-            thread: thread::current(),
-            since: Instant::now(),
-            warned: false,
-        });
-    }
-
-    /// Ends the hold and says how long it was.
-    pub fn released(&self) -> Option<Duration> {
-        self.holder().take().map(|h| h.since.elapsed())
-    }
-
-    fn describe_holder(&self, holder: &Holder) -> HeldBy {
-        HeldBy {
-            connection: self.id,
-            place: holder.place,
-            thread: holder.thread.name().map(str::to_owned),
-            held: holder.since.elapsed(),
-        }
-    }
 }
 
 pub(crate) struct Watchdog {
@@ -369,60 +290,6 @@ impl Watchdog {
     }
 }
 
-/// Cancel requests that wait for a helper, and the helpers there are.
-#[derive(Default)]
-struct Cancels {
-    waiting: VecDeque<Arc<Tracked>>,
-    helpers: usize,
-}
-
-fn next_cancel(queue: &Mutex<Cancels>) -> Option<Arc<Tracked>> {
-    let mut cancels = queue.lock().unwrap_or_else(PoisonError::into_inner);
-    let next = cancels.waiting.pop_front();
-    if next.is_none() {
-        cancels.helpers -= 1;
-    }
-    next
-}
-
-fn cancel_one(tracked: &Tracked) {
-    // What has ended meanwhile needs none; it is closed in any case.
-    if word::unpack(tracked.word.load(SeqCst)).1 != word::CANCELLED || tracked.wire.is_aborted() {
-        return;
-    }
-    let (Some((token, tcp)), id) = (tracked.cancel.get(), tracked.id) else {
-        return;
-    };
-    // The driver unwraps the building of its runtime, which fails when file descriptors run out.
-    match catch_unwind(AssertUnwindSafe(|| cancel(token, *tcp))) {
-        Ok(Ok(())) => debug!("cancel sent for conn={id}"),
-        Ok(Err(e)) => debug!("cancel failed for conn={id}: {}", crate::error::Chain(&e)),
-        Err(_) => debug!("cancel panicked for conn={id}"),
-    }
-}
-
-fn cancel(token: &CancelToken, tcp: bool) -> Result<(), postgres::Error> {
-    if !tcp {
-        return token.cancel_query(NoTls);
-    }
-    // The request has a wire of its own. It is cut by a thread that sleeps: a cancel is rare, and the watchdog must not
-    // know of it, or it would have to watch itself.
-    let wire = Arc::<wire::Handle>::default();
-    let (done, wait) = std::sync::mpsc::channel::<()>();
-    let cut = Arc::clone(&wire);
-    let timer = thread::Builder::new()
-        .name("millpond-cancel-timer".into())
-        .spawn(move || {
-            if wait.recv_timeout(CANCEL_LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                cut.abort();
-            }
-        });
-    let result = token.cancel_query(wire::Connector(wire));
-    drop(done);
-    drop(timer);
-    result
-}
-
 /// A connection is known to the watchdog while this lives.
 pub(crate) struct Registration {
     watchdog: Arc<Watchdog>,
@@ -485,6 +352,7 @@ impl Drop for Armed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::panic::Location;
 
     #[test]
     fn a_deadline_that_passes_cuts_the_wire_and_one_that_is_kept_does_not() {
@@ -533,7 +401,7 @@ mod tests {
             watchdog.register(3),
         );
         for r in [&statement, &commit, &idle] {
-            r.tracked.held_by(Location::caller());
+            r.tracked.set_holder(Location::caller());
         }
         let running = statement.arm(None, Plan::Cancel);
         let committing = commit.arm(None, Plan::Abort);

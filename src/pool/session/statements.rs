@@ -1,135 +1,309 @@
-//! What a session knows of the statements that it runs: those that it keeps prepared, what their texts say, and which
-//! schemas their names are looked for in.
+//! Runs statements, under their limits.
 
-use crate::pool::param_types::is_unusual;
-use crate::retry::Facts;
-use postgres::types::{FromSql, Kind, Type};
-use postgres::{Row, Statement};
-use std::borrow::Cow;
+use super::kept::{Kept, are_as_described};
+use super::life::Session;
+use crate::error::{Error, excerpt};
+use crate::metrics::CloseReason;
+use crate::pool::limits::Limits;
+use crate::pool::param_types::Described;
+use crate::pool::watchdog::Plan;
+use crate::retry::{Facts, Fate, Phase, Progress, Symptom, verdict};
+use postgres::error::SqlState;
+use postgres::types::{ToSql, Type};
+use postgres::{Client, Row, Statement};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A column may have become of another type that takes the same value, or a type of the application's own have changed, which
-/// neither side notices: looked at again after this time.
-const TYPES_KEPT_FOR: Duration = Duration::from_secs(60);
+/// The driver finds it by itself where a statement is prepared by name.
+pub(super) const WRONG_COUNT: Error =
+    Error::Misuse("the statement takes another number of parameters than were given");
 
-/// A prepared statement.
-#[derive(Clone)]
-pub(super) struct Kept {
-    pub statement: Statement,
-    pub facts: Facts,
-    /// When it was prepared, where its types may change.
-    looked_up: Option<Instant>,
-    has_own_types: bool,
-}
-
-impl Kept {
-    pub fn new(statement: Statement, facts: Facts) -> Kept {
-        let columns = statement.columns().iter().map(|column| column.type_());
-        let unusual = statement.params().iter().chain(columns).any(is_unusual);
-        let may_change = unusual || !statement.params().is_empty();
-        Kept {
-            looked_up: may_change.then(Instant::now),
-            has_own_types: unusual,
-            statement,
-            facts,
+impl Session {
+    /// Runs a statement and returns its rows. `phase` says what it means when its answer is lost.
+    pub fn query(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        phase: Phase,
+        limits: &Limits,
+    ) -> Result<Vec<Row>, Error> {
+        let rows = self
+            .timed(sql, phase, limits, |session| {
+                session.with_statement(
+                    sql,
+                    params,
+                    phase,
+                    |client, statement| client.query(statement, params),
+                    |client, typed| client.query_typed(sql, typed),
+                )
+            })?
+            .ok_or(WRONG_COUNT)?;
+        if !are_as_described(&rows) {
+            // Too late for these; the next call looks its types up again, on whatever session.
+            self.do_not_keep(sql);
+            self.forget(sql);
         }
+        Ok(rows)
     }
 
-    pub fn has_own_types(&self) -> bool {
-        self.has_own_types
+    /// Runs a statement and returns the number of rows that it touched.
+    pub fn execute(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        phase: Phase,
+        limits: &Limits,
+    ) -> Result<u64, Error> {
+        self.timed(sql, phase, limits, |session| {
+            session.with_statement(
+                sql,
+                params,
+                phase,
+                |client, statement| client.execute(statement, params),
+                |client, typed| client.execute_typed(sql, typed),
+            )
+        })?
+        .ok_or(WRONG_COUNT)
     }
 
-    pub fn is_old(&self) -> bool {
-        let old = |at: Instant| at.elapsed() > TYPES_KEPT_FOR;
-        self.looked_up.is_some_and(old)
-    }
-}
-
-/// Whether rows are of the types that they are said to be. The server does not tell when a type of the application's own has
-/// changed, and the driver keeps what it has looked up: whoever reads such a row gets an error, on that connection for good.
-pub(super) fn are_as_described(rows: &[Row]) -> bool {
-    let Some(first) = rows.first() else {
-        return true;
-    };
-    let columns = first.columns().iter().map(|column| column.type_());
-    columns
-        .enumerate()
-        .filter(|(_, ty)| is_unusual(ty))
-        .all(|(at, ty)| {
-            rows.iter().all(|row| match row.try_get(at) {
-                Ok(Some(Raw(value))) => is_of(ty, value),
-                _ => true,
-            })
+    /// Runs statements without parameters, separated by semicolons.
+    pub fn batch_execute(&mut self, sql: &str, phase: Phase, limits: &Limits) -> Result<(), Error> {
+        self.timed(sql, phase, limits, |session| {
+            session.take_note(&Facts::of(sql));
+            session.client.batch_execute(sql).map_err(|e| (e, phase))
         })
-}
-
-/// Any value, as it came.
-struct Raw<'a>(&'a [u8]);
-
-impl<'a> FromSql<'a> for Raw<'a> {
-    fn from_sql(
-        _: &Type,
-        raw: &'a [u8],
-    ) -> Result<Raw<'a>, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Raw(raw))
     }
 
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-}
-
-/// As far as it can be seen from outside (the binary forms of `array_send`, `record_send` and `enum_send`).
-fn is_of(ty: &Type, value: &[u8]) -> bool {
-    match ty.kind() {
-        Kind::Enum(labels) => labels.iter().any(|label| label.as_bytes() == value),
-        Kind::Composite(fields) => number(value, 0) == i32::try_from(fields.len()).ok(),
-        Kind::Domain(inner) => is_of(inner, value),
-        Kind::Array(inner) if is_unusual(inner) => elements(value).all(|value| is_of(inner, value)),
-        _ => true,
-    }
-}
-
-fn number(value: &[u8], at: usize) -> Option<i32> {
-    let bytes = value.get(at..at + 4)?;
-    bytes.try_into().ok().map(i32::from_be_bytes)
-}
-
-/// Dimensions, flags, the type; for each dimension its length and its first index; then the elements with their lengths.
-fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let dimensions = number(array, 0).map_or(0, |n| usize::try_from(n).unwrap_or(0));
-    let mut at = dimensions.saturating_mul(8).saturating_add(12);
-    std::iter::from_fn(move || {
+    /// Runs `named` with the prepared statement, or `unnamed` where none are kept; nothing where that takes another number of
+    /// parameters. What was known of the text may be stale: a table or a type was changed, or the statement taken away by a
+    /// DEALLOCATE. Then it is prepared again, once; inside a transaction, which that has aborted, by the next attempt.
+    fn with_statement<T>(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        phase: Phase,
+        mut named: impl FnMut(&mut Client, &Statement) -> Result<T, postgres::Error>,
+        unnamed: impl Fn(&mut Client, &[Typed<'_>]) -> Result<T, postgres::Error>,
+    ) -> Result<Option<T>, (postgres::Error, Phase)> {
+        let mut again = false;
         loop {
-            let length = number(array, at)?;
-            at += 4;
-            // -1 is a NULL.
-            if let Ok(length) = usize::try_from(length) {
-                let value = array.get(at..at.checked_add(length)?)?;
-                at += length;
-                return Some(value);
+            let prepared = self.prepared(sql);
+            let prepared = prepared.map_err(|e| self.not_prepared(e, phase))?;
+            let (result, text, known) = if let Some((kept, known)) = prepared {
+                self.take_note(&kept.facts);
+                // A preparation may have asked for types, with statements that complete.
+                self.begin_request();
+                let result = named(&mut self.client, &kept.statement);
+                (result, Text::Prepared(kept), known)
+            } else {
+                let described = self.described(sql);
+                let (described, known) = described.map_err(|e| self.not_prepared(e, phase))?;
+                if described.params.len() != params.len() {
+                    self.forget(sql);
+                    return Ok(None);
+                }
+                self.take_note(&described.facts);
+                let typed = with_types(params, &described);
+                self.begin_request();
+                let result = unnamed(&mut self.client, &typed);
+                (result, Text::Described(described), known)
+            };
+            let error = match result {
+                Ok(value) => return Ok(Some(value)),
+                Err(e) => e,
+            };
+            let symptom = Symptom::of(&error);
+            let never_sent = symptom == Symptom::BadCall;
+            let stale_plan = symptom == Symptom::StalePlan;
+            if !may_be_stale(&symptom, known) {
+                if again {
+                    // It was not that: the next call with this text prepares it, and runs it once.
+                    self.do_not_keep(sql);
+                }
+                return Err((error, phase));
             }
-        }
-    })
-}
-
-/// The `search_path` of the transaction under way: with another one, the same text may mean other tables.
-#[derive(Default)]
-pub(super) enum SearchPath {
-    /// The session's.
-    #[default]
-    Own,
-    /// A statement has named it: the server is asked before the next.
-    Doubtful,
-    Set(Box<str>),
-}
-
-impl SearchPath {
-    /// What is to be known about a text, under this path, is kept by this. No text and no setting holds a NUL.
-    pub fn key<'t>(&self, sql: &'t str) -> Cow<'t, str> {
-        match self {
-            SearchPath::Set(path) => Cow::Owned(format!("{path}\0{sql}")),
-            SearchPath::Own | SearchPath::Doubtful => Cow::Borrowed(sql),
+            let undone = match self.tracked().wire.progress() {
+                _ if never_sent => true,
+                Progress::NothingSent | Progress::Sent => true,
+                // Where nobody looks: behind a statement without a name the driver may ask for the types of its rows.
+                Progress::Unseen => matches!(text, Text::Prepared(_)),
+                // It is done, or may be; what failed was the driver's own, behind it.
+                Progress::Completed | Progress::Answered => false,
+            };
+            self.forget(sql);
+            if !undone {
+                return Err((error, phase));
+            }
+            if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME)
+                && let Some(statements) = &mut self.statements
+            {
+                // One that is gone is seldom alone.
+                statements.forget_all();
+            }
+            let inside = matches!(phase, Phase::InTransaction | Phase::CommitsInside);
+            if inside && !never_sent {
+                self.do_not_keep(sql);
+            }
+            if again {
+                if stale_plan {
+                    // What the session knows cannot be put right.
+                    self.close_for(CloseReason::Broken);
+                }
+                return Err((error, phase));
+            }
+            if inside && !never_sent {
+                let outdated = known && phase == Phase::InTransaction;
+                return Err((error, if outdated { Phase::Outdated } else { phase }));
+            }
+            if never_sent {
+                let mistaken = self.expects_still(sql, text.params());
+                // Of the request itself nothing was sent.
+                self.begin_request();
+                if mistaken {
+                    return Err((error, phase));
+                }
+            }
+            again = true;
         }
     }
+
+    /// Runs `work` under the limits, measures it, and draws the consequences of a failure.
+    pub(super) fn timed<T>(
+        &mut self,
+        sql: &str,
+        phase: Phase,
+        limits: &Limits,
+        work: impl FnOnce(&mut Session) -> Result<T, (postgres::Error, Phase)>,
+    ) -> Result<T, Error> {
+        self.shared.may_block_here()?;
+        if self.in_call {
+            return Err(Error::TransactionAborted {
+                cause: "a call on its connection panicked".into(),
+                sqlstate: None,
+            });
+        }
+        if self.is_closing() {
+            // A cancel is on its way, or the deadline fired in the moment of the last answer.
+            return Err(Error::TransactionAborted {
+                cause: "its connection was given up at a deadline".into(),
+                sqlstate: Some(SqlState::QUERY_CANCELED),
+            });
+        }
+        // What was said to another is not said of this.
+        self.gave_up_on_standbys();
+        self.begin_request();
+        let started = Instant::now();
+        let plan = if phase == Phase::Commit {
+            Plan::Abort
+        } else {
+            Plan::Cancel
+        };
+        let armed = self.client.registration().arm(limits.act_at(started), plan);
+        self.in_call = true;
+        let result = work(self);
+        self.in_call = false;
+        let cancelled = armed.disarm();
+        let took = started.elapsed();
+        self.shared.metrics.operation.observe(took.as_secs_f64());
+        if self
+            .shared
+            .config
+            .slow_query
+            .is_some_and(|limit| took > limit)
+        {
+            self.shared.note_slow(sql, took);
+        }
+        if result.is_ok() {
+            self.hear(started + took);
+        }
+        if cancelled {
+            // The signal may still arrive, and would hit the next statement.
+            self.close_for(CloseReason::Broken);
+        }
+        if self.gave_up_on_standbys() && result.is_ok() {
+            return Err(Error::NotReplicated);
+        }
+        result.map_err(|(error, phase)| self.failed(sql, error, phase, cancelled, took, limits))
+    }
+
+    fn failed(
+        &mut self,
+        sql: &str,
+        source: postgres::Error,
+        phase: Phase,
+        cancelled: bool,
+        took: Duration,
+        limits: &Limits,
+    ) -> Error {
+        let (asked, progress) = (phase, self.tracked().wire.progress());
+        let phase = phase.once_seen(progress);
+        if verdict(&Symptom::of(&source), phase).session == Fate::Discard {
+            self.close_for(CloseReason::Broken);
+            self.shared.note_trouble();
+        }
+        let cut_by_us = cancelled || self.tracked().wire.is_aborted();
+        let stopped =
+            source.code() == Some(&SqlState::QUERY_CANCELED) || self.tracked().wire.is_aborted();
+        let error = match limits.reached(took, cut_by_us).filter(|_| stopped) {
+            Some(limit) => Error::QueryTimeout {
+                limit,
+                sql: excerpt(sql),
+                source,
+                phase,
+            },
+            None => Error::Database { source, phase },
+        };
+        // It is done, and its rows are lost to something that the driver did behind it.
+        let lone = matches!(asked, Phase::Statement | Phase::CommitsInside);
+        if lone && progress == Progress::Answered {
+            self.close_for(CloseReason::Broken);
+            return Error::OutcomeUnknown {
+                source: Box::new(error),
+            };
+        }
+        error
+    }
+}
+
+/// What is known of a text.
+enum Text {
+    Prepared(Kept),
+    Described(Arc<Described>),
+}
+
+impl Text {
+    fn params(&self) -> &[Type] {
+        match self {
+            Text::Prepared(kept) => kept.statement.params(),
+            Text::Described(described) => &described.params,
+        }
+    }
+}
+
+/// Whether an error may come of what was known of a text, instead of the text: `known` before this call.
+fn may_be_stale(symptom: &Symptom<'_>, known: bool) -> bool {
+    match symptom {
+        Symptom::StalePlan => true,
+        Symptom::BadCall => known,
+        Symptom::Server(code) => {
+            **code == SqlState::INVALID_SQL_STATEMENT_NAME
+                // It was right when it was prepared: names, types and what is done with them; or the value's form.
+                || known
+                    && ((code.code().starts_with("42") && **code != SqlState::INSUFFICIENT_PRIVILEGE)
+                        || **code == SqlState::INVALID_BINARY_REPRESENTATION
+                        || **code == SqlState::INTERNAL_ERROR)
+        }
+        _ => false,
+    }
+}
+
+/// A parameter, and the type that the server expects there.
+pub(super) type Typed<'p> = (&'p (dyn ToSql + Sync), Type);
+
+pub(super) fn with_types<'p>(
+    params: &[&'p (dyn ToSql + Sync)],
+    described: &Described,
+) -> Vec<Typed<'p>> {
+    let params = params.iter().copied();
+    params.zip(described.params.iter().cloned()).collect()
 }

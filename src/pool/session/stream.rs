@@ -1,8 +1,10 @@
 //! Statements whose rows or data pass one by one. Their limit is that of the whole, the caller's part included: the server's
 //! own statement timeout counts the same way.
 
-use super::{Limits, Session, Typed, WRONG_COUNT, with_types};
+use super::life::Session;
+use super::statements::{Typed, WRONG_COUNT, with_types};
 use crate::error::Error;
+use crate::pool::limits::Limits;
 use crate::retry::Phase;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::ToSql;

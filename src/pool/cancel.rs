@@ -1,0 +1,71 @@
+//! Cancel requests: each has a connection of its own, and a few helpers send them.
+
+use super::tracked::{Tracked, word};
+use super::wire;
+use log::debug;
+use postgres::{CancelToken, NoTls};
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// The most cancel requests under way at once: each holds a thread, for as long as the server does not answer.
+pub(super) const MOST_CANCELS: usize = 4;
+/// A cancel request that is not through by then never will be.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Cancel requests that wait for a helper, and the helpers there are.
+#[derive(Default)]
+pub(super) struct Cancels {
+    pub waiting: VecDeque<Arc<Tracked>>,
+    pub helpers: usize,
+}
+
+pub(super) fn next_cancel(queue: &Mutex<Cancels>) -> Option<Arc<Tracked>> {
+    let mut cancels = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let next = cancels.waiting.pop_front();
+    if next.is_none() {
+        cancels.helpers -= 1;
+    }
+    next
+}
+
+pub(super) fn cancel_one(tracked: &Tracked) {
+    // What has ended meanwhile needs none; it is closed in any case.
+    if word::unpack(tracked.word.load(SeqCst)).1 != word::CANCELLED || tracked.wire.is_aborted() {
+        return;
+    }
+    let (Some((token, tcp)), id) = (tracked.cancel.get(), tracked.id) else {
+        return;
+    };
+    // The driver unwraps the building of its runtime, which fails when file descriptors run out.
+    match catch_unwind(AssertUnwindSafe(|| cancel(token, *tcp))) {
+        Ok(Ok(())) => debug!("cancel sent for conn={id}"),
+        Ok(Err(e)) => debug!("cancel failed for conn={id}: {}", crate::error::Chain(&e)),
+        Err(_) => debug!("cancel panicked for conn={id}"),
+    }
+}
+
+fn cancel(token: &CancelToken, tcp: bool) -> Result<(), postgres::Error> {
+    if !tcp {
+        return token.cancel_query(NoTls);
+    }
+    // The request has a wire of its own. It is cut by a thread that sleeps: a cancel is rare, and the watchdog must not
+    // know of it, or it would have to watch itself.
+    let wire = Arc::<wire::Handle>::default();
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let cut = Arc::clone(&wire);
+    let timer = thread::Builder::new()
+        .name("millpond-cancel-timer".into())
+        .spawn(move || {
+            if wait.recv_timeout(CANCEL_LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                cut.abort();
+            }
+        });
+    let result = token.cancel_query(wire::Connector(wire));
+    drop(done);
+    drop(timer);
+    result
+}

@@ -1,0 +1,81 @@
+//! Checking in: back into the line, or closed.
+
+use super::checkout::{Held, Inner, Lease};
+use super::session::Session;
+use crate::metrics::CloseReason;
+use log::trace;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+impl Inner {
+    /// `unwound`: its borrower panicked.
+    fn check_in(&self, mut held: Held, unwound: bool) {
+        self.out.fetch_sub(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let session: &mut Session = &mut held;
+        if let Some(used) = session.tracked().take_hold() {
+            session.count_use();
+            self.shared.metrics.use_time.observe(used.as_secs_f64());
+            self.shared.observe(|o| o.checked_in(session.id(), used));
+            trace!("checked in conn={} used={used:.1?}", session.id());
+        }
+        if unwound {
+            // What the driver was in the middle of is still in its buffers.
+            session.close_for(CloseReason::Broken);
+        }
+        session.settle(now);
+        let dirty = session.is_dirty();
+        if session.is_lost() {
+            self.shared.note_trouble();
+        }
+        match session.retire(now).or_else(|| self.retire_in_turn(session)) {
+            Some(reason) => {
+                self.discard(held, reason);
+                self.line.discarded();
+            }
+            None => {
+                if session.take_heard() {
+                    self.shared.note_answer();
+                }
+                match self.line.give_back(held) {
+                    Some(unwanted) => self.discard(unwanted, CloseReason::Drained),
+                    None if dirty => self.wake_housekeeper(),
+                    None => {}
+                }
+            }
+        }
+        if self.shared.closing.load(Ordering::SeqCst) {
+            self.tell_returned();
+        }
+    }
+
+    /// Connections that were opened together are worn out together, and under load: replacing them all at once would take
+    /// the pool's capacity away just then. So the last tenth of their uses is given up where that lets them go one by one.
+    fn retire_in_turn(&self, session: &Session) -> Option<CloseReason> {
+        if !session.is_nearly_worn_out() {
+            return None;
+        }
+        let line = self.line.figures();
+        let whole = line.active + line.idle == self.shared.config.max_size as usize;
+        (whole && line.waiting > 0).then_some(CloseReason::MaxUses)
+    }
+
+    /// Closes a session, which r2d2 then counts no more.
+    pub(super) fn discard(&self, mut held: Held, reason: CloseReason) {
+        held.close_for(reason);
+        drop(held);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            if self.inner.shared.process.is_another() {
+                std::mem::forget(held);
+                return;
+            }
+            let unwound = std::thread::panicking() && !self.panicking;
+            self.inner.check_in(held, unwound);
+        }
+    }
+}

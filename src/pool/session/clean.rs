@@ -1,0 +1,92 @@
+//! What was left on a session is taken away.
+
+use super::life::{Session, upkeep_until};
+use crate::error::{Chain, Error};
+use crate::metrics::CloseReason;
+use crate::pool::watchdog::Plan;
+use crate::retry::Phase;
+use crate::sync::caught;
+use log::{debug, warn};
+use postgres::SimpleQueryMessage;
+use std::time::Instant;
+
+/// Puts a session on which something was left back into the state it was opened in. Not DISCARD ALL: that would drop the
+/// prepared statements that are ours and the driver's; those of its borrower are in the answer. `RESET ALL` goes back to
+/// the options of the startup packet.
+const CLEAN: &str = "ROLLBACK; CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
+                     SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; \
+                     SELECT 'DEALLOCATE ' || quote_ident(name) AS prepared FROM pg_prepared_statements WHERE from_sql; \
+                     SELECT count(*) AS looks_up FROM pg_prepared_statements \
+                     WHERE NOT from_sql AND statement ~ 'FROM pg_catalog[.]pg_type'";
+
+impl Session {
+    /// Takes away what a raw borrower left behind, and does again what `on_connect` did. Behind a pooler that would be done
+    /// to a session that others use as well: there the connection is closed, and the pooler cleans up in its own way.
+    pub fn clean(&mut self, deadline: Option<Instant>) -> bool {
+        if self.shared.is_pooled() {
+            // What is open there goes with the client, and would take the server's connection along.
+            let until = Some(upkeep_until(deadline));
+            if let Err(e) = self.bounded(until, |s| s.client.batch_execute("ROLLBACK")) {
+                debug!("conn={} could not be rolled back: {}", self.id(), Chain(&e));
+            }
+            self.close_for(CloseReason::LeakedState);
+            return false;
+        }
+        let until = upkeep_until(deadline);
+        let cleaned = self.clean_up(until).and_then(|()| self.restore(until));
+        if let Err(e) = cleaned {
+            debug!("conn={} could not be cleaned up: {}", self.id(), Chain(&e));
+            self.close_for(match self.is_lost() {
+                true => CloseReason::Broken,
+                false => CloseReason::LeakedState,
+            });
+        } else if !self.has_ended() {
+            self.dirty = false;
+        }
+        !self.is_closing() && !self.dirty
+    }
+
+    fn clean_up(&mut self, until: Instant) -> Result<(), Error> {
+        let cleaned = self.bounded(Some(until), |s| {
+            let mut prepared = Vec::new();
+            for message in s.client.simple_query(CLEAN)? {
+                let SimpleQueryMessage::Row(row) = message else {
+                    continue;
+                };
+                if let Ok(Some(deallocate)) = row.try_get("prepared") {
+                    prepared.push(deallocate.to_owned());
+                }
+                if let Ok(Some(count)) = row.try_get("looks_up") {
+                    // What the driver prepared to look types up was taken away, and it does not notice.
+                    if count == "0" && s.driver_looks_up {
+                        s.close_for(CloseReason::LeakedState);
+                    }
+                    s.driver_looks_up = count != "0";
+                }
+            }
+            match prepared.is_empty() {
+                true => Ok(()),
+                false => s.client.batch_execute(&prepared.join("; ")),
+            }
+        });
+        cleaned.map_err(|source| Error::Database {
+            source,
+            phase: Phase::Preparing,
+        })
+    }
+
+    /// Sets up, and has `on_connect` set up, what was reset, or was left undone when it was opened for the pool's own
+    /// questions.
+    pub fn restore(&mut self, until: Instant) -> Result<(), Error> {
+        let armed = self.client.registration().arm(Some(until), Plan::Abort);
+        let restored = caught(|| self.shared.restore(&mut self.client));
+        if armed.disarm() {
+            self.close_for(CloseReason::Broken);
+        }
+        restored.unwrap_or_else(|panic| {
+            warn!("on_connect panicked: {panic}");
+            self.close_for(CloseReason::LeakedState);
+            Ok(())
+        })
+    }
+}

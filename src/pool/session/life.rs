@@ -1,0 +1,496 @@
+//! One server connection: the driver's client, its prepared statements, its age and its use.
+//!
+//! A session is owned by one thread at a time. Whatever waits for the server here does so under a deadline that the
+//! watchdog keeps.
+
+use super::kept::{Kept, SearchPath};
+use super::link::Link;
+use super::words::SyncCommit;
+use crate::metrics::CloseReason;
+use crate::pool::identity::{Identity, first_row};
+use crate::pool::param_types::LookUps;
+use crate::pool::shared::Shared;
+use crate::pool::texts::Texts;
+use crate::pool::tracked::Tracked;
+use crate::pool::watchdog::{Plan, Registration};
+use crate::pool::wire;
+use crate::retry::Progress;
+use log::{info, warn};
+use postgres::fallible_iterator::FallibleIterator;
+use postgres::{Client, SimpleQueryMessage};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Closing says goodbye to the server, which is a write into a socket buffer: it need not be waited for any longer.
+const GOODBYE: Duration = Duration::from_millis(100);
+/// Bound of what the pool asks on its own account: a validation, a clean-up.
+pub(crate) const UPKEEP: Duration = Duration::from_secs(1);
+
+/// A look at what the server has said does not wait.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
+
+/// A connection that is old before it is used would be of no use to anybody.
+const LEAST_AGE: Duration = Duration::from_millis(100);
+
+pub(crate) struct Session {
+    pub(super) client: Link,
+    pub(super) statements: Option<Texts<Kept>>,
+    pub(super) look_ups: LookUps,
+    pub(super) shared: Arc<Shared>,
+    pub(super) opened_at: Instant,
+    /// How long opening it took.
+    pub(super) took: Duration,
+    /// It has been told of. One that was opened in vain beside another is not.
+    pub(super) announced: bool,
+    pub(super) expires_at: Option<Instant>,
+    /// When it came back, or was opened.
+    pub(super) last_used: Instant,
+    /// When the server last answered on it.
+    pub(super) heard_at: Instant,
+    /// It has since it was checked out.
+    pub(super) heard: bool,
+    pub(super) uses: u64,
+    pub(super) generation: u64,
+    /// Why it is to be closed, once that is settled.
+    pub(super) closing: Option<CloseReason>,
+    /// Something may have been left on it, which is still there.
+    pub(super) dirty: bool,
+    /// Something that stays was.
+    pub(super) has_traces: bool,
+    /// A call on it is under way; or was, and unwound.
+    pub(super) in_call: bool,
+    pub(super) in_transaction: bool,
+    pub(super) identity: Identity,
+    /// The number of the transaction under way, when it may write.
+    pub(super) xid: Option<u64>,
+    /// The driver has prepared statements of its own on it.
+    pub(super) driver_looks_up: bool,
+    /// It was begun to read only.
+    pub(super) reads_only: bool,
+    /// It runs in the backend that the session was opened to.
+    pub(super) in_own_backend: bool,
+    /// What its commit waits for.
+    pub(super) sync_commit: SyncCommit,
+    /// A statement of it may have changed that.
+    pub(super) sync_commit_touched: bool,
+    /// The warnings of its commit may be kept from us.
+    pub(super) hides_warnings: bool,
+    /// Texts may mean something else in it than elsewhere: there are temporary tables.
+    pub(super) own_meanings: bool,
+    /// What is made may be temporary.
+    pub(super) temporary_path: bool,
+    pub(super) search_path: SearchPath,
+}
+
+impl Session {
+    pub fn new(
+        client: Client,
+        identity: Identity,
+        registration: Registration,
+        shared: Arc<Shared>,
+        generation: u64,
+        took: Duration,
+    ) -> Session {
+        let now = Instant::now();
+        let config = &shared.config;
+        // Up to a tenth earlier, so that connections which were opened together are not closed together.
+        let expires_at = config
+            .max_lifetime
+            .map(|age| now + age.max(LEAST_AGE).mul_f64(1.0 - 0.1 * fastrand::f64()));
+        let statements = NonZeroUsize::new(config.statement_cache).map(Texts::new);
+        Session {
+            client: Link::new(client, registration),
+            statements,
+            look_ups: LookUps::default(),
+            opened_at: now,
+            took,
+            announced: false,
+            expires_at,
+            last_used: now,
+            heard_at: now,
+            heard: false,
+            uses: 0,
+            generation,
+            closing: None,
+            dirty: false,
+            has_traces: false,
+            in_call: false,
+            in_transaction: false,
+            identity,
+            xid: None,
+            driver_looks_up: false,
+            reads_only: false,
+            in_own_backend: false,
+            sync_commit: SyncCommit::ON,
+            sync_commit_touched: false,
+            hides_warnings: false,
+            own_meanings: false,
+            temporary_path: false,
+            search_path: SearchPath::Own,
+            shared,
+        }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.tracked().id
+    }
+
+    pub fn tracked(&self) -> &Arc<Tracked> {
+        &self.client.registration().tracked
+    }
+
+    /// Tells of it, once it has a place in the pool.
+    pub fn announce(&mut self) {
+        if std::mem::replace(&mut self.announced, true) {
+            return;
+        }
+        let (id, took) = (self.id(), self.took);
+        self.shared.metrics.create_time.observe(took.as_secs_f64());
+        info!("opened conn={id} took={took:.1?}");
+        self.shared.observe(|o| o.opened(id, took));
+    }
+
+    /// A deadline can cut what is on its wire.
+    pub fn can_be_cut(&self) -> bool {
+        !matches!(self.tracked().wire.progress(), Progress::Unseen)
+    }
+
+    /// The driver's client, for a borrower who does with it what he likes.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub fn client_mut(&mut self) -> &mut Client {
+        self.dirty = true;
+        &mut self.client
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    pub fn idle_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_used)
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// When the server last answered on it.
+    pub fn heard_at(&self) -> Instant {
+        self.heard_at
+    }
+
+    /// It has answered since this was last asked.
+    pub fn take_heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard)
+    }
+
+    pub(super) fn hear(&mut self, at: Instant) {
+        (self.heard_at, self.heard) = (at, true);
+    }
+
+    /// Its connection is gone.
+    pub fn is_lost(&self) -> bool {
+        self.client.is_closed() || self.tracked().wire.is_aborted()
+    }
+
+    /// Takes in what the server has said unasked, without waiting for anything. True where that was its goodbye. What it
+    /// has notified is nobody's.
+    pub fn has_ended(&mut self) -> bool {
+        if !self.tracked().wire.ask_for_look() {
+            // Found out when it is asked for a sign of life.
+            return self.is_lost();
+        }
+        // It does not wait; but if it did, nobody else could. A thread that is not let run for a while is no sign of that.
+        let limit = Instant::now() + LONGEST_LOOK;
+        let armed = self.client.registration().arm(Some(limit), Plan::Abort);
+        let mut pending = self.client.notifications();
+        let mut iter = pending.blocking_iter();
+        let goes_on = loop {
+            match iter.next() {
+                Ok(Some(notification)) if wire::Handle::is_look(&notification) => break true,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break false,
+            }
+        };
+        armed.disarm() || !goes_on
+    }
+
+    /// Whatever happens on it, it is cleaned when it comes back.
+    pub fn clean_afterwards(&mut self) {
+        self.dirty = true;
+    }
+
+    pub fn count_use(&mut self) {
+        self.uses += 1;
+    }
+
+    /// Why this session is to be closed now instead of being used again.
+    pub fn retire(&self, now: Instant) -> Option<CloseReason> {
+        let config = &self.shared.config;
+        Wear {
+            closing: self.closing,
+            broken: self.is_lost() || self.in_call,
+            draining: self.shared.closing.load(Ordering::Relaxed),
+            outlived: self.generation < self.shared.generation.load(Ordering::Relaxed),
+            expired: self.expires_at.is_some_and(|at| now >= at),
+            worn_out: (config.max_uses > 0 && self.uses >= config.max_uses)
+                || self.tracked().wire.has_grown(),
+        }
+        .reason()
+    }
+
+    /// It is in the last tenth of its uses.
+    pub fn is_nearly_worn_out(&self) -> bool {
+        let most = self.shared.config.max_uses;
+        most > 0 && self.uses >= most - most / 10
+    }
+
+    /// Settles that it is to be closed; the first reason stays.
+    pub fn close_for(&mut self, reason: CloseReason) {
+        self.closing.get_or_insert(reason);
+    }
+
+    /// It is used for work of the pool's own, without a deadline: when the pool closes, that is cancelled.
+    #[cfg(feature = "studio")]
+    pub fn end_with_pool(&mut self) {
+        self.tracked().ends_with_pool.store(true, Ordering::SeqCst);
+        self.client.registration().arm_for_good(None, Plan::Cancel);
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.is_some()
+    }
+
+    pub fn age(&self) -> Duration {
+        self.opened_at.elapsed()
+    }
+
+    /// Ready for the next borrower: nothing is left open. Called at check-in.
+    pub fn settle(&mut self, now: Instant) {
+        self.last_used = now;
+        self.search_path = SearchPath::Own;
+        if self.has_traces {
+            self.close_for(CloseReason::LeakedState);
+        }
+        if self.in_transaction && self.closing.is_none() && self.rollback().is_err() {
+            self.close_for(CloseReason::Broken);
+        }
+    }
+
+    /// Runs `work` on the wire, which is cut at the deadline. A session whose deadline fired is spent, even where the answer
+    /// came in the same moment: the cut would hit whoever uses it next.
+    pub(super) fn bounded<T>(
+        &mut self,
+        at: Option<Instant>,
+        work: impl FnOnce(&mut Session) -> Result<T, postgres::Error>,
+    ) -> Result<T, postgres::Error> {
+        let armed = self.client.registration().arm(at, Plan::Abort);
+        // Where the work unwinds, the driver was in the middle of something, which is still in its buffers.
+        self.in_call = true;
+        let result = work(self);
+        self.in_call = false;
+        if armed.disarm() {
+            self.close_for(CloseReason::Broken);
+        } else if result.is_ok() {
+            self.hear(Instant::now());
+        }
+        result
+    }
+
+    /// Asks the server for a sign of life, at most until `deadline`.
+    pub fn validate(&mut self, deadline: Option<Instant>) -> Result<(), postgres::Error> {
+        let result = self.bounded(Some(upkeep_until(deadline)), |s| s.client.batch_execute(""));
+        if result.is_err() {
+            self.close_for(CloseReason::Broken);
+        }
+        result
+    }
+
+    /// The server's own `statement_timeout` for a statement on this session; zero = off, `None` = not known.
+    pub fn server_timeout(&self) -> Option<Duration> {
+        let known = !self.shared.is_pooled();
+        known.then_some(self.identity.statement_timeout)
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// True where the server is a standby; asked once nothing is under way any more. With `or_was`, also where it was one
+    /// for all that the session knows: it may have been promoted since the refusal that makes us ask.
+    pub fn is_on_standby(&mut self, or_was: bool) -> bool {
+        if self.is_closing() || (self.in_transaction && self.rollback().is_err()) {
+            return false;
+        }
+        if or_was && self.identity.standby {
+            return true;
+        }
+        let answer = self.ask("SELECT pg_is_in_recovery()", upkeep_until(None));
+        answer.is_ok_and(|messages| {
+            first_row(&messages).and_then(|row| row.try_get(0).ok().flatten()) == Some("t")
+        })
+    }
+
+    /// The server gave up the wait of a commit for a synchronous standby, since this was last asked.
+    pub fn gave_up_on_standbys(&self) -> bool {
+        let said = &self.tracked().gave_up_on_standbys;
+        said.load(Ordering::Relaxed) && said.swap(false, Ordering::Relaxed)
+    }
+
+    /// A question of the pool's own, in words of its own; its wire is cut at the deadline.
+    pub fn ask(
+        &mut self,
+        sql: &str,
+        deadline: Instant,
+    ) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+        self.bounded(Some(deadline), |s| s.client.simple_query(sql))
+    }
+
+    pub(super) fn begin_request(&self) {
+        self.tracked().wire.begin_request();
+    }
+}
+
+pub(super) fn upkeep_until(deadline: Option<Instant>) -> Instant {
+    let own = Instant::now() + UPKEEP;
+    deadline.map_or(own, |at| at.min(own))
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.shared.process.is_another() {
+            return;
+        }
+        // r2d2 drops the idle connections of its own that outlived their time, without a word.
+        let unsaid = if self.shared.closing.load(Ordering::Relaxed) {
+            CloseReason::Drained
+        } else {
+            CloseReason::MaxLifetime
+        };
+        let reason = self.closing.unwrap_or(unsaid);
+        if reason == CloseReason::Broken {
+            self.tracked().wire.abort();
+        } else {
+            // Stays armed until the client, which is dropped next, has said goodbye; the registration goes after it.
+            self.client
+                .registration()
+                .arm_for_good(Some(Instant::now() + GOODBYE), Plan::Abort);
+        }
+        if !self.announced {
+            return;
+        }
+        let (id, age, uses) = (self.id(), self.opened_at.elapsed(), self.uses);
+        match reason {
+            // Behind a pooler it is the usual end of a connection that was lent out.
+            CloseReason::LeakedState if self.shared.is_pooled() => {
+                info!("closed conn={id} reason={reason} age={age:.1?} uses={uses}");
+            }
+            CloseReason::Broken | CloseReason::LeakedState => {
+                warn!("closed conn={id} reason={reason} age={age:.1?} uses={uses}");
+            }
+            _ => info!("closed conn={id} reason={reason} age={age:.1?} uses={uses}"),
+        }
+        self.shared
+            .metrics
+            .closed
+            .with_label_values(&[reason.as_str()])
+            .inc();
+        self.shared.observe(|o| o.closed(id, reason, age, uses));
+    }
+}
+
+/// What a session has gone through, in the order in which it counts.
+#[derive(Clone, Copy, Default)]
+struct Wear {
+    closing: Option<CloseReason>,
+    broken: bool,
+    draining: bool,
+    outlived: bool,
+    expired: bool,
+    worn_out: bool,
+}
+
+impl Wear {
+    fn reason(self) -> Option<CloseReason> {
+        match self {
+            Wear {
+                closing: Some(reason),
+                ..
+            } => Some(reason),
+            Wear { broken: true, .. } => Some(CloseReason::Broken),
+            Wear { draining: true, .. } => Some(CloseReason::Drained),
+            Wear { outlived: true, .. } => Some(CloseReason::FailedOver),
+            Wear { expired: true, .. } => Some(CloseReason::MaxLifetime),
+            Wear { worn_out: true, .. } => Some(CloseReason::MaxUses),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_closed_for_the_gravest_reason() {
+        let fresh = Wear::default();
+        let rows = [
+            (fresh, None),
+            (
+                Wear {
+                    worn_out: true,
+                    ..fresh
+                },
+                Some(CloseReason::MaxUses),
+            ),
+            (
+                Wear {
+                    expired: true,
+                    worn_out: true,
+                    ..fresh
+                },
+                Some(CloseReason::MaxLifetime),
+            ),
+            (
+                Wear {
+                    outlived: true,
+                    expired: true,
+                    ..fresh
+                },
+                Some(CloseReason::FailedOver),
+            ),
+            (
+                Wear {
+                    draining: true,
+                    expired: true,
+                    ..fresh
+                },
+                Some(CloseReason::Drained),
+            ),
+            (
+                Wear {
+                    broken: true,
+                    draining: true,
+                    ..fresh
+                },
+                Some(CloseReason::Broken),
+            ),
+            (
+                Wear {
+                    closing: Some(CloseReason::LeakedState),
+                    broken: true,
+                    ..fresh
+                },
+                Some(CloseReason::LeakedState),
+            ),
+        ];
+        for (wear, reason) in rows {
+            assert_eq!(wear.reason(), reason);
+        }
+    }
+}

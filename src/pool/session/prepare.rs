@@ -1,0 +1,202 @@
+//! What a session knows of a text before it runs it: prepared, or described, and what it may leave.
+
+use super::kept::{Kept, SearchPath};
+use super::life::Session;
+use crate::metrics::CloseReason;
+use crate::pool::identity::first_row;
+use crate::pool::param_types::Described;
+use crate::retry::{Facts, Leaves, Phase};
+use postgres::error::SqlState;
+use postgres::types::Type;
+use std::sync::Arc;
+
+/// The path, and what becomes of it for the role.
+const PATH: &str = "SELECT current_setting('search_path') || ' ' || current_schemas(true)::text";
+
+impl Session {
+    /// The prepared statement for this text and whether it was kept, or newly prepared (one more round trip).
+    pub(super) fn prepared(&mut self, sql: &str) -> Result<Option<(Kept, bool)>, postgres::Error> {
+        // The next transaction may meet another server, where the name stands for nothing, or for another's statement.
+        if self.statements.is_none() || self.shared.is_pooled() {
+            return Ok(None);
+        }
+        self.ask_for_search_path()?;
+        let key = self.search_path.key(sql);
+        let may_keep = self.may_keep(&key);
+        let Some(statements) = &mut self.statements else {
+            return Ok(None);
+        };
+        match statements.get(&key) {
+            Some(kept) if may_keep && !kept.is_old() => return Ok(Some((kept.clone(), true))),
+            Some(kept) if kept.has_own_types() => self.client.clear_type_cache(),
+            _ => {}
+        }
+        let statement = self.client.prepare(sql)?;
+        let new = Kept::new(statement, Facts::of(sql));
+        self.driver_looks_up |= new.has_own_types();
+        if may_keep {
+            statements.put(&key, new.clone());
+        }
+        Ok(Some((new, false)))
+    }
+
+    /// What was prepared or described for this text is not what the server expects any more.
+    pub(super) fn forget(&mut self, sql: &str) {
+        let key = self.search_path.key(sql);
+        if let Some(statements) = &mut self.statements {
+            statements.forget(&key);
+        }
+        self.shared.descriptions.forget(&key);
+        self.client.clear_type_cache();
+        self.look_ups.forget_types();
+    }
+
+    /// A temporary table hides another of its name from this transaction, also where a statement was prepared before: the
+    /// server does not look at what was not there.
+    pub(super) fn may_keep(&self, key: &str) -> bool {
+        !(self.in_transaction && self.own_meanings) && self.shared.descriptions.may_keep(key)
+    }
+
+    /// On no session, for a while.
+    pub(super) fn do_not_keep(&self, sql: &str) {
+        let key = self.search_path.key(sql);
+        self.shared.descriptions.do_not_keep(&key);
+    }
+
+    /// Once a statement of the transaction under way has named the setting: what it is by now.
+    pub(super) fn ask_for_search_path(&mut self) -> Result<(), postgres::Error> {
+        if let SearchPath::Doubtful = self.search_path {
+            let answer = self.client.simple_query(PATH)?;
+            let path = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+            self.search_path = SearchPath::Set(path.unwrap_or_default().into());
+        }
+        Ok(())
+    }
+
+    /// Takes note of what a statement may leave, before it is sent.
+    pub(super) fn take_note(&mut self, facts: &Facts) {
+        self.dirty |= facts.leaves > Leaves::Nothing;
+        self.has_traces |= facts.leaves == Leaves::Traces;
+        if !self.in_transaction {
+            return;
+        }
+        self.sync_commit_touched |= facts.names_synchronous_commit;
+        self.hides_warnings |= facts.names_client_min_messages;
+        // What a text means may depend on what came before it in this transaction.
+        self.temporary_path |= facts.temporary_path;
+        let by_path = facts.creates && self.temporary_path;
+        self.own_meanings |= facts.makes_temporary || by_path;
+        self.dirty |= by_path;
+        let path_was_set = !matches!(self.search_path, SearchPath::Own);
+        if facts.names_search_path || (facts.rolls_back && path_was_set) {
+            self.search_path = SearchPath::Doubtful;
+        }
+        if facts.deallocates {
+            self.look_ups.doubt();
+        }
+    }
+
+    /// What the server says of a statement that is not kept, and of whose rows this client needs nothing to be looked up any
+    /// more; and whether that was known. If not, one more round trip, or three where it takes a transaction of its own.
+    pub(super) fn described(
+        &mut self,
+        sql: &str,
+    ) -> Result<(Arc<Described>, bool), postgres::Error> {
+        self.ask_for_search_path()?;
+        let key = self.search_path.key(sql);
+        let may_keep = self.may_keep(&key);
+        if may_keep
+            && let Some(described) = self.shared.descriptions.get(&key)
+            && self.look_ups.cover(&described)
+        {
+            return Ok((described, true));
+        }
+        let described = match self.shared.is_pooled() {
+            true => self.describe_past_others(sql)?,
+            false => self.look_ups.describe(&mut self.client, sql, false)?,
+        };
+        let described = Arc::new(described);
+        if may_keep {
+            self.shared.descriptions.put(&key, &described);
+        }
+        Ok((described, false))
+    }
+
+    /// Behind a pooler: within a transaction, its own where none is under way. A name that another program has left there is
+    /// met once: the driver's next one is another.
+    pub(super) fn describe_past_others(&mut self, sql: &str) -> Result<Described, postgres::Error> {
+        const MOST_NAMES: u32 = 100;
+        let (begin, undo) = match self.in_transaction {
+            true => (
+                "SAVEPOINT millpond_describe",
+                "ROLLBACK TO SAVEPOINT millpond_describe; RELEASE SAVEPOINT millpond_describe; ",
+            ),
+            false => ("BEGIN", "ROLLBACK; "),
+        };
+        let mut names = 0;
+        loop {
+            self.client.batch_execute(begin)?;
+            let described = self.look_ups.describe(&mut self.client, sql, true);
+            let undo = match self.in_transaction {
+                // The transaction's own end takes them away.
+                true => undo.to_owned(),
+                false => undo.to_owned() + &self.look_ups.take_away(),
+            };
+            names += 1;
+            let taken = described
+                .as_ref()
+                .is_err_and(|e| names < MOST_NAMES && is_name_taken(e));
+            if self.in_transaction && described.is_err() && !taken {
+                // It has failed for good, as it would have without us.
+                return described;
+            }
+            let undone = self.client.batch_execute(&undo);
+            if undone.is_err() {
+                self.close_for(CloseReason::Broken);
+            }
+            match described {
+                Err(_) if taken && undone.is_ok() => {}
+                // What was wrong first says more.
+                Err(e) => return Err(e),
+                Ok(described) => return undone.map(|()| described),
+            }
+        }
+    }
+
+    /// Whether values of these types are what a text takes, now that it is prepared anew.
+    pub(super) fn expects_still(&mut self, sql: &str, types: &[Type]) -> bool {
+        match self.prepared(sql) {
+            Ok(Some((kept, _))) => kept.statement.params() == types,
+            Ok(None) => self.described(sql).is_ok_and(|(d, _)| d.params == types),
+            Err(_) => true,
+        }
+    }
+
+    /// A statement could not be prepared, or described: nothing of it has run.
+    pub(super) fn not_prepared(
+        &mut self,
+        error: postgres::Error,
+        phase: Phase,
+    ) -> (postgres::Error, Phase) {
+        if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) {
+            // What the driver had prepared for its own questions is gone, and it does not notice.
+            self.close_for(CloseReason::LeakedState);
+        }
+        (error, Phase::Preparing.or_inside(phase))
+    }
+}
+
+fn is_name_taken(error: &postgres::Error) -> bool {
+    error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT)
+}
+
+impl Phase {
+    /// The phase of a preparation: inside a transaction, losing it loses the transaction.
+    fn or_inside(self, statement: Phase) -> Phase {
+        if statement == Phase::InTransaction {
+            statement
+        } else {
+            self
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Begin, commit, roll back: one message each.
+
+use super::kept::SearchPath;
+use super::life::Session;
+use super::words::{
+    Begin, ENDED_INSIDE, Finish, LostTransaction, READING, SyncCommit, says_ended_inside,
+};
+use crate::error::Error;
+use crate::metrics::CloseReason;
+use crate::pool::identity::first_row;
+use crate::pool::limits::Limits;
+use crate::pool::watchdog::CANCEL_GRACE;
+use crate::retry::Phase;
+use postgres::SimpleQueryMessage;
+use std::time::{Duration, Instant};
+
+/// The same for a rollback, which may come behind the caller's deadline: no later than a cancelled statement is cut.
+const ROLLBACK: Duration = CANCEL_GRACE;
+
+impl Session {
+    /// Begins a transaction: one message, to which `and_then` of our own belongs. Returns what the server answered.
+    pub fn begin(
+        &mut self,
+        begin: &Begin,
+        and_then: &str,
+        limits: &Limits,
+    ) -> Result<Vec<SimpleQueryMessage>, Error> {
+        // Set before it is sent: an answer that is lost may have begun one.
+        self.in_transaction = true;
+        (self.xid, self.reads_only) = (None, begin.read_only);
+        (self.sync_commit, self.sync_commit_touched) = (SyncCommit::ON, false);
+        (self.own_meanings, self.temporary_path) = (false, false);
+        self.search_path = SearchPath::Own;
+        let begin = Begin {
+            // Where it cannot be set on the session, at least here.
+            statement_timeout: begin
+                .statement_timeout
+                .or_else(|| self.shared.timeout_of_transactions()),
+            ..*begin
+        };
+        let sql = begin.sql() + and_then;
+        let answer = self.timed("BEGIN", Phase::Preparing, limits, |session| {
+            let answer = session.client.simple_query(&sql);
+            answer.map_err(|e| (e, Phase::Preparing))
+        })?;
+        let row = first_row(&answer);
+        let text = |column: &str| row?.try_get(column).ok().flatten();
+        self.xid = text("xid").and_then(|xid| xid.parse().ok());
+        if let Some(level) = text("synchronous_commit").and_then(SyncCommit::named) {
+            self.sync_commit = level;
+        }
+        self.hides_warnings = text("client_min_messages") == Some("error");
+        let pid = text("pid").and_then(|pid| pid.parse::<i32>().ok());
+        self.in_own_backend = pid == Some(self.identity.pid);
+        if pid.is_some() && !self.in_own_backend {
+            self.shared
+                .note_pooler("another process answers than before");
+        }
+        // Only a primary gives numbers.
+        self.identity.standby &= self.xid.is_none();
+        Ok(answer)
+    }
+
+    /// Commits: one message. In a transaction that the server has aborted, a plain COMMIT would roll back and be answered
+    /// like a success; the statement before it fails there, with 25P02. It fails as well when this is not the
+    /// transaction that was begun: the closure has ended that one by itself. Never cancelled on the way (see the watchdog).
+    /// What finishes it, of our own, belongs to the transaction.
+    pub fn commit(&mut self, finish: &Finish, limits: &Limits) -> Result<(), Error> {
+        if std::mem::take(&mut self.sync_commit_touched) {
+            self.ask_what_commit_waits_for(limits)?;
+        }
+        let check = match self.xid {
+            Some(xid) => format!(
+                "CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
+                 THEN current_setting('{ENDED_INSIDE}') END"
+            ),
+            None if self.reads_only => format!(
+                "CASE WHEN current_setting('{READING}', true) IS DISTINCT FROM 'yes' \
+                 THEN current_setting('{ENDED_INSIDE}') END"
+            ),
+            None => "1".to_owned(),
+        };
+        let Finish { values, statements } = finish;
+        // That the wait for a standby was given up is said in a warning only.
+        let warn = match self.hides_warnings {
+            true => "SET LOCAL client_min_messages = warning; ",
+            false => "",
+        };
+        let take_away = self.look_ups.take_away();
+        let sql = format!("SELECT {check}{values}; {statements}{take_away}{warn}COMMIT");
+        let result = self.timed("COMMIT", Phase::Commit, limits, |session| {
+            session
+                .client
+                .batch_execute(&sql)
+                .map_err(|e| (e, Phase::Commit))
+        });
+        match result {
+            Err(e) if says_ended_inside(&e) => Err(self.ended_inside()),
+            Ok(()) => {
+                self.in_transaction = false;
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Once the COMMIT is lost, it is too late to ask.
+    fn ask_what_commit_waits_for(&mut self, limits: &Limits) -> Result<(), Error> {
+        const SQL: &str = "SELECT current_setting('synchronous_commit')";
+        let answer = self.timed(SQL, Phase::InTransaction, limits, |session| {
+            let answer = session.client.simple_query(SQL);
+            answer.map_err(|e| (e, Phase::InTransaction))
+        })?;
+        let level = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+        self.sync_commit = level.and_then(SyncCommit::named).unwrap_or(SyncCommit::ON);
+        Ok(())
+    }
+
+    fn ended_inside(&mut self) -> Error {
+        self.close_for(CloseReason::LeakedState);
+        Error::Misuse(
+            "the transaction was ended by a statement of its own closure; what that committed stays",
+        )
+    }
+
+    /// Rolls back, within the time for upkeep, and makes sure that there was something to roll back.
+    pub fn rollback(&mut self) -> Result<(), Error> {
+        let sql = match self.xid {
+            Some(xid) => format!("ROLLBACK; SELECT pg_xact_status('{xid}'::xid8); "),
+            None => "ROLLBACK; ".to_owned(),
+        };
+        let sql = sql + &self.look_ups.take_away();
+        let until = Some(Instant::now() + ROLLBACK);
+        match self.bounded(until, |s| s.client.simple_query(&sql)) {
+            Ok(answer) => {
+                self.in_transaction = false;
+                let status = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+                if status == Some("committed") {
+                    Err(self.ended_inside())
+                } else {
+                    self.search_path = SearchPath::Own;
+                    Ok(())
+                }
+            }
+            Err(source) => {
+                self.close_for(CloseReason::Broken);
+                Err(Error::Database {
+                    source,
+                    phase: Phase::InTransaction,
+                })
+            }
+        }
+    }
+
+    /// The transaction under way, whose COMMIT was sent and not answered.
+    pub fn lost_transaction(&self) -> LostTransaction {
+        LostTransaction {
+            identity: self.identity.clone(),
+            // Behind a pooler, numbers of processes and transactions are somebody else's by now.
+            xid: self
+                .xid
+                .filter(|_| self.in_own_backend && !self.shared.is_pooled()),
+            sync_commit: self.sync_commit,
+        }
+    }
+
+    /// The transaction under way can write nothing.
+    pub fn began_on_standby(&self) -> bool {
+        self.xid.is_none()
+    }
+
+    /// What the commit of the last transaction waits for.
+    pub fn sync_commit(&self) -> SyncCommit {
+        self.sync_commit
+    }
+}

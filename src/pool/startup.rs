@@ -1,0 +1,58 @@
+//! The settings of the startup packet.
+
+use super::shared::Shared;
+use super::tracked::Tracked;
+use log::debug;
+use postgres::config::{Host, SslMode, SslNegotiation};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+impl Shared {
+    /// The settings of the startup packet. Later options win over earlier ones, so the order says who wins.
+    pub(super) fn startup(
+        &self,
+        host: &postgres::Config,
+        limit: Duration,
+        with_options: bool,
+        tracked: &Arc<Tracked>,
+    ) -> postgres::Config {
+        let mut config = host.clone();
+        if is_tcp(host) {
+            // The wire's way in; what the user asked for in the way of TLS was settled when the URL was read.
+            config
+                .ssl_mode(SslMode::Require)
+                .ssl_negotiation(SslNegotiation::Direct);
+        } else {
+            config.ssl_mode(SslMode::Disable);
+        }
+        let own = host.get_connect_timeout().copied().unwrap_or(limit);
+        config.connect_timeout(own.min(limit).max(Duration::from_millis(1)));
+        config.application_name(&self.application_name());
+        if with_options {
+            let ours = format!("-c statement_timeout={}", self.statement_timeout_ms());
+            let options = match host.get_options() {
+                Some(theirs) if self.config.statement_timeout_wins => {
+                    format!("{theirs} {ours}")
+                }
+                Some(theirs) => format!("{ours} {theirs}"),
+                None => ours,
+            };
+            config.options(&options);
+        }
+        let tracked = Arc::clone(tracked);
+        config.notice_callback(move |notice| {
+            // A notice may quote values: its text is not for the log. The routine is the same in every language.
+            debug!("notice from the server: {}", notice.code().code());
+            if notice.routine() == Some("SyncRepWaitForLSN") {
+                tracked.gave_up_on_standbys.store(true, Ordering::Relaxed);
+            }
+        });
+        config
+    }
+}
+
+pub(super) fn is_tcp(host: &postgres::Config) -> bool {
+    // There are no others on Windows.
+    matches!(host.get_hosts().first(), None | Some(Host::Tcp(_)))
+}

@@ -1,0 +1,84 @@
+//! What other threads may know of a connection, and do to it.
+
+use super::wire;
+use crate::error::HeldBy;
+use postgres::CancelToken;
+use std::panic::Location;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+/// The deadline of one connection in one word: nanoseconds since the watchdog's start, and in the two lowest bits what is
+/// to happen then. 0 = nothing is on the wire.
+pub(super) mod word {
+    pub const CANCEL: u64 = 1;
+    pub const ABORT: u64 = 2;
+    pub const CANCELLED: u64 = 3;
+    /// On the wire without a deadline.
+    pub const NEVER: u64 = u64::MAX >> 2;
+
+    pub fn pack(nanos: u64, stage: u64) -> u64 {
+        (nanos.min(NEVER) << 2) | stage
+    }
+
+    pub fn unpack(word: u64) -> (u64, u64) {
+        (word >> 2, word & 3)
+    }
+}
+
+/// What other threads may know of a connection, and do to it.
+pub(crate) struct Tracked {
+    pub id: u64,
+    pub wire: Arc<wire::Handle>,
+    pub(super) word: AtomicU64,
+    /// Set once the server has let us in; whether it goes over TCP (and so through a wire).
+    pub(super) cancel: OnceLock<(CancelToken, bool)>,
+    pub(super) holder: Mutex<Option<Holder>>,
+    /// The server said so, in a warning.
+    pub gave_up_on_standbys: AtomicBool,
+    /// What runs on it is cancelled as soon as the pool closes.
+    pub ends_with_pool: AtomicBool,
+}
+
+pub(super) struct Holder {
+    pub place: &'static Location<'static>,
+    pub thread: Thread,
+    pub since: Instant,
+    /// It has been named in a warning.
+    pub warned: bool,
+}
+
+impl Tracked {
+    pub fn set_cancel(&self, token: CancelToken, tcp: bool) {
+        // Set once, right after opening; a second call would be the same token.
+        let _ = self.cancel.set((token, tcp));
+    }
+
+    pub(super) fn holder(&self) -> MutexGuard<'_, Option<Holder>> {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_holder(&self, place: &'static Location<'static>) {
+        *self.holder() = Some(Holder {
+            place,
+            thread: thread::current(),
+            since: Instant::now(),
+            warned: false,
+        });
+    }
+
+    /// Ends the hold and says how long it was.
+    pub fn take_hold(&self) -> Option<Duration> {
+        self.holder().take().map(|h| h.since.elapsed())
+    }
+
+    pub(super) fn describe_holder(&self, holder: &Holder) -> HeldBy {
+        HeldBy {
+            connection: self.id,
+            place: holder.place,
+            thread: holder.thread.name().map(str::to_owned),
+            held: holder.since.elapsed(),
+        }
+    }
+}
