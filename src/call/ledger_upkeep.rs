@@ -63,7 +63,7 @@ impl Pool {
     /// programs at once. Nothing else makes them.
     ///
     /// # Errors
-    /// As [`transaction`](Pool::transaction): the role needs the right to create them. [`Error::Misuse`] where another table has the
+    /// As [`transaction`](Pool::transaction): the role needs the right to create them. [`Error::Misuse`](crate::Error::Misuse) where another table has the
     /// ledger's name.
     pub fn create_ledger(&self) -> Result<()> {
         // IF NOT EXISTS does not keep two who come at once apart.

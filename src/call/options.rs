@@ -75,7 +75,7 @@ impl Call<'_> {
     }
 
     /// How long from the beginning of the call a transaction with a key waits for another that has the key in hand, before it
-    /// ends as [`Error::KeyInUse`]. Without this, it waits up to the statement timeout, and ends as [`Error::QueryTimeout`].
+    /// ends as [`Error::KeyInUse`](crate::Error::KeyInUse). Without this, it waits up to the statement timeout, and ends as [`Error::QueryTimeout`](crate::Error::QueryTimeout).
     pub fn with_key_wait(mut self, limit: Duration) -> Self {
         self.key_wait = Some(limit.min(LONGEST_TIMEOUT));
         self

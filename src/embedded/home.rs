@@ -1,7 +1,8 @@
 //! A private server's directory: where it is, who may use it, and what is in it.
 
+use super::failure::{EmbeddedError, Tried};
+use super::options::{Options, Place};
 use super::programs::Programs;
-use super::{EmbeddedError, Options, Place, Tried};
 use crate::hex::hex;
 use crate::temporary;
 use log::{info, warn};

@@ -1,12 +1,10 @@
 //! Where PostgreSQL's own programs are.
 
-use super::EmbeddedError;
+use super::failure::{EmbeddedError, OLDEST};
 use std::cmp::Reverse;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-pub(super) const OLDEST: u32 = 14;
 
 /// PostgreSQL's own programs.
 pub(super) struct Programs {

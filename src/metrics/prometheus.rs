@@ -1,6 +1,6 @@
 //! The text that Prometheus reads (exposition format 0.0.4).
 
-use super::Stats;
+use super::series::{Metrics, Stats};
 use prometheus::core::Collector;
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, TextEncoder};
 
@@ -18,7 +18,7 @@ pub struct Gauges {
     pub probe_up: bool,
 }
 
-impl super::Metrics {
+impl Metrics {
     /// All counters and histograms, and the gauges given.
     pub fn text(&self, pool_name: &str, gauges: Gauges) -> String {
         let mut families = self.registry().gather();

@@ -3,6 +3,7 @@
 mod budget;
 mod policy;
 mod sql;
+mod tokens;
 mod verdict;
 
 pub(crate) use budget::Budget;

@@ -1,12 +1,10 @@
-//! What can go wrong, with the evidence.
-//!
-//! Each error states one fact; the cause is behind [`source`](std::error::Error::source). What may be done about an
-//! error is asked with predicates ([`Error::is_retryable`], [`Error::is_outcome_unknown`]), never read out of its text.
-//! No error holds a parameter value or a password.
+//! Why a call failed.
 
+use super::reasons::{CheckoutFailure, GaveUpReason};
+use super::text::{Chain, HeldBy, is_out_of_files, server_said};
 use crate::metrics::Stats;
 use crate::retry::{self, Phase, Repeat, Symptom, Verdict};
-use postgres::error::{DbError, SqlState};
+use postgres::error::SqlState;
 use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
@@ -72,25 +70,239 @@ pub enum Error {
     Application(Box<dyn StdError + Send + Sync>),
 }
 
-/// Why a call that could have been repeated was not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum GaveUpReason {
-    /// The policy's retries are used up.
-    MaxRetries,
-    /// The next pause would have outlived the caller's deadline.
-    Deadline,
-    /// Too many retries lately: the pool's retry budget is empty, so that a sick database is not beaten by its own clients.
-    Budget,
+impl Error {
+    /// Wraps an error of the application, to be returned from a transaction's closure.
+    pub fn application(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        Error::Application(error.into())
+    }
+
+    /// The application's own error, when this is one of type `E`.
+    pub fn downcast<E: StdError + Send + Sync + 'static>(self) -> Result<E, Error> {
+        match self {
+            Error::Application(inner) => inner.downcast().map(|e| *e).map_err(Error::Application),
+            other => Err(other),
+        }
+    }
+
+    /// True when time ran out: waiting for a connection, or on a statement.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Error::Checkout(e) => e.reason == CheckoutFailure::Timeout,
+            Error::QueryTimeout { .. } => true,
+            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.is_timeout(),
+            Error::TransactionAborted { sqlstate, .. } => {
+                sqlstate.as_ref() == Some(&SqlState::QUERY_CANCELED)
+            }
+            Error::Database { .. }
+            | Error::KeyInUse
+            | Error::NotReplicated
+            | Error::Misuse(_)
+            | Error::Application(_) => false,
+        }
+    }
+
+    /// True when the call took no effect for certain, and the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::GaveUp { source, .. } => source.is_retryable(),
+            // Not repeated by the pool, which would only lengthen the line; the caller may try later.
+            Error::Checkout(e) => {
+                let hopeless = e
+                    .last_open_error
+                    .as_ref()
+                    .is_some_and(|open| open.is_permanent());
+                e.reason != CheckoutFailure::Closed && !hopeless
+            }
+            Error::KeyInUse => true,
+            // Not repeated by the pool: whoever says NOWAIT wants to know at once.
+            Error::Database { source, .. } if Symptom::of(source) == Symptom::NoWait => true,
+            other => matches!(
+                other.verdict().repeat,
+                Repeat::NeverSent | Repeat::RolledBack
+            ),
+        }
+    }
+
+    /// True when a write may have been done, or not.
+    pub fn is_outcome_unknown(&self) -> bool {
+        match self {
+            Error::OutcomeUnknown { .. } => true,
+            Error::GaveUp { source, .. } => source.is_outcome_unknown(),
+            _ => false,
+        }
+    }
+
+    /// The server's code, where the server said one. The codes stand in appendix A of PostgreSQL's manual.
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        match self {
+            Error::Checkout(e) => e.last_open_error.as_ref()?.sqlstate(),
+            Error::QueryTimeout { source, .. } | Error::Database { source, .. } => source.code(),
+            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.sqlstate(),
+            Error::TransactionAborted { sqlstate, .. } => sqlstate.as_ref(),
+            Error::KeyInUse => Some(&SqlState::LOCK_NOT_AVAILABLE),
+            Error::NotReplicated | Error::Misuse(_) | Error::Application(_) => None,
+        }
+    }
+
+    /// The same, once it is known that what it speaks of took no effect.
+    pub(crate) fn without_effect(self) -> Error {
+        match self {
+            // The server itself stopped it: the next attempt would most likely end the same way.
+            Error::QueryTimeout {
+                limit, sql, source, ..
+            } if source.code() == Some(&SqlState::QUERY_CANCELED) => Error::QueryTimeout {
+                limit,
+                sql,
+                source,
+                phase: Phase::Preparing,
+            },
+            Error::Database { source, .. } | Error::QueryTimeout { source, .. } => {
+                Error::Database {
+                    source,
+                    phase: Phase::Preparing,
+                }
+            }
+            Error::OutcomeUnknown { source } => source.without_effect(),
+            // The server that had it is gone, and the one that took its place has not.
+            Error::NotReplicated => Error::TransactionAborted {
+                cause: "its server was lost before a standby had it".into(),
+                sqlstate: Some(SqlState::ADMIN_SHUTDOWN),
+            },
+            other => other,
+        }
+    }
+
+    /// May it be repeated, and is the connection spent?
+    pub(crate) fn verdict(&self) -> Verdict {
+        match self {
+            Error::Checkout(e) => match (e.reason, &e.last_open_error) {
+                (CheckoutFailure::Closed, _) => Verdict::PERMANENT,
+                (_, Some(open)) if open.is_permanent() => Verdict::PERMANENT,
+                // The line is full because retries would only lengthen it; fail fast means what it says.
+                (
+                    CheckoutFailure::LineFull
+                    | CheckoutFailure::FailingFast
+                    | CheckoutFailure::Refused,
+                    _,
+                ) => Verdict::PERMANENT,
+                // All are in use: another place in line would be no better, and the line longer.
+                (CheckoutFailure::Timeout, _) if e.stats.active >= e.stats.max => {
+                    Verdict::PERMANENT
+                }
+                (CheckoutFailure::Timeout, _) => Verdict::NEVER_SENT,
+            },
+            Error::Database { source, phase } => retry::verdict(&Symptom::of(source), *phase),
+            // A timeout is not repeated: the next attempt would most likely end the same way, and cost as much. Where the
+            // server did not say that it stopped, a write may have been done all the same.
+            Error::QueryTimeout { source, phase, .. } => {
+                match retry::verdict(&Symptom::of(source), *phase) {
+                    lost if lost.repeat == Repeat::Ambiguous => lost,
+                    other => Verdict {
+                        repeat: Repeat::Permanent,
+                        ..other
+                    },
+                }
+            }
+            Error::TransactionAborted {
+                sqlstate: Some(code),
+                ..
+            } => retry::verdict(&Symptom::Server(code), Phase::InTransaction),
+            Error::TransactionAborted { .. }
+            | Error::KeyInUse
+            | Error::Misuse(_)
+            | Error::Application(_) => Verdict::PERMANENT,
+            Error::OutcomeUnknown { .. } | Error::NotReplicated => Verdict::AMBIGUOUS,
+            Error::GaveUp { source, .. } => source.verdict(),
+        }
+    }
 }
 
-impl fmt::Display for GaveUpReason {
+/// As the chain of its causes: a derived one would print the detail of the server's error, which holds row values.
+impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            GaveUpReason::MaxRetries => "no retries left",
-            GaveUpReason::Deadline => "no time left for another",
-            GaveUpReason::Budget => "the pool's retry budget is empty",
-        })
+        let name = match self {
+            Error::Checkout(_) => "Checkout",
+            Error::QueryTimeout { .. } => "QueryTimeout",
+            Error::Database { .. } => "Database",
+            Error::OutcomeUnknown { .. } => "OutcomeUnknown",
+            Error::KeyInUse => "KeyInUse",
+            Error::NotReplicated => "NotReplicated",
+            Error::TransactionAborted { .. } => "TransactionAborted",
+            Error::GaveUp { .. } => "GaveUp",
+            Error::Misuse(_) => "Misuse",
+            Error::Application(_) => "Application",
+        };
+        write!(f, "{name}({})", Chain(self))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Checkout(e) => write!(f, "{e}"),
+            Error::QueryTimeout { limit, sql, .. } => {
+                write!(f, "query timeout after {} ms: {sql}", limit.as_millis())
+            }
+            Error::Database { source, .. } => match source.as_db_error() {
+                Some(db) => server_said(db, f),
+                None => write!(f, "{source}"),
+            },
+            Error::OutcomeUnknown { .. } => {
+                f.write_str("the outcome is unknown: the write may have been done, or not")
+            }
+            Error::KeyInUse => f.write_str("another transaction has the key in hand"),
+            Error::NotReplicated => f.write_str(
+                "the server gave up its wait for a synchronous standby: the write is done there, and may be lost with it",
+            ),
+            Error::GaveUp {
+                attempts, reason, ..
+            } => {
+                let times = if *attempts == 1 {
+                    "attempt"
+                } else {
+                    "attempts"
+                };
+                write!(f, "gave up after {attempts} {times}: {reason}")
+            }
+            Error::TransactionAborted { cause, .. } => {
+                write!(
+                    f,
+                    "nothing was committed: a statement of the transaction failed: {cause}"
+                )
+            }
+            Error::Misuse(what) => f.write_str(what),
+            Error::Application(e) => write!(f, "{e}"),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Error::Checkout(e) => e.source(),
+            Error::QueryTimeout { source, .. } => Some(source),
+            // The server's message is in our own line already; what is below it is the same once more.
+            Error::Database { source, .. } => match source.as_db_error() {
+                Some(_) => None,
+                None => source.source(),
+            },
+            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => Some(source),
+            Error::KeyInUse
+            | Error::NotReplicated
+            | Error::TransactionAborted { .. }
+            | Error::Misuse(_) => None,
+            Error::Application(e) => e.source(),
+        }
+    }
+}
+
+/// For reading rows inside a closure: `row.try_get(..)?`. A mistake there rolls the transaction back for good.
+impl From<postgres::Error> for Error {
+    fn from(source: postgres::Error) -> Error {
+        Error::Database {
+            source,
+            phase: Phase::Statement,
+        }
     }
 }
 
@@ -113,48 +325,6 @@ pub struct CheckoutError {
     /// The last failure to open a connection, when the newest attempt failed, or when there was no room for another while the
     /// caller was in line.
     pub last_open_error: Option<Arc<OpenError>>,
-}
-
-/// What ended a wait for a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CheckoutFailure {
-    /// No connection came free in time.
-    Timeout,
-    /// As many threads as allowed are in line already.
-    LineFull,
-    /// The database has been away for a while; nobody waits until a connection opens again.
-    FailingFast,
-    /// The database refuses every connection for a reason that will not pass by itself (a wrong password, an unknown
-    /// database), and none is open. Tried again every 3 s.
-    Refused,
-    /// The pool is closed, or closing.
-    Closed,
-}
-
-/// Who holds a connection.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct HeldBy {
-    /// The connection's number in the log.
-    pub connection: u64,
-    /// Where it was checked out.
-    pub place: &'static Location<'static>,
-    /// The thread's name, where it has one.
-    pub thread: Option<String>,
-    /// For how long.
-    pub held: Duration,
-}
-
-impl fmt::Display for HeldBy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let thread = self.thread.as_deref().unwrap_or("unnamed");
-        write!(
-            f,
-            "conn={} held for {:.1?} by thread {thread} since {}",
-            self.connection, self.held, self.place
-        )
-    }
 }
 
 impl fmt::Display for CheckoutError {
@@ -305,288 +475,4 @@ impl StdError for OpenError {
             | OpenError::Closed => None,
         }
     }
-}
-
-impl Error {
-    /// Wraps an error of the application, to be returned from a transaction's closure.
-    pub fn application(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
-        Error::Application(error.into())
-    }
-
-    /// The application's own error, when this is one of type `E`.
-    pub fn downcast<E: StdError + Send + Sync + 'static>(self) -> Result<E, Error> {
-        match self {
-            Error::Application(inner) => inner.downcast().map(|e| *e).map_err(Error::Application),
-            other => Err(other),
-        }
-    }
-
-    /// True when time ran out: waiting for a connection, or on a statement.
-    pub fn is_timeout(&self) -> bool {
-        match self {
-            Error::Checkout(e) => e.reason == CheckoutFailure::Timeout,
-            Error::QueryTimeout { .. } => true,
-            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.is_timeout(),
-            Error::TransactionAborted { sqlstate, .. } => {
-                sqlstate.as_ref() == Some(&SqlState::QUERY_CANCELED)
-            }
-            Error::Database { .. }
-            | Error::KeyInUse
-            | Error::NotReplicated
-            | Error::Misuse(_)
-            | Error::Application(_) => false,
-        }
-    }
-
-    /// True when the call took no effect for certain, and the same call may succeed later.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Error::GaveUp { source, .. } => source.is_retryable(),
-            // Not repeated by the pool, which would only lengthen the line; the caller may try later.
-            Error::Checkout(e) => {
-                let hopeless = e
-                    .last_open_error
-                    .as_ref()
-                    .is_some_and(|open| open.is_permanent());
-                e.reason != CheckoutFailure::Closed && !hopeless
-            }
-            Error::KeyInUse => true,
-            // Not repeated by the pool: whoever says NOWAIT wants to know at once.
-            Error::Database { source, .. } if Symptom::of(source) == Symptom::NoWait => true,
-            other => matches!(
-                other.verdict().repeat,
-                Repeat::NeverSent | Repeat::RolledBack
-            ),
-        }
-    }
-
-    /// True when a write may have been done, or not.
-    pub fn is_outcome_unknown(&self) -> bool {
-        match self {
-            Error::OutcomeUnknown { .. } => true,
-            Error::GaveUp { source, .. } => source.is_outcome_unknown(),
-            _ => false,
-        }
-    }
-
-    /// The server's code, where the server said one. The codes stand in appendix A of PostgreSQL's manual.
-    pub fn sqlstate(&self) -> Option<&SqlState> {
-        match self {
-            Error::Checkout(e) => e.last_open_error.as_ref()?.sqlstate(),
-            Error::QueryTimeout { source, .. } | Error::Database { source, .. } => source.code(),
-            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.sqlstate(),
-            Error::TransactionAborted { sqlstate, .. } => sqlstate.as_ref(),
-            Error::KeyInUse => Some(&SqlState::LOCK_NOT_AVAILABLE),
-            Error::NotReplicated | Error::Misuse(_) | Error::Application(_) => None,
-        }
-    }
-
-    /// The same, once it is known that what it speaks of took no effect.
-    pub(crate) fn without_effect(self) -> Error {
-        match self {
-            // The server itself stopped it: the next attempt would most likely end the same way.
-            Error::QueryTimeout {
-                limit, sql, source, ..
-            } if source.code() == Some(&SqlState::QUERY_CANCELED) => Error::QueryTimeout {
-                limit,
-                sql,
-                source,
-                phase: Phase::Preparing,
-            },
-            Error::Database { source, .. } | Error::QueryTimeout { source, .. } => {
-                Error::Database {
-                    source,
-                    phase: Phase::Preparing,
-                }
-            }
-            Error::OutcomeUnknown { source } => source.without_effect(),
-            // The server that had it is gone, and the one that took its place has not.
-            Error::NotReplicated => Error::TransactionAborted {
-                cause: "its server was lost before a standby had it".into(),
-                sqlstate: Some(SqlState::ADMIN_SHUTDOWN),
-            },
-            other => other,
-        }
-    }
-
-    /// May it be repeated, and is the connection spent?
-    pub(crate) fn verdict(&self) -> Verdict {
-        match self {
-            Error::Checkout(e) => match (e.reason, &e.last_open_error) {
-                (CheckoutFailure::Closed, _) => Verdict::PERMANENT,
-                (_, Some(open)) if open.is_permanent() => Verdict::PERMANENT,
-                // The line is full because retries would only lengthen it; fail fast means what it says.
-                (
-                    CheckoutFailure::LineFull
-                    | CheckoutFailure::FailingFast
-                    | CheckoutFailure::Refused,
-                    _,
-                ) => Verdict::PERMANENT,
-                // All are in use: another place in line would be no better, and the line longer.
-                (CheckoutFailure::Timeout, _) if e.stats.active >= e.stats.max => {
-                    Verdict::PERMANENT
-                }
-                (CheckoutFailure::Timeout, _) => Verdict::NEVER_SENT,
-            },
-            Error::Database { source, phase } => retry::verdict(&Symptom::of(source), *phase),
-            // A timeout is not repeated: the next attempt would most likely end the same way, and cost as much. Where the
-            // server did not say that it stopped, a write may have been done all the same.
-            Error::QueryTimeout { source, phase, .. } => {
-                match retry::verdict(&Symptom::of(source), *phase) {
-                    lost if lost.repeat == Repeat::Ambiguous => lost,
-                    other => Verdict {
-                        repeat: Repeat::Permanent,
-                        ..other
-                    },
-                }
-            }
-            Error::TransactionAborted {
-                sqlstate: Some(code),
-                ..
-            } => retry::verdict(&Symptom::Server(code), Phase::InTransaction),
-            Error::TransactionAborted { .. }
-            | Error::KeyInUse
-            | Error::Misuse(_)
-            | Error::Application(_) => Verdict::PERMANENT,
-            Error::OutcomeUnknown { .. } | Error::NotReplicated => Verdict::AMBIGUOUS,
-            Error::GaveUp { source, .. } => source.verdict(),
-        }
-    }
-}
-
-/// The server's message and code. Never the detail, which holds row values; nor the message of a data exception (class 22),
-/// which quotes the value that did not fit.
-fn server_said(db: &DbError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let code = db.code().code();
-    match db.routine() {
-        Some(routine) if code.starts_with("22") => {
-            write!(f, "data exception in {routine} ({code})")
-        }
-        _ if code.starts_with("22") => write!(f, "data exception ({code})"),
-        _ => write!(f, "{} ({code})", db.message()),
-    }
-}
-
-/// As the chain of its causes: a derived one would print the detail of the server's error, which holds row values.
-impl fmt::Debug for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self {
-            Error::Checkout(_) => "Checkout",
-            Error::QueryTimeout { .. } => "QueryTimeout",
-            Error::Database { .. } => "Database",
-            Error::OutcomeUnknown { .. } => "OutcomeUnknown",
-            Error::KeyInUse => "KeyInUse",
-            Error::NotReplicated => "NotReplicated",
-            Error::TransactionAborted { .. } => "TransactionAborted",
-            Error::GaveUp { .. } => "GaveUp",
-            Error::Misuse(_) => "Misuse",
-            Error::Application(_) => "Application",
-        };
-        write!(f, "{name}({})", Chain(self))
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Checkout(e) => write!(f, "{e}"),
-            Error::QueryTimeout { limit, sql, .. } => {
-                write!(f, "query timeout after {} ms: {sql}", limit.as_millis())
-            }
-            Error::Database { source, .. } => match source.as_db_error() {
-                Some(db) => server_said(db, f),
-                None => write!(f, "{source}"),
-            },
-            Error::OutcomeUnknown { .. } => {
-                f.write_str("the outcome is unknown: the write may have been done, or not")
-            }
-            Error::KeyInUse => f.write_str("another transaction has the key in hand"),
-            Error::NotReplicated => f.write_str(
-                "the server gave up its wait for a synchronous standby: the write is done there, and may be lost with it",
-            ),
-            Error::GaveUp {
-                attempts, reason, ..
-            } => {
-                let times = if *attempts == 1 {
-                    "attempt"
-                } else {
-                    "attempts"
-                };
-                write!(f, "gave up after {attempts} {times}: {reason}")
-            }
-            Error::TransactionAborted { cause, .. } => {
-                write!(
-                    f,
-                    "nothing was committed: a statement of the transaction failed: {cause}"
-                )
-            }
-            Error::Misuse(what) => f.write_str(what),
-            Error::Application(e) => write!(f, "{e}"),
-        }
-    }
-}
-
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match self {
-            Error::Checkout(e) => e.source(),
-            Error::QueryTimeout { source, .. } => Some(source),
-            // The server's message is in our own line already; what is below it is the same once more.
-            Error::Database { source, .. } => match source.as_db_error() {
-                Some(_) => None,
-                None => source.source(),
-            },
-            Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => Some(source),
-            Error::KeyInUse
-            | Error::NotReplicated
-            | Error::TransactionAborted { .. }
-            | Error::Misuse(_) => None,
-            Error::Application(e) => e.source(),
-        }
-    }
-}
-
-/// For reading rows inside a closure: `row.try_get(..)?`. A mistake there rolls the transaction back for good.
-impl From<postgres::Error> for Error {
-    fn from(source: postgres::Error) -> Error {
-        Error::Database {
-            source,
-            phase: Phase::Statement,
-        }
-    }
-}
-
-/// Prints an error and all of its causes in one line, as logs want it: the driver's own `Display` omits its cause
-/// (tokio-postgres 0.7.18 says "db error" for whatever the server said). Of the server's error only the message and
-/// the code are printed, never the detail, which holds row values.
-#[derive(Clone, Copy)]
-pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut next = Some(self.0);
-        let mut first = true;
-        while let Some(error) = next {
-            if !first {
-                f.write_str(": ")?;
-            }
-            first = false;
-            match error.downcast_ref::<DbError>() {
-                Some(db) => server_said(db, f)?,
-                None => write!(f, "{error}")?,
-            }
-            next = error.source();
-        }
-        Ok(())
-    }
-}
-
-/// EMFILE of the process, ENFILE of the system (the same numbers on Linux and the BSDs).
-pub(crate) fn is_out_of_files(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(23 | 24))
-}
-
-/// The first 100 characters of a statement, for errors and logs.
-pub(crate) fn excerpt(sql: &str) -> Box<str> {
-    sql.trim().chars().take(100).collect::<String>().into()
 }

@@ -1,0 +1,55 @@
+//! Where a private database is.
+
+use std::path::PathBuf;
+
+/// Options of a private server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub(super) place: Place,
+    pub(super) bin_dir: Option<PathBuf>,
+    pub(super) settings: Vec<(String, String)>,
+}
+
+/// Where a private server keeps its data.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    Kept(PathBuf),
+    Temporary,
+}
+
+impl Options {
+    /// A server whose data stay in this directory.
+    pub fn kept(dir: impl Into<PathBuf>) -> Options {
+        Options {
+            place: Place::Kept(dir.into()),
+            bin_dir: None,
+            settings: Vec::new(),
+        }
+    }
+
+    /// A server whose data are gone when it stops; quick rather than durable.
+    pub fn temporary() -> Options {
+        let quick = ["fsync", "synchronous_commit", "full_page_writes"];
+        let settings = quick
+            .iter()
+            .map(|name| ((*name).to_owned(), "off".to_owned()))
+            .collect();
+        Options {
+            place: Place::Temporary,
+            bin_dir: None,
+            settings,
+        }
+    }
+
+    /// Where PostgreSQL's programs are.
+    pub fn bin_dir(mut self, dir: Option<PathBuf>) -> Options {
+        self.bin_dir = dir;
+        self
+    }
+
+    /// A setting of the server, as in `postgresql.conf`; a later one wins.
+    pub fn setting(mut self, name: &str, value: &str) -> Options {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}

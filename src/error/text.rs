@@ -1,0 +1,80 @@
+//! What is said of an error, and what is not.
+
+use postgres::error::DbError;
+use std::error::Error as StdError;
+use std::fmt;
+use std::panic::Location;
+use std::time::Duration;
+
+/// Prints an error and all of its causes in one line, as logs want it: the driver's own `Display` omits its cause
+/// (tokio-postgres 0.7.18 says "db error" for whatever the server said). Of the server's error only the message and
+/// the code are printed, never the detail, which holds row values.
+#[derive(Clone, Copy)]
+pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut next = Some(self.0);
+        let mut first = true;
+        while let Some(error) = next {
+            if !first {
+                f.write_str(": ")?;
+            }
+            first = false;
+            match error.downcast_ref::<DbError>() {
+                Some(db) => server_said(db, f)?,
+                None => write!(f, "{error}")?,
+            }
+            next = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// EMFILE of the process, ENFILE of the system (the same numbers on Linux and the BSDs).
+pub(crate) fn is_out_of_files(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
+}
+
+/// The first 100 characters of a statement, for errors and logs.
+pub(crate) fn excerpt(sql: &str) -> Box<str> {
+    sql.trim().chars().take(100).collect::<String>().into()
+}
+
+/// The server's message and code. Never the detail, which holds row values; nor the message of a data exception (class 22),
+/// which quotes the value that did not fit.
+pub(super) fn server_said(db: &DbError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let code = db.code().code();
+    match db.routine() {
+        Some(routine) if code.starts_with("22") => {
+            write!(f, "data exception in {routine} ({code})")
+        }
+        _ if code.starts_with("22") => write!(f, "data exception ({code})"),
+        _ => write!(f, "{} ({code})", db.message()),
+    }
+}
+
+/// Who holds a connection.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HeldBy {
+    /// The connection's number in the log.
+    pub connection: u64,
+    /// Where it was checked out.
+    pub place: &'static Location<'static>,
+    /// The thread's name, where it has one.
+    pub thread: Option<String>,
+    /// For how long.
+    pub held: Duration,
+}
+
+impl fmt::Display for HeldBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let thread = self.thread.as_deref().unwrap_or("unnamed");
+        write!(
+            f,
+            "conn={} held for {:.1?} by thread {thread} since {}",
+            self.connection, self.held, self.place
+        )
+    }
+}

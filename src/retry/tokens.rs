@@ -1,0 +1,142 @@
+//! The text of a statement, token by token: as much of the grammar as it takes to tell words, names and constants apart.
+
+/// The tokens of a text, as far as they matter here (manual, section 4.1): what stands in comments is skipped, what stands in
+/// literals is one token.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens<'a>(pub &'a str);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token<'a> {
+    /// A keyword or a name.
+    Word(&'a str),
+    /// A name in double quotes, without them.
+    Quoted(&'a str),
+    /// A string with its quotes, or a number.
+    Literal(&'a str),
+    Sign(char),
+}
+
+impl<'a> Iterator for Tokens<'a> {
+    type Item = Token<'a>;
+
+    fn next(&mut self) -> Option<Token<'a>> {
+        self.0 = after_blanks(self.0);
+        let text = self.0;
+        let first = text.chars().next()?;
+        let (length, token): (usize, fn(&'a str) -> Token<'a>) = match first {
+            '\'' => (quoted_length(text, b'\'', false), Token::Literal),
+            '"' => (quoted_length(text, b'"', false), |name| {
+                Token::Quoted(name.trim_matches('"'))
+            }),
+            '$' => match dollar_quoted_length(text) {
+                Some(length) => (length, Token::Literal),
+                None => (1, |_| Token::Sign('$')),
+            },
+            '0'..='9' => (word_length(text), Token::Literal),
+            _ if is_word(first) => {
+                let length = word_length(text);
+                let (word, rest) = text.split_at(length);
+                if rest.starts_with('\'') && is(word, &["E", "B", "X", "N"]) {
+                    let escapes = is(word, &["E"]);
+                    let mut length = length + quoted_length(rest, b'\'', escapes);
+                    // Behind a line break it goes on, with its escapes.
+                    while escapes && let Some(more) = continuation(&text[length..]) {
+                        length += more + quoted_length(&text[length + more..], b'\'', true);
+                    }
+                    (length, Token::Literal)
+                } else {
+                    (length, Token::Word)
+                }
+            }
+            _ => {
+                self.0 = &text[first.len_utf8()..];
+                return Some(Token::Sign(first));
+            }
+        };
+        let (found, rest) = text.split_at(length);
+        self.0 = rest;
+        Some(token(found))
+    }
+}
+
+/// Where a string goes on: blanks with a line break among them, and a quote (manual, section 4.1.2.1).
+fn continuation(text: &str) -> Option<usize> {
+    let rest = text.trim_start();
+    let blanks = &text[..text.len() - rest.len()];
+    (rest.starts_with('\'') && blanks.contains(['\n', '\r'])).then_some(blanks.len())
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphabetic() || c == '_' || !c.is_ascii()
+}
+
+fn word_length(text: &str) -> usize {
+    text.find(|c: char| !is_word(c) && !c.is_ascii_digit() && c != '$')
+        .unwrap_or(text.len())
+}
+
+/// A literal that begins with `quote`, its end included; all of the text where it has none.
+fn quoted_length(text: &str, quote: u8, escapes: bool) -> usize {
+    let bytes = text.as_bytes();
+    let mut at = 1;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'\\' if escapes => at += 2,
+            // Twice, it stands for itself.
+            _ if byte == quote && bytes.get(at + 1) == Some(&quote) => at += 2,
+            _ if byte == quote => return at + 1,
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+fn dollar_quoted_length(text: &str) -> Option<usize> {
+    let tag = text[1..].find('$').map(|at| &text[..at + 2])?;
+    let name = &tag[1..tag.len() - 1];
+    if name.starts_with(|c: char| c.is_ascii_digit()) || word_length(name) != name.len() {
+        return None;
+    }
+    let body = &text[tag.len()..];
+    Some(body.find(tag).map_or(text.len(), |at| 2 * tag.len() + at))
+}
+
+/// What follows blanks and comments.
+pub(super) fn after_blanks(mut text: &str) -> &str {
+    loop {
+        text = text.trim_start();
+        if let Some(rest) = text.strip_prefix("--") {
+            // The server ends a comment at either (scan.l).
+            text = rest.split_once(['\n', '\r']).map_or("", |(_, after)| after);
+        } else if let Some(rest) = text.strip_prefix("/*") {
+            text = after_block_comment(rest);
+        } else {
+            return text;
+        }
+    }
+}
+
+/// Block comments nest in PostgreSQL (manual, section 4.1.5).
+pub(super) fn after_block_comment(mut text: &str) -> &str {
+    let mut depth = 1;
+    while depth > 0 {
+        let Some(at) = text.find(['*', '/']) else {
+            return "";
+        };
+        text = &text[at..];
+        if let Some(rest) = text.strip_prefix("*/") {
+            depth -= 1;
+            text = rest;
+        } else if let Some(rest) = text.strip_prefix("/*") {
+            depth += 1;
+            text = rest;
+        } else {
+            text = &text[1..];
+        }
+    }
+    text
+}
+
+pub(super) fn is(word: &str, list: &[&str]) -> bool {
+    list.iter().any(|one| one.eq_ignore_ascii_case(word))
+}
