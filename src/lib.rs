@@ -51,8 +51,13 @@
 //!
 //! # Features
 //!
-//! Without default features this is the pool alone. `server` adds the HTTP server, `embedded` a private PostgreSQL for
-//! development and tests, `studio` the application that the pool was built for, `cli` the program.
+//! Without default features this is the pool alone. `env` reads its settings from the environment, `metrics` counts and
+//! measures for Prometheus, `server` adds the HTTP server, `embedded` a private PostgreSQL for development and tests,
+//! `studio` the application that the pool was built for, `cli` the program.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod call;
 #[cfg(feature = "cli")]
@@ -78,7 +83,9 @@ mod sync;
 mod temporary;
 
 pub use call::{Call, Keyed, Transaction};
-pub use config::{Config, ConfigErrors};
+#[cfg(feature = "env")]
+pub use config::Config;
+pub use config::ConfigErrors;
 pub use error::{Error, Result};
 pub use pool::Pool;
 pub use postgres;

@@ -1,23 +1,36 @@
 //! Every setting: its name, default and range.
 //!
-//! [`Config::from_env`] reads the environment and `.env`; a real variable wins. A bad value is never replaced by a default:
-//! all problems are reported at once ([`ConfigErrors`]), and what could be a secret is never echoed. Those who embed the
-//! pool set the same things with the same defaults on [`Pool::builder`](crate::Pool::builder).
+//! With the feature `env`, [`Config::from_env`] and [`PoolConfig::from_env`] read the environment and `.env`; a real variable
+//! wins. A bad value is never replaced by a default: all problems are reported at once ([`ConfigErrors`]), and what could be
+//! a secret is never echoed. Those who embed the pool set the same things with the same defaults on
+//! [`Pool::builder`](crate::Pool::builder).
 
 mod database;
+#[cfg(feature = "server")]
 mod http;
+#[cfg(all(feature = "server", feature = "env"))]
+mod http_texts;
+#[cfg(feature = "env")]
 mod parse;
 mod pool;
 mod problem;
+#[cfg(feature = "env")]
 mod program;
+#[cfg(feature = "env")]
 mod source;
+#[cfg(feature = "env")]
 mod table;
 
 pub use database::Database;
+#[cfg(feature = "server")]
 pub use http::HttpConfig;
+#[cfg(feature = "server")]
 pub use ipnet::IpNet;
 pub use pool::{PoolConfig, Pooler, Reset};
 pub use problem::{ConfigErrors, Problem};
+#[cfg(feature = "env")]
 pub use program::{Config, PrivateDatabase};
+#[cfg(feature = "env")]
 pub use source::Source;
+#[cfg(feature = "env")]
 pub use table::names;

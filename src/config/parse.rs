@@ -2,8 +2,6 @@
 
 use super::pool::{Pooler, Reset};
 use super::program::PrivateDatabase;
-use ipnet::IpNet;
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -84,47 +82,12 @@ pub(super) fn filled(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
-    let network = |text: &str| {
-        let text = text.trim();
-        text.parse()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .map_err(|_| String::new())
-    };
-    text.split(',').map(network).collect()
-}
-
-pub(super) fn origins(text: &str) -> Result<Vec<String>, String> {
-    let origin = |text: &str| {
-        let text = text.trim();
-        let host = text
-            .strip_prefix("https://")
-            .or(text.strip_prefix("http://"))
-            .ok_or_else(String::new)?;
-        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._:[]".contains(&b);
-        match !host.is_empty() && host.bytes().all(fits) {
-            true => Ok(text.to_owned()),
-            false => Err(String::new()),
-        }
-    };
-    text.split(',').map(origin).collect()
-}
-
 pub(super) fn currency(text: &str) -> Result<String, String> {
     let fits = text.len() == 3 && text.bytes().all(|b| b.is_ascii_uppercase());
     if fits {
         Ok(text.to_owned())
     } else {
         Err(String::new())
-    }
-}
-
-pub(super) fn token(text: &str) -> Result<String, String> {
-    let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
-    if fits {
-        Ok(text.to_owned())
-    } else {
-        Err("takes printable ASCII without blanks, and is not empty".into())
     }
 }
 
@@ -148,8 +111,4 @@ pub(super) fn optional_ms(time: Option<Duration>) -> String {
 
 pub(super) fn on_off(switch: bool) -> String {
     if switch { "on" } else { "off" }.to_owned()
-}
-
-pub(super) fn hidden(token: Option<&String>) -> String {
-    token.map(|_| "***".to_owned()).unwrap_or_default()
 }

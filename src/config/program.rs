@@ -1,5 +1,6 @@
 //! All settings of the program.
 
+#[cfg(feature = "server")]
 use super::http::HttpConfig;
 use super::pool::PoolConfig;
 use super::source::Source;
@@ -23,6 +24,7 @@ pub struct Config {
     /// The pool's.
     pub pool: PoolConfig,
     /// The HTTP server's.
+    #[cfg(feature = "server")]
     pub http: HttpConfig,
     /// Whether the program starts a PostgreSQL of its own.
     pub private_database: PrivateDatabase,
@@ -48,6 +50,7 @@ impl Default for Config {
                 application_name: Some("studio-revenue-manager".into()),
                 ..PoolConfig::default()
             },
+            #[cfg(feature = "server")]
             http: HttpConfig::default(),
             private_database: PrivateDatabase::Auto,
             pghost_set: false,
@@ -68,6 +71,7 @@ impl Config {
     }
 
     /// Threads for API requests, as they are in force.
+    #[cfg(feature = "server")]
     pub fn http_workers(&self) -> usize {
         self.http.workers.unwrap_or(2 * self.pool.max_size as usize)
     }

@@ -1,10 +1,12 @@
 //! The table of variables: how each is read, what it takes, and how it is shown.
 
+#[cfg(feature = "server")]
+use super::http_texts::{delay_beyond_the_end, hidden, networks, origins, token};
 use super::parse::{
-    as_ms, currency, filled, hidden, ms, networks, number, off_at_zero, on_off, optional_ms,
-    origins, parsed, pooler, private, read_file, reset, switch, token,
+    as_ms, currency, filled, ms, number, off_at_zero, on_off, optional_ms, parsed, pooler, private,
+    read_file, reset, switch,
 };
-use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS};
+use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS, PoolConfig};
 use super::problem::{ConfigErrors, Problem};
 use super::program::Config;
 use super::source::Source;
@@ -104,44 +106,62 @@ const SETTINGS: &[Setting] = &[
         |c| optional_ms(c.pool.slow_query)),
     plain("DB_LEAK_THRESHOLD_MS", "milliseconds, 0 = off", |c, v| { c.pool.leak_threshold = off_at_zero(v)?; Ok(()) },
         |c| optional_ms(c.pool.leak_threshold)),
+    #[cfg(feature = "server")]
     plain("HTTP_ADDR", "an address and a port, as 127.0.0.1:3000 or [::1]:3000", |c, v| { c.http.addr = parsed(v)?; Ok(()) },
         |c| c.http.addr.to_string()),
+    #[cfg(feature = "server")]
     plain("HTTP_WORKERS", "a whole number from 1 to 10000", |c, v| { c.http.workers = Some(number(v, 1..=10_000)?); Ok(()) },
         |c| c.http_workers().to_string()),
+    #[cfg(feature = "server")]
     plain("HTTP_QUEUE", "a whole number from 0 to 1000000", |c, v| { c.http.queue = number(v, 0..=1_000_000)?; Ok(()) },
         |c| c.http.queue.to_string()),
+    #[cfg(feature = "server")]
     plain("HTTP_MAX_BODY_BYTES", "a whole number up to 1073741824", |c, v| { c.http.max_body_bytes = number(v, 0..=1 << 30)?; Ok(()) },
         |c| c.http.max_body_bytes.to_string()),
+    #[cfg(feature = "server")]
     plain("HTTP_REQUEST_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.request_timeout = ms(v, 1)?; Ok(()) },
         |c| as_ms(c.http.request_timeout)),
+    #[cfg(feature = "server")]
     plain("HTTP_MAX_CONNECTIONS", "a whole number from 1 to 1000000", |c, v| { c.http.max_connections = number(v, 1..=1_000_000)?; Ok(()) },
         |c| c.http.max_connections.to_string()),
+    #[cfg(feature = "server")]
     plain("HTTP_HEADER_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.header_timeout = ms(v, 1)?; Ok(()) },
         |c| as_ms(c.http.header_timeout)),
+    #[cfg(feature = "server")]
     plain("HTTP_BODY_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.body_timeout = ms(v, 1)?; Ok(()) },
         |c| as_ms(c.http.body_timeout)),
+    #[cfg(feature = "server")]
     plain("HTTP_IDLE_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.idle_timeout = ms(v, 1)?; Ok(()) },
         |c| as_ms(c.http.idle_timeout)),
+    #[cfg(feature = "server")]
     plain("HTTP_WRITE_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.write_timeout = ms(v, 1)?; Ok(()) },
         |c| as_ms(c.http.write_timeout)),
+    #[cfg(feature = "server")]
     plain("HTTP_TRUSTED_PROXIES", "addresses or networks, as 10.0.0.1 or 10.0.0.0/8, with commas between", |c, v| { c.http.trusted_proxies = networks(v)?; Ok(()) },
         |c| c.http.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+    #[cfg(feature = "server")]
     plain("HTTP_CORS_ORIGINS", "origins of pages, as https://app.example.com, with commas between", |c, v| { c.http.cors_origins = origins(v)?; Ok(()) },
         |c| c.http.cors_origins.join(",")),
     plain("STUDIO_API", "on or off", |c, v| { c.studio_api = switch(v)?; Ok(()) },
         |c| on_off(c.studio_api)),
     plain("STUDIO_CURRENCY", "three capital letters (ISO 4217)", |c, v| { c.studio_currency = currency(v)?; Ok(()) },
         |c| c.studio_currency.clone()),
+    #[cfg(feature = "server")]
     secret("API_TOKEN", "a token of printable ASCII without blanks", |c, v| { c.http.api_token = Some(token(v)?); Ok(()) },
         |c| hidden(c.http.api_token.as_ref())),
+    #[cfg(feature = "server")]
     secret("API_TOKEN_FILE", "the path of a file that holds what API_TOKEN takes", |c, v| { c.http.api_token = Some(token(read_file(v)?.trim())?); Ok(()) },
         |_| String::new()),
+    #[cfg(feature = "server")]
     secret("METRICS_TOKEN", "a token of printable ASCII without blanks", |c, v| { c.http.metrics_token = Some(token(v)?); Ok(()) },
         |c| hidden(c.http.metrics_token.as_ref())),
+    #[cfg(feature = "server")]
     plain("API_ALLOW_ANONYMOUS", "on or off", |c, v| { c.http.allow_anonymous = switch(v)?; Ok(()) },
         |c| on_off(c.http.allow_anonymous)),
+    #[cfg(feature = "server")]
     plain("SHUTDOWN_DELAY_MS", "milliseconds up to SHUTDOWN_TIMEOUT_MS", |c, v| { c.http.shutdown_delay = ms(v, 0)?; Ok(()) },
         |c| as_ms(c.http.shutdown_delay)),
+    #[cfg(feature = "server")]
     plain("SHUTDOWN_TIMEOUT_MS", "milliseconds", |c, v| { c.http.shutdown_timeout = ms(v, 0)?; Ok(()) },
         |c| as_ms(c.http.shutdown_timeout)),
     plain("LOG_LEVEL", "off, error, warn, info, debug or trace", |c, v| { c.log_level = parsed(v)?; Ok(()) },
@@ -156,7 +176,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// A variable's value, or that it is there and cannot be read.
 type Lookup = Option<Result<(String, Source), ()>>;
 
-pub(super) fn read_environment() -> Result<Config, ConfigErrors> {
+/// Only the settings that are `wanted`.
+fn read_environment(wanted: impl Fn(&str) -> bool) -> Result<Config, ConfigErrors> {
     let mut problems = Vec::new();
     let file = match read_dot_env(Path::new(".env"), &mut problems) {
         Ok(file) => file,
@@ -170,6 +191,9 @@ pub(super) fn read_environment() -> Result<Config, ConfigErrors> {
         }
     };
     let look_up = |name: &str| -> Lookup {
+        if !wanted(name) {
+            return None;
+        }
         match std::env::var(name) {
             Ok(value) => Some(Ok((value, Source::Environment))),
             Err(std::env::VarError::NotUnicode(_)) => Some(Err(())),
@@ -282,7 +306,7 @@ fn distance(one: &str, other: &str) -> usize {
     row[other.len()]
 }
 
-pub(super) fn read(
+fn read(
     look_up: impl Fn(&str) -> Lookup,
     mut problems: Vec<Problem>,
 ) -> Result<Config, ConfigErrors> {
@@ -317,14 +341,8 @@ pub(super) fn read(
             });
         }
     }
-    let (delay, timeout) = (config.http.shutdown_delay, config.http.shutdown_timeout);
-    if delay > timeout {
-        problems.push(Problem {
-            name: "SHUTDOWN_DELAY_MS",
-            got: Some(as_ms(delay)),
-            takes: format!("0 to SHUTDOWN_TIMEOUT_MS, which is {}", as_ms(timeout)),
-        });
-    }
+    #[cfg(feature = "server")]
+    problems.extend(delay_beyond_the_end(&config.http));
     config.pghost_set = look_up("PGHOST").is_some();
     take_over_from_url(&mut config);
     let broken: Vec<_> = problems.iter().map(|p| p.name).collect();
@@ -391,13 +409,36 @@ pub(super) fn effective(config: &Config) -> Vec<(&'static str, String, Source)> 
         .collect()
 }
 
+fn is_of_the_pool(name: &str) -> bool {
+    name.starts_with("DB_") || name.starts_with("DATABASE_URL")
+}
+
+/// The program's own name is not that of those who embed the pool.
+fn pool_alone(mut config: Config) -> PoolConfig {
+    if !config.sources.contains_key("DB_APPLICATION_NAME") {
+        config.pool.application_name = None;
+    }
+    config.pool
+}
+
+impl PoolConfig {
+    /// Reads `DATABASE_URL`, `DATABASE_URL_FILE` and the variables that begin with `DB_`, of the environment and of the file
+    /// `.env` in the current directory; a real variable wins. Others may have any value.
+    ///
+    /// # Errors
+    /// Every one of them with a bad value, all at once.
+    pub fn from_env() -> Result<PoolConfig, ConfigErrors> {
+        Ok(pool_alone(read_environment(is_of_the_pool)?))
+    }
+}
+
 impl Config {
     /// Reads the environment and the file `.env` of the current directory; a real variable wins.
     ///
     /// # Errors
     /// Every variable with a bad value, all at once.
     pub fn from_env() -> Result<Config, ConfigErrors> {
-        read_environment()
+        read_environment(|_| true)
     }
 
     /// Reads the variables given instead of the environment's.
@@ -594,6 +635,24 @@ mod tests {
         ]) {
             assert!(!said.contains("s3"), "{said}");
         }
+    }
+
+    #[test]
+    fn the_pools_settings_can_be_had_alone() {
+        let ours: Vec<_> = names().filter(|name| is_of_the_pool(name)).collect();
+        assert!(ours.contains(&"DATABASE_URL_FILE") && ours.contains(&"DB_POOL_MAX"));
+        assert!(!ours.contains(&"HTTP_ADDR") && !ours.contains(&"LOG_LEVEL"));
+        let name = |vars: &[(&str, &str)]| {
+            let vars = vars.iter().copied();
+            pool_alone(Config::from_vars(vars).unwrap()).application_name
+        };
+        assert_eq!(name(&[("DB_POOL_MAX", "3")]), None);
+        assert_eq!(
+            name(&[("DB_APPLICATION_NAME", "mine")]).as_deref(),
+            Some("mine")
+        );
+        let url = "postgresql://a@h/d?application_name=theirs";
+        assert_eq!(name(&[("DATABASE_URL", url)]).as_deref(), Some("theirs"));
     }
 
     #[test]

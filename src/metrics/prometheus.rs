@@ -1,6 +1,7 @@
 //! The text that Prometheus reads (exposition format 0.0.4).
 
-use super::series::{Metrics, Stats};
+use super::series::Metrics;
+use super::stats::Stats;
 use prometheus::core::Collector;
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, TextEncoder};
 
@@ -9,7 +10,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What the gauges show.
 #[derive(Clone, Copy, Debug)]
-pub struct Gauges {
+pub(crate) struct Gauges {
     /// The pool's figures.
     pub stats: Stats,
     /// Check-outs fail at once, because the database has been away for long.

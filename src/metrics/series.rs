@@ -1,116 +1,35 @@
-//! The figures of a pool: what it is doing, and what it has done.
+//! What a pool has done, in counters and histograms.
 
+use super::stats::CloseReason;
+#[cfg(feature = "server")]
+use ::prometheus::HistogramVec;
 use ::prometheus::core::Collector;
-use ::prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
-};
-use std::fmt;
+use ::prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
 
 /// Upper bounds of the histograms' buckets, in seconds.
 pub const BUCKETS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// The pool's figures at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Connections there are or are being opened: `idle + active + opening`.
-    pub total: usize,
-    /// Connections that wait for work.
-    pub idle: usize,
-    /// Connections that are checked out.
-    pub active: usize,
-    /// Connections that are being opened.
-    pub opening: usize,
-    /// Threads in line for a connection.
-    pub waiting: usize,
-    /// The most connections there may be.
-    pub max: usize,
-    /// The idle connections that are kept ready.
-    pub min_idle: usize,
-}
-
-impl Stats {
-    /// Checked-out connections in percent of the most there may be, to two decimals.
-    pub fn utilization_percent(&self) -> f64 {
-        if self.max == 0 {
-            return 0.0;
-        }
-        (self.active as f64 / self.max as f64 * 10_000.0).round() / 100.0
-    }
-}
-
-/// Why a connection was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CloseReason {
-    /// Idle beyond the idle timeout, above the minimum.
-    IdleTimeout,
-    /// Older than its lifetime.
-    MaxLifetime,
-    /// Checked out as often as allowed.
-    MaxUses,
-    /// Lost, or not to be trusted after an error.
-    Broken,
-    /// From before the server was restarted or replaced.
-    FailedOver,
-    /// The pool was closed.
-    Drained,
-    /// What its borrower left behind could not be cleaned up.
-    LeakedState,
-}
-
-impl CloseReason {
-    /// All there are.
-    pub const ALL: [CloseReason; 7] = [
-        CloseReason::IdleTimeout,
-        CloseReason::MaxLifetime,
-        CloseReason::MaxUses,
-        CloseReason::Broken,
-        CloseReason::FailedOver,
-        CloseReason::Drained,
-        CloseReason::LeakedState,
-    ];
-
-    /// The word used in logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            CloseReason::IdleTimeout => "idle_timeout",
-            CloseReason::MaxLifetime => "max_lifetime",
-            CloseReason::MaxUses => "max_uses",
-            CloseReason::Broken => "broken",
-            CloseReason::FailedOver => "failed_over",
-            CloseReason::Drained => "drained",
-            CloseReason::LeakedState => "leaked_state",
-        }
-    }
-}
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// The counters and histograms of one pool.
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
-    pub(crate) create_time: Histogram,
-    pub(crate) wait_time: Histogram,
-    pub(crate) use_time: Histogram,
-    pub(crate) operation: Histogram,
-    pub(crate) timeouts: IntCounter,
-    pub(crate) connect_failures: IntCounterVec,
-    pub(crate) retries: IntCounterVec,
-    pub(crate) retry_budget_empty: IntCounter,
-    pub(crate) closed: IntCounterVec,
-    pub(crate) commits: IntCounterVec,
-    pub(crate) http: HistogramVec,
+    pub create_time: Histogram,
+    pub wait_time: Histogram,
+    pub use_time: Histogram,
+    pub operation: Histogram,
+    pub timeouts: IntCounter,
+    pub connect_failures: IntCounterVec,
+    pub retries: IntCounterVec,
+    pub retry_budget_empty: IntCounter,
+    pub closed: IntCounterVec,
+    pub commits: IntCounterVec,
+    #[cfg(feature = "server")]
+    pub http: HistogramVec,
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Metrics {
+    pub fn new() -> Metrics {
         let registry = Registry::new();
         let metrics = Metrics {
             create_time: histogram(
@@ -160,6 +79,7 @@ impl Metrics {
                 "Commits whose answer was lost, by what became of them.",
                 &["outcome"],
             ),
+            #[cfg(feature = "server")]
             http: well_formed(HistogramVec::new(
                 opts(
                     "http_server_request_duration_seconds",
@@ -192,7 +112,7 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let all: [Box<dyn Collector>; 11] = [
+        let all: Vec<Box<dyn Collector>> = vec![
             Box::new(self.create_time.clone()),
             Box::new(self.wait_time.clone()),
             Box::new(self.use_time.clone()),
@@ -203,6 +123,7 @@ impl Metrics {
             Box::new(self.retry_budget_empty.clone()),
             Box::new(self.closed.clone()),
             Box::new(self.commits.clone()),
+            #[cfg(feature = "server")]
             Box::new(self.http.clone()),
         ];
         for collector in all {
@@ -210,7 +131,7 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn registry(&self) -> &Registry {
+    pub fn registry(&self) -> &Registry {
         &self.registry
     }
 }
@@ -237,20 +158,7 @@ fn well_formed<T>(result: ::prometheus::Result<T>) -> T {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    #[test]
-    fn utilization_is_active_of_max_to_two_decimals() {
-        let stats = |active, max| Stats {
-            active,
-            max,
-            ..Stats::default()
-        };
-        assert_eq!(stats(1, 20).utilization_percent(), 5.0);
-        assert_eq!(stats(1, 3).utilization_percent(), 33.33);
-        assert_eq!(stats(3, 3).utilization_percent(), 100.0);
-        assert_eq!(stats(0, 0).utilization_percent(), 0.0);
-    }
+    use super::BUCKETS;
 
     #[test]
     fn buckets_grow_and_hold_the_two_limits_that_people_alarm_on() {

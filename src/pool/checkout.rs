@@ -97,6 +97,7 @@ impl Pool {
     }
 
     /// The counters and histograms, in the text format of Prometheus.
+    #[cfg(feature = "metrics")]
     pub fn metrics_text(&self) -> String {
         let gauges = crate::metrics::prometheus::Gauges {
             stats: self.stats(),

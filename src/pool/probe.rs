@@ -181,6 +181,7 @@ impl Probe {
     }
 
     /// True when the last answer was a good one.
+    #[cfg(feature = "metrics")]
     pub fn last_was_up(&self) -> bool {
         matches!(self.state.lock().last, Some((_, Ok(_))))
     }

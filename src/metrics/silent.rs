@@ -1,0 +1,45 @@
+//! What is counted where nobody reads it (without the feature `metrics`): nothing.
+
+/// A counter or a histogram, with or without labels.
+pub(crate) struct Silent;
+
+impl Silent {
+    pub fn inc(&self) {}
+
+    pub fn observe(&self, _value: f64) {}
+
+    pub fn with_label_values(&self, _labels: &[&str]) -> &Silent {
+        self
+    }
+}
+
+/// The same fields as there are with the feature.
+pub(crate) struct Metrics {
+    pub create_time: Silent,
+    pub wait_time: Silent,
+    pub use_time: Silent,
+    pub operation: Silent,
+    pub timeouts: Silent,
+    pub connect_failures: Silent,
+    pub retries: Silent,
+    pub retry_budget_empty: Silent,
+    pub closed: Silent,
+    pub commits: Silent,
+}
+
+impl Metrics {
+    pub fn new() -> Metrics {
+        Metrics {
+            create_time: Silent,
+            wait_time: Silent,
+            use_time: Silent,
+            operation: Silent,
+            timeouts: Silent,
+            connect_failures: Silent,
+            retries: Silent,
+            retry_budget_empty: Silent,
+            closed: Silent,
+            commits: Silent,
+        }
+    }
+}

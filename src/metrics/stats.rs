@@ -1,0 +1,103 @@
+//! What a pool is doing, and why it closes connections.
+
+use std::fmt;
+
+/// The pool's figures at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections there are or are being opened: `idle + active + opening`.
+    pub total: usize,
+    /// Connections that wait for work.
+    pub idle: usize,
+    /// Connections that are checked out.
+    pub active: usize,
+    /// Connections that are being opened.
+    pub opening: usize,
+    /// Threads in line for a connection.
+    pub waiting: usize,
+    /// The most connections there may be.
+    pub max: usize,
+    /// The idle connections that are kept ready.
+    pub min_idle: usize,
+}
+
+impl Stats {
+    /// Checked-out connections in percent of the most there may be, to two decimals.
+    pub fn utilization_percent(&self) -> f64 {
+        if self.max == 0 {
+            return 0.0;
+        }
+        (self.active as f64 / self.max as f64 * 10_000.0).round() / 100.0
+    }
+}
+
+/// Why a connection was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// Idle beyond the idle timeout, above the minimum.
+    IdleTimeout,
+    /// Older than its lifetime.
+    MaxLifetime,
+    /// Checked out as often as allowed.
+    MaxUses,
+    /// Lost, or not to be trusted after an error.
+    Broken,
+    /// From before the server was restarted or replaced.
+    FailedOver,
+    /// The pool was closed.
+    Drained,
+    /// What its borrower left behind could not be cleaned up.
+    LeakedState,
+}
+
+impl CloseReason {
+    /// All there are.
+    pub const ALL: [CloseReason; 7] = [
+        CloseReason::IdleTimeout,
+        CloseReason::MaxLifetime,
+        CloseReason::MaxUses,
+        CloseReason::Broken,
+        CloseReason::FailedOver,
+        CloseReason::Drained,
+        CloseReason::LeakedState,
+    ];
+
+    /// The word used in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CloseReason::IdleTimeout => "idle_timeout",
+            CloseReason::MaxLifetime => "max_lifetime",
+            CloseReason::MaxUses => "max_uses",
+            CloseReason::Broken => "broken",
+            CloseReason::FailedOver => "failed_over",
+            CloseReason::Drained => "drained",
+            CloseReason::LeakedState => "leaked_state",
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn utilization_is_active_of_max_to_two_decimals() {
+        let stats = |active, max| Stats {
+            active,
+            max,
+            ..Stats::default()
+        };
+        assert_eq!(stats(1, 20).utilization_percent(), 5.0);
+        assert_eq!(stats(1, 3).utilization_percent(), 33.33);
+        assert_eq!(stats(3, 3).utilization_percent(), 100.0);
+        assert_eq!(stats(0, 0).utilization_percent(), 0.0);
+    }
+}
