@@ -9,9 +9,9 @@
 //! - as many idle ones as are to be kept ready are asked for as soon as there are fewer, and never more.
 //!
 //! The line knows nothing of PostgreSQL: it hands out values of any type `T`. It does no I/O, and it takes locks, threads
-//! and deadlines from `super::sync`, so that a test can put a model checker's in their place.
+//! and deadlines from `crate::sync`, so that a test can put a model checker's in their place.
 
-use super::sync::{Arc, Condvar, Deadline, Mutex, MutexGuard, Thread, current_thread, unpoison};
+use crate::sync::{Arc, Condvar, Deadline, Mutex, MutexGuard, Thread, current_thread, unpoison};
 use std::collections::VecDeque;
 
 /// The line for values of type `T`.

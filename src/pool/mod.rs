@@ -57,6 +57,3 @@ pub(crate) use hedge::Purpose;
 pub(crate) use identity::{BACKEND_START, Identity, Incarnation, first_row};
 pub(crate) use limits::{Limits, as_server_ms};
 pub(crate) use session::{Begin, Finish, LostTransaction, Session, SyncCommit};
-
-// What the line is made of, as its model checker's twin finds it beside it.
-use crate::sync;

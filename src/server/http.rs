@@ -1,17 +1,13 @@
-//! Requests, responses and problems as the routes see them. Beside `lane.rs` the only file that names tiny_http.
+//! Requests, responses and problems as the routes see them. Apart from `lane/` the only file that
+//! names tiny_http, which has the reason phrases.
 
-use super::browsers;
-use super::lane::NUMBER;
-use super::router::Route;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
-use log::{debug, error, warn};
+use log::{error, warn};
 use postgres::error::SqlState;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::fmt::Write as _;
-use std::io;
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 /// A request, read to its end.
 #[derive(Debug)]
@@ -31,7 +27,8 @@ pub struct Request {
     pub client: IpAddr,
     /// The client's `X-Request-Id` where it is well formed, else one of ours.
     pub id: String,
-    /// A key made for this request, in case that it writes and brings none; empty where it cannot or does.
+    /// A key made for this request, in case that it writes and brings none; empty where it cannot
+    /// or does.
     pub fallback_key: String,
     /// By then it must have been answered.
     pub deadline: Instant,
@@ -59,8 +56,8 @@ impl Request {
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// All but those that the connection needs (`Content-Length`, `Transfer-Encoding`, `Connection` and so on): these are left out
-    /// where they stand here.
+    /// All but those that the connection needs (`Content-Length`, `Transfer-Encoding`, `Connection`
+    /// and so on): these are left out where they stand here.
     pub headers: Vec<(&'static str, String)>,
     /// The whole body.
     pub body: Vec<u8>,
@@ -253,7 +250,8 @@ fn problem_for(error: &Error) -> Problem {
             (CheckoutFailure::Closed, _) => {
                 Problem::unavailable("draining", "the server is shutting down")
             }
-            // The database is there, and all connections were in use for as long as the request could wait.
+            // The database is there, and all connections were in use for as long as the request
+            // could wait.
             (CheckoutFailure::Timeout, None) => {
                 timeout("no connection to the database came free in time")
             }
@@ -273,97 +271,6 @@ pub(super) fn header<'h>(headers: &'h [(String, String)], name: &str) -> Option<
     Some(value)
 }
 
-/// What the edge knows of a request.
-pub(super) struct Note {
-    pub arrived: Instant,
-    /// By then it must have been answered.
-    pub deadline: Instant,
-    pub client: IpAddr,
-    pub id: String,
-    pub headers: Vec<(String, String)>,
-    /// The client's `Idempotency-Key`, or one that was made for a write that brings none; else empty.
-    pub key: String,
-    pub key_was_made: bool,
-    /// A page of another site that may read the answer.
-    pub page: Option<String>,
-}
-
-impl Note {
-    /// The request as its route sees it. Its headers are handed over.
-    pub fn request(
-        &mut self,
-        method: String,
-        path: String,
-        query: String,
-        body: Vec<u8>,
-        route: &Route,
-    ) -> Request {
-        Request {
-            method,
-            // The edge has seen that they can be decoded.
-            params: route.params(&path).unwrap_or_default(),
-            path,
-            query,
-            headers: std::mem::take(&mut self.headers),
-            body,
-            client: self.client,
-            id: self.id.clone(),
-            fallback_key: match self.key_was_made {
-                true => self.key.clone(),
-                false => String::new(),
-            },
-            deadline: self.deadline,
-        }
-    }
-
-    /// Headers that let a page read the answer.
-    pub fn for_pages(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let page = self.page.as_deref();
-        page.into_iter().flat_map(browsers::may_read)
-    }
-}
-
-/// A request as a lane hands it to a worker.
-pub(super) struct Incoming {
-    raw: tiny_http::Request,
-    /// At the edge's desk.
-    pub number: u64,
-}
-
-impl Incoming {
-    /// What comes without a number is no client's: it proves that a connection has a thread and a worker behind it, and is
-    /// answered at once.
-    pub fn of(raw: tiny_http::Request) -> Option<Incoming> {
-        let number = raw.headers().iter().find(|h| h.field.equiv(NUMBER));
-        if let Some(number) = number.and_then(|h| h.value.as_str().parse().ok()) {
-            return Some(Incoming { raw, number });
-        }
-        if let Err(e) = raw.respond(tiny_http::Response::empty(204)) {
-            debug!("a proof was not delivered: {e}");
-        }
-        None
-    }
-
-    /// Reads the body, beside which stands what the edge knows. tiny_http is done with the request then: the answer goes to the
-    /// client's own socket, and the next request can be read.
-    pub fn read(mut self, note: &mut Note, route: &Route) -> io::Result<Request> {
-        let mut body = Vec::new();
-        self.raw.as_reader().read_to_end(&mut body)?;
-        let url = self.raw.url();
-        let (path, query) = url.split_once('?').unwrap_or((url, ""));
-        let method = self.raw.method().as_str().to_owned();
-        let request = note.request(method, path.to_owned(), query.to_owned(), body, route);
-        self.discard();
-        Ok(request)
-    }
-
-    /// Is through with it, without an answer over the lane.
-    pub fn discard(self) {
-        // Unanswered, it would be answered with 500. What is left of the body is read.
-        drop(self.raw.into_writer());
-    }
-}
-
 /// The client's `X-Request-Id`, when it is 1 to 128 of `[A-Za-z0-9._-]`, else one of ours.
 pub(super) fn request_id(given: Option<&str>) -> String {
     let good = |id: &&str| {
@@ -378,78 +285,8 @@ pub(super) fn request_id(given: Option<&str>) -> String {
     }
 }
 
-/// An answer as it goes over the wire.
-pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> {
-    let status = response.status;
-    if !(200..1000).contains(&status) {
-        error!("{status} is no status of an answer: it is sent as 500");
-        return render(&Problem::internal().into(), id, head_only);
-    }
-    let has_body = !matches!(status, 204 | 304);
-    let mut out = String::with_capacity(512 + response.body.len());
-    // Writing to memory does not fail.
-    let _ = write!(out, "HTTP/1.1 {status} {}\r\n", reason(status));
-    let mut add = |name: &str, value: &str| {
-        out += name;
-        out += ": ";
-        // A header is one line, whatever it was made of.
-        match value.bytes().all(|b| matches!(b, b' '..=b'~')) {
-            true => out += value,
-            false => out.extend(value.chars().filter(|c| !c.is_control())),
-        }
-        out += "\r\n";
-    };
-    add("Server", "millpond");
-    add("Date", &httpdate::fmt_http_date(SystemTime::now()));
-    for (name, value) in &response.headers {
-        if !is_of_the_connection(name) {
-            add(name, value);
-        }
-    }
-    add("X-Request-Id", id);
-    if has_body {
-        add("Content-Length", &response.body.len().to_string());
-    }
-    out += "\r\n";
-    let mut out = out.into_bytes();
-    if has_body && !head_only {
-        out.extend_from_slice(&response.body);
-    }
-    out
-}
-
-/// Headers that are not for an application to set.
-fn is_of_the_connection(name: &str) -> bool {
-    const OURS: [&str; 9] = [
-        "connection",
-        "content-length",
-        "date",
-        "keep-alive",
-        "server",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "x-request-id",
-    ];
-    let is_token = !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
-    !is_token || OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours))
-}
-
-/// The same answer, after which the connection is closed.
-pub(super) fn closing(mut answer: Vec<u8>) -> Vec<u8> {
-    let status_line = answer
-        .iter()
-        .position(|b| *b == b'\n')
-        .map_or(0, |at| at + 1);
-    let close = b"Connection: close\r\n".iter().copied();
-    answer.splice(status_line..status_line, close);
-    answer
-}
-
-fn reason(status: u16) -> &'static str {
+/// The reason phrase of a status line.
+pub(super) fn reason(status: u16) -> &'static str {
     match status {
         // As RFC 9110 has them.
         413 => "Content Too Large",

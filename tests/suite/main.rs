@@ -35,3 +35,6 @@ mod support;
 mod torture;
 mod wire;
 mod writers;
+
+/// Files of the crate that are model-checked take their locks from `crate::sync`: here, from the model checker.
+use models::sync;

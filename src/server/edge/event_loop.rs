@@ -1,21 +1,20 @@
 //! The loop: accepts, reads, hands on, writes back, and keeps everybody to their time.
 
-use super::Shared;
 use super::chunked::Chunked;
 use super::connection::{Admitted, Connection, State, Step};
-use super::desk::{Desk, Done, Exchange, Origin};
+use super::dispatch::{Dispatch, Done, Exchange, PendingRequest, Shared};
 use super::forwarded;
 use super::framing::{Head, Refusal};
-use super::links::{Links, Lost, Waiting};
+use super::lane_connections::{LaneConnections, Lost, Waiting};
 use super::newcomers;
 use crate::fd_limit;
 use crate::server::browsers;
-use crate::server::http::{Note, Problem, closing, render, request_id};
-use crate::server::lane::Plan;
+use crate::server::http::{Problem, request_id};
+use crate::server::lane::{Plan, RequestMeta, SLOW, WorkerWakeup};
+use crate::server::render::{closing, render};
 use crate::server::router::{Lane, PerLane, Route};
+use crate::server::service::{AccessEntry, Service};
 use crate::server::shutdown::Phase;
-use crate::server::turns::{SLOW, Turns};
-use crate::server::{Seen, Service};
 use log::{debug, error, warn};
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
@@ -78,7 +77,7 @@ pub(super) struct EventLoop {
     most_clients: usize,
     next_serial: u64,
     next_exchange: u64,
-    lanes: PerLane<Links>,
+    lanes: PerLane<LaneConnections>,
     /// Something may be done that nobody tells of.
     more: bool,
     mended: (Sender<Mended>, Receiver<Mended>),
@@ -92,14 +91,14 @@ struct Mended {
     index: usize,
     stream: net::UnixStream,
     /// Of the lane that it leads to.
-    turns: Arc<Turns>,
+    wakeup: Arc<WorkerWakeup>,
 }
 
 impl EventLoop {
     pub fn new(
         service: Arc<Service>,
         inherited: Option<std::net::TcpListener>,
-        lanes: impl FnOnce(&Arc<Desk>) -> (Plan, Plan),
+        lanes: impl FnOnce(&Arc<Dispatch>) -> (Plan, Plan),
         others: usize,
     ) -> io::Result<EventLoop> {
         let poll = Poll::new()?;
@@ -114,17 +113,17 @@ impl EventLoop {
         };
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
         let waker = Waker::new(registry, WAKER)?;
-        let desk = Arc::new(Desk::new(waker, Arc::clone(&service)));
-        let (health, api) = lanes(&desk);
+        let dispatch = Arc::new(Dispatch::new(waker, Arc::clone(&service)));
+        let (health, api) = lanes(&dispatch);
         let shared = Arc::new(Shared {
-            desk,
+            dispatch,
             over: AtomicBool::new(false),
             in_flight: PerLane::default(),
         });
         // No request waits for a worker of the health lane for long: all may do so at its door.
         let line = health.ahead;
-        let (health, health_streams) = Links::start(health, line)?;
-        let (api, api_streams) = Links::start(api, service.config.queue)?;
+        let (health, health_streams) = LaneConnections::start(health, line)?;
+        let (api, api_streams) = LaneConnections::start(api, service.config.queue)?;
         let wanted = service.config.max_connections;
         let fit = fd_limit::limit().map_or(wanted, |limit| {
             limit.saturating_sub(others).max(LEAST_CLIENTS)
@@ -167,7 +166,7 @@ impl EventLoop {
 
     /// The edge's ends of the connections to the api lane.
     #[cfg(test)]
-    pub fn api_links(&self) -> Vec<net::UnixStream> {
+    pub fn api_connections(&self) -> Vec<net::UnixStream> {
         self.lanes.api.second_handles()
     }
 
@@ -183,8 +182,8 @@ impl EventLoop {
                 self.close(key);
             }
         }
-        // They know the desk, which holds them.
-        self.shared.desk.clear();
+        // They know the dispatch, which holds them.
+        self.shared.dispatch.clear();
     }
 
     fn serve(&mut self) {
@@ -238,8 +237,8 @@ impl EventLoop {
             std::thread::sleep(ACCEPT_AGAIN);
         }
         self.more = false;
-        self.shared.desk.is_awake();
-        let done = self.shared.desk.take_done();
+        self.shared.dispatch.mark_awake();
+        let done = self.shared.dispatch.take_done();
         // First, so that whoever asks again finds the room that its last request has left.
         for lane in BOTH {
             self.refill(lane);
@@ -270,7 +269,7 @@ impl EventLoop {
 
     /// For how long nothing needs to be done that is not told of.
     fn pause(&self) -> Option<Duration> {
-        let are_coming = |lane| self.lanes.of(lane).turns.are_coming();
+        let are_coming = |lane| self.lanes.of(lane).wakeup.are_coming();
         match () {
             () if self.more => Some(Duration::ZERO),
             () if BOTH.into_iter().any(are_coming) => Some(SLOW),
@@ -466,8 +465,8 @@ impl EventLoop {
             .preflight(&head.method, head.path(), &head.headers);
         if let (Some(response), Some(connection)) = (preflight, self.clients.get_mut(key)) {
             head.close |= !connection.skip_body(&head);
-            if let Some(origin) = self.origin(key, *head, "", None) {
-                Exchange::new(&self.shared.desk, origin, None).answer_instead(response);
+            if let Some(pending) = self.pending(key, *head, "", None) {
+                Exchange::new(&self.shared.dispatch, pending, None).answer_instead(response);
             }
             return;
         }
@@ -513,17 +512,17 @@ impl EventLoop {
             .get(path.len() + 1..)
             .unwrap_or_default()
             .to_owned();
-        let Some(mut origin) = self.origin(key, head, route.pattern, None) else {
+        let Some(mut pending) = self.pending(key, head, route.pattern, None) else {
             return;
         };
-        let request = origin.note.request(method, path, query, Vec::new(), route);
+        let request = pending.meta.request(method, path, query, Vec::new(), route);
         let answer = catch_unwind(AssertUnwindSafe(|| (route.handler)(&request)));
         let response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(problem)) => problem.into_response(Some(&request.id)),
             Err(_) => Problem::internal().into_response(Some(&request.id)),
         };
-        Exchange::new(&self.shared.desk, origin, None).answer_instead(response);
+        Exchange::new(&self.shared.dispatch, pending, None).answer_instead(response);
     }
 
     /// Whether a request is taken now.
@@ -555,7 +554,11 @@ impl EventLoop {
     }
 
     fn has_room(&self, lane: Lane) -> Result<(), Problem> {
-        if !self.lanes.of(lane).has_room(self.shared.desk.waiting(lane)) {
+        if !self
+            .lanes
+            .of(lane)
+            .has_room(self.shared.dispatch.waiting(lane))
+        {
             let detail = "too many requests are in line";
             Err(Problem::unavailable("overloaded", detail))
         } else {
@@ -575,7 +578,7 @@ impl EventLoop {
         };
         let id = request_id(None);
         let response = problem.into_response(Some(&id));
-        self.service.note(&Seen {
+        self.service.record(&AccessEntry {
             method: "-",
             path: "-",
             route: "",
@@ -592,8 +595,8 @@ impl EventLoop {
 
     /// Answers in the place of a worker. The client is gone on with in the loop's next round, after the others.
     fn refuse_request(&mut self, key: usize, head: Head, pattern: &'static str, problem: Problem) {
-        if let Some(origin) = self.origin(key, head, pattern, None) {
-            Exchange::new(&self.shared.desk, origin, None).give_up(problem);
+        if let Some(pending) = self.pending(key, head, pattern, None) {
+            Exchange::new(&self.shared.dispatch, pending, None).give_up(problem);
         }
     }
 
@@ -620,12 +623,12 @@ impl EventLoop {
         };
         self.next_exchange += 1;
         let bytes = head.for_lane(self.next_exchange, body);
-        let Some(mut origin) = self.origin(key, *head, route.pattern, made_key) else {
+        let Some(mut pending) = self.pending(key, *head, route.pattern, made_key) else {
             return;
         };
-        origin.ticket = Some(ticket);
+        pending.ticket = Some(ticket);
         let waiting = Waiting {
-            origin,
+            pending,
             route,
             exchange: self.next_exchange,
             bytes,
@@ -637,13 +640,13 @@ impl EventLoop {
     }
 
     /// Nothing where the client is gone.
-    fn origin(
+    fn pending(
         &self,
         key: usize,
         head: Head,
         pattern: &'static str,
         made_key: Option<String>,
-    ) -> Option<Origin> {
+    ) -> Option<PendingRequest> {
         let connection = self.clients.get(key)?;
         // What has come already is not told of again.
         let has_more = connection.buffered() > 0 || connection.readable;
@@ -653,7 +656,7 @@ impl EventLoop {
         let writes = head.writes();
         let path = head.path().to_owned();
         let page = browsers::named_page(&head.headers, &config.cors_origins);
-        let note = Note {
+        let meta = RequestMeta {
             arrived,
             page: page.map(str::to_owned),
             deadline: arrived + config.request_timeout,
@@ -667,7 +670,7 @@ impl EventLoop {
             key_was_made: made_key.is_some(),
             key: made_key.or(head.idempotency_key).unwrap_or_default(),
         };
-        Some(Origin {
+        Some(PendingRequest {
             client: (key, connection.serial),
             socket: Arc::clone(&connection.socket),
             attention: Arc::clone(&connection.attention),
@@ -676,7 +679,7 @@ impl EventLoop {
             pattern,
             path,
             method: head.method,
-            note,
+            meta,
             ticket: None,
         })
     }
@@ -685,8 +688,8 @@ impl EventLoop {
     fn send_next(&mut self, lane: Lane) {
         while let Some((index, waiting)) = self.lanes.of_mut(lane).next() {
             self.shared
-                .desk
-                .put(waiting.exchange, index, waiting.origin, waiting.route);
+                .dispatch
+                .put(waiting.exchange, index, waiting.pending, waiting.route);
             let token = self.token_of(lane, index);
             let links = self.lanes.of_mut(lane);
             if let Err(Lost) = links.send(index, &waiting.bytes, self.poll.registry(), token) {
@@ -694,14 +697,16 @@ impl EventLoop {
             }
         }
         let links = self.lanes.of(lane);
-        links.turns.call();
-        self.shared.desk.refill_below(lane, links.refill_below());
+        links.wakeup.call();
+        self.shared
+            .dispatch
+            .set_refill_below(lane, links.refill_below());
     }
 
     /// Sends more, when workers are through with some; and sees to it that those who rest are called when others are slow.
     fn refill(&mut self, lane: Lane) {
-        let freed = self.shared.desk.take_freed(lane);
-        self.lanes.of_mut(lane).freed(freed);
+        let freed = self.shared.dispatch.take_freed(lane);
+        self.lanes.of_mut(lane).add_free(freed);
         self.send_next(lane);
     }
 
@@ -726,7 +731,7 @@ impl EventLoop {
     fn connected(&mut self, lane: Lane, index: usize, stream: net::UnixStream) -> io::Result<()> {
         let token = self.token_of(lane, index);
         let links = self.lanes.of_mut(lane);
-        links.connected(index, stream, self.poll.registry(), token)
+        links.install(index, stream, self.poll.registry(), token)
     }
 
     fn link_event(&mut self, lane: Lane, index: usize, event: &Event) {
@@ -742,24 +747,24 @@ impl EventLoop {
             return;
         }
         warn!("a connection to the {lane:?} lane was lost");
-        self.lanes.of_mut(lane).lost(index);
+        self.lanes.of_mut(lane).drop_connection(index);
         self.mend(lane, index);
-        for exchange in self.shared.desk.take_lost(lane, index) {
+        for exchange in self.shared.dispatch.take_lost(lane, index) {
             exchange.give_up(Problem::lost());
         }
     }
 
     fn mend(&mut self, lane: Lane, index: usize) {
         let (done, shared) = (self.mended.0.clone(), Arc::clone(&self.shared));
-        self.lanes.of_mut(lane).mend(move |stream, turns| {
+        self.lanes.of_mut(lane).mend(move |stream, wakeup| {
             // Nobody wants it any more when the server is closed.
             let _ = done.send(Mended {
                 lane,
                 index,
                 stream,
-                turns,
+                wakeup,
             });
-            shared.desk.wake();
+            shared.dispatch.wake();
         });
     }
 
@@ -768,8 +773,8 @@ impl EventLoop {
         while let Ok(mended) = self.mended.1.try_recv() {
             let (lane, index) = (mended.lane, mended.index);
             // The lane was built anew: the connections to the old one lead nowhere.
-            if !Arc::ptr_eq(&self.lanes.of(lane).turns, &mended.turns) {
-                self.lanes.of_mut(lane).turns = mended.turns;
+            if !Arc::ptr_eq(&self.lanes.of(lane).wakeup, &mended.wakeup) {
+                self.lanes.of_mut(lane).wakeup = mended.wakeup;
                 for other in (0..self.lanes.of(lane).len()).filter(|other| *other != index) {
                     self.lost(lane, other);
                 }
@@ -808,18 +813,18 @@ impl EventLoop {
 
     fn look_at_the_time(&mut self, now: Instant) {
         let clients = &self.clients;
-        let is_stale = |lane, origin: &Origin| {
-            let (key, serial) = origin.client;
-            let late = lane == Lane::Api && now >= origin.note.deadline;
+        let is_stale = |lane, pending: &PendingRequest| {
+            let (key, serial) = pending.client;
+            let late = lane == Lane::Api && now >= pending.meta.deadline;
             late || clients.get(key).is_none_or(|c| c.serial != serial)
         };
-        let desk = &self.shared.desk;
-        let mut stale = desk.take_stale(is_stale);
+        let dispatch = &self.shared.dispatch;
+        let mut stale = dispatch.take_stale(is_stale);
         for lane in BOTH {
             let links = self.lanes.of_mut(lane);
-            let in_line = links.take_stale(|origin| is_stale(lane, origin));
+            let in_line = links.take_stale(|pending| is_stale(lane, pending));
             let exchanges = in_line.into_iter();
-            stale.extend(exchanges.map(|origin| Exchange::new(desk, origin, None)));
+            stale.extend(exchanges.map(|pending| Exchange::new(dispatch, pending, None)));
         }
         for exchange in stale {
             exchange.give_up(Problem::no_worker());

@@ -64,8 +64,8 @@ impl Head {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// The request as a lane is sent it, under its number at the desk. The client's headers stay at the desk as well:
-    /// tiny_http would read them once more, byte by byte.
+    /// The request as it is sent to a lane, under its number in the dispatch table. The client's
+    /// headers stay in that table: tiny_http would read them once more, byte by byte.
     pub fn for_lane(&self, number: u64, body: &[u8]) -> Vec<u8> {
         let (method, target) = (&self.method, &self.target);
         let mut bytes = Vec::with_capacity(method.len() + target.len() + body.len() + 96);

@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 #[derive(Default)]
-pub(in crate::server) struct InFlight {
+pub struct InFlight {
     count: Mutex<usize>,
     ended: Condvar,
 }

@@ -1,75 +1,71 @@
-//! The edge: the public listener. It owns every client's socket, reads whole requests under limits, refuses what is no
-//! clean request, and hands the others to the lanes.
+//! The edge: the public listener. It owns every client's socket, reads whole requests under limits,
+//! refuses whatever is not a valid request, and hands the others to the lanes.
 //!
-//! tiny_http 0.12 never meets a stranger: one request with `Content-Length: 30000000000` aborts a process, `GET / HTTP/2.0`
-//! keeps a thread for ever, a burst of connections leaves most of them unserved, a lack of file descriptors ends accepting
-//! for good, heads may be of any size, and nothing has a time limit. Here all of that ends:
+//! tiny_http 0.12 must not face the network: one request with `Content-Length: 30000000000` aborts
+//! the process, `GET / HTTP/2.0` keeps a thread forever, a burst of connections leaves most of them
+//! unserved, a lack of file descriptors ends accepting for good, heads may be of any size, and
+//! nothing has a time limit. The edge stands in front of it:
 //!
 //! ```text
 //!  clients ──► one thread, one event loop ──► health lane: 4 workers
 //!              (framing, limits, deadlines)   api lane: HTTP_WORKERS, behind a line of HTTP_QUEUE
 //! ```
 //!
-//! A slow client costs a buffer, not a thread. Where a request leads, and whether it may, is seen from its head: what leads
-//! nowhere costs neither a body nor a worker. One request more than the line takes is refused at once. The event loop never
-//! waits for anything but its sockets.
+//! A slow client costs a buffer, not a thread. A request is routed and authorized by its head
+//! alone, so one that is refused costs neither a body nor a worker. A request that the line has no
+//! room for is refused at once. The event loop never blocks on anything but its sockets.
 
 mod chunked;
 mod connection;
-mod desk;
+mod dispatch;
 mod event_loop;
 mod forwarded;
 mod framing;
 mod in_flight;
-mod links;
+mod lane_connections;
 mod newcomers;
 mod proxied;
 
-use super::Service;
+pub(super) use dispatch::Dispatch;
+pub(super) use lane_connections::MOST_LANE_CONNECTIONS;
+
 use super::lane::Plan;
-use super::router::{Lane, PerLane};
+use super::router::Lane;
+use super::service::Service;
 use crate::temporary::Temporary;
-pub(super) use desk::Desk;
+use dispatch::Shared;
 use event_loop::EventLoop;
 use in_flight::InFlight;
-pub(super) use links::MOST_LINKS;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long idle workers take to go.
+/// How long idle workers may take to end.
 const LANES_END: Duration = Duration::from_millis(500);
 
-/// The running edge; it ends when this is dropped.
+/// The running edge; it stops when this is dropped.
 pub(super) struct Edge {
     addr: SocketAddr,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// Of the lanes' sockets.
+    /// The directory of the lanes' sockets.
     dir: Arc<Temporary>,
 }
 
-/// What the loop's thread shares with others.
-struct Shared {
-    desk: Arc<Desk>,
-    over: AtomicBool,
-    in_flight: PerLane<Arc<InFlight>>,
-}
-
 impl Edge {
-    /// Listens, and serves with the lanes (health, api), whose workers answer at the desk. `others` file descriptors
-    /// are not for clients.
+    /// Listens, and serves with the lanes (health, api), whose workers find their requests in the
+    /// dispatch table. `others` file descriptors are reserved for other uses.
     pub fn start(
         service: Arc<Service>,
         inherited: Option<TcpListener>,
-        lanes: impl FnOnce(&Arc<Desk>, &Arc<Temporary>) -> (Plan, Plan),
+        lanes: impl FnOnce(&Arc<Dispatch>, &Arc<Temporary>) -> (Plan, Plan),
         others: usize,
     ) -> io::Result<Edge> {
         let dir = Arc::new(Temporary::new()?);
-        let lanes = |desk: &_| lanes(desk, &dir);
+        let lanes = |dispatch: &_| lanes(dispatch, &dir);
         let mut event_loop = EventLoop::new(service, inherited, lanes, others)?;
         let (addr, shared) = (event_loop.addr()?, event_loop.shared());
         let thread = thread::Builder::new()
@@ -87,26 +83,27 @@ impl Edge {
         self.addr
     }
 
-    /// Requests of a lane that are not answered yet.
+    /// The requests of a lane that are not answered yet.
     pub fn in_flight(&self, lane: Lane) -> &InFlight {
         self.shared.in_flight.of(lane)
     }
 
-    /// Has it look at the phase.
+    /// Makes the event loop look at the phase.
     pub fn wake(&self) {
-        self.shared.desk.wake();
+        self.shared.dispatch.wake();
     }
 }
 
 impl Drop for Edge {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        self.shared.desk.wake();
+        self.shared.dispatch.wake();
         if let Some(thread) = self.thread.take() {
-            // It panicked, and said so.
+            // A panic has been logged already.
             let _ = thread.join();
         }
-        // The lanes end when their workers are through with what they have; one that is not, is not waited for.
+        // A lane ends when its workers are done with their requests. A worker that is still busy is
+        // not waited for.
         let patience = Instant::now() + LANES_END;
         while Arc::strong_count(&self.dir) > 1 && Instant::now() < patience {
             thread::sleep(Duration::from_millis(1));
@@ -125,12 +122,13 @@ mod tests {
     use crate::pool::Pool;
     use crate::server::http::{Request, Response};
     use crate::server::router::{Access, Router};
+    use crate::server::worker;
     use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::sync::mpsc::{self, Sender};
     use std::sync::{Condvar, Mutex};
 
-    /// Holds whoever comes until it is opened; counts them.
+    /// Holds all callers until it is opened, and counts them.
     #[derive(Default)]
     struct Gate {
         state: Mutex<(bool, usize)>,
@@ -160,7 +158,8 @@ mod tests {
         }
     }
 
-    /// An edge whose lanes are sent one request ahead; with the links to the api lane that may be broken.
+    /// An edge whose lanes are sent one request ahead; and the connections to the api lane, for the
+    /// test to break.
     fn edge(
         workers: usize,
         gate: &Arc<Gate>,
@@ -185,17 +184,17 @@ mod tests {
             config,
             pool: nowhere.build().unwrap(),
         });
-        let lanes = |desk: &Arc<Desk>| {
+        let lanes = |dispatch: &Arc<Dispatch>| {
             let plan = |name, lane| {
-                let (service, desk) = (Arc::clone(&service), Arc::clone(desk));
+                let (service, dispatch) = (Arc::clone(&service), Arc::clone(dispatch));
                 Plan {
                     name,
                     workers,
                     at_once: workers,
                     ahead: 1,
-                    coming: desk.coming(lane),
-                    serve: Arc::new(move |incoming, turns| {
-                        service.serve(incoming, &desk, turns);
+                    coming: dispatch.coming(lane),
+                    serve: Arc::new(move |incoming, wakeup| {
+                        worker::serve(&service, incoming, &dispatch, wakeup);
                     }),
                     dir: Arc::clone(dir),
                 }
@@ -203,7 +202,7 @@ mod tests {
             (plan("health", Lane::Health), plan("api", Lane::Api))
         };
         let mut event_loop = EventLoop::new(Arc::clone(&service), None, lanes, 0).unwrap();
-        let links = event_loop.api_links();
+        let connections = event_loop.api_connections();
         let (addr, shared) = (event_loop.addr().unwrap(), event_loop.shared());
         let thread = Some(thread::spawn(move || event_loop.run()));
         (
@@ -213,7 +212,7 @@ mod tests {
                 thread,
                 dir: Arc::clone(dir),
             },
-            links,
+            connections,
         )
     }
 
@@ -236,8 +235,8 @@ mod tests {
         for (workers, gone_as_well) in [(1, false), (1, true), (4, false), (4, true)] {
             let gate = Arc::<Gate>::default();
             let dir = Arc::new(Temporary::new().unwrap());
-            let (edge, links) = edge(workers, &gate, &dir);
-            assert_eq!(links.len(), workers);
+            let (edge, connections) = edge(workers, &gate, &dir);
+            assert_eq!(connections.len(), workers);
             let (sender, answers) = mpsc::channel();
             let soon = Duration::from_secs(10);
             for held in 1..=workers {
@@ -246,7 +245,7 @@ mod tests {
             }
             ask(edge.addr(), "POST", &sender);
             let patience = Instant::now() + soon;
-            while edge.shared.desk.waiting(Lane::Api) == 0 {
+            while edge.shared.dispatch.waiting(Lane::Api) == 0 {
                 assert!(Instant::now() < patience, "no request is sent ahead");
                 thread::yield_now();
             }
@@ -256,8 +255,9 @@ mod tests {
                     std::fs::remove_file(socket.unwrap().path()).unwrap();
                 }
             }
-            links[0].shutdown(std::net::Shutdown::Both).unwrap();
-            // No worker had the last one; the others are with their workers, who answer in spite of it.
+            connections[0].shutdown(std::net::Shutdown::Both).unwrap();
+            // No worker had the last one; the others are with their workers, who answer in spite of
+            // it.
             let lost = answers.recv_timeout(soon).unwrap();
             assert!(
                 lost.starts_with("HTTP/1.1 502 ") && lost.contains("nothing was done"),

@@ -1,6 +1,6 @@
 //! `/health`, `/health/db`, `/health/live`, `/health/ready`: answered whatever the pool is doing, and never with a token.
 
-use super::{as_ms, timestamp};
+use super::format::{as_ms, timestamp};
 use crate::health::Health;
 use crate::pool::Pool;
 use crate::server::http::Response;

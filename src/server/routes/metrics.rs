@@ -1,6 +1,6 @@
 //! `/metrics` for Prometheus, `/api/metrics/db` for whoever reads JSON.
 
-use super::{as_ms, timestamp};
+use super::format::{as_ms, timestamp};
 use crate::metrics::prometheus::CONTENT_TYPE;
 use crate::pool::Pool;
 use crate::server::http::Response;

@@ -1,5 +1,6 @@
 //! The routes that every server has.
 
+mod format;
 mod health;
 mod metrics;
 mod start;
@@ -15,16 +16,4 @@ pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, privat
         health::add_to(router, pool, phase, private),
         pool,
     ))
-}
-
-/// Now, as RFC 3339 with milliseconds in UTC.
-fn timestamp() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
-        .to_string()
-}
-
-/// Milliseconds to two decimals.
-fn as_ms(latency: std::time::Duration) -> f64 {
-    (latency.as_secs_f64() * 100_000.0).round() / 100.0
 }

@@ -2,14 +2,14 @@
 
 use super::check;
 use super::sync::time_passes;
-use super::turns::Turns;
+use super::worker_wakeup::WorkerWakeup;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use std::collections::VecDeque;
 
 struct Lane {
-    turns: Turns,
+    wakeup: WorkerWakeup,
     coming: Arc<AtomicUsize>,
     door: Mutex<VecDeque<Message>>,
     knock: Condvar,
@@ -32,7 +32,7 @@ impl Lane {
     fn new(workers: usize, at_once: usize) -> Arc<Lane> {
         let coming = Arc::new(AtomicUsize::new(0));
         Arc::new(Lane {
-            turns: Turns::new(workers, at_once, Arc::clone(&coming)),
+            wakeup: WorkerWakeup::new(workers, at_once, Arc::clone(&coming)),
             coming,
             door: Mutex::default(),
             knock: Condvar::new(),
@@ -50,7 +50,7 @@ impl Lane {
     fn send(&self, message: Message) {
         self.coming.fetch_add(1, Ordering::SeqCst);
         self.push(message);
-        self.turns.call();
+        self.wakeup.call();
     }
 
     fn recv(&self) -> Message {
@@ -65,7 +65,7 @@ impl Lane {
 
     fn work(&self, me: usize) {
         loop {
-            let found = match self.turns.done(me) {
+            let found = match self.wakeup.done(me) {
                 true => self.door.lock().unwrap().pop_front(),
                 false => None,
             };
@@ -73,13 +73,13 @@ impl Lane {
             let found = found.filter(|message| !matches!(message, Message::Over));
             let message = match found {
                 Some(message) => message,
-                None if self.turns.rest(me) => self.recv(),
+                None if self.wakeup.rest(me) => self.recv(),
                 None => return,
             };
-            self.turns.took(me);
+            self.wakeup.took(me);
             if let Message::Request | Message::Stuck = message {
                 self.coming.fetch_sub(1, Ordering::SeqCst);
-                self.turns.call();
+                self.wakeup.call();
             }
             let mut to_serve = self.to_serve.lock().unwrap();
             while *to_serve > 1 && matches!(message, Message::Stuck) {
@@ -91,7 +91,7 @@ impl Lane {
             *to_serve -= 1;
             self.served.notify_one();
             if *to_serve == 0 {
-                self.turns.close();
+                self.wakeup.close();
                 (0..self.workers).for_each(|_| self.push(Message::Over));
             }
         }
@@ -146,7 +146,7 @@ fn who_is_slow_holds_up_nobody_else_where_only_one_is_to_be_at_work() {
             lane.send(second);
             // The sender looks again.
             time_passes();
-            lane.turns.call();
+            lane.wakeup.call();
         });
     }
 }

@@ -6,10 +6,10 @@ mod line;
 #[path = "../../../src/pool/line.rs"]
 #[allow(dead_code)]
 mod pool_line;
-mod sync;
-#[path = "../../../src/server/turns.rs"]
+pub(crate) mod sync;
+#[path = "../../../src/server/lane/worker_wakeup.rs"]
 #[allow(dead_code)]
-mod turns;
+mod worker_wakeup;
 
 /// Every interleaving with at most so many forced switches of threads; the literature finds nearly all bugs with two or three.
 fn check(forced_switches: usize, model: impl Fn() + Send + Sync + 'static) {

@@ -1,12 +1,16 @@
-//! A lane: a tiny_http server on a private Unix socket, and the worker threads that take its requests. Only the edge can
-//! reach the socket, and only over connections that were opened one after the other and proven: tiny_http 0.12 leaves some
-//! of those that come in a burst without a thread.
+//! A lane: a tiny_http server on a private Unix socket, and the worker threads that take its
+//! requests. Only the edge can reach the socket. It opens its connections one after the other and
+//! proves each: tiny_http 0.12 leaves some connections of a burst without a thread.
 //!
-//! The edge sends over one connection one request at a time: method and target, its number at the edge's desk, where the rest
-//! of its head is, and the body.
+//! Over a connection the edge sends one request at a time: method and target, the request's number
+//! in the dispatch table, which holds the rest of its head, and the body.
 
-use super::http::Incoming;
-use super::turns::{SLOW, Turns};
+mod intake;
+mod worker_wakeup;
+
+pub(super) use intake::{Incoming, NUMBER, RequestMeta};
+pub(super) use worker_wakeup::{SLOW, WorkerWakeup};
+
 use crate::temporary::Temporary;
 use log::{error, warn};
 use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
@@ -18,39 +22,36 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
-/// The header with the number of a request at the edge's desk; short, since tiny_http reads byte by byte.
-pub(super) const NUMBER: &str = "Desk";
+pub(super) type Serve = Arc<dyn Fn(Incoming, &WorkerWakeup) + Send + Sync>;
 
-pub(super) type Serve = Arc<dyn Fn(Incoming, &Turns) + Send + Sync>;
-
-/// How to start a lane, and to start it again.
+/// How to start a lane; kept to start it again.
 pub(super) struct Plan {
     pub name: &'static str,
     pub workers: usize,
-    /// How many of them are at work at once, as long as they are quick.
+    /// How many workers are busy at once, as long as they are quick.
     pub at_once: usize,
-    /// Requests that it is sent beyond one for each worker: of the line, those that wait at the workers' own door.
+    /// Requests that are sent beyond one for each worker, and wait in tiny_http's own queue.
     pub ahead: usize,
-    /// Requests on their way to it, which no worker has taken.
+    /// Requests that were sent, and that no worker has taken yet.
     pub coming: Arc<AtomicUsize>,
-    /// What a worker does with a request; it tells when it has taken it.
+    /// What a worker does with a request; wakes the next worker once it has taken it.
     pub serve: Serve,
-    /// Holds the sockets.
+    /// The directory of the lanes' sockets.
     pub dir: Arc<Temporary>,
 }
 
-/// A lane that runs, until it is dropped.
+/// A running lane; it stops when this is dropped.
 pub(super) struct Running {
     shared: Arc<Shared>,
     workers: usize,
 }
 
 struct Shared {
-    // Closed before the directory goes: it ends its thread by connecting to itself.
+    // Dropped before the directory: tiny_http ends its thread by connecting to itself.
     http: tiny_http::Server,
     path: PathBuf,
-    turns: Arc<Turns>,
-    /// It takes no new connections.
+    wakeup: Arc<WorkerWakeup>,
+    /// The lane takes no new connections.
     deaf: AtomicBool,
     _dir: Arc<Temporary>,
 }
@@ -61,11 +62,11 @@ impl Plan {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.path().join(format!("{}-{number}", self.name));
         let http = tiny_http::Server::http_unix(&path).map_err(io::Error::other)?;
-        let turns = Turns::new(self.workers, self.at_once, Arc::clone(&self.coming));
+        let wakeup = WorkerWakeup::new(self.workers, self.at_once, Arc::clone(&self.coming));
         let shared = Arc::new(Shared {
             http,
             path,
-            turns: Arc::new(turns),
+            wakeup: Arc::new(wakeup),
             deaf: AtomicBool::new(false),
             _dir: Arc::clone(&self.dir),
         });
@@ -88,14 +89,14 @@ impl Shared {
         while let Some(taken) = self.next(me) {
             match taken {
                 Ok(raw) => {
-                    let serve = |incoming| serve(incoming, &self.turns);
+                    let serve = |incoming| serve(incoming, &self.wakeup);
                     let served = catch_unwind(AssertUnwindSafe(|| Incoming::of(raw).map(serve)));
                     if served.is_err() {
                         error!("a worker panicked over a request");
                     }
                 }
-                // What it has goes on, and it is built anew when a connection is needed.
-                Err(e) if !self.turns.are_over() => {
+                // Its connections stay. The lane is rebuilt when a new one is needed.
+                Err(e) if !self.wakeup.is_closed() => {
                     warn!("a lane takes no new connections: {e}");
                     self.deaf.store(true, Ordering::SeqCst);
                 }
@@ -104,41 +105,42 @@ impl Shared {
         }
     }
 
-    /// What a worker does next; nothing when the lane is closed.
+    /// The next request for a worker; `None` once the lane is closed.
     fn next(&self, me: usize) -> Option<io::Result<tiny_http::Request>> {
-        let found = match self.turns.done(me) {
+        let found = match self.wakeup.done(me) {
             true => self.http.try_recv().transpose(),
             false => None,
         };
         let taken = match found {
             Some(taken) => taken,
-            None if self.turns.rest(me) => self.http.recv(),
+            None if self.wakeup.rest(me) => self.http.recv(),
             None => return None,
         };
-        self.turns.took(me);
+        self.wakeup.took(me);
         Some(taken)
     }
 }
 
 impl Running {
-    pub fn turns(&self) -> Arc<Turns> {
-        Arc::clone(&self.shared.turns)
+    pub fn wakeup(&self) -> Arc<WorkerWakeup> {
+        Arc::clone(&self.shared.wakeup)
     }
 
-    /// Opens a connection and has a worker answer over it, for however long all of them are busy.
+    /// Opens a connection and waits until a worker has answered over it, however long all of them
+    /// are busy.
     ///
     /// # Errors
-    /// When the lane takes no connections.
+    /// The lane takes no connections.
     pub fn connect(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.shared.path)?;
         stream.set_read_timeout(Some(SLOW))?;
-        let turns = &self.shared.turns;
-        let _announced = turns.announce();
+        let wakeup = &self.shared.wakeup;
+        let _announced = wakeup.announce();
         (&stream).write_all(b"GET / HTTP/1.1\r\n\r\n")?;
         let mut answer = Vec::new();
         let mut buffer = [0; 256];
         while !answer.ends_with(b"\r\n\r\n") {
-            turns.call();
+            wakeup.call();
             match (&stream).read(&mut buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => answer.extend_from_slice(&buffer[..read]),
@@ -155,9 +157,9 @@ impl Running {
 }
 
 impl Drop for Running {
-    /// Lets the workers go, each when it has answered what it has.
+    /// Each worker ends once it has answered its request.
     fn drop(&mut self) {
-        self.shared.turns.close();
+        self.shared.wakeup.close();
         for _ in 0..self.workers {
             self.shared.http.unblock();
         }

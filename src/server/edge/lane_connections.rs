@@ -1,13 +1,12 @@
 //! The connections to one lane, and the line of requests for its workers.
 //!
-//! A lane is sent as many requests as it has workers, and some ahead, so that a worker who comes free need not wait for the
-//! loop; the others wait in line, until half of those sent ahead are taken. Few connections are enough for that: nothing
-//! comes back over them.
+//! A lane is sent one request for each worker, and some ahead, so that a worker that becomes free
+//! need not wait for the event loop. The other requests wait in line until half of those sent ahead
+//! are taken. A few connections are enough, since no answer comes back over them.
 
-use super::desk::Origin;
-use crate::server::lane::{Plan, Running};
+use super::dispatch::PendingRequest;
+use crate::server::lane::{Plan, Running, WorkerWakeup};
 use crate::server::router::Route;
-use crate::server::turns::Turns;
 use log::{info, warn};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
@@ -18,37 +17,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Between two attempts to mend a connection.
+/// Pause between two attempts to reopen a connection.
 const MEND_AGAIN: Duration = Duration::from_millis(100);
-/// Connections to a lane: one is busy over a large body while the others go on.
-pub(in crate::server) const MOST_LINKS: usize = 4;
-/// Bytes of requests in line, all together, and of those that are being sent.
+/// The most connections to a lane: while one carries a large body, the others go on.
+pub const MOST_LANE_CONNECTIONS: usize = 4;
+/// The most bytes of all requests that are in line or being sent.
 const MOST_BYTES: usize = 64 << 20;
-/// What a connection keeps for bytes to come, when it has none.
+/// The capacity that an empty output buffer keeps.
 const KEPT: usize = 64 * 1024;
 
 /// A request in line.
 pub(super) struct Waiting {
-    pub origin: Origin,
+    pub pending: PendingRequest,
     pub route: Arc<Route>,
-    /// Its number at the desk.
+    /// Its number in the dispatch table.
     pub exchange: u64,
-    /// As it is sent.
+    /// The request as it is sent.
     pub bytes: Vec<u8>,
 }
 
 /// One connection to a lane.
 #[derive(Default)]
-struct Link {
+struct LaneConnection {
     stream: Option<UnixStream>,
     output: Vec<u8>,
     written: usize,
 }
 
-/// The connection is of no use any more.
+/// The connection is broken.
 pub(super) struct Lost;
 
-impl Link {
+impl LaneConnection {
     fn unsent(&self) -> usize {
         self.output.len() - self.written
     }
@@ -63,7 +62,8 @@ impl Link {
                         self.output.drain(..self.written);
                         self.written = 0;
                     }
-                    // Told of once; not asked for otherwise, since every read at the other end would be told of.
+                    // One event, when there is room. Registered only now: otherwise every read at
+                    // the other end would be an event.
                     let both = Interest::READABLE | Interest::WRITABLE;
                     return registry.reregister(stream, token, both).map_err(|_| Lost);
                 }
@@ -77,7 +77,7 @@ impl Link {
         Ok(())
     }
 
-    /// Nothing ever comes; an end, or an answer that nobody asked for, is the end of it.
+    /// A lane never sends anything: the end of the stream and any data both break the connection.
     fn read(&mut self) -> Result<(), Lost> {
         let stream = self.stream.as_mut().ok_or(Lost)?;
         match stream.read(&mut [0; 64]) {
@@ -87,45 +87,48 @@ impl Link {
     }
 }
 
-/// All connections to a lane.
-pub(super) struct Links {
-    all: Vec<Link>,
+/// All connections to a lane, and its line.
+pub(super) struct LaneConnections {
+    all: Vec<LaneConnection>,
     line: VecDeque<Waiting>,
-    /// Of the line, and of what was sent ahead of it.
+    /// The most requests that wait: in line, and sent ahead.
     longest: usize,
     bytes_in_line: usize,
     ahead: usize,
-    /// How many more the lane may be sent.
+    /// How many more requests the lane may be sent.
     free: usize,
-    /// Whose turn it is in the lane.
-    pub turns: Arc<Turns>,
+    /// Wakes the lane's workers.
+    pub wakeup: Arc<WorkerWakeup>,
     lane: Arc<Mutex<Mending>>,
 }
 
-/// The lane itself, which is built anew when it takes no connections.
+/// The lane itself, which is rebuilt when it takes no connections.
 struct Mending {
     plan: Plan,
     running: Running,
 }
 
-impl Links {
-    /// Starts the lane, and opens connections to it. `longest` is the line before its workers.
-    pub fn start(plan: Plan, longest: usize) -> io::Result<(Links, Vec<net::UnixStream>)> {
+impl LaneConnections {
+    /// Starts the lane and opens connections to it. At most `longest` requests wait for a worker.
+    pub fn start(
+        plan: Plan,
+        longest: usize,
+    ) -> io::Result<(LaneConnections, Vec<net::UnixStream>)> {
         let running = plan.start()?;
-        let (workers, most) = (plan.workers, plan.workers.min(MOST_LINKS));
+        let (workers, most) = (plan.workers, plan.workers.min(MOST_LANE_CONNECTIONS));
         let streams: io::Result<_> = (0..most).map(|_| running.connect()).collect();
         let ahead = plan.ahead.min(longest);
-        let links = Links {
-            all: (0..most).map(|_| Link::default()).collect(),
+        let connections = LaneConnections {
+            all: (0..most).map(|_| LaneConnection::default()).collect(),
             line: VecDeque::new(),
             longest,
             bytes_in_line: 0,
             ahead,
             free: workers + ahead,
-            turns: running.turns(),
+            wakeup: running.wakeup(),
             lane: Arc::new(Mutex::new(Mending { plan, running })),
         };
-        Ok((links, streams?))
+        Ok((connections, streams?))
     }
 
     pub fn len(&self) -> usize {
@@ -135,13 +138,16 @@ impl Links {
     #[cfg(test)]
     pub fn second_handles(&self) -> Vec<net::UnixStream> {
         use std::os::fd::AsFd;
-        let streams = self.all.iter().filter_map(|link| link.stream.as_ref());
+        let streams = self
+            .all
+            .iter()
+            .filter_map(|connection| connection.stream.as_ref());
         let handles = streams.map(|stream| stream.as_fd().try_clone_to_owned().expect("a handle"));
         handles.map(net::UnixStream::from).collect()
     }
 
-    /// Puts an open connection in its place.
-    pub fn connected(
+    /// Registers an open connection in its place.
+    pub fn install(
         &mut self,
         index: usize,
         stream: net::UnixStream,
@@ -150,9 +156,9 @@ impl Links {
     ) -> io::Result<()> {
         let mut stream = UnixStream::from_std(stream);
         registry.register(&mut stream, token, Interest::READABLE)?;
-        self.all[index] = Link {
+        self.all[index] = LaneConnection {
             stream: Some(stream),
-            ..Link::default()
+            ..LaneConnection::default()
         };
         Ok(())
     }
@@ -161,9 +167,9 @@ impl Links {
         self.all[index].stream.is_some()
     }
 
-    /// There is room for one more request, beside those `waiting` which were sent ahead.
+    /// Whether there is room for one more request, with `waiting` requests sent ahead.
     pub fn has_room(&self, waiting: usize) -> bool {
-        let unsent: usize = self.all.iter().map(Link::unsent).sum();
+        let unsent: usize = self.all.iter().map(LaneConnection::unsent).sum();
         self.bytes_in_line + unsent < MOST_BYTES
             && (self.free > 0 || self.line.len() + waiting < self.longest)
     }
@@ -172,7 +178,8 @@ impl Links {
         !self.line.is_empty()
     }
 
-    /// Of those that were sent ahead, so few are left that more should follow; none while none are in line.
+    /// More requests should follow once fewer than this are left of those sent ahead; 0 while the
+    /// line is empty.
     pub fn refill_below(&self) -> usize {
         match self.has_line() {
             true => self.ahead / 2 + 1,
@@ -185,8 +192,8 @@ impl Links {
         self.line.push_back(waiting);
     }
 
-    /// The next request and the connection for it, when there are both and a worker: the first one that is not busy, which
-    /// keeps the thread behind it awake rather than waking another.
+    /// Takes the next request out of the line, if there is a free worker, and picks its connection:
+    /// the first of the least busy ones, whose thread is probably still awake.
     pub fn next(&mut self) -> Option<(usize, Waiting)> {
         if self.free == 0 || self.line.is_empty() {
             return None;
@@ -195,8 +202,8 @@ impl Links {
             .all
             .iter()
             .enumerate()
-            .filter(|(_, link)| link.stream.is_some());
-        let (index, _) = open.min_by_key(|(_, link)| link.unsent())?;
+            .filter(|(_, connection)| connection.stream.is_some());
+        let (index, _) = open.min_by_key(|(_, connection)| connection.unsent())?;
         let waiting = self.line.pop_front()?;
         self.bytes_in_line -= waiting.bytes.len();
         self.free -= 1;
@@ -210,50 +217,53 @@ impl Links {
         registry: &Registry,
         token: Token,
     ) -> Result<(), Lost> {
-        let link = &mut self.all[index];
-        let busy = !link.output.is_empty();
-        link.output.extend_from_slice(bytes);
+        let connection = &mut self.all[index];
+        let busy = !connection.output.is_empty();
+        connection.output.extend_from_slice(bytes);
         if busy {
             Ok(())
         } else {
-            link.write(registry, token)
+            connection.write(registry, token)
         }
     }
 
-    /// Something has happened to a connection.
+    /// Handles an event of a connection.
     pub fn event(
         &mut self,
         index: usize,
         event: &mio::event::Event,
         registry: &Registry,
     ) -> Result<(), Lost> {
-        let link = &mut self.all[index];
-        if link.stream.is_none() {
-            // Lost already, in the same moment.
+        let connection = &mut self.all[index];
+        if connection.stream.is_none() {
+            // Lost already, in the same round.
             return Ok(());
         }
-        if event.is_writable() && !link.output.is_empty() {
-            link.write(registry, event.token())?;
+        if event.is_writable() && !connection.output.is_empty() {
+            connection.write(registry, event.token())?;
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
-            link.read()?;
+            connection.read()?;
         }
         Ok(())
     }
 
-    /// Workers are through with so many.
-    pub fn freed(&mut self, more: usize) {
+    /// Counts workers that have become free.
+    pub fn add_free(&mut self, more: usize) {
         self.free += more;
     }
 
-    /// It is of no use until it is mended.
-    pub fn lost(&mut self, index: usize) {
-        self.all[index] = Link::default();
+    /// Drops a broken connection; its place stays empty until it is reopened.
+    pub fn drop_connection(&mut self, index: usize) {
+        self.all[index] = LaneConnection::default();
     }
 
-    /// Takes those out of the line that nobody waits for any more.
-    pub fn take_stale(&mut self, is_stale: impl Fn(&Origin) -> bool) -> Vec<Origin> {
-        let stays = |waiting: &Waiting| !is_stale(&waiting.origin);
+    /// Takes the stale requests out of the line.
+    pub fn take_stale(
+        &mut self,
+        is_stale: impl Fn(&PendingRequest) -> bool,
+    ) -> Vec<PendingRequest> {
+        let stays = |waiting: &Waiting| !is_stale(&waiting.pending);
         if self.line.iter().all(stays) {
             return Vec::new();
         }
@@ -261,15 +271,15 @@ impl Links {
         let (stay, stale): (Vec<_>, Vec<_>) = all.into_iter().partition(stays);
         self.line = stay.into();
         self.bytes_in_line = self.line.iter().map(|waiting| waiting.bytes.len()).sum();
-        stale.into_iter().map(|waiting| waiting.origin).collect()
+        stale.into_iter().map(|waiting| waiting.pending).collect()
     }
 
-    /// Opens a connection again on a thread of its own, and the lane as well when it takes none. `done` is told the turns of
-    /// the lane that it leads to.
-    pub fn mend(&self, done: impl FnOnce(net::UnixStream, Arc<Turns>) + Send + 'static) {
+    /// Opens a connection again, on a thread of its own, and rebuilds the lane if it takes none.
+    /// `done` gets the connection and the wake-up of the lane that it leads to.
+    pub fn mend(&self, done: impl FnOnce(net::UnixStream, Arc<WorkerWakeup>) + Send + 'static) {
         let lane = Arc::clone(&self.lane);
         let mend = move || {
-            // Until it is mended, or nobody wants it any more: the server is gone.
+            // Until it succeeds, or the server is gone.
             while Arc::strong_count(&lane) > 1 {
                 let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
                 let connected = lane.running.connect().or_else(|e| {
@@ -280,7 +290,7 @@ impl Links {
                 match connected {
                     Ok(stream) => {
                         info!("a connection to lane {} is mended", lane.plan.name);
-                        return done(stream, lane.running.turns());
+                        return done(stream, lane.running.wakeup());
                     }
                     Err(e) => {
                         warn!("lane {} cannot be reached: {e}", lane.plan.name);

@@ -1,0 +1,159 @@
+//! The running server: starts the edge with its lanes, and shuts both down.
+
+use super::edge::{Dispatch, Edge, MOST_LANE_CONNECTIONS};
+use super::lane::Plan;
+use super::router::{Lane, Router};
+use super::service::Service;
+use super::shutdown::{DrainReport, Phase, PhaseFlag};
+use super::{routes, worker};
+use crate::config::HttpConfig;
+use crate::fd_limit;
+use crate::pool::Pool;
+use crate::temporary::Temporary;
+use log::info;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Enough for balancers and people. Requests for the database's health all wait for the same probe,
+/// and must not hold up the others.
+const HEALTH_WORKERS: usize = 4;
+const HEALTH_LINE: usize = 1024;
+/// Files that are neither a client's, a lane's nor the database's: the log, the event loop's own.
+const FILES_BESIDES: usize = 16;
+/// Both ends of a connection between the edge and a lane, and one more that tiny_http opens.
+const FILES_PER_LANE_CONNECTION: usize = 3;
+
+/// A running server.
+pub struct Server {
+    pool: Pool,
+    phase: Arc<PhaseFlag>,
+    edge: Edge,
+}
+
+impl Server {
+    /// Listens on `config.addr`, with the given routes and those for health and metrics. `private`
+    /// is shown in `/health`.
+    ///
+    /// # Errors
+    /// The address cannot be bound, a thread cannot be started, or a route could never be reached.
+    pub fn start(
+        config: HttpConfig,
+        pool: Pool,
+        router: Router,
+        private: bool,
+    ) -> io::Result<Server> {
+        Server::start_on(None, config, pool, router, private)
+    }
+
+    /// Like [`start`](Self::start), but on an inherited listener, if there is one: clients that
+    /// connect while this server stops wait on it for the next server.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_on(
+        inherited: Option<TcpListener>,
+        mut config: HttpConfig,
+        pool: Pool,
+        router: Router,
+        private: bool,
+    ) -> io::Result<Server> {
+        if let Some(listener) = &inherited {
+            config.addr = listener.local_addr()?;
+        }
+        let phase = Arc::<PhaseFlag>::default();
+        let most = pool.config().max_size as usize;
+        let workers = config.workers.unwrap_or(2 * most);
+        let router = routes::add_to(router, &pool, &phase, private);
+        if !router.problems().is_empty() {
+            let said = router.problems().join("; ");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, said));
+        }
+        let service = Arc::new(Service {
+            router,
+            phase: Arc::clone(&phase),
+            config,
+            pool: pool.clone(),
+        });
+        let lanes = |dispatch: &Arc<Dispatch>, dir: &Arc<Temporary>| {
+            let plan = |name, workers, at_once, ahead, lane| {
+                let (service, dispatch) = (Arc::clone(&service), Arc::clone(dispatch));
+                Plan {
+                    name,
+                    workers,
+                    at_once,
+                    ahead,
+                    coming: dispatch.coming(lane),
+                    serve: Arc::new(move |incoming, wakeup| {
+                        worker::serve(&service, incoming, &dispatch, wakeup);
+                    }),
+                    dir: Arc::clone(dir),
+                }
+            };
+            (
+                plan(
+                    "health",
+                    HEALTH_WORKERS,
+                    HEALTH_WORKERS,
+                    HEALTH_LINE,
+                    Lane::Health,
+                ),
+                plan("api", workers, most, workers, Lane::Api),
+            )
+        };
+        let others = Server::files(most, workers);
+        let edge = Edge::start(Arc::clone(&service), inherited, lanes, others)?;
+        info!("listening on http://{}", edge.addr());
+        Ok(Server { pool, phase, edge })
+    }
+
+    /// The most files that a server without clients has open.
+    pub(crate) fn files(connections: usize, workers: usize) -> usize {
+        let lane_connections =
+            HEALTH_WORKERS.min(MOST_LANE_CONNECTIONS) + workers.min(MOST_LANE_CONNECTIONS);
+        FILES_BESIDES
+            + (connections + fd_limit::MORE_CONNECTIONS) * fd_limit::PER_CONNECTION
+            + FILES_PER_LANE_CONNECTION * lane_connections
+    }
+
+    /// The address in use; if port 0 was configured, with the port that the system picked.
+    pub fn addr(&self) -> SocketAddr {
+        self.edge.addr()
+    }
+
+    /// API requests that wait in line, are being served, or have their answer on its way.
+    pub fn in_flight(&self) -> usize {
+        self.edge.in_flight(Lane::Api).count()
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.edge.wake();
+    }
+
+    /// Stops the server: reports unready at once, serves for another `delay`, then drains. Takes at
+    /// most `timeout`, and a moment more if requests must be cut.
+    pub fn shut_down(self, delay: Duration, timeout: Duration) -> DrainReport {
+        let deadline = Instant::now() + timeout;
+        self.enter(Phase::Unready);
+        thread::sleep(delay.min(timeout));
+        self.enter(Phase::Draining);
+        let api = self.edge.in_flight(Lane::Api);
+        // The pool needs the rest of the time to cancel what still runs.
+        let grace = (timeout / 4).min(Duration::from_secs(2));
+        if !api.wait_until_empty(deadline - grace.min(timeout)) {
+            info!("requests still in flight: {}", api.count());
+        }
+        let pool = self
+            .pool
+            .close(deadline.saturating_duration_since(Instant::now()));
+        // Requests whose statement was cancelled are answered now.
+        let last = deadline.max(Instant::now() + Duration::from_millis(100));
+        api.wait_until_empty(last);
+        let requests_cut = api.count();
+        self.edge.in_flight(Lane::Health).wait_until_empty(last);
+        DrainReport { requests_cut, pool }
+    }
+}

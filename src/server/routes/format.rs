@@ -1,0 +1,15 @@
+//! Times and durations as the routes' JSON shows them.
+
+use std::time::Duration;
+
+/// The current time in UTC, as RFC 3339 with milliseconds.
+pub(super) fn timestamp() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
+        .to_string()
+}
+
+/// Milliseconds, rounded to two decimals.
+pub(super) fn as_ms(latency: Duration) -> f64 {
+    (latency.as_secs_f64() * 100_000.0).round() / 100.0
+}

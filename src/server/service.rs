@@ -1,0 +1,143 @@
+//! What the edge and the workers share: which requests are admitted, and the access log with its
+//! metrics.
+
+use super::browsers;
+use super::http::{Problem, Response, header};
+use super::router::{Access, Found, Route, Router};
+use super::shutdown::PhaseFlag;
+use crate::config::HttpConfig;
+use crate::pool::Pool;
+use log::debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+
+/// What the edge and the workers share.
+pub(super) struct Service {
+    pub router: Router,
+    pub phase: Arc<PhaseFlag>,
+    pub config: HttpConfig,
+    pub pool: Pool,
+}
+
+/// One line of the access log.
+pub(super) struct AccessEntry<'a> {
+    pub method: &'a str,
+    pub path: &'a str,
+    /// The route's pattern; empty if no route matched.
+    pub route: &'a str,
+    pub status: u16,
+    pub took: Duration,
+    pub id: &'a str,
+    pub client: IpAddr,
+}
+
+impl Service {
+    /// Writes an answered request to the log and to the metrics.
+    pub fn record(&self, entry: &AccessEntry<'_>) {
+        let AccessEntry {
+            method,
+            path,
+            route,
+            status,
+            took,
+            id,
+            client,
+        } = entry;
+        debug!("{method} {path} status={status} took={took:.1?} id={id} client={client}");
+        let labels = [known_method(method), route, &status.to_string()];
+        let metrics = &self.pool.inner.shared.metrics;
+        metrics
+            .http
+            .with_label_values(&labels)
+            .observe(took.as_secs_f64());
+    }
+
+    /// The route of a request, decided from its head alone. A refusal comes with the pattern of the
+    /// route, which is empty if no route matched.
+    pub fn admit(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+    ) -> Result<Arc<Route>, (&'static str, Problem)> {
+        match self.router.find(method, path) {
+            Found::Route(route) if path.contains('%') && route.params(path).is_none() => {
+                let told = "what is percent-encoded in the path is no UTF-8";
+                Err((route.pattern, Problem::plain(400, told)))
+            }
+            Found::Route(route) if self.may_enter(route.access, headers) => {
+                match self.refuses_page(route.access, headers) {
+                    Some(why) => Err((route.pattern, Problem::plain(403, why))),
+                    None => Ok(Arc::clone(route)),
+                }
+            }
+            Found::Route(route) => {
+                let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");
+                Err((route.pattern, told.header("WWW-Authenticate", "Bearer")))
+            }
+            Found::OtherMethods(allow) => {
+                let told = format!("{method} is not for this path");
+                let told = Problem::plain(405, told).header("Allow", allow.join(", "));
+                Err(("", told))
+            }
+            Found::Nothing => Err(("", Problem::plain(404, "there is nothing at this path"))),
+        }
+    }
+
+    /// Why a request from a web page is refused. Only asked while no token protects the API.
+    fn refuses_page(&self, access: Access, headers: &[(String, String)]) -> Option<&'static str> {
+        let config = &self.config;
+        if access != Access::Api || config.api_token.is_some() {
+            return None;
+        }
+        let only_loopback = config.addr.ip().is_loopback() && !config.allow_anonymous;
+        browsers::refuses(headers, &config.cors_origins, only_loopback)
+    }
+
+    /// The response to a CORS preflight request; `None` if the request is none.
+    pub fn preflight(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+    ) -> Option<Response> {
+        if method != "OPTIONS" {
+            return None;
+        }
+        browsers::named_page(headers, &self.config.cors_origins)?;
+        header(headers, "Access-Control-Request-Method")?;
+        let Found::OtherMethods(methods) = self.router.find(method, path) else {
+            return None;
+        };
+        let mut response = Response::empty(204);
+        response.headers.extend(browsers::may_ask(&methods));
+        Some(response)
+    }
+
+    fn may_enter(&self, access: Access, headers: &[(String, String)]) -> bool {
+        let token = match access {
+            Access::Open => None,
+            Access::Metrics => self.config.metrics_token.as_deref(),
+            Access::Api => self.config.api_token.as_deref(),
+        };
+        let Some(token) = token else { return true };
+        let given = header(headers, "Authorization").and_then(|value| {
+            let (scheme, given) = value.split_once(' ')?;
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then_some(given.trim_start())
+        });
+        given.is_some_and(|given| given.as_bytes().ct_eq(token.as_bytes()).into())
+    }
+}
+
+/// A method as a metric label. Unknown methods share one, so that clients cannot create metrics.
+fn known_method(method: &str) -> &'static str {
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
+    KNOWN
+        .into_iter()
+        .find(|known| *known == method)
+        .unwrap_or("_OTHER")
+}
