@@ -18,7 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Pause between two attempts to reopen a connection.
-const MEND_AGAIN: Duration = Duration::from_millis(100);
+const REOPEN_AGAIN: Duration = Duration::from_millis(100);
 /// The most connections to a lane: while one carries a large body, the others go on.
 pub const MOST_LANE_CONNECTIONS: usize = 4;
 /// The most bytes of all requests that are in line or being sent.
@@ -28,10 +28,10 @@ const KEPT: usize = 64 * 1024;
 
 /// A request in line.
 pub(super) struct Waiting {
+    /// Its number in the dispatch table.
+    pub number: u64,
     pub pending: PendingRequest,
     pub route: Arc<Route>,
-    /// Its number in the dispatch table.
-    pub exchange: u64,
     /// The request as it is sent.
     pub bytes: Vec<u8>,
 }
@@ -99,11 +99,11 @@ pub(super) struct LaneConnections {
     free: usize,
     /// Wakes the lane's workers.
     pub wakeup: Arc<WorkerWakeup>,
-    lane: Arc<Mutex<Mending>>,
+    lane: Arc<Mutex<Restartable>>,
 }
 
 /// The lane itself, which is rebuilt when it takes no connections.
-struct Mending {
+struct Restartable {
     plan: Plan,
     running: Running,
 }
@@ -126,7 +126,7 @@ impl LaneConnections {
             ahead,
             free: workers + ahead,
             wakeup: running.wakeup(),
-            lane: Arc::new(Mutex::new(Mending { plan, running })),
+            lane: Arc::new(Mutex::new(Restartable { plan, running })),
         };
         Ok((connections, streams?))
     }
@@ -276,9 +276,9 @@ impl LaneConnections {
 
     /// Opens a connection again, on a thread of its own, and rebuilds the lane if it takes none.
     /// `done` gets the connection and the wake-up of the lane that it leads to.
-    pub fn mend(&self, done: impl FnOnce(net::UnixStream, Arc<WorkerWakeup>) + Send + 'static) {
+    pub fn reopen(&self, done: impl FnOnce(net::UnixStream, Arc<WorkerWakeup>) + Send + 'static) {
         let lane = Arc::clone(&self.lane);
-        let mend = move || {
+        let reopen = move || {
             // Until it succeeds, or the server is gone.
             while Arc::strong_count(&lane) > 1 {
                 let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
@@ -295,15 +295,15 @@ impl LaneConnections {
                     Err(e) => {
                         warn!("lane {} cannot be reached: {e}", lane.plan.name);
                         drop(lane);
-                        thread::sleep(MEND_AGAIN);
+                        thread::sleep(REOPEN_AGAIN);
                     }
                 }
             }
         };
-        let mending = thread::Builder::new()
+        let spawned = thread::Builder::new()
             .name("millpond-mend".into())
-            .spawn(mend);
-        if let Err(e) = mending {
+            .spawn(reopen);
+        if let Err(e) = spawned {
             warn!("no thread to mend a connection to a lane: {e}");
         }
     }

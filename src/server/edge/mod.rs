@@ -16,6 +16,7 @@
 //! room for is refused at once. The event loop never blocks on anything but its sockets.
 
 mod chunked;
+mod clients;
 mod connection;
 mod dispatch;
 mod event_loop;
@@ -23,6 +24,8 @@ mod forwarded;
 mod framing;
 mod in_flight;
 mod lane_connections;
+mod lanes;
+mod listener;
 mod newcomers;
 mod proxied;
 

@@ -1,11 +1,12 @@
-//! The clients who come while the listener closes. The system resets whoever stands in its backlog then, and whoever has sent a
-//! SYN but not yet the last packet of the handshake; across a network that takes as long as an answer. So nobody new gets in,
-//! and those who were let in before are waited for.
+//! Clients that connect while the listener closes. When it closes, the system resets every
+//! connection in its backlog, and every one whose handshake has begun and not ended; across a
+//! network, a handshake takes a whole round trip. So new clients are kept out first, and the
+//! handshakes that have begun are waited for.
 
 use mio::net::TcpListener;
 
-/// Has the system drop each SYN to the listener, where it can: a client that comes now asks again, and finds the port closed, or
-/// the next server.
+/// Makes the system drop each SYN to the listener, where it can. A client that connects now sends
+/// its SYN again, and finds the port closed, or the next server.
 pub(super) fn keep_out(listener: &TcpListener) {
     #[cfg(target_os = "linux")]
     {
@@ -32,7 +33,7 @@ pub(super) fn keep_out(listener: &TcpListener) {
     let _ = listener;
 }
 
-/// Whether somebody's handshake with this port of ours has begun and is not over, as far as the system tells.
+/// Whether a handshake with this local port has begun and not ended, as far as the system tells.
 pub(super) fn are_on_the_way(port: u16) -> bool {
     ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
@@ -40,7 +41,8 @@ pub(super) fn are_on_the_way(port: u16) -> bool {
         .any(|table| table.lines().any(|line| is_handshake(line, port)))
 }
 
-/// A line is `sl local_address rem_address st ..`, an address is `0100007F:0BB8`, and the state after a SYN is 03.
+/// A line is `sl local_address rem_address st ..`, an address is `0100007F:0BB8`, and the state
+/// after a SYN is 03.
 fn is_handshake(line: &str, port: u16) -> bool {
     let mut columns = line.split_ascii_whitespace().skip(1);
     let local = columns.next().and_then(|local| local.rsplit_once(':'));

@@ -1,0 +1,423 @@
+//! The clients' connections: accepts them up to a limit, makes room for new ones, and closes those
+//! that take too long. What a request leads to is the event loop's to decide.
+
+use super::connection::{Connection, State, Step};
+use super::dispatch::{ClientKey, Done, PendingRequest};
+use super::forwarded;
+use super::framing::Head;
+use super::listener::Listener;
+use crate::config::HttpConfig;
+use crate::fd_limit;
+use crate::server::browsers;
+use crate::server::http::{Problem, request_id};
+use crate::server::lane::RequestMeta;
+use crate::server::render::{closing, render};
+use crate::server::service::{AccessEntry, Service};
+use log::{debug, warn};
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use slab::Slab;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Pause before accepting again, while the system has no file for a client and nobody makes room.
+pub(super) const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
+/// Pause before accepting again after any other error.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
+/// The most bytes of unfinished bodies that all clients together may have sent, and as many again
+/// of everything else. Above that, the client that has sent the most is closed.
+const MOST_BUFFERED: usize = 64 << 20;
+/// The lowest limit of clients. If even these do not fit, the system refuses files, and clients
+/// make room for each other.
+const LEAST_CLIENTS: usize = 8;
+
+pub(super) struct Clients {
+    all: Slab<Connection>,
+    listener: Listener,
+    service: Arc<Service>,
+    /// The token of the client with key 0; the others follow.
+    first_token: usize,
+    most: usize,
+    last_serial: u64,
+    /// When to accept again, while accepting has to wait.
+    accept_at: Option<Instant>,
+    /// An accepted client that waits until another makes room. Those behind it wait in the
+    /// listener's backlog.
+    at_the_door: Option<(TcpStream, SocketAddr)>,
+    /// Lent to each connection that reads, so that idle ones hold no memory.
+    scratch: Box<[u8]>,
+}
+
+/// What an event of a client leads to.
+pub(super) enum Reaction {
+    Nothing,
+    /// The connection may take its next step.
+    Step,
+    /// The answer may have been written meanwhile: the next round must look at once.
+    LookAgain,
+}
+
+impl Clients {
+    /// At most `max_connections` clients, and only as many as fit into the limit of open files
+    /// beside the `others`.
+    pub fn new(
+        listener: Listener,
+        service: Arc<Service>,
+        others: usize,
+        first_token: usize,
+    ) -> Clients {
+        let wanted = service.config.max_connections;
+        let fit = fd_limit::limit().map_or(wanted, |limit| {
+            limit.saturating_sub(others).max(LEAST_CLIENTS)
+        });
+        if fit < wanted {
+            warn!("open files are limited: {fit} connections of clients at most");
+        }
+        Clients {
+            all: Slab::new(),
+            listener,
+            service,
+            first_token,
+            most: wanted.min(fit),
+            last_serial: 0,
+            accept_at: None,
+            at_the_door: None,
+            scratch: vec![0; 64 * 1024].into_boxed_slice(),
+        }
+    }
+
+    fn config(&self) -> &HttpConfig {
+        &self.service.config
+    }
+
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub fn keys(&self) -> Vec<usize> {
+        self.all.iter().map(|(key, _)| key).collect()
+    }
+
+    pub fn get(&self, key: usize) -> Option<&Connection> {
+        self.all.get(key)
+    }
+
+    pub fn get_mut(&mut self, key: usize) -> Option<&mut Connection> {
+        self.all.get_mut(key)
+    }
+
+    /// Whether the client is still connected, and its key has not passed to another.
+    pub fn knows(&self, (key, serial): ClientKey) -> bool {
+        self.get(key).is_some_and(|c| c.serial == serial)
+    }
+
+    // --- coming and going
+
+    /// Accepts the next client, which the caller goes on with; `None` once there are no more, or
+    /// accepting has to wait. `is_draining` leaves the clients of an inherited listener to the next
+    /// server.
+    pub fn accept(&mut self, is_draining: bool, registry: &Registry) -> Option<usize> {
+        self.accept_at = None;
+        loop {
+            let next = match self.at_the_door.take() {
+                Some(waiting) => Ok(waiting),
+                None if self.listener.is_inherited() && is_draining => return None,
+                None => self.listener.accept(),
+            };
+            match next {
+                Ok(next) if self.all.len() >= self.most && !self.make_room(registry) => {
+                    debug!(
+                        "no room for {}: every connection has a request in flight",
+                        next.1
+                    );
+                    self.at_the_door = Some(next);
+                    self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
+                    return None;
+                }
+                Ok((socket, peer)) => match self.welcome(socket, peer, registry) {
+                    Ok(key) => return Some(key),
+                    Err(e) => warn!("a client cannot be listened to: {e}"),
+                },
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
+                Err(e) if is_lack_of_files(&e) => {
+                    if !self.make_room(registry) {
+                        debug!("no file for a client: {e}");
+                        self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
+                        return None;
+                    }
+                }
+                // The client has gone again.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::ConnectionAborted | ErrorKind::Interrupted
+                    ) =>
+                {
+                    debug!("a client was not accepted: {e}");
+                }
+                Err(e) => {
+                    warn!("no client can be accepted: {e}");
+                    self.accept_at = Some(Instant::now() + AFTER_ERROR);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// When to accept again, if accepting has to wait.
+    pub fn accept_at(&self) -> Option<Instant> {
+        self.accept_at
+    }
+
+    fn welcome(
+        &mut self,
+        mut socket: TcpStream,
+        peer: SocketAddr,
+        registry: &Registry,
+    ) -> io::Result<usize> {
+        let entry = self.all.vacant_entry();
+        let key = entry.key();
+        let token = Token(self.first_token + key);
+        registry.register(&mut socket, token, Interest::READABLE)?;
+        self.last_serial += 1;
+        let config = &self.service.config;
+        entry.insert(Connection::new(socket, peer.ip(), self.last_serial, config));
+        Ok(key)
+    }
+
+    /// Closes the connection that has been idle for longest; false if all have a request in flight.
+    fn make_room(&mut self, registry: &Registry) -> bool {
+        let expendable = self.all.iter().filter(|(_, c)| c.is_expendable());
+        // Clients that do not take their answer come last.
+        let longest = expendable.min_by_key(|(_, c)| (c.blocked, c.since));
+        let longest = longest.map(|(key, _)| key);
+        if let Some(key) = longest {
+            self.close(key, registry);
+        }
+        longest.is_some()
+    }
+
+    pub fn close(&mut self, key: usize, registry: &Registry) {
+        if let Some(connection) = self.all.try_remove(key) {
+            // A worker may still hold the socket.
+            let fd = connection.socket.as_raw_fd();
+            let _ = registry.deregister(&mut SourceFd(&fd));
+        }
+    }
+
+    // --- reading and writing
+
+    /// Handles an event of a client's socket.
+    pub fn event(&mut self, event: &Event, registry: &Registry) -> (usize, Reaction) {
+        let key = event.token().0 - self.first_token;
+        (key, self.react(key, event, registry))
+    }
+
+    fn react(&mut self, key: usize, event: &Event, registry: &Registry) -> Reaction {
+        let Some(connection) = self.all.get_mut(key) else {
+            return Reaction::Nothing;
+        };
+        // The socket knows best: the event may belong to a client that had this key a moment ago.
+        if event.is_error() && !matches!(connection.socket.take_error(), Ok(None)) {
+            self.close(key, registry);
+            return Reaction::Nothing;
+        }
+        connection.read_closed |= event.is_read_closed();
+        connection.readable |= event.is_readable() || event.is_read_closed();
+        if event.is_writable() && connection.blocked {
+            connection.blocked = false;
+            // What has come meanwhile is an event again.
+            if self.listen_to(key, Interest::READABLE, registry).is_err() {
+                self.close(key, registry);
+                return Reaction::Nothing;
+            }
+        } else if let State::Waiting = connection.state {
+            // If the answer is not written yet, the worker will see that the loop waits for it.
+            connection.attention.store(true, Ordering::SeqCst);
+            return Reaction::LookAgain;
+        }
+        Reaction::Step
+    }
+
+    /// Takes a client's next step; `None` if it is gone.
+    pub fn step(&mut self, key: usize) -> Option<Step> {
+        let connection = self.all.get_mut(key)?;
+        Some(connection.step(&self.service.config, &mut self.scratch))
+    }
+
+    /// Waits for a client's next event: if it takes no more now, also for when it does.
+    pub fn wait_for(&mut self, key: usize, registry: &Registry) {
+        let blocked = self.get(key).is_some_and(|c| c.blocked);
+        let both = Interest::READABLE | Interest::WRITABLE;
+        if blocked && self.listen_to(key, both, registry).is_err() {
+            self.close(key, registry);
+        }
+    }
+
+    fn listen_to(&self, key: usize, interest: Interest, registry: &Registry) -> io::Result<()> {
+        let token = Token(self.first_token + key);
+        let Some(connection) = self.get(key) else {
+            return Ok(());
+        };
+        let fd = connection.socket.as_raw_fd();
+        registry.reregister(&mut SourceFd(&fd), token, interest)
+    }
+
+    // --- requests and answers
+
+    /// A client's request, to be answered; `None` if the client is gone.
+    pub fn pending(
+        &self,
+        key: usize,
+        head: Head,
+        pattern: &'static str,
+        made_key: Option<String>,
+    ) -> Option<PendingRequest> {
+        let connection = self.get(key)?;
+        // Bytes that have come already raise no event.
+        let has_more = connection.buffered() > 0 || connection.readable;
+        connection.attention.store(has_more, Ordering::SeqCst);
+        let config = self.config();
+        let arrived = Instant::now();
+        let writes = head.writes();
+        let path = head.path().to_owned();
+        let page = browsers::named_page(&head.headers, &config.cors_origins);
+        let meta = RequestMeta {
+            arrived,
+            page: page.map(str::to_owned),
+            deadline: arrived + config.request_timeout,
+            client: forwarded::client(
+                connection.peer,
+                &head.forwarded_for,
+                &config.trusted_proxies,
+            ),
+            id: request_id(head.request_id.as_deref()),
+            headers: head.headers,
+            key_was_made: made_key.is_some(),
+            key: made_key.or(head.idempotency_key).unwrap_or_default(),
+        };
+        Some(PendingRequest {
+            client: (key, connection.serial),
+            socket: Arc::clone(&connection.socket),
+            attention: Arc::clone(&connection.attention),
+            close: head.close,
+            writes,
+            pattern,
+            path,
+            method: head.method,
+            meta,
+            ticket: None,
+        })
+    }
+
+    /// Goes on with a client whose request was answered. Returns its key, unless it is gone.
+    pub fn answered(&mut self, done: Done, registry: &Registry) -> Option<usize> {
+        let (key, _) = done.client;
+        if !self.knows(done.client) {
+            return None;
+        }
+        if done.failed {
+            self.close(key, registry);
+            return None;
+        }
+        let connection = self.all.get_mut(key)?;
+        connection.answer(done.rest, done.close, done.ticket, &self.service.config);
+        Some(key)
+    }
+
+    /// Answers what is not a valid request, or not a whole one, and reads nothing behind it.
+    pub fn refuse(&mut self, key: usize, problem: Problem) {
+        let Some(connection) = self.all.get_mut(key) else {
+            return;
+        };
+        let id = request_id(None);
+        let response = problem.into_response(Some(&id));
+        self.service.record(&AccessEntry {
+            method: "-",
+            path: "-",
+            route: "",
+            status: response.status,
+            took: Duration::ZERO,
+            id: &id,
+            client: connection.peer.to_canonical(),
+        });
+        let answer = closing(render(&response, &id, connection.asks_for_head()));
+        connection.answer(answer, true, None, &self.service.config);
+    }
+
+    // --- limits
+
+    /// Whether a body of so many bytes may be sent, beside those that are on their way.
+    pub fn has_room_for(&self, body: usize) -> bool {
+        let announced: usize = self.all.iter().map(|(_, c)| c.announced()).sum();
+        announced + body <= self.most_buffered()
+    }
+
+    /// The most bytes of all unfinished bodies; one of the largest size always fits.
+    fn most_buffered(&self) -> usize {
+        MOST_BUFFERED.max(self.config().max_body_bytes)
+    }
+
+    fn buffered(&self) -> usize {
+        self.all.iter().map(|(_, c)| c.buffered()).sum()
+    }
+
+    /// Closes the clients that have sent the most, until the rest is within the limit.
+    pub fn close_the_largest(&mut self, registry: &Registry) {
+        while self.buffered() > self.most_buffered() + MOST_BUFFERED {
+            let most = self.all.iter().max_by_key(|(_, c)| c.buffered());
+            let Some(key) = most.map(|(key, _)| key) else {
+                return;
+            };
+            warn!("too much is sent at once: a connection is closed");
+            self.close(key, registry);
+        }
+    }
+
+    /// The clients whose time is over.
+    pub fn take_late(&mut self, now: Instant) -> Vec<usize> {
+        let limits = &self.service.config;
+        let all = self.all.iter_mut();
+        all.filter_map(|(key, c)| c.is_late(now, limits).then_some(key))
+            .collect()
+    }
+
+    /// The clients that are kept between two requests; not those that have just connected, and are
+    /// about to ask.
+    pub fn idle(&self) -> Vec<usize> {
+        let keys = self.all.iter().map(|(key, _)| key);
+        keys.filter(|key| self.is_idle(*key)).collect()
+    }
+
+    pub fn is_idle(&self, key: usize) -> bool {
+        let idle = |c: &Connection| c.kept && matches!(c.state, State::Idle);
+        self.get(key).is_some_and(idle)
+    }
+
+    /// Whether a client has sent a part of a request.
+    pub fn is_within_request(&self, key: usize) -> bool {
+        let state = self.get(key).map(|c| &c.state);
+        matches!(state, Some(State::Head | State::Body(_)))
+    }
+
+    /// Whether every client has had its answer, and none waits to be accepted.
+    pub fn are_at_rest(&self) -> bool {
+        self.at_the_door.is_none() && self.all.iter().all(|(_, c)| c.is_at_rest())
+    }
+}
+
+/// The program or the system has no file left.
+fn is_lack_of_files(error: &io::Error) -> bool {
+    let codes = [Some(nix::libc::EMFILE), Some(nix::libc::ENFILE)];
+    codes.contains(&error.raw_os_error())
+}
