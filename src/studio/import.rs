@@ -4,12 +4,12 @@
 //! a table that lives as long as the transaction, where those that cannot be reserved are found all at once, and are reserved
 //! from there.
 
+use super::app::Studio;
 use super::fields::{LONGEST_NAME, check_name, expect_type, invalid, time, whole};
 use super::refusals::{overlap, refuse};
+use super::shapes;
 use super::writes::Answer;
 use super::wrong::{MOST_NAMED, Wrong};
-use super::{Studio, openapi};
-use crate::call::Transaction;
 use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
 use jiff::Timestamp;
@@ -40,12 +40,12 @@ struct Line<'r> {
 /// Reserves all lines of a CSV file with the columns studioId, customer, startsAt, endsAt, or none.
 #[utoipa::path(
     post, path = "/api/reservations/import", tag = "reservations", operation_id = "importReservations",
-    params(openapi::WriteHeaders),
+    params(shapes::WriteHeaders),
     request_body(
         content = String, content_type = "text/csv",
         example = "studioId,customer,startsAt,endsAt\n1,Ada,2030-01-03T10:00:00Z,2030-01-03T12:00:00Z\n"
     ),
-    responses((status = 201, description = "Made", body = Imported), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Imported), shapes::WriteRefusals)
 )]
 pub(super) fn import(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     expect_type(request, "text/csv")?;

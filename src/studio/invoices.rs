@@ -1,5 +1,6 @@
 //! Invoices: one for a reservation, numbered without gaps.
 
+use super::app::{Studio, id_in_path, nothing_here};
 use super::fields::{Fields, Parameters, invalid};
 use super::pages::{Listed, Page};
 use super::price;
@@ -7,8 +8,7 @@ use super::refusals::{already_invoiced, refuse};
 use super::reservations::lock_reservation;
 use super::writes::Answer;
 use super::wrong::Wrong;
-use super::{Studio, id_in_path, nothing_here, openapi, times};
-use crate::call::Transaction;
+use super::{shapes, times};
 use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
 use postgres::Row;
@@ -99,9 +99,9 @@ impl Invoice {
 /// Makes the invoice for a reservation: at its quote's price where it has one, else at the studio's rate.
 #[utoipa::path(
     post, path = "/api/invoices", tag = "invoices", operation_id = "createInvoice",
-    params(openapi::WriteHeaders),
+    params(shapes::WriteHeaders),
     request_body = inline(NewInvoice),
-    responses((status = 201, description = "Made", body = Invoice, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Invoice, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), shapes::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let known = ["reservationId"];
@@ -146,8 +146,8 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 /// The invoices, newest first.
 #[utoipa::path(
     get, path = "/api/invoices", tag = "invoices", operation_id = "listInvoices",
-    params(openapi::PageParameters),
-    responses((status = 200, description = "A page of them, newest first", body = Listed<Invoice>), openapi::Refusals)
+    params(shapes::PageParameters),
+    responses((status = 200, description = "A page of them, newest first", body = Listed<Invoice>), shapes::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "invoices".into())?;
@@ -159,8 +159,8 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 /// One invoice.
 #[utoipa::path(
     get, path = "/api/invoices/{id}", tag = "invoices", operation_id = "getInvoice",
-    params(openapi::IdInPath),
-    responses((status = 200, description = "As it is now", body = Invoice), openapi::Refusals)
+    params(shapes::IdInPath),
+    responses((status = 200, description = "As it is now", body = Invoice), shapes::Refusals)
 )]
 pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let sql = format!("{SELECT} WHERE id = $1");
@@ -170,8 +170,8 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
 /// Takes note that an invoice was paid.
 #[utoipa::path(
     post, path = "/api/invoices/{id}/pay", tag = "invoices", operation_id = "payInvoice",
-    params(openapi::IdInPath, openapi::WriteHeaders),
-    responses((status = 200, description = "As it is now", body = Invoice), openapi::WriteRefusals)
+    params(shapes::IdInPath, shapes::WriteHeaders),
+    responses((status = 200, description = "As it is now", body = Invoice), shapes::WriteRefusals)
 )]
 pub(super) fn pay(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let id = id_in_path(request)?;

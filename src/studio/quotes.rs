@@ -1,12 +1,13 @@
 //! Quotes: what a reservation would cost, good for 14 days.
 
+use super::app::{Studio, id_in_path, nothing_here};
 use super::fields::{Fields, Parameters};
 use super::pages::{Listed, Page};
 use super::price;
 use super::refusals::{refuse, unknown_studio};
 use super::reservations::{NewReservation, Reservation, Wanted};
 use super::writes::Answer;
-use super::{Studio, id_in_path, nothing_here, openapi, times};
+use super::{shapes, times};
 use crate::error::Result;
 use crate::server::{Problem, Request, Response};
 use postgres::Row;
@@ -70,9 +71,9 @@ impl Quote {
 /// Makes a quote: the studio's rate times the duration, rounded half up to a cent.
 #[utoipa::path(
     post, path = "/api/quotes", tag = "quotes", operation_id = "createQuote",
-    params(openapi::WriteHeaders),
+    params(shapes::WriteHeaders),
     request_body = NewReservation,
-    responses((status = 201, description = "Made", body = Quote, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Quote, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), shapes::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let (wanted, content) = Wanted::of(request)?;
@@ -104,8 +105,8 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
 /// The quotes, newest first.
 #[utoipa::path(
     get, path = "/api/quotes", tag = "quotes", operation_id = "listQuotes",
-    params(openapi::PageParameters),
-    responses((status = 200, description = "A page of them, newest first", body = Listed<Quote>), openapi::Refusals)
+    params(shapes::PageParameters),
+    responses((status = 200, description = "A page of them, newest first", body = Listed<Quote>), shapes::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "quotes".into())?;
@@ -119,8 +120,8 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 /// One quote.
 #[utoipa::path(
     get, path = "/api/quotes/{id}", tag = "quotes", operation_id = "getQuote",
-    params(openapi::IdInPath),
-    responses((status = 200, description = "As it is now", body = Quote), openapi::Refusals)
+    params(shapes::IdInPath),
+    responses((status = 200, description = "As it is now", body = Quote), shapes::Refusals)
 )]
 pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let sql = format!("SELECT {COLUMNS} FROM studio.quotes WHERE id = $1");
@@ -130,8 +131,8 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
 /// Accepts a quote: makes its reservation.
 #[utoipa::path(
     post, path = "/api/quotes/{id}/accept", tag = "quotes", operation_id = "acceptQuote",
-    params(openapi::IdInPath, openapi::WriteHeaders),
-    responses((status = 201, description = "Made", body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
+    params(shapes::IdInPath, shapes::WriteHeaders),
+    responses((status = 201, description = "Made", body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), shapes::WriteRefusals)
 )]
 pub(super) fn accept(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let id = id_in_path(request)?;

@@ -1,11 +1,11 @@
 //! Reservations: a studio, a customer and a time range that no other active reservation of that studio overlaps.
 
+use super::app::{Studio, id_in_path, nothing_here};
 use super::fields::{Fields, Parameters};
 use super::pages::{Listed, Page};
 use super::refusals::{already_invoiced, refuse};
 use super::writes::Answer;
-use super::{Studio, id_in_path, nothing_here, openapi, times};
-use crate::call::Transaction;
+use super::{shapes, times};
 use crate::error::Result;
 use crate::server::{Problem, Request, Response};
 use jiff::Timestamp;
@@ -132,9 +132,9 @@ impl Wanted {
 /// Reserves a studio.
 #[utoipa::path(
     post, path = "/api/reservations", tag = "reservations", operation_id = "createReservation",
-    params(openapi::WriteHeaders),
+    params(shapes::WriteHeaders),
     request_body = NewReservation,
-    responses((status = 201, description = "Made", body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), openapi::WriteRefusals)
+    responses((status = 201, description = "Made", body = Reservation, headers(("Location" = String), ("Idempotency-Replayed" = Option<bool>))), shapes::WriteRefusals)
 )]
 pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let (wanted, content) = Wanted::of(request)?;
@@ -150,9 +150,9 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
         ("studioId" = Option<i64>, Query, minimum = 1, description = "Only this studio's"),
         ("from" = Option<String>, Query, format = DateTime, description = "Only those that overlap [from, to)"),
         ("to" = Option<String>, Query, format = DateTime),
-        openapi::PageParameters,
+        shapes::PageParameters,
     ),
-    responses((status = 200, description = "A page of them, newest first", body = Listed<Reservation>), openapi::Refusals)
+    responses((status = 200, description = "A page of them, newest first", body = Listed<Reservation>), shapes::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(request);
@@ -184,8 +184,8 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
 /// One reservation.
 #[utoipa::path(
     get, path = "/api/reservations/{id}", tag = "reservations", operation_id = "getReservation",
-    params(openapi::IdInPath),
-    responses((status = 200, description = "As it is now", body = Reservation), openapi::Refusals)
+    params(shapes::IdInPath),
+    responses((status = 200, description = "As it is now", body = Reservation), shapes::Refusals)
 )]
 pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let sql = format!("SELECT {COLUMNS} FROM studio.reservations WHERE id = $1");
@@ -202,8 +202,8 @@ pub(super) fn lock_reservation(tx: &mut Transaction<'_>, id: i64) -> Result<Opti
 /// Cancels a reservation; again is as good as once.
 #[utoipa::path(
     delete, path = "/api/reservations/{id}", tag = "reservations", operation_id = "cancelReservation",
-    params(openapi::IdInPath, openapi::WriteHeaders),
-    responses((status = 200, description = "As it is now", body = Reservation), openapi::WriteRefusals)
+    params(shapes::IdInPath, shapes::WriteHeaders),
+    responses((status = 200, description = "As it is now", body = Reservation), shapes::WriteRefusals)
 )]
 pub(super) fn cancel(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let id = id_in_path(request)?;

@@ -1,6 +1,6 @@
 //! The schema: made and migrated at the start, by whichever of several servers comes first.
 
-use super::Studio;
+use super::app::Studio;
 use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
 use crate::pool::{Pool, Purpose, Session};

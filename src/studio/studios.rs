@@ -1,8 +1,9 @@
 //! The studios: three are made with the schema.
 
+use super::app::Studio;
 use super::fields::Parameters;
 use super::pages::{Listed, Page};
-use super::{Studio, openapi};
+use super::shapes;
 use crate::error::Result;
 use crate::server::{Problem, Request, Response};
 use postgres::Row;
@@ -23,8 +24,8 @@ pub(super) struct StudioRoom {
 /// The studios, newest first.
 #[utoipa::path(
     get, path = "/api/studios", tag = "studios", operation_id = "listStudios",
-    params(openapi::PageParameters),
-    responses((status = 200, description = "A page of them, newest first", body = Listed<StudioRoom>), openapi::Refusals)
+    params(shapes::PageParameters),
+    responses((status = 200, description = "A page of them, newest first", body = Listed<StudioRoom>), shapes::Refusals)
 )]
 pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     let page = Page::of(Parameters::of(request), "studios".into())?;

@@ -1,14 +1,16 @@
-//! The door that every write goes through: it is done once for its key, and its answer can be had again.
+//! How every write runs: once for its key, with an answer that can be replayed.
 //!
-//! The key is the client's `Idempotency-Key`, or one of our own, so that what became of a lost COMMIT can always be found
-//! out. With the write, the ledger keeps a digest of the request and the whole answer; whoever comes again with the same
-//! request gets that answer, with another request under the same key a refusal. Only what succeeded is kept: a refusal
-//! rolls back, and leaves the key free.
+//! The key is the client's `Idempotency-Key`, or a generated one, so that the outcome of a lost
+//! COMMIT can always be found out. Together with the write, the ledger stores a digest of the
+//! request and the whole answer. The same request gets the same answer again; another request with
+//! the same key is refused. Only successful writes are stored: a refusal rolls back, and leaves the
+//! key free.
 //!
-//! Those who come while the first is still at it wait here, on a table of running keys, and hold no connection; of
-//! several processes one session each may wait in the database.
+//! While a request is at work on a key, others with that key wait in `keys` and hold no connection.
+//! Across processes, one session of each may wait in the database.
 
-use super::Studio;
+use super::app::Studio;
+use super::keys::key_in_use;
 use super::refusals::problem_of;
 use crate::call::{Keyed, Transaction};
 use crate::error::{Error, Result};
@@ -17,12 +19,10 @@ use crate::server::{Problem, Request, Response};
 use log::error;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What is answered to a write that was done.
+/// The answer to a write that was done.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Answer {
     pub status: u16,
@@ -31,7 +31,7 @@ pub(super) struct Answer {
     pub body: String,
 }
 
-/// The same, as the ledger keeps it.
+/// An answer as the ledger stores it.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     request: String,
@@ -40,7 +40,7 @@ struct Kept {
 }
 
 impl Answer {
-    /// A thing that was made, and where it is.
+    /// A thing that was created, and its path.
     pub fn created(location: String, thing: &impl Serialize) -> Result<Answer> {
         Answer::with(201, Some(location), thing)
     }
@@ -70,7 +70,7 @@ impl From<Answer> for Response {
 }
 
 impl Studio {
-    /// Does `work` once. `content` is the body in the form in which equal requests are equal.
+    /// Does `work` once. `content` is the body in its canonical form.
     pub(super) fn write(
         &self,
         request: &Request,
@@ -81,14 +81,14 @@ impl Studio {
             Some(key) => (key, false),
             None => (request.fallback_key.clone(), true),
         };
-        // A key is for one method and path.
+        // A key counts for one method and path.
         let scoped = format!("{} {}\n{key}", request.method, request.path);
         let digest = digest(&scoped, content);
         let give_up = wait_until(request);
-        let _turn = if ours {
+        let _key_guard = if ours {
             None
         } else {
-            Some(self.running.wait_for_turn(&scoped, give_up)?)
+            Some(self.keys.wait_for(&scoped, give_up)?)
         };
         let mut about_to_commit = false;
         let done = catch_unwind(AssertUnwindSafe(|| {
@@ -98,7 +98,7 @@ impl Studio {
             self.pool
                 .call()
                 .with_deadline(by)
-                // All of it is one statement's, if it likes.
+                // A single statement may take all of it.
                 .with_timeout(left.max(Duration::from_millis(1)))
                 .with_key_wait(wait.max(Duration::from_millis(1)))
                 .transaction_with_key(&scoped, |tx| {
@@ -125,7 +125,7 @@ impl Studio {
                     "{} {} panicked, id={}",
                     request.method, request.path, request.id
                 );
-                // Before that, the transaction was rolled back.
+                // Otherwise the transaction was rolled back.
                 Err(match about_to_commit {
                     true => Problem::outcome_unknown().with("idempotencyKey", key),
                     false => Problem::internal(),
@@ -151,16 +151,11 @@ fn replay(digest: &str, kept: Option<Vec<u8>>) -> Result<Response, Problem> {
     Ok(Response::from(kept.answer).header("Idempotency-Replayed", "true"))
 }
 
-/// How long another request with the same key is waited for: less than any call may take, so that there is time left
-/// to say that it still runs.
+/// How long to wait for another request with the same key: less than any call may take, so that
+/// there is time left to say that it still runs.
 fn wait_until(request: &Request) -> Instant {
     let left = request.deadline.saturating_duration_since(Instant::now());
     request.deadline - (left / 5).min(Duration::from_millis(500))
-}
-
-fn key_in_use() -> Problem {
-    let detail = "a request with this Idempotency-Key is still running";
-    Problem::of_kind(409, "key-in-use", detail).header("Retry-After", "1")
 }
 
 /// 1 to 255 printable ASCII characters, bare or in double quotes.
@@ -187,68 +182,4 @@ fn key_of(request: &Request) -> Result<Option<String>, Problem> {
 
 fn digest(scoped: &str, content: &str) -> String {
     hex(&Sha256::digest(format!("{scoped}\n{content}")))
-}
-
-/// The keys that are being worked on.
-#[derive(Default)]
-pub(super) struct Running {
-    state: Mutex<State>,
-    ended: Condvar,
-    /// Each of those who wait has a worker: some must be left for others.
-    most_waiting: usize,
-}
-
-#[derive(Default)]
-struct State {
-    keys: HashSet<String>,
-    waiting: usize,
-}
-
-/// The right to work on a key; the next one's when this is dropped.
-struct Turn<'r> {
-    running: &'r Running,
-    key: String,
-}
-
-impl Running {
-    pub fn new(most_waiting: usize) -> Running {
-        Running {
-            state: Mutex::default(),
-            ended: Condvar::new(),
-            most_waiting,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait_for_turn(&self, key: &str, give_up: Instant) -> Result<Turn<'_>, Problem> {
-        let mut state = self.lock();
-        while state.keys.contains(key) {
-            let left = give_up.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.waiting >= self.most_waiting {
-                return Err(key_in_use());
-            }
-            state.waiting += 1;
-            state = self
-                .ended
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-            state.waiting -= 1;
-        }
-        state.keys.insert(key.to_owned());
-        Ok(Turn {
-            running: self,
-            key: key.to_owned(),
-        })
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.running.lock().keys.remove(&self.key);
-        self.running.ended.notify_all();
-    }
 }
