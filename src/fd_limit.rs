@@ -18,18 +18,6 @@ pub(crate) fn limit() -> Option<usize> {
     None
 }
 
-/// Raises the soft limit to the hard one. That is for a program to do, not for a library: `select` cannot take more than 1,024.
-#[cfg(feature = "cli")]
-pub(crate) fn raise() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        log::debug!("the limit of open files stays at {soft}: {e}");
-    }
-}
-
 /// Of `wanted` connections of a pool, those that fit beside what is open now and a reserve for the rest of the process; one
 /// at least.
 pub(crate) fn connections_that_fit(wanted: usize) -> usize {

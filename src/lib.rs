@@ -60,9 +60,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod call;
-#[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod cli;
 mod commit;
 pub mod config;
 #[cfg(feature = "embedded")]
@@ -90,6 +87,26 @@ pub use error::{Error, Result};
 pub use pool::Pool;
 pub use postgres;
 pub use retry::RetryPolicy;
+
+/// What this package's program needs beyond the public API. Not for other crates.
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod for_cli {
+    use crate::{fd_limit, server};
+
+    /// Connections to the database that a pool may have in addition to its own.
+    pub const MORE_CONNECTIONS: usize = fd_limit::MORE_CONNECTIONS;
+
+    /// The most files that this process may have open; `None` if there is no limit.
+    pub fn max_open_files() -> Option<usize> {
+        fd_limit::limit()
+    }
+
+    /// The most files that a server without clients has open.
+    pub fn files_needed(connections: usize, workers: usize) -> usize {
+        server::Server::files(connections, workers)
+    }
+}
 
 /// The README's code is compiled as a test.
 #[cfg(doctest)]

@@ -1,5 +1,7 @@
 //! The program: see `millpond --help`.
 
+mod cli;
+
 fn main() -> std::process::ExitCode {
-    millpond::cli::run()
+    cli::run()
 }

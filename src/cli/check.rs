@@ -1,7 +1,8 @@
 //! `millpond check`: asks a running server, for supervisors and container health checks.
 
-use super::{Failure, output};
-use crate::config::Config;
+use super::failure::Failure;
+use super::output;
+use millpond::config::Config;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use ureq::Agent;

@@ -1,12 +1,13 @@
 //! `millpond config`.
 
-use super::{Failure, output};
-use crate::config::Config;
+use super::failure::Failure;
+use super::output;
+use millpond::config::{Config, Source};
 
 /// One line for each setting: name, value, source.
 pub(super) fn print(config: &Config) -> Result<(), Failure> {
     let settings = config.effective();
-    let width = |of: fn(&(&'static str, String, crate::config::Source)) -> usize| {
+    let width = |of: fn(&(&'static str, String, Source)) -> usize| {
         settings.iter().map(of).max().unwrap_or(0)
     };
     let (names, values) = (width(|s| s.0.len()), width(|s| s.1.len()));
@@ -14,8 +15,17 @@ pub(super) fn print(config: &Config) -> Result<(), Failure> {
         .iter()
         .map(|(name, value, source)| format!("{name:<names$}  {value:<values$}  {source}\n"));
     output::print(&lines.collect::<String>())?;
-    for text in super::unknown_settings(config) {
+    for text in unknown_settings(config) {
         output::complain(&format!("millpond: {text}"));
     }
     Ok(())
+}
+
+/// A line about each variable that looks like a setting and is none.
+pub(super) fn unknown_settings(config: &Config) -> Vec<String> {
+    let told = config.unknown.iter().map(|(name, meant)| match meant {
+        Some(meant) => format!("{name} is no setting; is {meant} meant?"),
+        None => format!("{name} is no setting"),
+    });
+    told.collect()
 }

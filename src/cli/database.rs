@@ -1,13 +1,12 @@
 //! Which database: the one that is named, or a private one.
 
-use super::Failure;
-use crate::config::{Config, Database, PrivateDatabase};
-use crate::embedded::{Options, PrivateServer};
-use crate::error::Chain;
-use crate::sync::unpoison;
+use super::failure::Failure;
 use log::{error, warn};
+use millpond::config::{Config, Database, PrivateDatabase};
+use millpond::embedded::{Options, PrivateServer};
+use millpond::error::Chain;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -69,7 +68,7 @@ pub(super) fn keep_private(config: &mut Config) -> Result<Kept, Failure> {
     let watch = move || {
         loop {
             thread::sleep(LOOK_AFTER);
-            match &mut *unpoison(watched.lock()) {
+            match &mut *watched.lock().unwrap_or_else(PoisonError::into_inner) {
                 None => return,
                 Some(server) => match server.revive() {
                     Ok(false) => {}
@@ -94,7 +93,7 @@ pub(super) struct Kept(Arc<Mutex<Option<PrivateServer>>>);
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        drop(unpoison(self.0.lock()).take());
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

@@ -1,12 +1,11 @@
 //! What the system allows this program, found out before it starts: it uses what fits, and names the setting that needs less.
 
-use super::Failure;
-use crate::config::Config;
-use crate::fd_limit;
-use crate::server::Server;
-use crate::sync::unpoison;
-use log::warn;
-use std::sync::Mutex;
+use super::failure::Failure;
+use log::{debug, warn};
+use millpond::config::Config;
+use millpond::for_cli;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Clients that a server is to have room for, at least, unless fewer are wanted.
@@ -16,11 +15,22 @@ const OTHER_THREADS: usize = 34;
 
 /// Lowers what does not fit.
 pub(super) fn fit(config: &mut Config, private: bool) -> Result<(), Failure> {
-    fd_limit::raise();
-    if let Some(limit) = fd_limit::limit() {
+    raise_open_files();
+    if let Some(limit) = for_cli::max_open_files() {
         fit_files(config, limit)?;
     }
     fit_threads(config, private)
+}
+
+/// Raises the soft limit of open files to the hard one. Only a program may do that, not a library:
+/// `select` cannot take more than 1,024.
+fn raise_open_files() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        debug!("the limit of open files stays at {soft}: {e}");
+    }
 }
 
 fn fit_files(config: &mut Config, limit: usize) -> Result<(), Failure> {
@@ -30,7 +40,7 @@ fn fit_files(config: &mut Config, limit: usize) -> Result<(), Failure> {
         .min(LEAST_CLIENTS.max(limit / 6));
     let needed = |max_size: u32| {
         let workers = config.http.workers.unwrap_or(2 * max_size as usize);
-        Server::files(max_size as usize, workers) + clients
+        for_cli::files_needed(max_size as usize, workers) + clients
     };
     let wanted = config.pool.max_size;
     let fits = (1..=wanted)
@@ -58,7 +68,7 @@ fn fit_threads(config: &mut Config, private: bool) -> Result<(), Failure> {
     let workers = config.http_workers();
     // A private server has a process for each connection, which counts like a thread.
     let processes = match private {
-        true => config.pool.max_size as usize + fd_limit::MORE_CONNECTIONS,
+        true => config.pool.max_size as usize + for_cli::MORE_CONNECTIONS,
         false => 0,
     };
     let others = OTHER_THREADS + processes;
@@ -86,7 +96,7 @@ fn fit_threads(config: &mut Config, private: bool) -> Result<(), Failure> {
 /// Of so many threads, those that the system lets us have at once. Nothing tells of its limits, so that it is tried.
 fn threads(wanted: usize) -> usize {
     let gate = Mutex::new(());
-    let closed = unpoison(gate.lock());
+    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
     thread::scope(|scope| {
         let spawn = |_: &usize| {
             let wait = || drop(gate.lock());

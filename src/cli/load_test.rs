@@ -1,11 +1,12 @@
 //! `millpond load-test`: many threads, one query after the other, and how long each took.
 
-use super::{Failure, database, logger, output};
-use crate::config::Config;
-use crate::error::Chain;
-use crate::pool::{Builder, CloseReason, Observer, Pool};
+use super::failure::Failure;
+use super::{database, logger, output};
 use indicatif::{ProgressBar, ProgressStyle};
 use log::LevelFilter;
+use millpond::config::Config;
+use millpond::error::Chain;
+use millpond::pool::{Builder, CloseReason, Observer, Pool};
 use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

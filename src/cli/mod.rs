@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod database;
+mod failure;
 mod limits;
 mod load_test;
 mod logger;
@@ -10,9 +11,9 @@ mod output;
 mod serve;
 mod signals;
 
-use crate::config::{Config, ConfigErrors};
-use crate::error::Chain;
 use clap::{Parser, Subcommand};
+use failure::Failure;
+use millpond::config::Config;
 use std::process::ExitCode;
 
 /// A PostgreSQL pool that stays calm, for synchronous Rust.
@@ -35,41 +36,8 @@ enum Command {
     Config,
 }
 
-/// Why a command ended without success.
-enum Failure {
-    /// 2: somebody has to change a setting.
-    Settings(String),
-    /// 1: with what to say, if anything.
-    Failed(Option<String>),
-}
-
-impl Failure {
-    fn because(text: impl Into<String>) -> Failure {
-        Failure::Failed(Some(text.into()))
-    }
-
-    fn of(error: &(dyn std::error::Error + 'static)) -> Failure {
-        Failure::because(Chain(error).to_string())
-    }
-}
-
-impl From<ConfigErrors> for Failure {
-    fn from(errors: ConfigErrors) -> Failure {
-        Failure::Settings(errors.to_string())
-    }
-}
-
-/// What looks like a setting and is none, each with a word about it.
-fn unknown_settings(config: &Config) -> Vec<String> {
-    let told = config.unknown.iter().map(|(name, meant)| match meant {
-        Some(meant) => format!("{name} is no setting; is {meant} meant?"),
-        None => format!("{name} is no setting"),
-    });
-    told.collect()
-}
-
 /// Runs the command that the arguments name.
-pub fn run() -> ExitCode {
+pub(super) fn run() -> ExitCode {
     let result = match Arguments::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => Config::from_env()
             .map_err(Failure::from)

@@ -1,6 +1,6 @@
 //! What the program says, to readers who may not read: a full pipe stops nothing that serves, and a closed one is no panic.
 
-use super::Failure;
+use super::failure::Failure;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

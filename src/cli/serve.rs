@@ -1,11 +1,12 @@
 //! `millpond serve`.
 
-use super::{Failure, database, limits, logger, signals};
-use crate::config::Config;
-use crate::pool::{Builder, Pool};
-use crate::server::{Router, Server};
+use super::failure::Failure;
+use super::{config, database, limits, logger, signals};
 use listenfd::ListenFd;
 use log::{info, warn};
+use millpond::config::Config;
+use millpond::pool::{Builder, Pool};
+use millpond::server::{Router, Server};
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -23,7 +24,7 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     refuse_open_studio(&config)?;
     let private = database::is_private(&config)?;
     logger::start(config.log_level);
-    for text in super::unknown_settings(&config) {
+    for text in config::unknown_settings(&config) {
         warn!("{text}");
     }
     limits::fit(&mut config, private)?;
@@ -94,13 +95,13 @@ fn cannot_listen(config: &Config, error: &std::io::Error) -> Failure {
 
 #[cfg(feature = "studio")]
 fn builder(config: &Config) -> Builder {
-    Builder::from(config.pool.clone()).ledger_schema(crate::studio::SCHEMA)
+    Builder::from(config.pool.clone()).ledger_schema(millpond::studio::SCHEMA)
 }
 
 /// The studio's, whose schema is made meanwhile.
 #[cfg(feature = "studio")]
 fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<Router, Failure> {
-    use crate::studio::{SchemaError, Studio};
+    use millpond::studio::{SchemaError, Studio};
     if !config.studio_api {
         return Ok(Router::new());
     }

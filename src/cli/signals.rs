@@ -3,7 +3,7 @@
 //! ctrlc tells that a signal came, not which. The exit code of a second one (130, 143) is set by signal-hook's own handlers,
 //! which pass each signal on to ctrlc's; so ctrlc's must be there first.
 
-use super::Failure;
+use super::failure::Failure;
 use log::debug;
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
