@@ -112,3 +112,6 @@ pub mod for_cli {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[doc = include_str!("ARCHITECTURE.md")]
+pub mod architecture {}

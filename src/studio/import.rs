@@ -10,6 +10,7 @@ use super::refusals::{overlap, refuse};
 use super::shapes;
 use super::writes::Answer;
 use super::wrong::{MOST_NAMED, Wrong};
+use crate::call::Transaction;
 use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
 use jiff::Timestamp;

@@ -9,6 +9,7 @@ use super::reservations::lock_reservation;
 use super::writes::Answer;
 use super::wrong::Wrong;
 use super::{shapes, times};
+use crate::call::Transaction;
 use crate::error::{Error, Result};
 use crate::server::{Problem, Request, Response};
 use postgres::Row;

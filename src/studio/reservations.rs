@@ -6,6 +6,7 @@ use super::pages::{Listed, Page};
 use super::refusals::{already_invoiced, refuse};
 use super::writes::Answer;
 use super::{shapes, times};
+use crate::call::Transaction;
 use crate::error::Result;
 use crate::server::{Problem, Request, Response};
 use jiff::Timestamp;

@@ -489,15 +489,15 @@ fn a_client_that_does_not_read_is_left_and_holds_up_nobody() {
 
 #[test]
 fn who_reads_at_twice_the_least_rate_is_not_left() {
-    let edge = edge(&[("HTTP_WRITE_TIMEOUT_MS", "500")]);
+    let edge = edge(&[("HTTP_WRITE_TIMEOUT_MS", "1000")]);
     let mut slow = connect(edge.addr);
-    // More than the system takes for it, of which it reads 32 KiB in each half second.
+    // More than the system takes for it, of which it reads 32 KiB in each second.
     slow.write_all(b"GET /api/long?30000000 HTTP/1.1\r\nHost: a\r\n\r\n")
         .unwrap();
-    let mut piece = [0; 8 * 1024];
-    for _ in 0..50 {
+    let mut piece = [0; 16 * 1024];
+    for _ in 0..16 {
         slow.read_exact(&mut piece).unwrap();
-        thread::sleep(125 * MS);
+        thread::sleep(500 * MS);
         assert_eq!(edge.server.in_flight(), 1, "it is left");
     }
 }

@@ -17,6 +17,7 @@ mod failover;
 mod fork;
 mod frozen;
 mod health;
+mod house;
 mod http;
 mod interrupted;
 mod keyed;
