@@ -9,10 +9,16 @@ use millpond::pool::{Builder, Pool};
 use millpond::server::{Router, Server};
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// Between two looks whether the API can be served.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why the program stops: a signal asked for it, or it cannot do its work.
 type Stop = Result<(), Failure>;
+/// Whether the API can be served.
+type Ready = Box<dyn Fn() -> bool>;
 
 pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     signals::leave_hangup_ignored();
@@ -60,7 +66,13 @@ fn serve(
 ) -> Result<(), Failure> {
     let pool = builder(config).build()?;
     let http = config.http.clone();
-    let router = routes(config, &pool, stop)?;
+    let (router, is_ready) = routes(config, &pool, stop)?;
+    if inherited.is_some()
+        && let Some(reason) = wait_until_ready(stopped, http.request_timeout, &*is_ready)
+    {
+        pool.close(http.shutdown_timeout);
+        return reason;
+    }
     let server = Server::start_on(inherited, http, pool, router, private)
         .map_err(|e| match e.kind() {
             // What a thread is refused with; a port is never.
@@ -89,6 +101,24 @@ fn serve(
     }
 }
 
+/// The clients of an inherited listener wait in its backlog until they can be answered, but no
+/// longer than a request may take. `Some` if the program is to stop meanwhile.
+fn wait_until_ready(
+    stopped: &Receiver<Stop>,
+    limit: Duration,
+    is_ready: &dyn Fn() -> bool,
+) -> Option<Stop> {
+    let until = Instant::now() + limit;
+    while !is_ready() && Instant::now() < until {
+        match stopped.recv_timeout(LOOK_AGAIN) {
+            Ok(reason) => return Some(reason),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Some(Ok(())),
+        }
+    }
+    None
+}
+
 fn cannot_listen(config: &Config, error: &std::io::Error) -> Failure {
     Failure::because(format!("cannot listen on {}: {error}", config.http.addr))
 }
@@ -100,14 +130,15 @@ fn builder(config: &Config) -> Builder {
 
 /// The studio's, whose schema is made meanwhile.
 #[cfg(feature = "studio")]
-fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<Router, Failure> {
+fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<(Router, Ready), Failure> {
     use millpond::studio::{SchemaError, Studio};
     if !config.studio_api {
-        return Ok(Router::new());
+        return Ok((Router::new(), has_connected(pool)));
     }
     let studio =
         Studio::new(pool.clone(), &config.studio_currency).with_workers(config.http_workers());
     let router = studio.routes(Router::new());
+    let migrated = studio.clone();
     let migrate = move || match studio.keep_migrated() {
         Ok(()) | Err(SchemaError::Closed) => {}
         Err(e) => tell(&stop, Err(Failure::of(&e))),
@@ -116,7 +147,7 @@ fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<Router, Fa
         .name("millpond-schema".into())
         .spawn(migrate)
         .map_err(|e| Failure::of(&e))?;
-    Ok(router)
+    Ok((router, Box::new(move || migrated.is_ready())))
 }
 
 #[cfg(not(feature = "studio"))]
@@ -125,11 +156,16 @@ fn builder(config: &Config) -> Builder {
 }
 
 #[cfg(not(feature = "studio"))]
-fn routes(config: &Config, _: &Pool, _: Sender<Stop>) -> Result<Router, Failure> {
+fn routes(config: &Config, pool: &Pool, _: Sender<Stop>) -> Result<(Router, Ready), Failure> {
     if config.studio_api {
         info!("built without the studio: only health and metrics are served");
     }
-    Ok(Router::new())
+    Ok((Router::new(), has_connected(pool)))
+}
+
+fn has_connected(pool: &Pool) -> Ready {
+    let pool = pool.clone();
+    Box::new(move || pool.has_connected())
 }
 
 /// The studio's routes are not for everybody on the network, unless somebody says so.

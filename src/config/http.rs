@@ -27,7 +27,8 @@ pub struct HttpConfig {
     pub body_timeout: Duration,
     /// A connection without a request is closed after this. Default 75 s.
     pub idle_timeout: Duration,
-    /// A client that takes less than 16 KiB of its answer in this time is left. Default 10 s.
+    /// A client that takes less than 16 KiB of its answer in this time, on the average of four such times, is
+    /// left. Default 10 s.
     pub write_timeout: Duration,
     /// Who may say by `Forwarded` or `X-Forwarded-For` on whose behalf a request comes. Default nobody.
     pub trusted_proxies: Vec<IpNet>,

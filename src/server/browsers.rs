@@ -51,13 +51,18 @@ pub(super) fn named_page<'h>(headers: &'h [(String, String)], named: &[String]) 
     }
 }
 
-/// What lets the page of this origin read an answer.
-pub(super) fn may_read(origin: &str) -> [(&'static str, String); 3] {
-    [
-        ("Access-Control-Allow-Origin", origin.to_owned()),
-        ("Access-Control-Expose-Headers", READABLE.to_owned()),
-        ("Vary", "Origin".to_owned()),
-    ]
+/// What lets the page of this origin, if it is one of those `named`, read an answer. A cache keeps the answers for each page
+/// apart, also for those that are not named (Fetch, "CORS protocol and HTTP caches").
+pub(super) fn may_read(page: Option<&str>, named: &[String]) -> Vec<(&'static str, String)> {
+    let mut headers = Vec::new();
+    if let Some(origin) = page {
+        headers.push(("Access-Control-Allow-Origin", origin.to_owned()));
+        headers.push(("Access-Control-Expose-Headers", READABLE.to_owned()));
+    }
+    if !named.is_empty() {
+        headers.push(("Vary", "Origin".to_owned()));
+    }
+    headers
 }
 
 /// What lets it ask, with one of these methods: the answer to the question that a browser asks before.

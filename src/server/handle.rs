@@ -1,6 +1,6 @@
 //! The running server: starts the edge with its lanes, and shuts both down.
 
-use super::edge::{Dispatch, Edge, MOST_LANE_CONNECTIONS};
+use super::edge::{Dispatch, Edge, LAST_CLIENTS, MOST_LANE_CONNECTIONS};
 use super::lane::Plan;
 use super::router::{Lane, Router};
 use super::service::Service;
@@ -136,7 +136,8 @@ impl Server {
     /// Stops the server: reports unready at once, serves for another `delay`, then drains. Takes at
     /// most `timeout`, and a moment more if requests must be cut.
     pub fn shut_down(self, delay: Duration, timeout: Duration) -> DrainReport {
-        let deadline = Instant::now() + timeout;
+        // The edge's own end comes behind it.
+        let deadline = Instant::now() + timeout - LAST_CLIENTS.min(timeout / 4);
         self.enter(Phase::Unready);
         thread::sleep(delay.min(timeout));
         self.enter(Phase::Draining);

@@ -60,6 +60,8 @@ pub(super) fn serve(
         id: &request.id,
         client: request.client,
     });
-    response.headers.extend(exchange.meta().for_pages());
+    response
+        .headers
+        .extend(exchange.meta().for_pages.iter().cloned());
     exchange.answer(render(&response, &request.id, request.method == "HEAD"));
 }

@@ -651,6 +651,8 @@ fn only_a_trusted_proxy_is_believed_about_who_asks() {
         for header in [
             "X-Forwarded-For: 6.6.6.6, 203.0.113.7, 10.0.0.1\r\n",
             "Forwarded: for=6.6.6.6, for=203.0.113.7;proto=https\r\n",
+            // A client's own, which a proxy passed on that writes the other.
+            "Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 203.0.113.7\r\n",
         ] {
             let answer = Client::to(edge.addr).ask("GET", "/api/count", header, b"");
             assert!(
@@ -884,6 +886,55 @@ fn a_drain_waits_for_whoever_is_on_the_way() {
     assert!(asked.elapsed() > 400 * MS, "{:?}", asked.elapsed());
 }
 
+/// Across a network, a request may be on its way on a kept connection when the drain begins.
+#[test]
+fn a_drain_answers_what_comes_on_a_kept_connection() {
+    let Edge { server, .. } = edge(&[]);
+    let addr = server.addr();
+    let mut kept = Client::to(addr);
+    assert_eq!(kept.ask("GET", "/api/count", "", b"").status, 200);
+    thread::scope(|scope| {
+        let drain = scope.spawn(|| server.shut_down(Duration::ZERO, 8 * SECOND));
+        thread::sleep(200 * MS);
+        let last = kept.ask("GET", "/api/count", "", b"");
+        assert_eq!(
+            (last.status, last.header("Connection")),
+            (503, Some("close"))
+        );
+        assert!(drain.join().unwrap().is_clean());
+    });
+}
+
+#[test]
+fn bodies_in_chunks_that_come_to_too_much_are_refused_with_a_word() {
+    let Edge { server, .. } = edge(&[("HTTP_MAX_BODY_BYTES", "4000000")]);
+    let addr = server.addr();
+    let chunk = [&b"384000\r\n"[..], &vec![b'x'; 0x0038_4000]].concat();
+    let mut all: Vec<_> = (0..45)
+        .map(|_| {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+            let head = b"POST /api/count HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\n";
+            stream.write_all(head).unwrap();
+            stream
+        })
+        .collect();
+    eventually("all are admitted", || server.in_flight() == all.len());
+    for stream in &mut all {
+        let _ = stream.write_all(&chunk);
+    }
+    // The rest of each would come.
+    eventually("some are refused, each with its own id", || {
+        let mut heads = all.iter_mut().map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            let mut head = [0; 300];
+            let length = stream.peek(&mut head).unwrap_or(0);
+            String::from_utf8_lossy(&head[..length]).into_owned()
+        });
+        heads.any(|head| head.starts_with("HTTP/1.1 503 ") && head.contains("X-Request-Id: mine"))
+    });
+}
+
 #[test]
 fn a_drain_finishes_an_upload_and_answers_a_half_sent_request() {
     let Edge { server, .. } = edge(&[]);
@@ -966,6 +1017,8 @@ fn more_than_fits_of_bodies_is_refused_when_it_is_announced() {
     };
     let _two = [start(), start()];
     eventually("two are on their way", || server.in_flight() == 2);
+    let small = Client::to(addr).ask("POST", "/api/count", "", b"small");
+    assert_eq!(small.status, 200, "{small:?}");
     let mut third = start();
     let mut answer = String::new();
     third.read_to_string(&mut answer).unwrap();

@@ -31,7 +31,7 @@ pub(super) const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 /// Pause before accepting again after any other error.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 /// The most bytes of unfinished bodies that all clients together may have sent, and as many again
-/// of everything else. Above that, the client that has sent the most is closed.
+/// of everything else. Above that, the client that has sent the most is refused.
 const MOST_BUFFERED: usize = 64 << 20;
 /// The lowest limit of clients. If even these do not fit, the system refuses files, and clients
 /// make room for each other.
@@ -294,7 +294,7 @@ impl Clients {
         let page = browsers::named_page(&head.headers, &config.cors_origins);
         let meta = RequestMeta {
             arrived,
-            page: page.map(str::to_owned),
+            for_pages: browsers::may_read(page, &config.cors_origins),
             deadline: arrived + config.request_timeout,
             client: forwarded::client(
                 connection.peer,
@@ -340,8 +340,15 @@ impl Clients {
         let Some(connection) = self.all.get_mut(key) else {
             return;
         };
-        let id = request_id(None);
-        let response = problem.into_response(Some(&id));
+        let head = match &connection.state {
+            State::Body(admitted) => Some(&admitted.head),
+            _ => None,
+        };
+        let id = request_id(head.and_then(|head| head.request_id.as_deref()));
+        let mut response = problem.into_response(Some(&id));
+        let origins = &self.service.config.cors_origins;
+        let page = head.and_then(|head| browsers::named_page(&head.headers, origins));
+        response.headers.extend(browsers::may_read(page, origins));
         self.service.record(&AccessEntry {
             method: "-",
             path: "-",
@@ -372,16 +379,11 @@ impl Clients {
         self.all.iter().map(|(_, c)| c.buffered()).sum()
     }
 
-    /// Closes the clients that have sent the most, until the rest is within the limit.
-    pub fn close_the_largest(&mut self, registry: &Registry) {
-        while self.buffered() > self.most_buffered() + MOST_BUFFERED {
-            let most = self.all.iter().max_by_key(|(_, c)| c.buffered());
-            let Some(key) = most.map(|(key, _)| key) else {
-                return;
-            };
-            warn!("too much is sent at once: a connection is closed");
-            self.close(key, registry);
-        }
+    /// The client that has sent the most, if all together are beyond the limit.
+    pub fn largest_beyond_the_limit(&self) -> Option<usize> {
+        let is_beyond = self.buffered() > self.most_buffered() + MOST_BUFFERED;
+        let most = self.all.iter().max_by_key(|(_, c)| c.buffered());
+        most.filter(|_| is_beyond).map(|(key, _)| key)
     }
 
     /// The clients whose time is over.
@@ -392,13 +394,8 @@ impl Clients {
             .collect()
     }
 
-    /// The clients that are kept between two requests; not those that have just connected, and are
-    /// about to ask.
-    pub fn idle(&self) -> Vec<usize> {
-        let keys = self.all.iter().map(|(key, _)| key);
-        keys.filter(|key| self.is_idle(*key)).collect()
-    }
-
+    /// Whether a client is kept between two requests; not one that has just connected, and is about
+    /// to ask.
     pub fn is_idle(&self, key: usize) -> bool {
         let idle = |c: &Connection| c.kept && matches!(c.state, State::Idle);
         self.get(key).is_some_and(idle)
@@ -408,6 +405,11 @@ impl Clients {
     pub fn is_within_request(&self, key: usize) -> bool {
         let state = self.get(key).map(|c| &c.state);
         matches!(state, Some(State::Head | State::Body(_)))
+    }
+
+    /// Whether there is no client any more, and none waits to be accepted.
+    pub fn are_gone(&self) -> bool {
+        self.at_the_door.is_none() && self.all.is_empty()
     }
 
     /// Whether every client has had its answer, and none waits to be accepted.

@@ -24,8 +24,8 @@ const SILENT: Duration = Duration::from_secs(1);
 const NEWCOMER: Duration = Duration::from_millis(500);
 /// A client takes at least this much of its answer in each `write_timeout`.
 const MARK: i64 = 16 * 1024;
-/// Who has taken more has that much more time, up to this many times: a receiver's system tells of what was read once there is
-/// room for a whole segment again, which has 64 KiB on loopback.
+/// The average of so many times counts: a receiver's system tells of what was read once there is room for a whole segment
+/// again, which has 64 KiB on loopback.
 const MOST_MARKS: i64 = 4;
 
 pub(super) struct Connection {
@@ -334,11 +334,17 @@ impl Connection {
         self.output = output;
         self.written = 0;
         self.had_taken = None;
+        if close {
+            // What is behind it is not read.
+            self.more_to_come |= !self.input.is_empty();
+            self.input = Vec::new();
+        }
         self.close = close;
         self.ticket = ticket;
         // Refused in the middle.
         self.more_to_come |= matches!(self.state, State::Head | State::Body(_));
-        self.enter(State::Answering, Some(limits.write_timeout));
+        let patience = limits.write_timeout * MOST_MARKS as u32;
+        self.enter(State::Answering, Some(patience));
     }
 
     fn write(&mut self, limits: &HttpConfig) -> Step {

@@ -294,7 +294,7 @@ impl Exchange {
 
     fn send_instead(&mut self, mut response: Response) {
         let meta = &self.pending.meta;
-        response.headers.extend(meta.for_pages());
+        response.headers.extend(meta.for_pages.iter().cloned());
         self.dispatch.service.record(&AccessEntry {
             method: &self.pending.method,
             path: &self.pending.path,

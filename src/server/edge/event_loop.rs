@@ -13,7 +13,7 @@ use crate::server::lane::{Plan, SLOW};
 use crate::server::router::{Lane, PerLane, Route};
 use crate::server::service::Service;
 use crate::server::shutdown::Phase;
-use log::error;
+use log::{error, warn};
 use mio::{Events, Poll, Token, Waker};
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
@@ -29,10 +29,13 @@ const FIRST_LANE_CONNECTION: usize = 2;
 
 /// How often deadlines are checked.
 const CHECK_DEADLINES: Duration = Duration::from_millis(100);
-/// How long clients that have connected, but not sent a request, have at the end.
-const LAST_CLIENTS: Duration = Duration::from_millis(500);
+/// How long clients that are connected have at the end to send a request, which may be on its way
+/// already.
+pub(crate) const LAST_CLIENTS: Duration = Duration::from_millis(500);
 /// How often the loop checks, at the end, whether there are any such clients left.
 const CHECK_LAST_CLIENTS: Duration = Duration::from_millis(10);
+/// A body of this size, that of the largest head, is taken however much others send.
+const SMALL_BODY: usize = 16 * 1024;
 /// The most steps that a client takes in a row, each of which reads 64 KiB at most. Then the others
 /// have their turn.
 const STEPS: usize = 16;
@@ -121,8 +124,10 @@ impl EventLoop {
         self.answer_the_last(&mut events);
     }
 
-    /// The end: keeps new clients out, answers those that have connected, and refuses the requests
-    /// that are still unfinished then.
+    /// The end: keeps new clients out, answers those that are connected, and refuses the requests
+    /// that are still unfinished then. In a drain, idle connections are kept for that long, too: a
+    /// request that crosses the end of its connection is lost, and its client cannot know whether it
+    /// was done.
     fn answer_the_last(&mut self, events: &mut Events) {
         self.clients.listener().keep_newcomers_out();
         let until = Instant::now() + LAST_CLIENTS;
@@ -131,13 +136,19 @@ impl EventLoop {
             let has_newcomers = self.clients.listener().has_newcomers();
             self.accept();
             let left = until.saturating_duration_since(Instant::now());
-            if (!has_newcomers && self.clients.are_at_rest()) || left.is_zero() {
+            let are_through = match self.phase {
+                Phase::Draining => self.clients.are_gone(),
+                _ => self.clients.are_at_rest(),
+            };
+            if (!has_newcomers && are_through) || left.is_zero() {
                 break;
             }
             let pause = self.pause().unwrap_or(CHECK_LAST_CLIENTS);
             self.round(events, Some(pause.min(left).min(CHECK_LAST_CLIENTS)));
         }
         for key in self.clients.keys() {
+            // The last look: a request may be there already.
+            self.drive_if_idle(key);
             if self.clients.is_within_request(key) {
                 self.clients.refuse(key, draining());
                 self.drive(key);
@@ -216,22 +227,15 @@ impl EventLoop {
     /// The phase may have changed, or a connection to a lane may have been reopened.
     fn woken(&mut self) {
         self.lanes.install_reopened(self.poll.registry());
-        let before = std::mem::replace(&mut self.phase, self.service.phase.get());
-        if self.phase == Phase::Draining && before < Phase::Draining {
-            self.close_idle();
-        }
+        self.phase = self.service.phase.get();
     }
 
-    fn close_idle(&mut self) {
-        for key in self.clients.idle() {
-            // A request may be there already.
-            if let Some(connection) = self.clients.get_mut(key) {
-                connection.readable = true;
-            }
+    fn drive_if_idle(&mut self, key: usize) {
+        if self.clients.is_idle(key)
+            && let Some(connection) = self.clients.get_mut(key)
+        {
+            connection.readable = true;
             self.drive(key);
-            if self.clients.is_idle(key) {
-                self.close(key);
-            }
         }
     }
 
@@ -333,9 +337,9 @@ impl EventLoop {
             Ok(())
         } else if lane == Lane::Api && self.phase == Phase::Draining {
             Err(draining())
-        } else if head.has_body() && !self.clients.has_room_for(head.body) {
-            let detail = "too much is being sent at once";
-            Err(Problem::unavailable("overloaded", detail))
+        } else if (head.chunked || head.body > SMALL_BODY) && !self.clients.has_room_for(head.body)
+        {
+            Err(too_much())
         } else {
             self.has_room(lane)
         }
@@ -419,8 +423,20 @@ impl EventLoop {
                 self.close(key);
             }
         }
-        self.clients.close_the_largest(self.poll.registry());
+        while let Some(key) = self.clients.largest_beyond_the_limit() {
+            warn!("too much is sent at once: a request is refused");
+            if self.clients.is_within_request(key) {
+                self.clients.refuse(key, too_much());
+                self.drive(key);
+            } else {
+                self.close(key);
+            }
+        }
     }
+}
+
+fn too_much() -> Problem {
+    Problem::unavailable("overloaded", "too much is being sent at once")
 }
 
 fn draining() -> Problem {

@@ -227,7 +227,8 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
                 .push((header.name.to_owned(), value.to_owned()));
         }
     }
-    if !forwarded.is_empty() {
+    // Most proxies write X-Forwarded-For, and pass a Forwarded of the client's own on.
+    if read.forwarded_for.is_empty() {
         read.forwarded_for = forwarded;
     }
     (read.body, read.chunked) = framing.body(old, longest_body)?;

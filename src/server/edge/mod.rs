@@ -30,6 +30,7 @@ mod newcomers;
 mod proxied;
 
 pub(super) use dispatch::Dispatch;
+pub(super) use event_loop::LAST_CLIENTS;
 pub(super) use lane_connections::MOST_LANE_CONNECTIONS;
 
 use super::lane::Plan;

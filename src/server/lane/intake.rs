@@ -1,7 +1,6 @@
 //! A request on its way from the edge to a route: what the edge keeps of its head, and what comes
 //! over the lane.
 
-use crate::server::browsers;
 use crate::server::http::Request;
 use crate::server::router::Route;
 use log::debug;
@@ -24,8 +23,8 @@ pub struct RequestMeta {
     /// The client's `Idempotency-Key`, or a generated one if a write brings none; else empty.
     pub key: String,
     pub key_was_made: bool,
-    /// The origin of another site's page that may read the answer.
-    pub page: Option<String>,
+    /// The headers that let another site's page read the answer.
+    pub for_pages: Vec<(&'static str, String)>,
 }
 
 impl RequestMeta {
@@ -54,12 +53,6 @@ impl RequestMeta {
             },
             deadline: self.deadline,
         }
-    }
-
-    /// The headers that let a page read the answer.
-    pub fn for_pages(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let page = self.page.as_deref();
-        page.into_iter().flat_map(browsers::may_read)
     }
 }
 
