@@ -1,4 +1,4 @@
-//! `millpond check`: asks a running server, for supervisors and container health checks.
+//! `millpond check`: asks a running server for its health, for supervisors and containers.
 
 use super::failure::Failure;
 use super::output;
@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The URL to ask: that of a server, or one that leads to its health already.
+/// The URL to ask: `given` with `path` added, unless it leads to the health already.
 fn health_url(given: &str, path: &str) -> Result<String, Failure> {
     let takes = "takes http://HOST:PORT, or such a URL that ends with /health, /health/live or /health/ready";
     let refuse = || Failure::Settings(format!("--url: got {given:?}; {takes}"));
@@ -79,7 +79,7 @@ fn health_url(given: &str, path: &str) -> Result<String, Failure> {
     })
 }
 
-/// A server that listens on all addresses is asked on loopback. Other settings, good or bad, are not this command's business.
+/// The server's URL on loopback. Other settings, valid or not, do not matter to this command.
 fn default_url() -> String {
     let addr = Config::from_env().ok().map(|config| config.http.addr);
     let addr = addr.or_else(|| std::env::var("HTTP_ADDR").ok()?.parse().ok());

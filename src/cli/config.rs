@@ -1,10 +1,10 @@
-//! `millpond config`.
+//! `millpond config`: prints the settings in force.
 
 use super::failure::Failure;
 use super::output;
 use millpond::config::{Config, Source};
 
-/// One line for each setting: name, value, source.
+/// Prints a line for each setting: name, value, source.
 pub(super) fn print(config: &Config) -> Result<(), Failure> {
     let settings = config.effective();
     let width = |of: fn(&(&'static str, String, Source)) -> usize| {
@@ -21,7 +21,7 @@ pub(super) fn print(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A line about each variable that looks like a setting and is none.
+/// A line about each variable that looks like a setting and is not one.
 pub(super) fn unknown_settings(config: &Config) -> Vec<String> {
     let told = config.unknown.iter().map(|(name, meant)| match meant {
         Some(meant) => format!("{name} is no setting; is {meant} meant?"),

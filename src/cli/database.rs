@@ -1,4 +1,4 @@
-//! Which database: the one that is named, or a private one.
+//! Which database is used: the one that is named, or a private one.
 
 use super::failure::Failure;
 use log::{error, warn};
@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Where the private server keeps its data, below the current directory.
 const DIR: &str = ".millpond";
 
-/// Says whether a private database is wanted; an error names what to set.
+/// Whether a private database is wanted. An error names the setting to change.
 pub(super) fn is_private(config: &Config) -> Result<bool, Failure> {
     let named = config.pool.database.is_some();
     match config.private_database {
@@ -46,7 +46,7 @@ pub(super) fn is_private(config: &Config) -> Result<bool, Failure> {
 
 /// Starts the private server and points the configuration at it.
 pub(super) fn start_private(config: &mut Config) -> Result<PrivateServer, Failure> {
-    // Room for the pool, the probe, a load test beside it, and somebody with psql.
+    // Room for the pool, the probe, a load test and a psql session at the same time.
     let connections = (2 * config.pool.max_size + 20).max(100).to_string();
     let options = Options::kept(DIR)
         .bin_dir(config.pg_bin_dir.clone())
@@ -61,7 +61,8 @@ pub(super) fn start_private(config: &mut Config) -> Result<PrivateServer, Failur
     Ok(server)
 }
 
-/// The same, and starts it again whenever it has ended by itself, until this is dropped.
+/// Starts the private server, and restarts it whenever it has ended by itself, until the result is
+/// dropped.
 pub(super) fn keep_private(config: &mut Config) -> Result<Kept, Failure> {
     let server = Arc::new(Mutex::new(Some(start_private(config)?)));
     let watched = Arc::clone(&server);
@@ -85,10 +86,10 @@ pub(super) fn keep_private(config: &mut Config) -> Result<Kept, Failure> {
     Ok(Kept(server))
 }
 
-/// How often the private server is looked after.
+/// How often the private server is checked.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// A private server that is looked after.
+/// A private server that is restarted if it ends by itself.
 pub(super) struct Kept(Arc<Mutex<Option<PrivateServer>>>);
 
 impl Drop for Kept {
@@ -97,7 +98,8 @@ impl Drop for Kept {
     }
 }
 
-/// Points the configuration at a private server that another program runs in this directory, if there is one.
+/// Points the configuration at the private server of another process in this directory, if there is
+/// one.
 pub(super) fn join_private(config: &mut Config) -> Result<bool, Failure> {
     match PrivateServer::url_of_running(Path::new(DIR)).map_err(|e| Failure::of(&e))? {
         Some(url) => use_url(config, &url).map(|()| true),

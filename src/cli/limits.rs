@@ -1,4 +1,5 @@
-//! What the system allows this program, found out before it starts: it uses what fits, and names the setting that needs less.
+//! The system's limits, checked before the program starts: it uses what fits, and names the setting
+//! to lower.
 
 use super::failure::Failure;
 use log::{debug, warn};
@@ -8,12 +9,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// Clients that a server is to have room for, at least, unless fewer are wanted.
+/// The least number of clients to have room for, unless fewer are wanted.
 const LEAST_CLIENTS: usize = 8;
-/// Threads beside the workers: of the pool, the edge, the health lane, tiny_http, the log; and some to spare.
+/// Threads in addition to the workers: those of the pool, the edge, the health lane, tiny_http and
+/// the log, and some to spare.
 const OTHER_THREADS: usize = 34;
 
-/// Lowers what does not fit.
+/// Lowers the settings that do not fit.
 pub(super) fn fit(config: &mut Config, private: bool) -> Result<(), Failure> {
     raise_open_files();
     if let Some(limit) = for_cli::max_open_files() {
@@ -66,7 +68,7 @@ fn fit_files(config: &mut Config, limit: usize) -> Result<(), Failure> {
 
 fn fit_threads(config: &mut Config, private: bool) -> Result<(), Failure> {
     let workers = config.http_workers();
-    // A private server has a process for each connection, which counts like a thread.
+    // A private PostgreSQL has a process for each connection, which counts as a thread.
     let processes = match private {
         true => config.pool.max_size as usize + for_cli::MORE_CONNECTIONS,
         false => 0,
@@ -93,7 +95,8 @@ fn fit_threads(config: &mut Config, private: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Of so many threads, those that the system lets us have at once. Nothing tells of its limits, so that it is tried.
+/// How many of the wanted threads the system allows at once. Found out by trying, since the limits
+/// cannot be read reliably.
 fn threads(wanted: usize) -> usize {
     let gate = Mutex::new(());
     let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! `millpond load-test`: many threads, one query after the other, and how long each took.
+//! `millpond load-test`: runs queries from many threads, and reports how long they took.
 
 use super::failure::Failure;
 use super::{database, logger, output};
@@ -75,7 +75,7 @@ impl Observer for Counter {
 }
 
 pub(super) fn run(mut config: Config, arguments: &Arguments) -> Result<(), Failure> {
-    // Log lines between the report's would help nobody; warnings are wanted.
+    // Info lines would only clutter the report.
     logger::start(config.log_level.min(LevelFilter::Warn));
     let private = database::is_private(&config)?;
     let joined = private && database::join_private(&mut config)?;
@@ -111,7 +111,7 @@ fn measure(config: &Config, arguments: &Arguments) -> Result<Report, Failure> {
     let pool = Builder::from(config.pool.clone())
         .observer(counter.clone())
         .build()?;
-    // Not a part of what is measured: whether there is a database at all.
+    // Not measured: finds out whether there is a database at all.
     pool.read("SELECT 1", &[]).map_err(|e| Failure::of(&e))?;
     let total = u64::from(arguments.workers) * u64::from(arguments.queries);
     let bar = ProgressBar::new(total).with_style(style());
@@ -195,7 +195,7 @@ fn measure(config: &Config, arguments: &Arguments) -> Result<Report, Failure> {
     })
 }
 
-/// What one thread saw; latencies of the queries that succeeded.
+/// The results of one thread. The latencies are those of successful queries.
 #[derive(Default)]
 struct Results {
     latencies_ms: Vec<f64>,
@@ -237,7 +237,7 @@ fn one_worker(pool: &Pool, bar: &ProgressBar, worker: u32, queries: u32) -> Resu
 }
 
 fn style() -> ProgressStyle {
-    // A template of our own; should it be wrong, the default does.
+    // Falls back to the default bar if the template is invalid.
     let template = "{bar:40} {pos}/{len} queries, {per_sec}, {eta} left";
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

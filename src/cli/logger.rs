@@ -8,8 +8,9 @@ use std::sync::OnceLock;
 
 static WAITER: OnceLock<Waiter> = OnceLock::new();
 
-/// Starts logging. The driver's own lines are left out: at debug they hold statements and parameter values. So are those
-/// of the migrations' library: which migrations ran is said once, by us.
+/// Starts logging. The driver's own lines are left out, since at debug level they hold statements
+/// and parameter values; so are those of the migration library, since the studio logs which
+/// migrations ran.
 pub(super) fn start(level: LevelFilter) {
     let mut config = ConfigBuilder::new();
     config
@@ -19,14 +20,15 @@ pub(super) fn start(level: LevelFilter) {
     for theirs in ["tokio_postgres", "postgres", "mio", "tracing", "refinery"] {
         config.add_filter_ignore_str(theirs);
     }
-    // Each fails only where a logger is set already, which then stays.
+    // Setting the logger fails only if one is set already, which then stays.
     config.set_write_log_enable_colors(std::io::stderr().is_terminal());
-    // By a thread of its own: nobody may be reading, be it a pipe or a terminal that was stopped.
+    // A thread of its own writes the lines: a full pipe or a stopped terminal must not block
+    // others.
     match Lines::start() {
         Ok((lines, waiter)) => {
             let _ = WriteLogger::init(level, config.build(), lines);
             let _ = WAITER.set(waiter);
-            // The usual one writes by itself, and would wait for a reader.
+            // The default hook writes to standard error itself, and could block.
             std::panic::set_hook(Box::new(|panic| error!("{panic}")));
         }
         Err(_) => {
@@ -36,7 +38,7 @@ pub(super) fn start(level: LevelFilter) {
     }
 }
 
-/// Waits a moment until what was logged is written.
+/// Waits a moment until all lines are written.
 pub(super) fn finish() {
     if let Some(waiter) = WAITER.get() {
         waiter.wait();

@@ -1,4 +1,4 @@
-//! What the program says, to readers who may not read: a full pipe stops nothing that serves, and a closed one is no panic.
+//! The program's output. A full pipe does not block the server, and a closed one causes no panic.
 
 use super::failure::Failure;
 use std::io::{self, Write};
@@ -8,14 +8,15 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
-/// Lines that wait to be read.
+/// The most lines that wait to be written.
 const MOST_LINES: usize = 2048;
-/// The longest line that is kept as it is.
+/// A longer line is cut.
 const LONGEST_LINE: usize = 8192;
-/// How long the end of the program waits for its readers.
+/// How long the program waits at its end for its lines to be written.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Lines for standard error, written by a thread of their own. What does not fit is dropped, and that is said later.
+/// Lines for standard error, written by a thread of their own. Lines that do not fit are dropped
+/// and counted in a later line.
 pub(super) struct Lines {
     line: Vec<u8>,
     queue: SyncSender<Message>,
@@ -27,7 +28,7 @@ enum Message {
     Done(SyncSender<()>),
 }
 
-/// The same, to wait for them.
+/// Waits for the lines to be written.
 pub(super) struct Waiter(SyncSender<Message>);
 
 impl Lines {
@@ -93,7 +94,7 @@ impl Waiter {
 fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, mut to: impl Write) {
     for message in messages {
         match message {
-            // Where nobody is there to read, there is nobody to tell that, either.
+            // If standard error cannot be written, that cannot be reported either.
             Message::Line(line) => drop(to.write_all(&line)),
             Message::Done(done) => drop(done.try_send(())),
         }
@@ -114,13 +115,13 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|e| match e.kind() {
-        // Whoever read has had enough.
+        // The reader has closed the pipe: it has seen enough.
         io::ErrorKind::BrokenPipe => Failure::Failed(None),
         _ => Failure::because(format!("standard output cannot be written to: {e}")),
     })
 }
 
-/// Writes a line to standard error, and waits a moment at most for somebody to read it.
+/// Writes a line to standard error. Waits a moment at most for it to be read.
 pub(super) fn complain(text: &str) {
     let line = format!("{text}\n");
     let (done, is_done) = mpsc::channel();
@@ -133,7 +134,7 @@ pub(super) fn complain(text: &str) {
         Ok(_) => {
             let _ = is_done.recv_timeout(LAST_WORDS);
         }
-        // That the system refuses threads may be what is to be said.
+        // Without a thread: the line may be about just that.
         Err(_) => drop(io::stderr().write_all(line.as_bytes())),
     }
 }
@@ -184,7 +185,7 @@ mod tests {
             write!(lines, "line").unwrap();
             writeln!(lines, " {n}").unwrap();
         }
-        // The writer may have taken one.
+        // The writer may have taken one line.
         let lost = dropped.load(Ordering::Relaxed);
         assert!((95..=96).contains(&lost), "{lost}");
         *reader.0.is_open.lock().unwrap() = true;

@@ -1,4 +1,4 @@
-//! `millpond serve`.
+//! `millpond serve`: runs the server until a signal stops it.
 
 use super::failure::Failure;
 use super::{config, database, limits, logger, signals};
@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 /// Between two looks whether the API can be served.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Why the program stops: a signal asked for it, or it cannot do its work.
+/// Why the program stops: `Ok` on a signal, or an error that prevents it from serving.
 type Stop = Result<(), Failure>;
 /// Whether the API can be served.
 type Ready = Box<dyn Fn() -> bool>;
 
 pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     signals::leave_hangup_ignored();
-    // From systemd, say (socket activation). Who can reach it decides what is allowed.
+    // From systemd, for example (socket activation). Its address decides who may use the API
+    // without a token.
     let inherited = ListenFd::from_env().take_tcp_listener(0).ok().flatten();
     if let Some(Ok(addr)) = inherited.as_ref().map(TcpListener::local_addr) {
         config.http.addr = addr;
@@ -39,7 +40,7 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     signals::listen(move || tell(&asked, Ok(())))?;
     let server = if private {
         if inherited.is_none() {
-            // Found before a database is made that nobody would serve.
+            // Fails early, before a private database is created for nothing.
             drop(TcpListener::bind(config.http.addr).map_err(|e| cannot_listen(&config, &e))?);
         }
         Some(database::keep_private(&mut config)?)
@@ -47,13 +48,13 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
         None
     };
     let outcome = serve(&config, inherited, private, stop, &stopped);
-    // After the pool has said goodbye to it.
+    // The private server stops after the pool has closed.
     drop(server);
     outcome
 }
 
 fn tell(stop: &Sender<Stop>, reason: Stop) {
-    // Nobody listens any more when the program is ending already.
+    // Fails if the program is stopping already.
     let _ = stop.send(reason);
 }
 
@@ -75,7 +76,7 @@ fn serve(
     }
     let server = Server::start_on(inherited, http, pool, router, private)
         .map_err(|e| match e.kind() {
-            // What a thread is refused with; a port is never.
+            // The error when the system refuses a thread; a port never causes it.
             ErrorKind::WouldBlock => Failure::because(format!(
                 "the system refuses this program more threads ({e}): lower HTTP_WORKERS, which is {}, or raise the limit \
                  (ulimit -u or -v, or pids.max of its control group)",
@@ -83,7 +84,7 @@ fn serve(
             )),
             _ => cannot_listen(config, &e),
         })?;
-    // The signal handler keeps a sender, so that this ends with a reason.
+    // The signal handler keeps a sender, so this returns a reason.
     let reason = stopped.recv().unwrap_or(Ok(()));
     info!(
         "stopping: draining for at most {:?}",
@@ -128,7 +129,7 @@ fn builder(config: &Config) -> Builder {
     Builder::from(config.pool.clone()).ledger_schema(millpond::studio::SCHEMA)
 }
 
-/// The studio's, whose schema is made meanwhile.
+/// The studio's routes. Its schema is created in the background.
 #[cfg(feature = "studio")]
 fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<(Router, Ready), Failure> {
     use millpond::studio::{SchemaError, Studio};
@@ -168,7 +169,7 @@ fn has_connected(pool: &Pool) -> Ready {
     Box::new(move || pool.has_connected())
 }
 
-/// The studio's routes are not for everybody on the network, unless somebody says so.
+/// Refuses to open the studio's API to the network without a token, unless the settings ask for it.
 fn refuse_open_studio(config: &Config) -> Result<(), Failure> {
     let http = &config.http;
     if !config.studio_api

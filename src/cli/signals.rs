@@ -1,7 +1,9 @@
-//! SIGINT, SIGTERM and SIGHUP: the first asks for a clean end, a second ends at once.
+//! SIGINT, SIGTERM and SIGHUP: the first signal starts a clean shutdown, a second one ends the
+//! program at once.
 //!
-//! ctrlc tells that a signal came, not which. The exit code of a second one (130, 143) is set by signal-hook's own handlers,
-//! which pass each signal on to ctrlc's; so ctrlc's must be there first.
+//! ctrlc does not tell which signal came. The exit code of the second signal (130, 143) is set by
+//! handlers of signal-hook, which pass each signal on to ctrlc's handler. So that one must be set
+//! first.
 
 use super::failure::Failure;
 use log::debug;
@@ -13,11 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// Wrappers (timeout, npm, a terminal's Ctrl-C) pass on a signal that the program has had as well: in this time, it is the
-/// same wish.
+/// Wrappers (timeout, npm, a terminal's Ctrl-C) pass on a signal that the program has received
+/// itself. Within this time, a second signal counts as the same one.
 const ONE_WISH: Duration = Duration::from_millis(300);
 
-/// Starts listening: calls `on_signal` for each that comes.
+/// Calls `on_signal` for each signal from now on.
 pub(super) fn listen(mut on_signal: impl FnMut() + Send + 'static) -> Result<(), Failure> {
     let failed =
         |e: &dyn std::fmt::Display| Failure::because(format!("signals cannot be handled: {e}"));
@@ -36,8 +38,8 @@ pub(super) fn listen(mut on_signal: impl FnMut() + Send + 'static) -> Result<(),
     Ok(())
 }
 
-/// Under nohup a SIGHUP is to do nothing, and ctrlc would handle it. To be called before there are other threads, which
-/// inherit it.
+/// Blocks SIGHUP if the program was started with it ignored (nohup), since ctrlc would handle it.
+/// Must be called before other threads start, which inherit the mask.
 pub(super) fn leave_hangup_ignored() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status

@@ -1,17 +1,19 @@
-//! What pages of other sites may do with a server that asks for no token: nothing, unless they are named.
+//! What pages of other sites may do with a server that asks for no token: nothing, unless their
+//! origin is listed.
 //!
-//! A browser lets any page send requests to a server on its user's own machine, and a page whose name leads there (DNS
-//! rebinding) read the answers, too. Programs say nothing of where they come from, and are not concerned. Pure.
+//! A browser lets any page send requests to a server on the user's own machine. A page whose host
+//! name resolves to that machine (DNS rebinding) can even read the answers. Programs send none of
+//! these headers, and are not affected. Pure.
 
 use super::http::header;
 use std::net::IpAddr;
 
-/// Headers of an answer that the pages named may read, beside those that all may.
+/// The response headers that listed pages may read, in addition to the safelisted ones.
 const READABLE: &str = "Location, Idempotency-Replayed, Retry-After, X-Request-Id";
-/// Headers of a request that they may set.
+/// The request headers that they may set.
 const SETTABLE: &str = "Authorization, Content-Type, Idempotency-Key, X-Request-Id";
 
-/// Why a request that brings no token is refused, if it is.
+/// Why a request without a token is refused; `None` if it is not.
 pub(super) fn refuses(
     headers: &[(String, String)],
     named: &[String],
@@ -41,9 +43,9 @@ pub(super) fn refuses(
     }
 }
 
-/// The origin of the page that asks, where it is one of those named.
+/// The origin of the requesting page, if it is listed.
 pub(super) fn named_page<'h>(headers: &'h [(String, String)], named: &[String]) -> Option<&'h str> {
-    // Mostly none is.
+    // Usually none is listed.
     let is_named = |origin: &&str| named.iter().any(|one| one == origin);
     match named {
         [] => None,
@@ -65,7 +67,7 @@ pub(super) fn may_read(page: Option<&str>, named: &[String]) -> Vec<(&'static st
     headers
 }
 
-/// What lets it ask, with one of these methods: the answer to the question that a browser asks before.
+/// The headers of the answer to a preflight request, which let a page use these methods.
 pub(super) fn may_ask(methods: &[&str]) -> [(&'static str, String); 3] {
     [
         ("Access-Control-Allow-Methods", methods.join(", ")),
@@ -74,7 +76,7 @@ pub(super) fn may_ask(methods: &[&str]) -> [(&'static str, String); 3] {
     ]
 }
 
-/// A name or an address of this machine, as seen from itself.
+/// Whether the host is a loopback name or address.
 fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use std::net::IpAddr;
 use std::time::Instant;
 
-/// A request, read to its end.
+/// A complete request.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Request {
@@ -17,31 +17,30 @@ pub struct Request {
     pub method: String,
     /// Without the query.
     pub path: String,
-    /// Behind the question mark; empty where there is none.
+    /// The text behind the question mark; empty if there is none.
     pub query: String,
-    /// As they came.
+    /// In the order in which they came.
     pub headers: Vec<(String, String)>,
     /// At most `HTTP_MAX_BODY_BYTES`.
     pub body: Vec<u8>,
-    /// Who asks; where a trusted proxy does, for whom.
+    /// The client's address; behind a trusted proxy, the one that the proxy names.
     pub client: IpAddr,
-    /// The client's `X-Request-Id` where it is well formed, else one of ours.
+    /// The client's `X-Request-Id` if it is well formed, else a generated one.
     pub id: String,
-    /// A key made for this request, in case that it writes and brings none; empty where it cannot
-    /// or does.
+    /// A generated idempotency key; empty if the request cannot write, or brings its own key.
     pub fallback_key: String,
-    /// By then it must have been answered.
+    /// When it must have been answered.
     pub deadline: Instant,
     pub(crate) params: Vec<(&'static str, String)>,
 }
 
 impl Request {
-    /// A header by name, in any case; the first where there are several.
+    /// A header by name, in upper or lower case; the first if there are several.
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.headers, name)
     }
 
-    /// The part of the path that stands for `{name}` in the route.
+    /// The part of the path that `{name}` in the route's pattern matches.
     pub fn param(&self, name: &str) -> Option<&str> {
         self.params
             .iter()
@@ -50,14 +49,14 @@ impl Request {
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// All but those that the connection needs (`Content-Length`, `Transfer-Encoding`, `Connection`
-    /// and so on): these are left out where they stand here.
+    /// All headers except those of the connection (`Content-Length`, `Transfer-Encoding`,
+    /// `Connection` and so on), which are ignored here.
     pub headers: Vec<(&'static str, String)>,
     /// The whole body.
     pub body: Vec<u8>,
@@ -70,7 +69,7 @@ impl Response {
     }
 
     fn json_as(content_type: &str, status: u16, body: &impl Serialize) -> Response {
-        // What most answers need, at once.
+        // Enough for most answers without growing.
         let mut text = Vec::with_capacity(512);
         match serde_json::to_writer(&mut text, body) {
             Ok(()) => Response::bytes(status, content_type, text),
@@ -81,7 +80,7 @@ impl Response {
         }
     }
 
-    /// A body of any type.
+    /// A body of the given type.
     pub fn bytes(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Response {
         Response {
             status,
@@ -106,11 +105,11 @@ impl Response {
     }
 }
 
-/// An error as RFC 9457 has it.
+/// An error in the format of RFC 9457.
 #[derive(Clone, Debug)]
 pub struct Problem {
     status: u16,
-    /// The last part of a `urn:millpond:`; none is `about:blank`.
+    /// The part of the type behind `urn:millpond:`; `None` is `about:blank`.
     kind: Option<&'static str>,
     detail: String,
     headers: Vec<(&'static str, String)>,
@@ -118,7 +117,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// One that has no type of its own: the status says it all.
+    /// A problem without a type of its own, described by its status.
     pub fn plain(status: u16, detail: impl Into<String>) -> Problem {
         Problem {
             status,
@@ -129,7 +128,7 @@ impl Problem {
         }
     }
 
-    /// One of a stable type, `urn:millpond:` + `kind`.
+    /// A problem of the stable type `urn:millpond:` + `kind`.
     pub fn of_kind(status: u16, kind: &'static str, detail: impl Into<String>) -> Problem {
         Problem {
             kind: Some(kind),
@@ -137,12 +136,12 @@ impl Problem {
         }
     }
 
-    /// 500, and no word about why: that is in the log.
+    /// 500, without a reason: that is in the log.
     pub fn internal() -> Problem {
         Problem::plain(500, "something went wrong on our side")
     }
 
-    /// 500, without a promise: a write may have been done, or not.
+    /// 500: a write may have been done, or not.
     pub fn outcome_unknown() -> Problem {
         Problem::of_kind(
             500,
@@ -151,17 +150,17 @@ impl Problem {
         )
     }
 
-    /// 502: it was lost before anybody was at it.
+    /// 502: the request was lost before a worker had it.
     pub(crate) fn lost() -> Problem {
         Problem::plain(502, "the request was lost on our side; nothing was done")
     }
 
-    /// 503: nobody was at it.
+    /// 503: no worker had the request.
     pub(crate) fn no_worker() -> Problem {
         Problem::unavailable("timeout", "the request waited too long for a worker")
     }
 
-    /// 503, to be tried again after some seconds.
+    /// 503, to be tried again after a second.
     pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Problem {
         Problem::of_kind(503, kind, detail).header("Retry-After", "1")
     }
@@ -215,7 +214,7 @@ impl From<Problem> for Response {
     }
 }
 
-/// What a failed call on the pool means to the client; the server's own words stay in the log.
+/// What a failed call on the pool means to the client. The database's own message stays in the log.
 impl From<Error> for Problem {
     fn from(error: Error) -> Problem {
         let problem = problem_for(&error);
@@ -231,7 +230,7 @@ fn problem_for(error: &Error) -> Problem {
     let timeout = |detail| Problem::unavailable("timeout", detail);
     match error {
         _ if error.is_outcome_unknown() => Problem::outcome_unknown(),
-        // A standby, or one whose administrator lets nobody write for the time being.
+        // A standby, or a database that is read-only for the time being.
         _ if error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
             Problem::unavailable("database-read-only", "the database takes no writes now")
         }
@@ -250,7 +249,7 @@ fn problem_for(error: &Error) -> Problem {
             (CheckoutFailure::Closed, _) => {
                 Problem::unavailable("draining", "the server is shutting down")
             }
-            // The database is there, and all connections were in use for as long as the request
+            // The database is there, but all connections were in use for as long as the request
             // could wait.
             (CheckoutFailure::Timeout, None) => {
                 timeout("no connection to the database came free in time")
@@ -264,14 +263,14 @@ fn problem_for(error: &Error) -> Problem {
     }
 }
 
-/// The first of a name, in any case.
+/// The first header of a name, in upper or lower case.
 pub(super) fn header<'h>(headers: &'h [(String, String)], name: &str) -> Option<&'h str> {
     let mut all = headers.iter();
     let (_, value) = all.find(|(n, _)| n.eq_ignore_ascii_case(name))?;
     Some(value)
 }
 
-/// The client's `X-Request-Id`, when it is 1 to 128 of `[A-Za-z0-9._-]`, else one of ours.
+/// The client's `X-Request-Id` if it is 1 to 128 of `[A-Za-z0-9._-]`, else a generated one.
 pub(super) fn request_id(given: Option<&str>) -> String {
     let good = |id: &&str| {
         (1..=128).contains(&id.len())
@@ -288,7 +287,7 @@ pub(super) fn request_id(given: Option<&str>) -> String {
 /// The reason phrase of a status line.
 pub(super) fn reason(status: u16) -> &'static str {
     match status {
-        // As RFC 9110 has them.
+        // The names of RFC 9110.
         413 => "Content Too Large",
         422 => "Unprocessable Content",
         _ => tiny_http::StatusCode(status).default_reason_phrase(),

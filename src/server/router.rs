@@ -1,4 +1,4 @@
-//! Method and path to a handler. Pure.
+//! Finds the handler for a method and a path. Pure.
 
 use super::http::{Problem, Request, Response};
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 /// Which worker threads a route runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// Never behind requests that use the pool.
+    /// Never waits behind requests that use the pool.
     Health,
     /// `HTTP_WORKERS` threads.
     Api,
 }
 
-/// Something of which each lane has its own.
+/// A value for each lane.
 #[derive(Default)]
 pub(super) struct PerLane<T> {
     pub health: T,
@@ -35,7 +35,7 @@ impl<T> PerLane<T> {
     }
 }
 
-/// Which token a route asks for, where one is set.
+/// Which token a route asks for, if it is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// None.
@@ -46,7 +46,7 @@ pub enum Access {
     Api,
 }
 
-/// What a route does.
+/// The function that answers a route's requests.
 pub type Handler = Arc<dyn Fn(&Request) -> Result<Response, Problem> + Send + Sync>;
 
 /// One route.
@@ -54,33 +54,33 @@ pub(crate) struct Route {
     pub method: &'static str,
     /// As `/api/things/{id}`.
     pub pattern: &'static str,
-    /// What stands before its first open part; nearly all paths are told apart by this.
+    /// The text before its first open part, which nearly always decides.
     fixed: &'static str,
     open_parts: usize,
     pub lane: Lane,
     pub access: Access,
     pub handler: Handler,
-    /// It never waits: the edge answers in the place of a worker.
+    /// The handler never waits, so the edge calls it without a worker.
     pub instant: bool,
 }
 
-/// All routes of a server, and what must hold before they are ready.
+/// The routes of a server, and the conditions for them to be ready.
 #[derive(Clone, Default)]
 pub struct Router {
-    /// Those with fewer open parts first.
+    /// Routes with fewer open parts come first.
     routes: Vec<Arc<Route>>,
     conditions: Vec<Condition>,
     writes: bool,
-    /// What is wrong with them.
+    /// What is wrong with the routes.
     problems: Vec<String>,
 }
 
 type Condition = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// What a method and a path lead to.
+/// The result of a lookup.
 pub(crate) enum Found<'r> {
     Route(&'r Arc<Route>),
-    /// The path exists; these methods lead somewhere.
+    /// The path exists, with these methods.
     OtherMethods(Vec<&'static str>),
     Nothing,
 }
@@ -91,8 +91,9 @@ impl Router {
         Router::default()
     }
 
-    /// Adds a route. The method stands in capitals, the pattern begins with a slash, and `{name}` in it stands for one part of the
-    /// path ([`Request::param`]). GET answers HEAD as well. What could never be reached is refused when the server starts.
+    /// Adds a route. The method is in capitals, the pattern begins with a slash, and `{name}` in it
+    /// matches one part of the path ([`Request::param`]). A route for GET answers HEAD as well. A
+    /// server with a route that could never be reached does not start.
     pub fn route<F>(
         mut self,
         method: &'static str,
@@ -127,7 +128,7 @@ impl Router {
         self
     }
 
-    /// Adds a route that never waits for anything.
+    /// Adds a route whose handler never waits for anything.
     pub(super) fn instant_route<F>(
         self,
         method: &'static str,
@@ -149,7 +150,7 @@ impl Router {
         router
     }
 
-    /// Why such a route would never be reached, or would keep another from being.
+    /// Why a route could never be reached, or would hide another.
     fn refuses(&self, method: &str, pattern: &str) -> Option<&'static str> {
         let is_name = |name: &str| {
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -191,23 +192,24 @@ impl Router {
         }
     }
 
-    /// What is wrong with its routes, if anything is.
+    /// What is wrong with the routes; empty if nothing is.
     pub(super) fn problems(&self) -> &[String] {
         &self.problems
     }
 
-    /// There is a route of this pattern.
+    /// Whether there is a route with this pattern.
     pub(super) fn has(&self, pattern: &str) -> bool {
         self.routes.iter().any(|route| route.pattern == pattern)
     }
 
-    /// `/health/ready` says "starting" until this holds. It must not block.
+    /// `/health/ready` answers "starting" until `condition` holds. It must not block.
     pub fn ready_when(mut self, holds: impl Fn() -> bool + Send + Sync + 'static) -> Router {
         self.conditions.push(Arc::new(holds));
         self
     }
 
-    /// Its routes write: `/health/ready` says "database-read-only" while the database takes no writes.
+    /// Declares that routes write: `/health/ready` answers "database-read-only" while the database
+    /// takes no writes.
     pub fn that_writes(mut self) -> Router {
         self.writes = true;
         self
@@ -217,13 +219,14 @@ impl Router {
         self.writes
     }
 
-    /// All that must hold, taken together.
+    /// All conditions as one.
     pub(super) fn condition(&self) -> impl Fn() -> bool + Send + Sync + 'static {
         let conditions = self.conditions.clone();
         move || conditions.iter().all(|holds| holds())
     }
 
-    /// HEAD leads where GET does. Where several patterns match, the one with the fewest open parts is meant.
+    /// Finds a route. HEAD takes the route of GET. If several patterns match, the one with the
+    /// fewest open parts wins.
     pub(crate) fn find(&self, method: &str, path: &str) -> Found<'_> {
         let method = if method == "HEAD" { "GET" } else { method };
         let mut closest = None;
@@ -248,7 +251,7 @@ impl Router {
 }
 
 impl Route {
-    /// The path is one of this route's.
+    /// Whether the pattern matches the path.
     fn matches(&self, path: &str) -> bool {
         let Some(given) = path.strip_prefix(self.fixed) else {
             return false;
@@ -267,7 +270,7 @@ impl Route {
         }
     }
 
-    /// The open parts of a path that matches, by name, percent-decoded; `None` where one is no UTF-8.
+    /// The open parts of a matching path, by name, percent-decoded; `None` if one is not UTF-8.
     pub fn params(&self, path: &str) -> Option<Vec<(&'static str, String)>> {
         let parts = self.pattern.split('/').zip(path.split('/'));
         let open = parts.filter(|(name, _)| is_open(name));
@@ -281,14 +284,14 @@ impl Route {
     }
 }
 
-/// The same paths lead to both.
+/// Whether both patterns match the same paths.
 fn same_paths(one: &str, other: &str) -> bool {
     let mut parts = one.split('/').zip(other.split('/'));
     one.split('/').count() == other.split('/').count()
         && parts.all(|(a, b)| a == b || (is_open(a) && is_open(b)))
 }
 
-/// A part of a pattern stands for any.
+/// Whether a part of a pattern matches any text.
 fn is_open(part: &str) -> bool {
     part.starts_with('{') && part.ends_with('}')
 }

@@ -11,23 +11,23 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// How far a server is on its way down.
+/// How far a server's shutdown has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// It serves.
+    /// Serves.
     Running,
-    /// It serves, and says that it is about to stop.
+    /// Serves, and reports that it is about to stop.
     Unready,
-    /// It finishes what is in flight.
+    /// Finishes the requests in flight.
     Draining,
 }
 
-/// The phase, for all threads to see.
+/// The phase, shared by all threads.
 #[derive(Default)]
 pub struct PhaseFlag(AtomicU8);
 
 impl PhaseFlag {
-    /// The phase at this moment.
+    /// The current phase.
     pub fn get(&self) -> Phase {
         match self.0.load(Ordering::SeqCst) {
             0 => Phase::Running,
@@ -46,18 +46,18 @@ impl PhaseFlag {
     }
 }
 
-/// How a shutdown went.
+/// The result of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
     /// Requests that were still in flight when the time was up.
     pub requests_cut: usize,
-    /// What became of the pool's connections.
+    /// The pool's own report.
     pub pool: crate::pool::Report,
 }
 
 impl DrainReport {
-    /// Nothing was cut short.
+    /// Whether nothing was cut short.
     pub fn is_clean(&self) -> bool {
         self.requests_cut == 0 && self.pool.cancelled == 0 && self.pool.aborted == 0
     }

@@ -1,7 +1,8 @@
-//! Reads bodies and queries strictly, and says everything that is wrong with them at once.
+//! Reads bodies and queries strictly, and reports everything that is wrong with them at once.
 //!
-//! Each reader returns a value in any case; what stood in for a bad one is never used, since `finish` fails then. What is not
-//! asked for is read over, not built: a body costs a small multiple of its bytes, whatever stands in it.
+//! Each reader returns a value in any case. The placeholder for a bad value is never used, since
+//! `finish` fails then. Unknown fields are skipped, not built, so a body costs a small multiple of
+//! its bytes, whatever it holds.
 
 use super::wrong::Wrong;
 use crate::server::{Problem, Request};
@@ -32,7 +33,8 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// Reads these from the body; also returns it in the form that does not depend on blanks and order.
+    /// Reads the `known` fields from the body. Also returns the body in its canonical form, which
+    /// does not depend on blanks and order.
     pub fn of(request: &Request, known: &[&str]) -> Result<(Fields, String), Problem> {
         expect_type(request, "application/json")?;
         let mut from = serde_json::Deserializer::from_slice(&request.body);
@@ -51,7 +53,7 @@ impl Fields {
         Ok((fields, canonical))
     }
 
-    /// For a route that takes no body: none, or an object without fields.
+    /// For a route without a body: accepts none, or an object without fields.
     pub fn none(request: &Request) -> Result<String, Problem> {
         if request.body.is_empty() {
             return Ok(String::new());
@@ -68,7 +70,7 @@ impl Fields {
         value
     }
 
-    /// The number of a thing: 1 and up.
+    /// An id, from 1 up.
     pub fn id(&mut self, name: &str) -> i64 {
         let Some(value) = self.take(name) else {
             return 0;
@@ -100,7 +102,7 @@ impl Fields {
             .ok()
     }
 
-    /// A name: 1 to 200 characters, no control characters, no blank first.
+    /// A name: 1 to 200 characters, without control characters or a leading blank.
     pub fn name(&mut self, name: &str) -> String {
         let read = |text: &str| check_name(text).map(|()| text.to_owned());
         self.text(name, NAME, read).unwrap_or_default()
@@ -121,14 +123,14 @@ impl Fields {
         (starts_at, ends_at)
     }
 
-    /// Fails when anything was wrong, or is unknown.
+    /// Fails if anything was wrong, or is unknown.
     pub fn finish(mut self) -> Result<(), Problem> {
         self.wrong.append(self.unknown);
         self.wrong.refuse(WRONG_FIELDS)
     }
 }
 
-/// Refuses a body of another type. A body is taken as one where its type is named, whatever its parameters.
+/// Refuses a body of another type. The parameters of the type do not matter.
 pub(super) fn expect_type(request: &Request, wanted: &str) -> Result<(), Problem> {
     let given = request.header("Content-Type").unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim();
@@ -153,7 +155,8 @@ pub(super) fn check_name(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// RFC 3339, with its offset; more exact than the database would keep is refused rather than rounded.
+/// A time as in RFC 3339, with an offset. More digits than the database stores are refused, not
+/// rounded.
 pub(super) fn time(text: &str) -> Result<Timestamp, &'static str> {
     let shape: Vec<u8> = text
         .bytes()
@@ -176,8 +179,8 @@ pub(super) fn time(text: &str) -> Result<Timestamp, &'static str> {
     if fraction > 6 || !(offset == b"Z" || offset == b"+00:00" || offset == b"-00:00") {
         return Err(TIME);
     }
-    // What the parser would take beyond RFC 3339, or change: a leap second, an offset of more than a day, years of other
-    // than four digits once they are in UTC.
+    // The parser accepts more than RFC 3339, or changes the value: leap seconds, offsets of more
+    // than a day, years that do not have four digits in UTC.
     let number =
         |at: std::ops::Range<usize>| text.get(at).and_then(|digits| digits.parse::<u32>().ok());
     let at_offset = text.len() - 5;
@@ -192,7 +195,8 @@ pub(super) fn time(text: &str) -> Result<Timestamp, &'static str> {
     }
 }
 
-/// A time of the last days of the year 9999, which this program's clock does not know: in a filter, the latest that it does.
+/// A time in the last days of the year 9999, which the time library cannot hold. In a filter, the
+/// latest time that it can hold does as well.
 fn last(text: &str) -> Option<Timestamp> {
     let rest = text
         .strip_prefix("9999-12-30")
@@ -201,14 +205,14 @@ fn last(text: &str) -> Option<Timestamp> {
     known.ok().map(|_| Timestamp::MAX)
 }
 
-/// A number of digits alone.
+/// A number that consists of digits alone.
 pub(super) fn whole(text: &str) -> Option<i64> {
     let digits = text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|_| digits)
 }
 
-/// Reads a body: an object of these fields, none of which stands twice, or anything else. A value that is no text, number
-/// or such is left empty, since none of the fields takes one.
+/// Reads a body: an object of these fields, each at most once, or anything else. Objects and arrays
+/// are left empty, since no field takes one.
 struct Body<'k> {
     known: &'k [&'k str],
 }
@@ -272,7 +276,7 @@ impl<'de> Visitor<'de> for Body<'_> {
     }
 }
 
-/// A value; of one that holds others, the kind alone.
+/// A value; of an object or array, only its kind.
 struct Flat(Value);
 
 impl<'de> Deserialize<'de> for Flat {

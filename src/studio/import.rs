@@ -1,8 +1,8 @@
-//! Reservations from a CSV file: all of them, or none.
+//! Imports reservations from a CSV file: all of them, or none.
 //!
-//! The lines are read strictly first, and once more on their way to the database: none is kept here. There they are copied into
-//! a table that lives as long as the transaction, where those that cannot be reserved are found all at once, and are reserved
-//! from there.
+//! The lines are checked first, and read again on their way to the database, so that none is kept
+//! in memory. They are copied into a temporary table of the transaction. One query finds all lines
+//! that cannot be reserved; another reserves the lines.
 
 use super::app::Studio;
 use super::fields::{LONGEST_NAME, check_name, expect_type, invalid, time, whole};
@@ -21,7 +21,8 @@ use utoipa::ToSchema;
 
 const HEADER: [&str; 4] = ["studioId", "customer", "startsAt", "endsAt"];
 const FOUR: &str = "takes four values";
-/// Longer than any that could be taken, in bytes; the reader would keep the place of each of its commas.
+/// The longest line in bytes. No valid line is longer, and the CSV reader stores the position of
+/// each comma.
 const LONGEST_LINE: usize = 8192;
 
 /// How many reservations were made.
@@ -59,7 +60,7 @@ pub(super) fn import(studio: &Studio, request: &Request) -> Result<Response, Pro
     })
 }
 
-/// Looks whether all lines can be read; those that cannot are all counted.
+/// Checks whether all lines can be read. Counts all that cannot.
 fn check(content: &str) -> Result<(), Problem> {
     let mut wrong = Wrong::default();
     let mut lines = Lines::of(content);
@@ -94,7 +95,7 @@ fn check(content: &str) -> Result<(), Problem> {
     Err(listed(invalid_lines(), wrong))
 }
 
-/// The lines of a file, each read when it is asked for.
+/// The lines of a file, read one by one.
 struct Lines<'c> {
     reader: csv::Reader<&'c [u8]>,
     record: csv::StringRecord,
@@ -132,7 +133,7 @@ fn byte(position: Option<&csv::Position>) -> Option<usize> {
     position.map(|position| position.byte() as usize)
 }
 
-/// The numbers of lines, as an editor counts them: the reader's own do not know a CR LF from two line ends, and count a
+/// Line numbers, as an editor counts them. The CSV reader counts CR LF as two line ends, and a
 /// record from the end of the one before it.
 struct Numbers<'c> {
     content: &'c str,
@@ -141,7 +142,8 @@ struct Numbers<'c> {
 }
 
 impl Numbers<'_> {
-    /// Of the line that holds this byte, or the first behind it that is no line end.
+    /// The number of the line that holds this byte, or the first byte behind it that is not a line
+    /// end.
     fn of(&mut self, at: Option<usize>) -> u64 {
         let bytes = self.content.as_bytes();
         let begin = at.unwrap_or(self.at).min(bytes.len());
@@ -185,7 +187,7 @@ fn invalid_lines() -> Problem {
     invalid(Wrong::default())
 }
 
-/// The first of the lines, and how many there are in all.
+/// A problem with the first bad lines, and the number of all.
 fn listed(problem: Problem, wrong: Wrong) -> Problem {
     let all = wrong.count();
     problem
@@ -207,7 +209,7 @@ fn reserve(tx: &mut Transaction<'_>, content: &str) -> Result<u64> {
     if unknown.count() > 0 {
         return Err(refuse(listed(invalid_lines(), unknown)));
     }
-    // Within the file, a line overlaps one that starts before it and has not ended by then.
+    // Within the file, a line overlaps an earlier one if that has not ended when it starts.
     let taken = "SELECT line FROM (SELECT *, max(ends_at) OVER (PARTITION BY studio_id ORDER BY starts_at, line \
                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS busy_until FROM pg_temp.import) AS i \
                  WHERE starts_at < busy_until OR EXISTS (SELECT FROM studio.reservations AS r WHERE status = 'active' \
@@ -230,7 +232,7 @@ fn reserve(tx: &mut Transaction<'_>, content: &str) -> Result<u64> {
         .as_ref()
         .is_err_and(|e| e.sqlstate() == Some(&SqlState::EXCLUSION_VIOLATION))
     {
-        // Somebody was faster: now it can be said where.
+        // Another request was faster. Now the overlap can be found.
         are_taken(tx)?;
     }
     made
@@ -239,7 +241,7 @@ fn reserve(tx: &mut Transaction<'_>, content: &str) -> Result<u64> {
 fn copy(content: &str, out: &mut dyn Write) -> csv::Result<()> {
     let mut writer = csv::Writer::from_writer(out);
     let mut lines = Lines::of(content);
-    // All of them were read before.
+    // All lines were checked before.
     while let Some(Ok(line)) = lines.next() {
         writer.write_record([
             &line.number.to_string(),

@@ -130,8 +130,8 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
             Some(total) => total,
             None => price::cents(row.try_get("hourly_rate_cents")?, starts_at, ends_at),
         };
-        // Everybody who makes an invoice waits for the one row of the numbers until this commits: so that is taken last,
-        // and all that needs it is one statement.
+        // Every other request for an invoice waits for the row of invoice numbers until this
+        // commits. So it is locked last, and a single statement does all that needs it.
         let sql = "WITH number AS (UPDATE studio.invoice_numbers SET last = last + 1 RETURNING last), \
              invoice AS (INSERT INTO studio.invoices (number, reservation_id, customer, total_cents) \
              SELECT last, $1, $2, $3 FROM number RETURNING id) \

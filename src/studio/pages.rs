@@ -1,5 +1,5 @@
-//! Lists in pages, newest first. A cursor says behind which item the next page begins, and belongs to its filters: items
-//! that come meanwhile do not move it.
+//! Lists in pages, newest first. A cursor names the item behind which the next page begins, so new
+//! items do not move it. It is valid only with the same filters.
 
 use super::fields::Parameters;
 use crate::hex::hex;
@@ -11,10 +11,10 @@ use utoipa::ToSchema;
 const MOST: i64 = 200;
 const USUAL: i64 = 50;
 
-/// A page as it was asked for.
+/// A requested page.
 pub(super) struct Page {
     limit: i64,
-    /// Only what is older than this item.
+    /// Only items older than this one.
     pub before: Option<i64>,
     filters: String,
 }
@@ -30,7 +30,8 @@ pub(super) struct Listed<T> {
 }
 
 impl Page {
-    /// Reads `limit` and `cursor`, the last parameters of a list; `filters` are all others, in words of our own.
+    /// Reads `limit` and `cursor`, the last parameters of a list. `filters` is the canonical text
+    /// of all others.
     pub fn of(mut parameters: Parameters, filters: String) -> Result<Page, Problem> {
         let limit = parameters.whole("limit", 1, MOST).unwrap_or(USUAL);
         let cursor = parameters.text("cursor");
@@ -59,7 +60,7 @@ impl Page {
         Ok(page)
     }
 
-    /// One more than is shown tells whether there are more.
+    /// How many rows to read: one more than is shown, to tell whether there are more.
     pub fn rows(&self) -> i64 {
         self.limit + 1
     }

@@ -1,13 +1,13 @@
-//! What time in a studio costs. Pure.
+//! The price of time in a studio. Pure.
 
 use jiff::Timestamp;
 
-/// Microseconds, as the database keeps times.
+/// The duration in microseconds, the database's resolution.
 fn micros(starts_at: Timestamp, ends_at: Timestamp) -> i128 {
     i128::from(ends_at.as_microsecond()) - i128::from(starts_at.as_microsecond())
 }
 
-/// Half up, for what is not negative.
+/// Divides and rounds half up; the amount must not be negative.
 fn divided(amount: i128, by: i128) -> i64 {
     i64::try_from((2 * amount + by) / (2 * by)).unwrap_or(i64::MAX)
 }

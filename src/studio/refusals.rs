@@ -1,4 +1,4 @@
-//! What the database refuses, in words that a person understands; never the database's own.
+//! Explains what the database refuses in plain words, never in the database's own.
 
 use super::fields::invalid;
 use super::wrong::Wrong;
@@ -7,7 +7,7 @@ use crate::server::Problem;
 use postgres::error::{DbError, SqlState};
 use std::fmt;
 
-/// A problem on its way out of a transaction, which it rolls back.
+/// A problem as an error, which rolls back the transaction.
 #[derive(Debug)]
 pub(super) struct Refused(pub Problem);
 
@@ -19,7 +19,7 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// Ends a transaction with this answer.
+/// Rolls a transaction back and answers with this problem.
 pub(super) fn refuse(problem: Problem) -> Error {
     Error::application(Refused(problem))
 }

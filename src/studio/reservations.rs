@@ -85,7 +85,7 @@ impl Reservation {
     }
 }
 
-/// What both a reservation and a quote are asked for with.
+/// The fields of a request for a reservation or a quote.
 pub(super) struct Wanted {
     pub studio_id: i64,
     pub customer: String,
@@ -94,7 +94,7 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Also returns the body in its canonical form.
+    /// Reads the body. Also returns it in its canonical form.
     pub fn of(request: &Request) -> Result<(Wanted, String), Problem> {
         let known = ["studioId", "customer", "startsAt", "endsAt"];
         let (mut fields, content) = Fields::of(request, &known)?;
@@ -172,7 +172,8 @@ pub(super) fn list(studio: &Studio, request: &Request) -> Result<Response, Probl
     );
     let rows = page.rows();
     let mut params: Vec<&(dyn ToSql + Sync)> = vec![&studio_id, &page.before, &rows];
-    // In the words of the index, and only where it is asked for: without, the newest are found by their numbers.
+    // The same expression as in the index, and only if a range is given: without it, the newest are
+    // found by their ids.
     if from.is_some() || to.is_some() {
         sql += " AND tstzrange(starts_at, ends_at, '[)') && tstzrange($4, $5, '[)')";
         params.extend([&from as &(dyn ToSql + Sync), &to]);
@@ -193,8 +194,9 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
     studio.read_one(request, &sql, Reservation::of)
 }
 
-/// Locks a reservation, where there is one: what it is, and whether it has an invoice, stays as it is from then on. A
-/// statement sees what was committed before it began: so what depends on the lock is asked in the next one.
+/// Locks a reservation, if it exists: from then on, its status and its invoice do not change. A
+/// statement sees only what was committed before it began, so whatever depends on the lock must be
+/// read by a later one.
 pub(super) fn lock_reservation(tx: &mut Transaction<'_>, id: i64) -> Result<Option<()>> {
     let sql = "SELECT FROM studio.reservations WHERE id = $1 FOR UPDATE";
     Ok(tx.query_opt(sql, &[&id])?.map(|_| ()))

@@ -1,14 +1,15 @@
-//! Times out of the database as text. It knows moments that RFC 3339 does not: `infinity`, and years of more than four digits.
+//! Times from the database as text. The database has times that RFC 3339 cannot express:
+//! `infinity`, and years of more than four digits.
 
 use jiff::Timestamp;
 use postgres::Row;
 use postgres::types::{FromSql, Type};
 
-/// The earliest and the latest that four digits can say.
+/// The earliest and the latest time with a year of four digits.
 const FIRST: &str = "0001-01-01T00:00:00Z";
 const LAST: &str = "9999-12-31T23:59:59.999999Z";
 
-/// What is beyond them is shown as the earliest, or the latest.
+/// A time as text. Times beyond the limits are shown as the earliest or the latest one.
 struct Moment(String);
 
 impl<'a> FromSql<'a> for Moment {
@@ -39,7 +40,7 @@ pub(super) fn text(row: &Row, column: &str) -> Result<String, postgres::Error> {
     row.try_get(column).map(|Moment(text)| text)
 }
 
-/// The same, which may be NULL.
+/// A column of type `timestamptz` that may be NULL.
 pub(super) fn optional(row: &Row, column: &str) -> Result<Option<String>, postgres::Error> {
     let at: Option<Moment> = row.try_get(column)?;
     Ok(at.map(|Moment(text)| text))

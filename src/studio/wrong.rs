@@ -1,15 +1,15 @@
-//! What is wrong with a request: all of it is counted, and as much of it named as a person would read.
+//! The errors in a request: all are counted, and as many are named as a person would read.
 
 use crate::server::Problem;
 use serde_json::{Value, json};
 
-/// How many are named, and in how many bytes.
+/// How many errors are named, and in how many bytes.
 pub(super) const MOST_NAMED: usize = 100;
 const MOST_BYTES: usize = 32 << 10;
-/// Of a name that is not known here, so many characters.
+/// An unknown name is cut to this many characters.
 const LONGEST_NAME: usize = 100;
 
-/// What was found so far.
+/// The errors found so far.
 #[derive(Default)]
 pub(super) struct Wrong {
     count: usize,
@@ -18,7 +18,7 @@ pub(super) struct Wrong {
 }
 
 impl Wrong {
-    /// One field of the body.
+    /// An error in one field of the body.
     pub fn field(name: &str, detail: &str) -> Wrong {
         let mut wrong = Wrong::default();
         wrong.add_field(name, detail);
@@ -30,7 +30,7 @@ impl Wrong {
         self.add(json!({ "pointer": format!("#/{name}"), "detail": detail }));
     }
 
-    /// The body as a whole.
+    /// Adds an error in the body as a whole.
     pub fn add_body(&mut self, detail: &str) {
         self.add(json!({ "pointer": "#", "detail": detail }));
     }
@@ -39,7 +39,7 @@ impl Wrong {
         self.add(json!({ "parameter": shortened(name), "detail": detail }));
     }
 
-    /// A line of a file.
+    /// Adds an error in a line of a file.
     pub fn add_line(&mut self, number: u64, detail: &str) {
         if self.has_room() {
             self.add(json!({ "line": number, "detail": detail }));
@@ -48,19 +48,19 @@ impl Wrong {
         }
     }
 
-    /// So many more of them, which are not named.
+    /// Counts more errors, which are not named.
     pub fn add_unnamed(&mut self, count: usize) {
         self.count += count;
     }
 
-    /// What else was found.
+    /// Adds the errors of another list.
     pub fn append(&mut self, other: Wrong) {
         let unnamed = other.count - other.named.len();
         other.named.into_iter().for_each(|one| self.add(one));
         self.add_unnamed(unnamed);
     }
 
-    /// Another one would be named.
+    /// Whether another error would be named.
     fn has_room(&self) -> bool {
         self.named.len() < MOST_NAMED && self.bytes < MOST_BYTES
     }
@@ -77,12 +77,12 @@ impl Wrong {
         self.count
     }
 
-    /// Those that are named.
+    /// The errors that are named.
     pub fn into_named(self) -> Vec<Value> {
         self.named
     }
 
-    /// 422, where anything was wrong.
+    /// Fails with 422 if anything was wrong.
     pub fn refuse(self, detail: &str) -> Result<(), Problem> {
         match self.count {
             0 => Ok(()),
@@ -90,7 +90,7 @@ impl Wrong {
         }
     }
 
-    /// Names it in a problem; how many there are in all, where these are not all.
+    /// Adds the errors to a problem, and their number if not all are named.
     pub fn add_to(self, problem: Problem) -> Problem {
         let (count, all) = (self.count, self.count == self.named.len());
         let problem = problem.with("errors", self.named);

@@ -1,4 +1,4 @@
-//! A body in chunks, as it comes (RFC 9112, section 7.1). Pure.
+//! Reads a chunked body as it arrives (RFC 9112, section 7.1). Pure.
 
 use super::framing::{LONGEST_HEAD, Refusal, refusal};
 
@@ -10,12 +10,12 @@ const NO_CHUNK: Refusal = refusal(
     "a chunk begins with its size in hexadecimal digits, and lines end with CR LF",
 );
 
-/// What has come of one so far.
+/// The part of a chunked body that has arrived.
 #[derive(Debug, Default)]
 pub struct Chunked {
     body: Vec<u8>,
     next: Next,
-    /// Bytes of the fields behind the last chunk, which nobody reads.
+    /// Bytes of the fields behind the last chunk, which are ignored.
     trailer: usize,
 }
 
@@ -23,19 +23,19 @@ pub struct Chunked {
 enum Next {
     #[default]
     Size,
-    /// So many bytes of a chunk.
+    /// This many bytes of a chunk.
     Data(usize),
     EndOfData,
     Trailer,
 }
 
 impl Chunked {
-    /// Bytes of the body that are here.
+    /// The bytes of the body so far.
     pub fn len(&self) -> usize {
         self.body.len()
     }
 
-    /// Takes from the input what belongs to it. The body, when that is whole.
+    /// Takes the body's bytes out of the input. Returns the body once it is whole.
     pub fn take(
         &mut self,
         input: &mut Vec<u8>,
@@ -95,7 +95,7 @@ impl Chunked {
                     if line.is_empty() {
                         return Ok(true);
                     }
-                    // A field, of which nothing is believed.
+                    // A trailer field, which is ignored.
                     if !line.contains(&b':') || line[0].is_ascii_whitespace() {
                         return Err(refusal(400, "what follows the last chunk is no field"));
                     }
@@ -105,7 +105,7 @@ impl Chunked {
     }
 }
 
-/// A line without its end, once that is there.
+/// The next line without its end, once it is complete.
 fn line(input: &[u8], longest: usize, too_long: Refusal) -> Result<Option<&[u8]>, Refusal> {
     let within = &input[..input.len().min(longest)];
     for (at, byte) in within.iter().enumerate() {
@@ -127,7 +127,7 @@ fn line(input: &[u8], longest: usize, too_long: Refusal) -> Result<Option<&[u8]>
     }
 }
 
-/// The size of a chunk; what follows it behind a semicolon says nothing here.
+/// The size of a chunk. Extensions behind a semicolon are ignored.
 fn size(line: &[u8]) -> Result<usize, Refusal> {
     let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
     let (digits, extensions) = line.split_at(digits);

@@ -1,5 +1,5 @@
-//! One client: what it has sent, what it is owed, and for how long it may take its time. It reads and writes without ever
-//! blocking; what a request leads to is the event loop's to decide.
+//! A client's connection: its input, its output and its deadline. It reads and writes without
+//! blocking. What a request leads to is the event loop's to decide.
 
 use super::chunked::Chunked;
 use super::framing::{self, Head, Refusal};
@@ -14,15 +14,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// For how long, at the most, a client that was refused is listened to, so that it reads the refusal, which it may not do before
-/// it has written all of its request: a socket that is closed over unread data resets the connection, as does data for a
-/// closed one.
+/// How long, at most, the rest of a refused request is read and thrown away. Some clients read the
+/// answer only after they have written the whole request, and a socket that is closed over unread
+/// data, or gets data afterwards, resets the connection before that.
 const LINGER: Duration = Duration::from_secs(10);
-/// One that sends nothing for so long is through with it.
+/// A refused client that sends nothing for this long has sent everything.
 const SILENT: Duration = Duration::from_secs(1);
-/// For how long one that has just come is not closed to make room.
+/// How long a new connection is not closed to make room for another.
 const NEWCOMER: Duration = Duration::from_millis(500);
-/// A client takes at least this much of its answer in each `write_timeout`.
+/// A client must take at least this much of its answer in each `write_timeout`.
 const MARK: i64 = 16 * 1024;
 /// The average of so many times counts: a receiver's system tells of what was read once there is room for a whole segment
 /// again, which has 64 KiB on loopback.
@@ -32,72 +32,73 @@ pub(super) struct Connection {
     /// Shared with the worker that answers.
     pub socket: Arc<TcpStream>,
     pub peer: IpAddr,
-    /// More has come while a worker has its request.
+    /// Set if the loop must be woken when the answer is written: more has come meanwhile.
     pub attention: Arc<AtomicBool>,
-    /// Tells this one from another that had its key in the slab before.
+    /// Tells this connection from an earlier one with the same key in the slab.
     pub serial: u64,
     pub state: State,
-    /// Since when it is in its state.
+    /// When it entered its state.
     pub since: Instant,
-    /// When it has been for too long.
+    /// When it must leave its state.
     pub deadline: Option<Instant>,
-    /// The system may have bytes for us.
+    /// The socket may have bytes to read.
     pub readable: bool,
-    /// Behind those bytes is the end.
+    /// Behind those bytes, the stream ends.
     pub read_closed: bool,
-    /// A request of it was answered before.
+    /// It has had an answer to an earlier request.
     pub kept: bool,
-    /// The system would take no more; asked to tell when it does.
+    /// The socket takes no more bytes now; an event tells when it does.
     pub blocked: bool,
-    /// A trusted proxy may say for whom the connection is, before anything else.
+    /// A header of the PROXY protocol may come first.
     may_be_proxied: bool,
     input: Vec<u8>,
-    /// Of the input: looked at, and no whole head.
+    /// Bytes of the input that were read, and are not a whole head.
     seen: usize,
     eof: bool,
     output: Vec<u8>,
     written: usize,
-    /// What it had taken of its answers when that was looked at last, from when it would take no more for the first time.
+    /// How much of its answer the client had taken at the last check; set once the socket first
+    /// takes no more.
     had_taken: Option<i64>,
     close: bool,
-    /// The rest of what was refused is still to come, or may be.
+    /// The rest of a refused request may still come.
     more_to_come: bool,
-    /// The request is in flight until its answer is written.
+    /// Counts the request as in flight until its answer is written.
     ticket: Option<Ticket>,
 }
 
 pub(super) enum State {
     /// Between requests.
     Idle,
-    /// Within the head of one.
+    /// Within the head of a request.
     Head,
     /// Within its body.
     Body(Admitted),
-    /// Its request is with others: looked at, handed on, or refused.
+    /// Its request is being admitted, is with a lane, or was refused.
     Waiting,
     /// Its answer is being written.
     Answering,
-    /// Answered for the last time.
+    /// Its last answer is written; the rest of its input is thrown away.
     Lingering { until: Instant },
 }
 
-/// A request that is wanted, and where it leads.
+/// An admitted request, and its route.
 pub(super) struct Admitted {
     pub head: Box<Head>,
     pub route: Arc<Route>,
-    /// In flight from here on.
+    /// Counts the request as in flight from here on.
     pub ticket: Ticket,
-    /// What has come of a body in chunks.
+    /// The part of a chunked body that has arrived.
     pub chunked: Option<Chunked>,
 }
 
 /// What to do next.
 pub(super) enum Step {
-    /// Nothing before the client or the system does.
+    /// Nothing, until the next event.
     Wait,
-    /// The next step.
+    /// Take the next step.
     Go,
-    /// The head is there, and may be refused before the body is asked for.
+    /// The head is there: decide whether the body is read.
     Admit(Box<Head>),
     Request(Admitted, Vec<u8>),
     Refuse(Refusal),
@@ -114,7 +115,7 @@ impl Connection {
             serial,
             state: State::Idle,
             since: now,
-            // Who connects has something to say.
+            // A new connection sends its first request soon.
             deadline: Some(now + limits.header_timeout),
             readable: true,
             read_closed: false,
@@ -136,24 +137,24 @@ impl Connection {
         }
     }
 
-    /// Nothing of it is in flight, so that it may be closed to make room. One that has just come is given a moment to ask: those
-    /// that it would make room for lose nothing by waiting for that.
+    /// Whether it may be closed to make room, since no request of it is in flight. A new connection
+    /// is given a moment to send one; the client that waits for room can wait that long.
     pub fn is_expendable(&self) -> bool {
         match self.state {
             State::Waiting => false,
-            // Its answer is finished, and not taken.
+            // The answer is complete, and the client does not take it.
             State::Answering => self.blocked,
             State::Idle => self.kept || self.since.elapsed() >= NEWCOMER,
             _ => true,
         }
     }
 
-    /// It is between two requests, or was answered for the last time with nothing more to come.
+    /// Whether it is between two requests and has sent nothing of the next.
     pub fn is_at_rest(&self) -> bool {
         matches!(self.state, State::Idle) && self.kept && self.input.is_empty()
     }
 
-    /// The bytes of a body that is on its way.
+    /// The announced length of a body that is on its way.
     pub fn announced(&self) -> usize {
         match &self.state {
             State::Body(admitted) => admitted.head.body.max(self.in_chunks()),
@@ -161,7 +162,7 @@ impl Connection {
         }
     }
 
-    /// Bytes that are kept of it.
+    /// The bytes that are buffered.
     pub fn buffered(&self) -> usize {
         self.input.len() + self.in_chunks()
     }
@@ -174,7 +175,7 @@ impl Connection {
         }
     }
 
-    /// It asks for a head alone, as far as that can be seen.
+    /// Whether it sends a HEAD request, as far as that has arrived.
     pub fn asks_for_head(&self) -> bool {
         self.input.starts_with(b"HEAD ")
     }
@@ -185,7 +186,7 @@ impl Connection {
         self.deadline = lasts.map(|lasts| self.since + lasts);
     }
 
-    /// `scratch` is lent by the loop, so that those who wait hold no memory.
+    /// `scratch` is lent for reading, so that idle connections hold no memory.
     pub fn step(&mut self, limits: &HttpConfig, scratch: &mut [u8]) -> Step {
         match &self.state {
             State::Waiting => Step::Wait,
@@ -265,7 +266,7 @@ impl Connection {
         }
     }
 
-    /// The body that is being read, when it is whole.
+    /// The body, once it is whole.
     fn take_body(&mut self, limits: &HttpConfig) -> Result<Option<Vec<u8>>, Refusal> {
         match &mut self.state {
             State::Body(Admitted {
@@ -280,8 +281,8 @@ impl Connection {
         }
     }
 
-    /// Reads once. A read that fills less than there is room has read it all, and more is told of; but not of an end that
-    /// came together with it.
+    /// Reads once. A read that does not fill the buffer has emptied the socket, and new bytes raise
+    /// an event. An end of the stream that came with the last event does not.
     fn fill(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
         match (&*self.socket).read(scratch) {
             Ok(read) => {
@@ -298,12 +299,13 @@ impl Connection {
         }
     }
 
-    /// Goes on with the body of a request that is wanted.
+    /// Reads the body of an admitted request.
     pub fn read_body(&mut self, admitted: Admitted, limits: &HttpConfig) {
         self.enter(State::Body(admitted), Some(limits.body_timeout));
     }
 
-    /// Leaves out the body of a request that is not wanted, where it is there. Else nothing behind it can be read.
+    /// Throws away the body of a refused request. False if it is not there as a whole, and nothing
+    /// behind it can be read.
     pub fn skip_body(&mut self, head: &Head) -> bool {
         let whole = !head.chunked && self.input.len() >= head.body;
         if whole {
@@ -313,17 +315,17 @@ impl Connection {
         whole
     }
 
-    /// Lets the client send the body that it waits with.
+    /// Asks the client for the body, with 100 Continue.
     pub fn ask_for_body(&mut self) -> Step {
         let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
-        // Nothing else is on its way to the client: so few bytes always fit.
+        // Nothing else is on its way to the client, so these few bytes always fit.
         match (&*self.socket).write(go_on) {
             Ok(written) if written == go_on.len() => Step::Go,
             _ => Step::Close,
         }
     }
 
-    /// Hands it its answer, or what is left to be written of it.
+    /// Sets the answer, or the rest of it, to be written.
     pub fn answer(
         &mut self,
         output: Vec<u8>,
@@ -341,7 +343,7 @@ impl Connection {
         }
         self.close = close;
         self.ticket = ticket;
-        // Refused in the middle.
+        // Refused before it was complete.
         self.more_to_come |= matches!(self.state, State::Head | State::Body(_));
         let patience = limits.write_timeout * MOST_MARKS as u32;
         self.enter(State::Answering, Some(patience));
@@ -379,12 +381,13 @@ impl Connection {
         Step::Go
     }
 
-    /// Of the bytes that were written, how many have left this system; up to what it holds of earlier answers.
+    /// How many of the written bytes have left this system, less what it still holds of earlier
+    /// answers.
     fn taken(&self) -> i64 {
         self.written as i64 - i64::from(queued(&self.socket))
     }
 
-    /// Whether its time is over; while it is answered, only where it takes too little.
+    /// Whether its time is over. While its answer is written, only if it takes too little of it.
     pub fn is_late(&mut self, now: Instant, limits: &HttpConfig) -> bool {
         if self.deadline.is_none_or(|at| now < at) {
             return false;
@@ -420,20 +423,20 @@ impl Connection {
     }
 }
 
-/// The bytes that the system holds for the peer, with what it takes to hold them. When there is room for more it tells only once
-/// a third of them is gone, and these may be megabytes.
+/// The bytes that the system holds for the peer, including its overhead. Writability is no measure:
+/// the system reports it only once a third of the buffer is free, which may be megabytes.
 #[cfg(target_os = "linux")]
 fn queued(socket: &TcpStream) -> u32 {
     use nix::libc::{self, SK_MEMINFO_WMEM_QUEUED, SOL_SOCKET, c_int};
     use nix::{getsockopt_impl, sockopt_impl};
-    /// Of asm-generic/socket.h; where it is another, no figures come.
+    /// As in asm-generic/socket.h. On platforms with another value the call fails.
     const SO_MEMINFO: c_int = 55;
     sockopt_impl!(MemoryInfo, GetOnly, SOL_SOCKET, SO_MEMINFO, [u32; 9]);
     let figures = nix::sys::socket::getsockopt(socket, MemoryInfo);
     figures.map_or(0, |figures| figures[SK_MEMINFO_WMEM_QUEUED as usize])
 }
 
-/// Not known here.
+/// Not known on this platform.
 #[cfg(not(target_os = "linux"))]
 fn queued(_: &TcpStream) -> u32 {
     0

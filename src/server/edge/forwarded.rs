@@ -1,4 +1,4 @@
-//! On whose behalf a proxy asks. Pure.
+//! The client behind a proxy. Pure.
 
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ pub(super) fn element(element: &str) -> Option<IpAddr> {
         .and_then(address)
 }
 
-/// An address, in brackets or not, with a port or not.
+/// An address, with or without brackets and port.
 pub(super) fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     if let Some(rest) = text.strip_prefix('[') {
@@ -27,8 +27,9 @@ pub(super) fn address(text: &str) -> Option<IpAddr> {
         .or_else(|| text.rsplit_once(':')?.0.parse().ok())
 }
 
-/// Who asks: the peer, or whom a chain of trusted proxies names. `named` is what the headers say, the nearest last; what
-/// the first untrusted one says of others is hearsay.
+/// The client: the peer or, as long as that is a trusted proxy, the address that it names. `named`
+/// holds the addresses in the headers, the nearest last. What an untrusted client claims about
+/// others is ignored.
 pub(super) fn client(peer: IpAddr, named: &[Option<IpAddr>], trusted: &[IpNet]) -> IpAddr {
     let mut client = peer.to_canonical();
     for next in named.iter().rev() {

@@ -1,9 +1,9 @@
-//! Where a request begins and ends, and which are none. Pure.
+//! Where a request begins and ends, and what is not a valid request. Pure.
 //!
-//! Everything that two parsers could understand in two ways is refused, and so is whatever the server behind the edge
-//! cannot bear (tiny_http 0.12: it runs out of memory over a large `Content-Length`, never lets go of `HTTP/2.0`, takes what
-//! follows a bad length for the next request, and reads heads of any size).
-//! Rules: RFC 9112, sections 2.2, 3, 5 and 6.
+//! Refuses everything that two parsers could understand differently, and everything that the server
+//! behind the edge cannot handle: tiny_http 0.12 runs out of memory over a large `Content-Length`,
+//! never lets go of `HTTP/2.0`, takes the bytes behind a bad length for the next request, and reads
+//! heads of any size. Rules: RFC 9112, sections 2.2, 3, 5 and 6.
 
 use super::forwarded;
 use crate::server::lane::NUMBER;
@@ -33,29 +33,29 @@ const HEAD_TOO_LARGE: Refusal = refusal(
     "the head of a request takes 16 KiB and 100 headers at most",
 );
 
-/// The head of a request that may be handed on.
+/// The head of a valid request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Bytes, with the empty line.
+    /// Its bytes, including the empty line.
     pub length: usize,
-    /// Bytes of the body that follows, where that is not chunked.
+    /// Bytes of the body that follows, unless that is chunked.
     pub body: usize,
     /// The body comes in chunks.
     pub chunked: bool,
     pub method: String,
     /// Path and query.
     pub target: String,
-    /// Names and values of those that are handed on.
+    /// Names and values of the headers that are handed on.
     pub headers: Vec<(String, String)>,
-    /// Nothing else is wanted on this connection.
+    /// The client sends nothing else on this connection.
     pub close: bool,
     /// The client waits for a 100 before it sends the body.
     pub expects_continue: bool,
-    /// The client's own, as it came.
+    /// The client's `X-Request-Id`, as it came.
     pub request_id: Option<String>,
-    /// As it came.
+    /// The client's `Idempotency-Key`, as it came.
     pub idempotency_key: Option<String>,
-    /// On whose behalf, by `Forwarded` or `X-Forwarded-For`: nearest last.
+    /// The clients named by `Forwarded` or `X-Forwarded-For`, the nearest last.
     pub forwarded_for: Vec<Option<IpAddr>>,
 }
 
@@ -87,13 +87,14 @@ impl Head {
         self.body > 0 || self.chunked
     }
 
-    /// Its method may change something.
+    /// The method may change something.
     pub fn writes(&self) -> bool {
         !matches!(&*self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE")
     }
 }
 
-/// Reads the head of a request, once all of it is there. `seen` bytes were looked at before, and are no whole head.
+/// Reads the head of a request, once all of it is there. The first `seen` bytes were read before,
+/// and are not a whole head.
 pub fn head(input: &[u8], seen: usize, longest_body: usize) -> Result<Option<Head>, Refusal> {
     match end_of_head(input, seen)? {
         Some(end) => parse(&input[..end], longest_body).map(Some),
@@ -105,7 +106,7 @@ pub fn head(input: &[u8], seen: usize, longest_body: usize) -> Result<Option<Hea
     }
 }
 
-/// How many empty lines stand before the request; clients of long ago sent one.
+/// The length of the empty lines before the request; old clients sent one.
 pub fn blank_lines(input: &[u8]) -> usize {
     input
         .chunks_exact(2)
@@ -199,7 +200,7 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
             read.request_id = value.map(str::to_owned);
             continue;
         } else if is("Idempotency-Key") {
-            // One that was left out would let a write be done twice.
+            // If it was left out, a write could be done twice.
             let key = value.ok_or(refusal(
                 400,
                 "Idempotency-Key takes 1 to 255 printable ASCII characters, once",
@@ -217,8 +218,8 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
             read.forwarded_for.extend(addresses.map(forwarded::address));
         }
         let hop_by_hop = ["Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Upgrade"];
-        // One that is not ASCII is left out: nobody can say what it was meant to be.
-        // A whole URL says better for which host it is (RFC 9112, section 3.2.2).
+        // A header that is not ASCII is left out, since its encoding is unknown. A whole URL in the
+        // request line takes precedence over `Host` (RFC 9112, section 3.2.2).
         let value = host.as_deref().filter(|_| is("Host")).or(value);
         if let Some(value) = value
             && !hop_by_hop.iter().any(|name| is(name))
@@ -236,7 +237,7 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
     Ok(read)
 }
 
-/// Its first line ends as one of HTTP does, of whatever version.
+/// Whether the first line ends with an HTTP version, whichever.
 fn names_a_version(head: &[u8]) -> bool {
     let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
     let parts: Vec<_> = line.split(|b| *b == b' ').collect();
@@ -250,7 +251,7 @@ fn names_a_version(head: &[u8]) -> bool {
     )
 }
 
-/// Where the minor version of an HTTP/1.2 and so on stands.
+/// The position of the minor version in an HTTP/1.2 or later.
 fn later_minor_version(head: &[u8]) -> Option<usize> {
     let end = head.windows(2).position(|two| two == b"\r\n")?;
     let is_later = head[..end]
@@ -259,11 +260,11 @@ fn later_minor_version(head: &[u8]) -> Option<usize> {
     (is_later && head[..end - 1].ends_with(b" HTTP/1.")).then_some(end - 1)
 }
 
-/// What decides where the body ends.
+/// The headers that decide where the body ends.
 #[derive(Default)]
 struct Framing {
     hosts: usize,
-    /// The transfer codings, in small letters.
+    /// The transfer codings, in lower case.
     codings: Vec<String>,
     length: Option<u64>,
 }
@@ -273,7 +274,7 @@ impl Framing {
         let digits = value.filter(|v| !v.is_empty() && v.bytes().all(|b| b.is_ascii_digit()));
         match (digits, self.length) {
             (Some(digits), None) => {
-                // More than that many bytes is too large in any case.
+                // A number that does not fit is too large in any case.
                 self.length = Some(digits.parse().unwrap_or(u64::MAX));
                 Ok(())
             }
@@ -282,13 +283,13 @@ impl Framing {
     }
 
     fn encodings(&mut self, value: Option<&str>) {
-        // What cannot be read is none that is known.
+        // A coding that is not text is an unknown one.
         let names = value.unwrap_or("?").split(',');
         self.codings
             .extend(names.map(|name| name.trim().to_ascii_lowercase()));
     }
 
-    /// Its length, and whether it comes in chunks.
+    /// The length of the body, and whether it comes in chunks.
     fn body(&self, old: bool, longest: usize) -> Result<(usize, bool), Refusal> {
         if self.hosts > 1 || (self.hosts == 0 && !old) {
             return Err(refusal(400, "a request names its Host, once"));
@@ -321,7 +322,7 @@ impl Framing {
     }
 }
 
-/// Path and query of what was asked for; and the host, where it was asked for by a whole URL.
+/// Path and query of the target; and the host, if the target is a whole URL.
 fn target(method: Option<&str>, target: Option<&str>) -> Result<(String, Option<String>), Refusal> {
     let bad = refusal(400, "the target of a request is a path, as /health");
     let target = target.unwrap_or_default();
@@ -339,7 +340,7 @@ fn target(method: Option<&str>, target: Option<&str>) -> Result<(String, Option<
                 return Err(refusal(400, "a whole URL names its host"));
             }
             named = Some(host.to_owned());
-            // Its path may be left out.
+            // A URL may have no path.
             match path.starts_with('/') {
                 true => Cow::Borrowed(path),
                 false => Cow::Owned(format!("/{path}")),
@@ -355,8 +356,8 @@ fn target(method: Option<&str>, target: Option<&str>) -> Result<(String, Option<
     }
 }
 
-/// A name or an address, and perhaps a port (RFC 9110, section 7.2); empty where the target has none. A comma, which a name might
-/// hold, is taken for two hosts.
+/// Whether this is a name or an address, with or without a port (RFC 9110, section 7.2), or empty.
+/// A comma is legal in a name, but is taken to separate two hosts.
 fn is_host(value: &str) -> bool {
     let (is_name, port) = match value.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {

@@ -1,4 +1,4 @@
-//! How many requests are in flight: in line, in a worker's hands, or with their answer on its way.
+//! Counts the requests in flight: in line, with a worker, or with their answer on its way.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -9,7 +9,7 @@ pub struct InFlight {
     ended: Condvar,
 }
 
-/// One of them, until it is dropped.
+/// A request in flight, until this is dropped.
 pub(super) struct Ticket(Arc<InFlight>);
 
 impl InFlight {
@@ -26,7 +26,7 @@ impl InFlight {
         *self.lock()
     }
 
-    /// Waits until nothing is in flight; false when `until` comes first.
+    /// Waits until nothing is in flight; false if `until` comes first.
     pub fn wait_until_empty(&self, until: Instant) -> bool {
         let mut count = self.lock();
         while *count > 0 {

@@ -1,10 +1,11 @@
-//! Who asks, by the PROXY protocol: HAProxy (`send-proxy`) and cloud balancers say it in front of a connection's first request.
-//! Only those that are trusted are listened to. Pure.
+//! The client, by the PROXY protocol: HAProxy (`send-proxy`) and cloud balancers send it before a
+//! connection's first request. Only trusted proxies are believed. Pure.
 
 use ppp::{PartialResult, v1, v2};
 use std::net::IpAddr;
 
-/// The longest that is taken; version 1 takes 107 bytes, version 2 has room for what nobody here reads.
+/// The longest header that is accepted. Version 1 takes 107 bytes; version 2 has room for
+/// extensions, which are ignored.
 const LONGEST: usize = 2048;
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const WORD: &[u8] = b"PROXY ";
@@ -14,11 +15,11 @@ const WORD: &[u8] = b"PROXY ";
 pub enum Begin {
     /// A request.
     Request,
-    /// Not enough to tell.
+    /// Too few bytes to tell.
     Incomplete,
-    /// A header of so many bytes, and for whom it is; nobody, where the proxy asks for itself.
+    /// A header with its length and the client; no client if the proxy speaks for itself.
     Header(usize, Option<IpAddr>),
-    /// A header that is none.
+    /// A malformed header.
     Bad,
 }
 
@@ -41,7 +42,7 @@ pub fn begin(input: &[u8]) -> Begin {
             }
             Err(e) => Err(e.is_incomplete()),
         },
-        // A part of a line may be taken for a bad one.
+        // The parser takes a part of a line for a bad header.
         () if begins(WORD) && !input.contains(&b'\n') => Err(true),
         () if begins(WORD) => match v1::Header::try_from(input) {
             Ok(header) => {

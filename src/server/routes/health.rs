@@ -1,4 +1,5 @@
-//! `/health`, `/health/db`, `/health/live`, `/health/ready`: answered whatever the pool is doing, and never with a token.
+//! `/health`, `/health/db`, `/health/live`, `/health/ready`: always answered, whatever the pool
+//! does, and without a token.
 
 use super::format::{as_ms, timestamp};
 use crate::health::Health;
@@ -122,7 +123,7 @@ enum Database {
     ReadOnly,
 }
 
-/// Whether requests should be sent here.
+/// Whether requests should be sent to this server.
 fn readiness(phase: Phase, has_started: bool, database: Database) -> (u16, &'static str) {
     match (phase, has_started, database) {
         (Phase::Unready | Phase::Draining, _, _) => (503, "draining"),

@@ -1,4 +1,4 @@
-//! `/metrics` for Prometheus, `/api/metrics/db` for whoever reads JSON.
+//! `/metrics` for Prometheus, `/api/metrics/db` as JSON.
 
 use super::format::{as_ms, timestamp};
 use crate::metrics::prometheus::CONTENT_TYPE;
@@ -16,7 +16,7 @@ pub(super) fn add_to(router: Router, pool: &Pool) -> Router {
             Lane::Health,
             Access::Metrics,
             move |_| {
-                // The probe is asked first, so that what it shows is not of long ago.
+                // The probe runs first, so that its metrics are fresh.
                 for_prometheus.health();
                 Ok(Response::bytes(
                     200,

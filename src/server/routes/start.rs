@@ -1,9 +1,9 @@
-//! `/`: where somebody who has just started the server finds out what it serves.
+//! `/`: shows what the server serves to somebody who has just started it.
 
 use crate::server::http::Response;
 use crate::server::router::{Access, Lane, Router};
 
-/// Adds the page, where the application has none.
+/// Adds the page, unless the application has its own.
 pub(super) fn add_to(router: Router) -> Router {
     if router.has("/") {
         return router;
