@@ -8,6 +8,11 @@
 #[allow(dead_code, unused_imports)]
 mod wire;
 
+/// Its locks.
+#[path = "../src/sync.rs"]
+#[allow(dead_code, unused_imports)]
+mod sync;
+
 /// What it tells the pool, which is not asked here.
 #[allow(dead_code)]
 mod retry {

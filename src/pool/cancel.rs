@@ -2,12 +2,13 @@
 
 use super::tracked::{Tracked, word};
 use super::wire;
+use crate::sync::unpoison;
 use log::debug;
 use postgres::{CancelToken, NoTls};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub(super) struct Cancels {
 }
 
 pub(super) fn next_cancel(queue: &Mutex<Cancels>) -> Option<Arc<Tracked>> {
-    let mut cancels = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut cancels = unpoison(queue.lock());
     let next = cancels.waiting.pop_front();
     if next.is_none() {
         cancels.helpers -= 1;

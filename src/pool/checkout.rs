@@ -174,13 +174,6 @@ impl Pool {
         self.inner.check_out(deadline, place)
     }
 
-    /// What the newest probe found, which may be of a moment ago: a new one is sent where it is.
-    #[cfg(feature = "server")]
-    pub(crate) fn was_read_only(&self) -> bool {
-        let newest = self.inner.probe.newest(&self.inner.opener);
-        matches!(newest, Some(Ok(pong)) if pong.read_only)
-    }
-
     pub(crate) fn probe(&self) -> Reading {
         self.inner.probe.ask(&self.inner.opener)
     }

@@ -1,7 +1,8 @@
 //! How many connections are waited for.
 
+use crate::sync::unpoison;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 /// Opened only while somebody waits for it.
 #[derive(Default)]
@@ -20,7 +21,7 @@ struct Wanted {
 
 impl Demand {
     fn lock(&self) -> MutexGuard<'_, Wanted> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.state.lock())
     }
 
     /// An opener waits for a connection.
@@ -53,10 +54,7 @@ impl Demand {
                 wanted.served += 1;
                 return true;
             }
-            wanted = self
-                .changed
-                .wait(wanted)
-                .unwrap_or_else(PoisonError::into_inner);
+            wanted = unpoison(self.changed.wait(wanted));
         }
     }
 

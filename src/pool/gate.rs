@@ -1,9 +1,10 @@
 //! Whether the database can be reached, and whose turn it is to try.
 
 use crate::error::{Chain, OpenError};
+use crate::sync::unpoison;
 use log::{info, warn};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// How often an outage is logged while it lasts.
@@ -45,7 +46,7 @@ struct Down {
 
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, GateState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.state.lock())
     }
 
     /// Waits until this thread may try. None when the pool is closing, or the deadline has passed.
@@ -73,11 +74,7 @@ impl Gate {
                 return Some(Turn { gate: self, number });
             }
             let wait = left.map_or(wait, |left| wait.min(left));
-            state = self
-                .changed
-                .wait_timeout(state, wait)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = unpoison(self.changed.wait_timeout(state, wait)).0;
         }
     }
 

@@ -6,11 +6,11 @@
 //! oldest that waits, which is cut. Nothing is lost where opening is merely slow: it goes on.
 
 use super::wire;
-use crate::sync::caught;
+use crate::sync::{caught, unpoison};
 use log::{error, warn};
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ impl<T> Default for Attempts<T> {
 
 impl<T> Attempts<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.0.lock())
     }
 
     /// Those for the pool's own connections.
@@ -183,7 +183,7 @@ impl<T> Drop for UnderWay<'_, T> {
 
 impl<T> Attempt<T> {
     fn lock(&self) -> MutexGuard<'_, Inner<T>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.inner.lock())
     }
 
     /// The attempt goes on over this wire.

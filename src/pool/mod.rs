@@ -21,6 +21,8 @@ mod checkout;
 mod clock;
 mod close;
 mod demand;
+#[cfg(feature = "server")]
+mod doors;
 mod gate;
 mod hedge;
 mod housekeeping;

@@ -51,7 +51,7 @@ pub(crate) struct Opener {
     last_good_host: AtomicUsize,
     /// A write was refused by a standby: of several hosts, the primary is wanted.
     wants_primary: AtomicBool,
-    /// When a connection last led to a primary, in the shared unit; 0 = never.
+    /// When a connection last led to a primary, in nanoseconds as `Shared::now` counts them; 0 = never.
     primary_at: AtomicU64,
     names: Names,
     next_id: AtomicU64,

@@ -10,13 +10,13 @@ use super::session::Session;
 use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
 use crate::retry::Symptom;
-use crate::sync::caught;
+use crate::sync::{caught, unpoison};
 use log::{error, info, warn};
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ struct Inner {
 
 impl State {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.inner.lock())
     }
 }
 
@@ -151,12 +151,7 @@ impl Probe {
             if left.is_zero() {
                 return Err((ProbeError::Timeout, None));
             }
-            inner = self
-                .state
-                .answered
-                .wait_timeout(inner, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            inner = unpoison(self.state.answered.wait_timeout(inner, left)).0;
         }
     }
 

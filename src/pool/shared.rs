@@ -12,13 +12,13 @@ use crate::config::{PoolConfig, Pooler};
 use crate::error::{Error, excerpt};
 use crate::metrics::Metrics;
 use crate::retry::Phase;
-use crate::sync::caught;
+use crate::sync::{caught, unpoison};
 use log::{error, info, warn};
 use postgres::Client;
 use postgres::error::SqlState;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub(crate) type OnConnect = dyn Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync;
@@ -156,7 +156,7 @@ impl Shared {
     /// Logs a slow statement, the same text at most once a second.
     pub fn note_slow(&self, sql: &str, took: Duration) {
         let text = excerpt(sql);
-        let mut seen = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = unpoison(self.slow.lock());
         let now = Instant::now();
         if seen
             .get(&text)

@@ -2,10 +2,11 @@
 
 use super::wire;
 use crate::error::HeldBy;
+use crate::sync::unpoison;
 use postgres::CancelToken;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -56,7 +57,7 @@ impl Tracked {
     }
 
     pub(super) fn holder(&self) -> MutexGuard<'_, Option<Holder>> {
-        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.holder.lock())
     }
 
     pub fn set_holder(&self, place: &'static Location<'static>) {

@@ -10,10 +10,11 @@
 use super::cancel::{Cancels, MOST_CANCELS, cancel_one, next_cancel};
 use super::tracked::{Tracked, word};
 use crate::error::HeldBy;
+use crate::sync::unpoison;
 use log::{debug, error};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,7 @@ impl Watchdog {
     }
 
     fn all(&self) -> MutexGuard<'_, Vec<Arc<Tracked>>> {
-        self.tracked.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.tracked.lock())
     }
 
     /// Takes note of a connection about to be opened, until the registration is dropped.
@@ -186,7 +187,7 @@ impl Watchdog {
     }
 
     fn cancels(&self) -> MutexGuard<'_, Cancels> {
-        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.cancels.lock())
     }
 
     /// Cancels whatever statement is on a checked-out connection's wire, for a drain; a COMMIT is left alone. The wire is

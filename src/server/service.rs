@@ -47,8 +47,8 @@ impl Service {
         } = entry;
         debug!("{method} {path} status={status} took={took:.1?} id={id} client={client}");
         let labels = [known_method(method), route, &status.to_string()];
-        let metrics = &self.pool.inner.shared.metrics;
-        metrics
+        self.pool
+            .metrics()
             .http
             .with_label_values(&labels)
             .observe(took.as_secs_f64());

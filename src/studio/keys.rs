@@ -2,8 +2,9 @@
 //! until the first one has ended, and holds no connection to the database.
 
 use crate::server::Problem;
+use crate::sync::unpoison;
 use std::collections::HashSet;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 /// The keys in use.
@@ -37,7 +38,7 @@ impl KeysInUse {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.table.lock())
     }
 
     /// Waits until no other request uses the key.
@@ -52,11 +53,7 @@ impl KeysInUse {
                 return Err(key_in_use());
             }
             table.waiting += 1;
-            table = self
-                .ended
-                .wait_timeout(table, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            table = unpoison(self.ended.wait_timeout(table, left)).0;
             table.waiting -= 1;
         }
         table.keys.insert(key.to_owned());

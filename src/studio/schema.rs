@@ -3,7 +3,7 @@
 use super::app::Studio;
 use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
-use crate::pool::{Pool, Purpose, Session};
+use crate::pool::{Pool, Session};
 use crate::retry::{Phase, Repeat, Symptom, verdict};
 use log::{debug, info, warn};
 use postgres::Client;
@@ -153,11 +153,10 @@ impl Studio {
     /// # Errors
     /// When a migration is refused, the database cannot hold the schema, or the pool is closed.
     pub fn migrate(&self) -> Result<(), SchemaError> {
-        let (shared, opener) = (&self.pool.inner.shared, &self.pool.inner.opener);
         let (mut refused, mut told) = (0, false);
         loop {
             // A session of its own: migrations may take longer than any timeout allows.
-            let mut session = match opener.open_when_possible(None, Purpose::Use) {
+            let mut session = match self.pool.open_dedicated() {
                 Ok(session) => session,
                 Err(OpenError::Closed) => return Err(SchemaError::Closed),
                 Err(e) => {
@@ -199,15 +198,12 @@ impl Studio {
                             "the database takes no writes: the studio's schema is made as soon as it does"
                         );
                     }
-                    if opener.may_lead_elsewhere() {
-                        // What is open leads to a standby, where the schema will be a little later.
-                        shared.retire_generation(generation);
-                        opener.look_for_primary();
-                    }
+                    // What is open leads to a standby, where the schema will be a little later.
+                    self.pool.leave_standby(generation);
                     thread::sleep(TRY_AGAIN);
                 }
                 // Another server may have been faster, where none keeps the others out.
-                Err(e) if shared.is_pooled() && refused < MOST_REFUSED => {
+                Err(e) if self.pool.is_pooled() && refused < MOST_REFUSED => {
                     debug!("the migrations were refused: {}", Chain(&*e));
                     refused += 1;
                     thread::sleep(TRY_AGAIN);
@@ -220,13 +216,12 @@ impl Studio {
 
 /// Only one of several servers runs migrations at a time; whoever finds nothing to do needs no right to do it.
 fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
-    let shared = &pool.inner.shared;
     let client = session.client_mut();
     // The tables and what is noted of them, at once.
     let mut runner = migrations::migrations::runner().set_grouped(true);
     runner.set_migration_table_name(format!("{SCHEMA}.schema_history"));
     // Behind a pooler a session is not ours to set or to lock with. Who comes second there fails, and finds it done.
-    let own_session = !shared.is_pooled();
+    let own_session = !pool.is_pooled();
     if own_session {
         client.batch_execute("SET statement_timeout = 0")?;
     }

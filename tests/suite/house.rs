@@ -164,6 +164,21 @@ fn imports_point_down_and_never_in_a_circle() {
 }
 
 #[test]
+fn nobody_reaches_through_the_walls_of_the_pool() {
+    let above = ["health", "server", "studio", "embedded", "cli", "main"];
+    let reaches = |code: &str| {
+        let code: String = without_comments(code).split_whitespace().collect();
+        code.contains("pool.inner")
+    };
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(name, code)| above.contains(&name.split('/').next().unwrap()) && reaches(code))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(wrong.is_empty(), "src/pool/doors.rs is the way: {wrong:?}");
+}
+
+#[test]
 fn a_file_can_be_read_in_one_sitting() {
     let all = sources();
     let lines = |code: &str| code.lines().count();

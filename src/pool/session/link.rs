@@ -3,10 +3,11 @@
 use crate::pool::blocking;
 use crate::pool::process::Process;
 use crate::pool::watchdog::Registration;
+use crate::sync::unpoison;
 use log::warn;
 use postgres::Client;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// Closing it says goodbye to the server, which blocks: on a thread that may not, another does it.
@@ -68,8 +69,7 @@ impl Drop for Link {
         let both = Arc::new(Mutex::new(both));
         let theirs = Arc::clone(&both);
         let closer = thread::Builder::new().name("millpond-closer".into());
-        let take =
-            |both: &Mutex<Option<_>>| both.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let take = |both: &Mutex<Option<_>>| unpoison(both.lock()).take();
         if let Err(e) = closer.spawn(move || drop(take(&theirs))) {
             // The server ends what is left of it with this process.
             warn!("no thread to close a connection on: {e}");

@@ -21,6 +21,7 @@
 mod frame;
 
 use crate::retry::Progress;
+use crate::sync::unpoison;
 use frame::Frame;
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use postgres::{Notification, Socket};
@@ -28,7 +29,7 @@ use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -77,11 +78,7 @@ impl Handle {
     /// Cuts the connection for good. Never blocks.
     pub fn abort(&self) {
         self.aborted.store(true, Ordering::SeqCst);
-        let waker = self
-            .waker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let waker = unpoison(self.waker.lock()).take();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -137,7 +134,7 @@ impl Handle {
 
     /// Registers who is to be woken, then looks: an abort between the two cannot be missed.
     fn check(&self, cx: &Context<'_>) -> io::Result<()> {
-        let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waker = unpoison(self.waker.lock());
         if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }

@@ -16,12 +16,13 @@ use crate::server::render::{closing, render};
 use crate::server::router::{Lane, PerLane, Route};
 use crate::server::service::{AccessEntry, Service};
 use crate::server::shutdown::Phase;
+use crate::sync::unpoison;
 use mio::Waker;
 use mio::net::TcpStream;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Key and serial number of a client's connection.
 pub(super) type ClientKey = (usize, u64);
@@ -132,7 +133,7 @@ impl Dispatch {
     }
 
     fn sent(&self) -> MutexGuard<'_, HashMap<u64, Sent>> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.sent.lock())
     }
 
     /// The number of requests that were sent to a lane, and that no worker has taken yet.
@@ -244,7 +245,7 @@ impl Dispatch {
     }
 
     pub(super) fn take_done(&self) -> Vec<Done> {
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = unpoison(self.done.lock());
         std::mem::take(&mut done)
     }
 }
@@ -338,11 +339,7 @@ impl Exchange {
             let freed = &dispatch.counts.of(lane).freed;
             freed.fetch_add(1, Ordering::SeqCst);
         }
-        dispatch
-            .done
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(done);
+        unpoison(dispatch.done.lock()).push(done);
         if let Some(lane) = self.in_lane {
             dispatch.ask_for_more(lane);
         }

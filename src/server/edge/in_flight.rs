@@ -1,6 +1,7 @@
 //! Counts the requests in flight: in line, with a worker, or with their answer on its way.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use crate::sync::unpoison;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 #[derive(Default)]
@@ -14,7 +15,7 @@ pub(super) struct Ticket(Arc<InFlight>);
 
 impl InFlight {
     fn lock(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoison(self.count.lock())
     }
 
     pub(super) fn enter(self: &Arc<Self>) -> Ticket {
@@ -34,11 +35,7 @@ impl InFlight {
             if left.is_zero() {
                 return false;
             }
-            count = self
-                .ended
-                .wait_timeout(count, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            count = unpoison(self.ended.wait_timeout(count, left)).0;
         }
         true
     }

@@ -7,13 +7,14 @@
 use super::dispatch::PendingRequest;
 use crate::server::lane::{Plan, Running, WorkerWakeup};
 use crate::server::router::Route;
+use crate::sync::unpoison;
 use log::{info, warn};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -281,7 +282,7 @@ impl LaneConnections {
         let reopen = move || {
             // Until it succeeds, or the server is gone.
             while Arc::strong_count(&lane) > 1 {
-                let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut lane = unpoison(lane.lock());
                 let connected = lane.running.connect().or_else(|e| {
                     warn!("lane {} is built anew: {e}", lane.plan.name);
                     lane.running = lane.plan.start()?;

@@ -67,7 +67,7 @@ pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, privat
                 true => Database::Away,
                 false if writes && has_started && pool.was_read_only() => {
                     // Of several hosts another may take them; the next who asks hears of it.
-                    pool.inner.opener.look_for_primary();
+                    pool.look_for_primary();
                     Database::ReadOnly
                 }
                 false => Database::Serves,
