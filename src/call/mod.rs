@@ -4,6 +4,7 @@ mod keyed;
 mod ledger_upkeep;
 mod options;
 mod refusals;
+mod rows;
 mod run;
 mod statements;
 mod transaction;

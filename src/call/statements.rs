@@ -2,6 +2,7 @@
 
 use super::options::Call;
 use super::refusals::{Params, refuse_control, refuse_too_many};
+use super::rows::{at_most_one, exactly_one};
 use super::run::Stop;
 use crate::commit::transact;
 use crate::error::{Error, Result};
@@ -23,6 +24,34 @@ impl Pool {
     #[track_caller]
     pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
         self.call().query(sql, params)
+    }
+
+    /// Runs any one statement and returns its only row; else as [`query`](Pool::query).
+    ///
+    /// # Errors
+    /// As [`query`](Pool::query); [`Error::Misuse`] when there is no row or more than one, and then a write was done all the same.
+    #[track_caller]
+    pub fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row> {
+        self.call().query_one(sql, params)
+    }
+
+    /// Runs any one statement and returns its row, if there is one; else as [`query`](Pool::query).
+    ///
+    /// # Errors
+    /// As [`query`](Pool::query); [`Error::Misuse`] when there is more than one row, and then a write was done all the same.
+    #[track_caller]
+    pub fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>> {
+        self.call().query_opt(sql, params)
+    }
+
+    /// Runs several statements without parameters, separated by semicolons, in one [transaction](Pool::transaction). Never build
+    /// this text from values.
+    ///
+    /// # Errors
+    /// As [`transaction`](Pool::transaction).
+    #[track_caller]
+    pub fn batch_execute(&self, sql: &str) -> Result<()> {
+        self.call().batch_execute(sql)
     }
 
     /// Runs any one statement and returns the number of rows that it touched; else as [`query`](Pool::query).
@@ -56,6 +85,33 @@ impl Call<'_> {
         self.lone(sql, |session, phase, limits| {
             session.query(sql, params, phase, limits)
         })
+    }
+
+    /// As [`Pool::query_one`].
+    ///
+    /// # Errors
+    /// As [`Pool::query_one`].
+    #[track_caller]
+    pub fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row> {
+        exactly_one(self.query(sql, params)?)
+    }
+
+    /// As [`Pool::query_opt`].
+    ///
+    /// # Errors
+    /// As [`Pool::query_opt`].
+    #[track_caller]
+    pub fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>> {
+        at_most_one(self.query(sql, params)?)
+    }
+
+    /// As [`Pool::batch_execute`].
+    ///
+    /// # Errors
+    /// As [`Pool::transaction`].
+    #[track_caller]
+    pub fn batch_execute(&self, sql: &str) -> Result<()> {
+        self.transaction(|tx| tx.batch_execute(sql))
     }
 
     /// As [`Pool::execute`].

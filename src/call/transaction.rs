@@ -7,6 +7,7 @@
 
 use super::options::Call;
 use super::refusals::{Params, refuse_copy, refuse_too_many};
+use super::rows::{at_most_one, exactly_one};
 use super::run::Stop;
 use crate::commit::transact;
 use crate::error::{Chain, Error, Result};
@@ -200,9 +201,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As [`query`](Self::query), and when there is no row or more than one.
     pub fn query_one(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Row> {
-        self.query_opt(sql, params)?.ok_or(Error::Misuse(
-            "the query returned no row where one was expected",
-        ))
+        exactly_one(self.query(sql, params)?)
     }
 
     /// Runs a statement and returns its row, if there is one.
@@ -210,13 +209,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As [`query`](Self::query), and when there is more than one row.
     pub fn query_opt(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>> {
-        let mut rows = self.query(sql, params)?;
-        if rows.len() > 1 {
-            return Err(Error::Misuse(
-                "the query returned more than one row where one was expected",
-            ));
-        }
-        Ok(rows.pop())
+        at_most_one(self.query(sql, params)?)
     }
 
     /// Runs a statement and returns the number of rows that it touched.

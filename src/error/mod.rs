@@ -4,6 +4,7 @@
 //! error is asked with predicates ([`Error::is_retryable`], [`Error::is_outcome_unknown`]), never read out of its text.
 //! No error holds a parameter value or a password.
 
+mod evidence;
 mod kinds;
 mod reasons;
 mod text;

@@ -723,3 +723,36 @@ fn no_parameter_value_is_in_an_error() {
         assert!(!said.contains("s3cret"), "{said}");
     }
 }
+
+#[test]
+fn one_row_is_asked_for_and_a_violated_constraint_has_a_name() {
+    let pool = database().pool().build().unwrap();
+    pool.batch_execute(
+        "CREATE TABLE guests (mail text CONSTRAINT known UNIQUE); INSERT INTO guests VALUES ('a')",
+    )
+    .unwrap();
+    let all = "SELECT mail FROM guests ORDER BY mail";
+    let one = "SELECT mail FROM guests WHERE mail = $1";
+    assert_eq!(pool.query_one(all, &[]).unwrap().get::<_, &str>(0), "a");
+    assert!(pool.query_opt(one, &[&"b"]).unwrap().is_none());
+    let insert = "INSERT INTO guests VALUES ($1)";
+    let error = pool.execute(insert, &[&"a"]).unwrap_err();
+    assert_eq!(error.constraint(), Some("known"));
+    assert_eq!(error.db_error().unwrap().table(), Some("guests"));
+    pool.execute(insert, &[&"b"]).unwrap();
+    for error in [
+        pool.query_one(all, &[]).unwrap_err(),
+        pool.query_opt(all, &[]).unwrap_err(),
+        pool.query_one(one, &[&"c"]).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Misuse(_)), "{error:?}");
+        assert_eq!(error.constraint(), None);
+    }
+    // All of it, or nothing.
+    let half = "INSERT INTO guests VALUES ('c'); INSERT INTO guests VALUES ('a')";
+    assert_eq!(
+        pool.batch_execute(half).unwrap_err().constraint(),
+        Some("known")
+    );
+    assert!(pool.query_opt(one, &[&"c"]).unwrap().is_none());
+}
