@@ -12,5 +12,5 @@ pub(crate) use sql::{
     Facts, Leaves, commits_inside, controls_transaction, copies_through_client,
     writes_large_objects,
 };
-pub(crate) use verdict::Progress;
-pub use verdict::{Fate, Phase, Repeat, Symptom, Verdict, verdict};
+pub use verdict::Phase;
+pub(crate) use verdict::{Fate, Progress, Repeat, Symptom, Verdict, verdict};

@@ -104,7 +104,7 @@ impl Phase {
 
 /// What was seen of the failure.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Symptom<'a> {
+pub(crate) enum Symptom<'a> {
     /// The server answered with this code.
     Server(&'a SqlState),
     /// The server answered with this code and ended the session (FATAL).
@@ -185,7 +185,7 @@ impl<'a> Symptom<'a> {
 
 /// May the work be repeated?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
+pub(crate) enum Repeat {
     /// It never reached the server: safe.
     NeverSent,
     /// It took no effect for certain: safe.
@@ -210,7 +210,7 @@ impl Repeat {
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// It is as good as before.
     Keep,
     /// It is spent, or cannot be trusted.
@@ -219,7 +219,7 @@ pub enum Fate {
 
 /// Both answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// May the work be repeated?
     pub repeat: Repeat,
     /// What becomes of the connection.
@@ -237,7 +237,7 @@ impl Verdict {
 }
 
 /// The table.
-pub fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
+pub(crate) fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
     use Fate::{Discard, Keep};
     use Repeat::{NeverSent, Permanent, RolledBack};
     let (repeat, session) = match (symptom, phase) {

@@ -19,4 +19,4 @@ mod worker;
 pub use handle::Server;
 pub use http::{Problem, Request, Response};
 pub use router::{Access, Handler, Lane, Router};
-pub use shutdown::{DrainReport, Phase, PhaseFlag};
+pub use shutdown::DrainReport;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// How far a server's shutdown has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
+pub(super) enum Phase {
     /// Serves.
     Running,
     /// Serves, and reports that it is about to stop.
@@ -24,7 +24,7 @@ pub enum Phase {
 
 /// The phase, shared by all threads.
 #[derive(Default)]
-pub struct PhaseFlag(AtomicU8);
+pub(super) struct PhaseFlag(AtomicU8);
 
 impl PhaseFlag {
     /// The current phase.
