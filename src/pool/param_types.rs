@@ -144,15 +144,33 @@ impl LookUps {
         // Closed: the message goes out with the next.
         drop(statement);
         if shared && (of_params || !described.unusual.is_empty()) {
-            for (name, text) in of_the_driver(client)? {
-                if !self.statements.iter().any(|(known, _)| *known == name) {
-                    self.statements.push((name, text));
-                }
-            }
-            self.present = true;
+            // What it was asked for is closed.
+            let _ = self.note_statements(client)?;
         }
         self.known.extend(&described.unusual);
         Ok(described)
+    }
+
+    /// Takes note of what the driver has prepared for itself in the transaction under way, and returns the names of what it was
+    /// asked for: that is left in the server where a look-up for it fails half-way (tokio-postgres 0.7.18, `prepare.rs`).
+    pub fn note_statements(&mut self, client: &mut Client) -> Result<Vec<String>, postgres::Error> {
+        let mut asked_for = Vec::new();
+        for Found {
+            name,
+            text,
+            looks_up,
+        } in of_the_driver(client)?
+        {
+            if !looks_up {
+                asked_for.push(name);
+                continue;
+            }
+            self.present = true;
+            if !self.statements.iter().any(|(known, _)| *known == name) {
+                self.statements.push((name, text));
+            }
+        }
+        Ok(asked_for)
     }
 
     /// The client has forgotten what it knew of types.
@@ -198,17 +216,29 @@ fn unusual(statement: &Statement) -> Vec<Oid> {
     types.filter(|ty| is_unusual(ty)).map(Type::oid).collect()
 }
 
-/// The statements by which the driver looks types up, as this transaction has prepared them. Names and texts are the driver's own: what
-/// an application prepared has other texts.
-fn of_the_driver(client: &mut Client) -> Result<Vec<(String, String)>, postgres::Error> {
-    const SQL: &str = "SELECT name, statement FROM pg_prepared_statements WHERE NOT from_sql AND name ~ '^s[0-9]+$' \
-                       AND prepare_time >= now() AND statement ~ '^SELECT [^;]*[[:space:]]FROM pg_catalog[.]pg_(type|enum|attribute)[^;]*$'";
+/// A statement that the driver has prepared.
+struct Found {
+    name: String,
+    text: String,
+    /// To look types up, and not because it was asked for it.
+    looks_up: bool,
+}
+
+/// What the driver has prepared in this transaction. Names and texts of what looks types up are its own: what an application
+/// prepares has other texts.
+fn of_the_driver(client: &mut Client) -> Result<Vec<Found>, postgres::Error> {
+    const SQL: &str = "SELECT name, statement, statement ~ '^SELECT [^;]*[[:space:]]FROM pg_catalog[.]pg_(type|enum|attribute)[^;]*$' \
+                       FROM pg_prepared_statements WHERE NOT from_sql AND name ~ '^s[0-9]+$' AND prepare_time >= now()";
     let mut found = Vec::new();
     for message in client.simple_query(SQL)? {
         if let SimpleQueryMessage::Row(row) = message
             && let (Some(name), Some(text)) = (row.get(0), row.get(1))
         {
-            found.push((name.to_owned(), text.to_owned()));
+            found.push(Found {
+                name: name.to_owned(),
+                text: text.to_owned(),
+                looks_up: row.get(2) == Some("t"),
+            });
         }
     }
     Ok(found)

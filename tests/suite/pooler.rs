@@ -539,6 +539,22 @@ fn names_that_others_left_behind_and_words_in_literals_are_in_nobodys_way() {
         7_500,
         "what was there stays, and nothing else is"
     );
+    // Wherever in a run of free names a look-up begins, of whose statements one may be the first to meet a taken name.
+    drop(pool);
+    let mut direct = admin(&server.url());
+    for burnt in 0..40 {
+        (0..burnt).for_each(|_| drop(direct.prepare("SELECT 1").unwrap()));
+        let pool = super::support::pool(&url).max_size(1).build().unwrap();
+        match burnt % 2 {
+            0 => drop(pool.query("SELECT m FROM m_0", &[]).unwrap()),
+            _ => drop(
+                pool.transaction(|tx| tx.query("SELECT m FROM m_0", &[]))
+                    .unwrap(),
+            ),
+        }
+        drop(pool);
+        assert_eq!(prepared(&mut stranger), 7_500, "after {burnt}");
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

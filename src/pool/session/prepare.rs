@@ -126,22 +126,14 @@ impl Session {
     /// met once: the driver's next one is another.
     pub(super) fn describe_past_others(&mut self, sql: &str) -> Result<Described, postgres::Error> {
         const MOST_NAMES: u32 = 100;
-        let (begin, undo) = match self.in_transaction {
-            true => (
-                "SAVEPOINT millpond_describe",
-                "ROLLBACK TO SAVEPOINT millpond_describe; RELEASE SAVEPOINT millpond_describe; ",
-            ),
-            false => ("BEGIN", "ROLLBACK; "),
+        let begin = match self.in_transaction {
+            true => "SAVEPOINT millpond_describe",
+            false => "BEGIN; SAVEPOINT millpond_describe",
         };
         let mut names = 0;
         loop {
             self.client.batch_execute(begin)?;
             let described = self.look_ups.describe(&mut self.client, sql, true);
-            let undo = match self.in_transaction {
-                // The transaction's own end takes them away.
-                true => undo.to_owned(),
-                false => undo.to_owned() + &self.look_ups.take_away(),
-            };
             names += 1;
             let taken = described
                 .as_ref()
@@ -150,7 +142,7 @@ impl Session {
                 // It has failed for good, as it would have without us.
                 return described;
             }
-            let undone = self.client.batch_execute(&undo);
+            let undone = self.undo_describing(described.is_err());
             if undone.is_err() {
                 self.close_for(CloseReason::Broken);
             }
@@ -161,6 +153,24 @@ impl Session {
                 Ok(described) => return undone.map(|()| described),
             }
         }
+    }
+
+    /// What was prepared stays in the server, whatever is rolled back; it is taken away here, or, where a transaction is under
+    /// way, by its end.
+    fn undo_describing(&mut self, failed: bool) -> Result<(), postgres::Error> {
+        const BACK: &str = "ROLLBACK TO SAVEPOINT millpond_describe; ";
+        let mut undo = String::from(BACK);
+        if failed {
+            self.client.batch_execute(BACK)?;
+            for name in self.look_ups.note_statements(&mut self.client)? {
+                undo += &format!("DEALLOCATE {name}; ");
+            }
+        }
+        undo += &match self.in_transaction {
+            true => "RELEASE SAVEPOINT millpond_describe".to_owned(),
+            false => "ROLLBACK; ".to_owned() + &self.look_ups.take_away(),
+        };
+        self.client.batch_execute(&undo)
     }
 
     /// Whether values of these types are what a text takes, now that it is prepared anew.
