@@ -5,7 +5,7 @@ use super::http;
 use super::servers::Frozen;
 use super::support::{MS, SECOND, database, eventually};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -1144,6 +1144,50 @@ fn thirty_bad_bodies_at_once_cost_a_small_multiple_of_their_bytes() {
         println!("{kind} {:.30}: {} MiB", body, peak.unwrap() / 1024);
         assert!(peak.unwrap() < 200 * 1024, "{kind} {body:.30}");
     }
+}
+
+#[test]
+fn bodies_in_chunks_that_come_to_too_much_are_refused_with_a_word() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let vars = [
+        ("DATABASE_URL", db.url.as_str()),
+        ("HTTP_MAX_BODY_BYTES", "4000000"),
+    ];
+    let mut serving = serve(dir.path(), &vars);
+    let addr = SocketAddr::from(([127, 0, 0, 1], serving.port));
+    let live = || http::get(addr, "/health/ready").status == 200;
+    eventually("it is ready", live);
+    let head = b"POST /api/reservations/import HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\nX-Request-Id: mine\r\n\
+                 Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n";
+    let mut all: Vec<_> = (0..45)
+        .map(|_| {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+            stream.write_all(head).unwrap();
+            // Admitted, while there is room.
+            let mut go_on = [0; 25];
+            stream.read_exact(&mut go_on).unwrap();
+            assert!(go_on.starts_with(b"HTTP/1.1 100 "));
+            stream
+        })
+        .collect();
+    let chunk = [&b"384000\r\n"[..], &vec![b'x'; 0x0038_4000]].concat();
+    for stream in &mut all {
+        let _ = stream.write_all(&chunk);
+    }
+    // The rest of each would come.
+    eventually("some are refused, each with its own id", || {
+        let mut heads = all.iter_mut().map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            let mut head = [0; 300];
+            let length = stream.peek(&mut head).unwrap_or(0);
+            String::from_utf8_lossy(&head[..length]).into_owned()
+        });
+        heads.any(|head| head.starts_with("HTTP/1.1 503 ") && head.contains("X-Request-Id: mine"))
+    });
+    drop(all);
+    serving.stops();
 }
 
 /// The program on a listener of ours, as systemd would pass it.

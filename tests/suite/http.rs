@@ -5,6 +5,7 @@ use millpond::config::HttpConfig;
 use millpond::embedded::Stop;
 use millpond::server::{Access, DrainReport, Lane, Response, Router, Server};
 use millpond::{Config, Pool};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -700,6 +701,9 @@ fn pages_of_other_sites_are_refused_unless_they_are_named() {
 
 #[test]
 fn who_asks_whether_it_lives_does_not_wait_behind_those_who_ask_for_the_database() {
+    // Both ends of each connection are here.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let database = private(&[]);
     let pool = super::support::pool(&database.url()).build().unwrap();
     let server = Server::start(settings(&[]), pool, Router::new().that_writes(), false).unwrap();

@@ -100,6 +100,11 @@ impl Clients {
         &self.listener
     }
 
+    /// Before the listener closes.
+    pub fn keep_newcomers_out(&mut self) {
+        self.listener.keep_newcomers_out();
+    }
+
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }

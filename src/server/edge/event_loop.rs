@@ -129,7 +129,7 @@ impl EventLoop {
     /// request that crosses the end of its connection is lost, and its client cannot know whether it
     /// was done.
     fn answer_the_last(&mut self, events: &mut Events) {
-        self.clients.listener().keep_newcomers_out();
+        self.clients.keep_newcomers_out();
         let until = Instant::now() + LAST_CLIENTS;
         loop {
             // Read before the backlog, which is where they come next.

@@ -257,7 +257,7 @@ fn later_minor_version(head: &[u8]) -> Option<usize> {
     let is_later = head[..end]
         .last()
         .is_some_and(|digit| (b'2'..=b'9').contains(digit));
-    (is_later && head[..end - 1].ends_with(b" HTTP/1.")).then_some(end - 1)
+    (is_later && head[..end - 1].ends_with(b" HTTP/1.")).then(|| end - 1)
 }
 
 /// The headers that decide where the body ends.
@@ -513,6 +513,7 @@ mod tests {
                 413,
             ),
             ("POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n", 417),
+            ("\r\n\r\n", 400),
             (
                 "POST / HTTP/1.1\r\nHost: a\r\nIdempotency-Key: é\r\n\r\n",
                 400,

@@ -14,6 +14,8 @@ pub(super) struct Listener {
     socket: TcpListener,
     /// Other processes hold it too: it goes on when this server ends.
     is_inherited: bool,
+    /// What it accepts has inherited from it that nothing is heard.
+    lets_in: bool,
 }
 
 impl Listener {
@@ -36,6 +38,7 @@ impl Listener {
         Ok(Listener {
             socket,
             is_inherited,
+            lets_in: false,
         })
     }
 
@@ -49,13 +52,17 @@ impl Listener {
     }
 
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.socket.accept()
+        let accepted = self.socket.accept()?;
+        if self.lets_in {
+            newcomers::let_in(&accepted.0);
+        }
+        Ok(accepted)
     }
 
     /// Before the listener closes: new clients are kept out, unless the next server takes them.
-    pub fn keep_newcomers_out(&self) {
+    pub fn keep_newcomers_out(&mut self) {
         if !self.is_inherited {
-            newcomers::keep_out(&self.socket);
+            self.lets_in = newcomers::keep_out(&self.socket);
         }
     }
 

@@ -3,14 +3,46 @@
 //! network, a handshake takes a whole round trip. So new clients are kept out first, and the
 //! handshakes that have begun are waited for.
 
-use mio::net::TcpListener;
+use mio::net::{TcpListener, TcpStream};
 
 /// Makes the system drop each SYN to the listener, where it can. A client that connects now sends
-/// its SYN again, and finds the port closed, or the next server.
-pub(super) fn keep_out(listener: &TcpListener) {
+/// its SYN again, and finds the port closed, or the next server. True if the clients that are still
+/// accepted are to be [let in](let_in).
+pub(super) fn keep_out(listener: &TcpListener) -> bool {
     #[cfg(target_os = "linux")]
+    match linux::drop_syns(listener) {
+        Ok(()) => return false,
+        Err(e) => log::debug!("newcomers are not kept out by a filter: {e}"),
+    }
+    #[cfg(target_os = "linux")]
+    return linux::require_hops(listener, u8::MAX);
+    #[cfg(not(target_os = "linux"))]
     {
-        use socket2::{SockFilter, SockRef};
+        let _ = listener;
+        false
+    }
+}
+
+/// Takes back what a socket has inherited from a listener that keeps newcomers out.
+pub(super) fn let_in(client: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    linux::require_hops(client, 0);
+    #[cfg(not(target_os = "linux"))]
+    let _ = client;
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use mio::net::TcpListener;
+    use nix::libc::{self, c_int};
+    use nix::sys::socket::setsockopt;
+    use nix::{setsockopt_impl, sockopt_impl};
+    use socket2::{SockFilter, SockRef};
+    use std::io;
+    use std::os::fd::AsFd;
+
+    /// By a filter, which newer systems grant to administrators alone (for TCP, CAP_NET_ADMIN).
+    pub fn drop_syns(listener: &TcpListener) -> io::Result<()> {
         const LOAD_BYTE: u16 = 0x30;
         const AND: u16 = 0x54;
         const JUMP_IF_EQUAL: u16 = 0x15;
@@ -25,12 +57,27 @@ pub(super) fn keep_out(listener: &TcpListener) {
             SockFilter::new(RETURN, 0, 0, 0),
             SockFilter::new(RETURN, 0, 0, u32::MAX),
         ];
-        if let Err(e) = SockRef::from(listener).attach_filter(&filter) {
-            log::debug!("newcomers are not kept out: {e}");
-        }
+        SockRef::from(listener).attach_filter(&filter)
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = listener;
+
+    /// Has the system drop what comes with fewer hops left than these, as a guard against distant
+    /// senders would (RFC 5082). Hosts send with 64 or 128, so that 255 keeps everybody out; and the
+    /// system looks at a SYN, but not at the last packet of a handshake. The connection inherits it.
+    /// True if at least one of IPv4 and IPv6 is guarded.
+    pub fn require_hops(socket: &impl AsFd, least: u8) -> bool {
+        sockopt_impl!(MinTtl, SetOnly, libc::IPPROTO_IP, libc::IP_MINTTL, c_int);
+        sockopt_impl!(
+            MinHopCount,
+            SetOnly,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MINHOPCOUNT,
+            c_int
+        );
+        let least = c_int::from(least);
+        let four = setsockopt(socket, MinTtl, &least);
+        let six = setsockopt(socket, MinHopCount, &least);
+        four.is_ok() || six.is_ok()
+    }
 }
 
 /// Whether a handshake with this local port has begun and not ended, as far as the system tells.
