@@ -131,11 +131,10 @@ impl Call<'_> {
             return stop;
         }
         session.close_for(CloseReason::FailedOver);
-        let shared = &self.pool.inner.shared;
+        let opener = &self.pool.inner.opener;
         // Of a lone server that was a standby from the start, new sessions are no better.
-        if !session.identity().standby || self.pool.inner.opener.may_lead_elsewhere() {
-            shared.retire_generation(session.generation());
-            self.pool.inner.opener.look_for_primary();
+        if !session.identity().standby || opener.may_lead_elsewhere() {
+            opener.leave_server(session.generation());
         }
         Stop {
             verdict: verdict(&Symptom::Demoted, Phase::InTransaction),

@@ -40,7 +40,7 @@ use crate::config::PoolConfig;
 use crate::error::{Chain, Error};
 use crate::pool::{
     BACKEND_START, Identity, Incarnation, Limits, LostTransaction, Pool, Purpose, Session,
-    SyncCommit, first_row,
+    SyncCommit, first_value,
 };
 use crate::retry::Symptom;
 use log::{debug, info, warn};
@@ -354,9 +354,7 @@ fn ask(
         "SET LOCAL ROLE NONE; SET LOCAL statement_timeout = 0; SET LOCAL client_min_messages = warning; {sql}"
     );
     let messages = session.ask(&sql, deadline)?;
-    Ok(first_row(&messages)
-        .and_then(|row| row.try_get(0).ok().flatten())
-        .map(str::to_owned))
+    Ok(first_value(&messages).map(str::to_owned))
 }
 
 #[cfg(test)]

@@ -402,13 +402,6 @@ fn take_over_from_url(config: &mut Config) {
     config.sources.extend(sources);
 }
 
-pub(super) fn effective(config: &Config) -> Vec<(&'static str, String, Source)> {
-    SETTINGS
-        .iter()
-        .map(|s| (s.name, (s.show)(config), config.source(s.name)))
-        .collect()
-}
-
 fn is_of_the_pool(name: &str) -> bool {
     name.starts_with("DB_") || name.starts_with("DATABASE_URL")
 }
@@ -460,7 +453,10 @@ impl Config {
 
     /// Name, value and source of every setting in force; passwords and tokens as `***`.
     pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
-        effective(self)
+        SETTINGS
+            .iter()
+            .map(|s| (s.name, (s.show)(self), self.source(s.name)))
+            .collect()
     }
 }
 

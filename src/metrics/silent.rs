@@ -1,6 +1,7 @@
 //! What is counted where nobody reads it (without the feature `metrics`): nothing.
 
 /// A counter or a histogram, with or without labels.
+#[derive(Default)]
 pub(crate) struct Silent;
 
 impl Silent {
@@ -14,6 +15,7 @@ impl Silent {
 }
 
 /// The same fields as there are with the feature.
+#[derive(Default)]
 pub(crate) struct Metrics {
     pub create_time: Silent,
     pub wait_time: Silent,
@@ -29,17 +31,6 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub fn new() -> Metrics {
-        Metrics {
-            create_time: Silent,
-            wait_time: Silent,
-            use_time: Silent,
-            operation: Silent,
-            timeouts: Silent,
-            connect_failures: Silent,
-            retries: Silent,
-            retry_budget_empty: Silent,
-            closed: Silent,
-            commits: Silent,
-        }
+        Metrics::default()
     }
 }

@@ -39,8 +39,7 @@ impl Pool {
     /// A session of this generation takes no writes: where another server may, it is looked for.
     pub(crate) fn leave_standby(&self, generation: u64) {
         if self.inner.opener.may_lead_elsewhere() {
-            self.inner.shared.retire_generation(generation);
-            self.inner.opener.look_for_primary();
+            self.inner.opener.leave_server(generation);
         }
     }
 }

@@ -38,8 +38,8 @@ pub(super) trait Opens: Send + Sync + 'static {
     fn is_closing(&self) -> bool;
     /// A hedged attempt, with this much patience at each address. Where it finds nothing, the next may be made at once.
     fn open_beside(self: &Arc<Self>, patience: Duration, purpose: Purpose) -> Option<Self::Opened>;
-    /// What was found has its place by now.
-    fn was_opened(&self);
+    /// A connection could be opened.
+    fn note_opened(&self);
 }
 
 /// The attempts under way.
@@ -259,7 +259,7 @@ fn hedge<O: Opens>(opener: &Arc<O>) {
             thread::sleep(PATIENCE);
         } else if let Some(opened) = opener.open_beside(patience, purpose) {
             attempts.found(opened, purpose);
-            opener.was_opened();
+            opener.note_opened();
         }
     }
 }

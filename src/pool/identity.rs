@@ -101,6 +101,11 @@ impl Identity {
     }
 }
 
+/// The first value of the first row of what a simple query was answered.
+pub(crate) fn first_value(messages: &[SimpleQueryMessage]) -> Option<&str> {
+    first_row(messages)?.try_get(0).ok().flatten()
+}
+
 /// The first row of what a simple query was answered.
 pub(crate) fn first_row(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
     messages.iter().find_map(|message| match message {

@@ -56,6 +56,6 @@ pub use report::Report;
 
 pub(crate) use checkout::{Inner, Lease};
 pub(crate) use hedge::Purpose;
-pub(crate) use identity::{BACKEND_START, Identity, Incarnation, first_row};
+pub(crate) use identity::{BACKEND_START, Identity, Incarnation, first_row, first_value};
 pub(crate) use limits::{Limits, as_server_ms};
 pub(crate) use session::{Begin, Finish, LostTransaction, Session, SyncCommit};

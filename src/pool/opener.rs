@@ -81,11 +81,6 @@ impl Opener {
         }
     }
 
-    pub fn note_opened(&self) {
-        self.has_connected.store(true, Ordering::SeqCst);
-        self.gate.opened();
-    }
-
     /// A session opened now may lead to another server than one that was opened to a standby: several hosts are named, or
     /// the one address has led to a primary of late, as that of a proxy in front of several does.
     pub fn may_lead_elsewhere(&self) -> bool {
@@ -93,6 +88,12 @@ impl Opener {
         let primary = self.primary_at.load(Ordering::Relaxed);
         let since = self.shared.now().saturating_sub(primary);
         self.hosts.len() > 1 || (primary > 0 && u128::from(since) < OF_LATE.as_nanos())
+    }
+
+    /// The server of this generation takes no writes: its sessions are retired, and a primary is looked for.
+    pub fn leave_server(&self, generation: u64) {
+        self.shared.retire_generation(generation);
+        self.look_for_primary();
     }
 
     /// From now on, a standby is used only where no host is a primary.
@@ -283,7 +284,8 @@ impl Opener {
             }
         }
         let tcp = is_tcp(host);
-        let connect = |config: postgres::Config| {
+        let connect = |with_options: bool| {
+            let config = (self.shared).startup(host, limit, with_options, &registration.tracked);
             if tcp {
                 PostgresConnectionManager::new(config, Connector(Arc::clone(&wire))).connect()
             } else {
@@ -295,23 +297,13 @@ impl Opener {
         }
         let opened = caught(|| {
             if self.shared.without_options.load(Ordering::Relaxed) {
-                return connect(
-                    self.shared
-                        .startup(host, limit, false, &registration.tracked),
-                );
+                return connect(false);
             }
-            let refused =
-                match connect(
-                    self.shared
-                        .startup(host, limit, true, &registration.tracked),
-                ) {
-                    Err(e) if host.get_options().is_none() && refuses_options(&e) => e,
-                    other => return other,
-                };
-            let opened = connect(
-                self.shared
-                    .startup(host, limit, false, &registration.tracked),
-            )?;
+            let refused = match connect(true) {
+                Err(e) if host.get_options().is_none() && refuses_options(&e) => e,
+                other => return other,
+            };
+            let opened = connect(false)?;
             info!(
                 "startup options are refused, as poolers do: {}",
                 Chain(&refused)
@@ -467,8 +459,9 @@ impl Opens for Opener {
         }
     }
 
-    fn was_opened(&self) {
-        self.note_opened();
+    fn note_opened(&self) {
+        self.has_connected.store(true, Ordering::SeqCst);
+        self.gate.opened();
     }
 }
 

@@ -4,7 +4,7 @@
 //! be left behind.
 
 use super::hedge::Purpose;
-use super::identity::first_row;
+use super::identity::first_value;
 use super::opener::Opener;
 use super::session::Session;
 use crate::error::{Chain, OpenError};
@@ -78,7 +78,7 @@ impl Pong {
     fn of(session: &mut Session, until: Instant) -> Result<Pong, postgres::Error> {
         let started = Instant::now();
         let answer = session.ask("SELECT current_setting('transaction_read_only')", until)?;
-        let setting = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+        let setting = first_value(&answer);
         Ok(Pong {
             took: started.elapsed(),
             read_only: setting == Some("on"),

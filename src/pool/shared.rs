@@ -2,7 +2,7 @@
 
 use super::blocking;
 use super::clock::DatabaseClock;
-use super::identity::first_row;
+use super::identity::first_value;
 use super::limits::as_server_ms;
 use super::observer::Observer;
 use super::param_types::Descriptions;
@@ -187,9 +187,7 @@ impl Shared {
         // In a transaction that was begun before, its moment is another than that of the statement.
         let idle = "SELECT now() = statement_timestamp()";
         let idle = match client.simple_query(idle) {
-            Ok(answer) => {
-                first_row(&answer).and_then(|row| row.try_get(0).ok().flatten()) == Some("t")
-            }
+            Ok(answer) => first_value(&answer) == Some("t"),
             Err(e) if e.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => false,
             Err(e) => return Err(failed(e)),
         };

@@ -7,7 +7,7 @@ use super::kept::{Kept, SearchPath};
 use super::link::Link;
 use super::words::SyncCommit;
 use crate::metrics::CloseReason;
-use crate::pool::identity::{Identity, first_row};
+use crate::pool::identity::{Identity, first_value};
 use crate::pool::param_types::LookUps;
 use crate::pool::shared::Shared;
 use crate::pool::texts::Texts;
@@ -331,9 +331,7 @@ impl Session {
             return true;
         }
         let answer = self.ask("SELECT pg_is_in_recovery()", upkeep_until(None));
-        answer.is_ok_and(|messages| {
-            first_row(&messages).and_then(|row| row.try_get(0).ok().flatten()) == Some("t")
-        })
+        answer.is_ok_and(|messages| first_value(&messages) == Some("t"))
     }
 
     /// The server gave up the wait of a commit for a synchronous standby, since this was last asked.

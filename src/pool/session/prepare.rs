@@ -3,7 +3,7 @@
 use super::kept::{Kept, SearchPath};
 use super::life::Session;
 use crate::metrics::CloseReason;
-use crate::pool::identity::first_row;
+use crate::pool::identity::first_value;
 use crate::pool::param_types::Described;
 use crate::retry::{Facts, Leaves, Phase};
 use postgres::error::SqlState;
@@ -67,7 +67,7 @@ impl Session {
     pub(super) fn ask_for_search_path(&mut self) -> Result<(), postgres::Error> {
         if let SearchPath::Doubtful = self.search_path {
             let answer = self.client.simple_query(PATH)?;
-            let path = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+            let path = first_value(&answer);
             self.search_path = SearchPath::Set(path.unwrap_or_default().into());
         }
         Ok(())

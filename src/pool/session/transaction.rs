@@ -7,7 +7,7 @@ use super::words::{
 };
 use crate::error::Error;
 use crate::metrics::CloseReason;
-use crate::pool::identity::first_row;
+use crate::pool::identity::{first_row, first_value};
 use crate::pool::limits::Limits;
 use crate::pool::watchdog::CANCEL_GRACE;
 use crate::retry::Phase;
@@ -111,7 +111,7 @@ impl Session {
             let answer = session.client.simple_query(SQL);
             answer.map_err(|e| (e, Phase::InTransaction))
         })?;
-        let level = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+        let level = first_value(&answer);
         self.sync_commit = level.and_then(SyncCommit::named).unwrap_or(SyncCommit::ON);
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Session {
         match self.bounded(until, |s| s.client.simple_query(&sql)) {
             Ok(answer) => {
                 self.in_transaction = false;
-                let status = first_row(&answer).and_then(|row| row.try_get(0).ok().flatten());
+                let status = first_value(&answer);
                 if status == Some("committed") {
                     Err(self.ended_inside())
                 } else {

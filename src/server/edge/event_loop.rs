@@ -415,22 +415,22 @@ impl EventLoop {
             exchange.give_up(Problem::no_worker());
         }
         for key in self.clients.take_late(now) {
-            if self.clients.is_within_request(key) {
-                let detail = "the request did not come to its end in time";
-                self.clients.refuse(key, Problem::plain(408, detail));
-                self.drive(key);
-            } else {
-                self.close(key);
-            }
+            let detail = "the request did not come to its end in time";
+            self.end(key, Problem::plain(408, detail));
         }
         while let Some(key) = self.clients.largest_beyond_the_limit() {
             warn!("too much is sent at once: a request is refused");
-            if self.clients.is_within_request(key) {
-                self.clients.refuse(key, too_much());
-                self.drive(key);
-            } else {
-                self.close(key);
-            }
+            self.end(key, too_much());
+        }
+    }
+
+    /// Ends a client's connection, with this answer if it has sent a part of a request.
+    fn end(&mut self, key: usize, problem: Problem) {
+        if self.clients.is_within_request(key) {
+            self.clients.refuse(key, problem);
+            self.drive(key);
+        } else {
+            self.close(key);
         }
     }
 }
