@@ -79,7 +79,7 @@ mod sync;
 #[cfg(any(feature = "server", feature = "embedded"))]
 mod temporary;
 
-pub use call::{Call, Keyed, Transaction};
+pub use call::{Call, Executor, FromRow, Keyed, Transaction};
 #[cfg(feature = "env")]
 pub use config::Config;
 pub use config::ConfigErrors;

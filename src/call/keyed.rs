@@ -2,6 +2,7 @@
 
 use super::ledger_upkeep::keep_swept;
 use super::options::Call;
+use super::raised::Raised;
 use super::transaction::{Ended, Run, Transaction};
 use crate::commit::{
     Claimed, Key, Ledger, LostCommit, NOT_OURS, Outcome, roll_back_after, wait_for_standbys,
@@ -40,11 +41,11 @@ impl Pool {
     /// # Errors
     /// As [`transaction`](Pool::transaction); [`Error::Misuse`] when the table is not there, or is no ledger.
     #[track_caller]
-    pub fn transaction_with_key<T>(
+    pub fn transaction_with_key<T, E: From<Error> + 'static>(
         &self,
         key: &str,
-        work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
-    ) -> Result<Keyed<T>> {
+        work: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<Keyed<T>, E> {
         self.call().transaction_with_key(key, work)
     }
 
@@ -70,22 +71,22 @@ impl Call<'_> {
     /// # Errors
     /// As [`Pool::transaction_with_key`].
     #[track_caller]
-    pub fn transaction_with_key<T>(
+    pub fn transaction_with_key<T, E: From<Error> + 'static>(
         &self,
         key: &str,
-        mut work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
-    ) -> Result<Keyed<T>> {
+        mut work: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<Keyed<T>, E> {
         if self.begin_with_timeout().read_only {
-            return Err(Error::Misuse(
-                "a transaction with a key writes, and cannot be read only",
-            ));
+            let why = "a transaction with a key writes, and cannot be read only";
+            return Err(Error::Misuse(why).into());
         }
+        let mut raised = Raised::none();
         let ledger = &self.pool.ledger();
         keep_swept(&self.pool.inner);
         let key = Key::of(key);
         // From here on: the time that a connection took to come is no longer there.
         let until = self.key_wait.map(|wait| Instant::now() + wait);
-        self.run(Location::caller(), |session| {
+        let done = self.run(Location::caller(), |session| {
             let wanted = Wanted {
                 pool: self.pool,
                 ledger,
@@ -97,12 +98,13 @@ impl Call<'_> {
             let limits = wanted.limits;
             let mut ended = Ended::default();
             let done = wanted.transact(session, |session| {
-                let run = Run::of(&mut work, session, limits, true);
+                let run = Run::of(&mut work, &mut raised, session, limits, true);
                 ended = run.ended;
                 run.result.map(|value| (value, run.answer))
             });
             done.map_err(|error| Self::judge(error, ended))
-        })
+        });
+        done.map_err(|error| raised.give_back(error))
     }
 
     /// As [`Pool::execute_with_key`], with this call's options.
@@ -119,7 +121,7 @@ impl Call<'_> {
         let done = self.transaction_with_key(key, |tx| {
             let rows = tx.execute(sql, params)?;
             tx.keep_answer(rows.to_string())?;
-            Ok(rows)
+            Ok::<_, Error>(rows)
         })?;
         match done {
             Keyed::Done(rows) => Ok(Keyed::Done(rows)),

@@ -1,14 +1,19 @@
 //! Calls: a statement or a transaction, with its options, repeated where that is safe.
 
+mod executor;
+mod from_row;
 mod keyed;
 mod ledger_upkeep;
 mod options;
+mod raised;
 mod refusals;
 mod rows;
 mod run;
 mod statements;
 mod transaction;
 
+pub use executor::Executor;
+pub use from_row::FromRow;
 pub use keyed::Keyed;
 pub use options::Call;
 pub use transaction::Transaction;

@@ -10,7 +10,7 @@ pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 pub(super) fn refuse_copy(sql: &str) -> Result<()> {
     if copies_through_client(sql) {
         return Err(Error::Misuse(
-            "COPY FROM STDIN runs through copy_in of a transaction, COPY TO STDOUT on a plain connection from get()",
+            "COPY FROM STDIN runs through copy_in of a transaction, COPY TO STDOUT through copy_out",
         ));
     }
     Ok(())

@@ -39,6 +39,7 @@ impl Call<'_> {
                     )))
                 }
                 Ok(mut lease) => {
+                    lease.attempt = attempts;
                     let done =
                         attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease));
                     // Somebody took away what the driver had prepared there. That is no attempt: another session is had.
@@ -53,16 +54,19 @@ impl Call<'_> {
                 }
                 Err(error) => Err(Stop::from(error)),
             };
-            let Stop { error, verdict, .. } = match done {
+            let Stop {
+                error,
+                verdict,
+                sqlstate,
+                ..
+            } = match done {
                 Ok(value) => {
                     inner.budget.earn();
                     return Ok(value);
                 }
                 Err(stop) => stop,
             };
-            let code = error
-                .sqlstate()
-                .map_or(String::new(), |s| s.code().to_owned());
+            let code = sqlstate.map_or(String::new(), |s| s.code().to_owned());
             let outcome = |error: Error| -> Error {
                 match (verdict.repeat, &error) {
                     (Repeat::Ambiguous, Error::OutcomeUnknown { .. }) => error,
@@ -196,11 +200,22 @@ enum Next {
 pub(super) struct Stop {
     pub error: Error,
     pub verdict: Verdict,
+    /// The server's code for what went wrong.
+    pub sqlstate: Option<SqlState>,
     /// A write was refused where none was declared read only (25006).
     pub refused_write: bool,
 }
 
 impl Stop {
+    /// The call is not repeated, whatever the error proves. An unknown outcome stays one.
+    pub fn for_good(mut self) -> Stop {
+        if self.verdict.repeat != Repeat::Ambiguous {
+            self.verdict.repeat = Repeat::Permanent;
+            self.refused_write = false;
+        }
+        self
+    }
+
     /// A prepared statement was not there (26000), and nothing was done.
     fn is_for_want_of_statements(&self) -> bool {
         let gone = self.error.sqlstate() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME);
@@ -212,6 +227,7 @@ impl From<Error> for Stop {
     fn from(error: Error) -> Stop {
         Stop {
             verdict: error.verdict(),
+            sqlstate: error.sqlstate().cloned(),
             refused_write: error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
             error,
         }

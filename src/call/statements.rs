@@ -1,8 +1,9 @@
 //! One statement in a call.
 
+use super::from_row::FromRow;
 use super::options::Call;
 use super::refusals::{Params, refuse_control, refuse_too_many};
-use super::rows::{at_most_one, exactly_one};
+use super::rows::{at_most_one, exactly_one, mapped, scalar};
 use super::run::Stop;
 use crate::commit::transact;
 use crate::error::{Error, Result};
@@ -10,6 +11,9 @@ use crate::pool::{Begin, Limits, Pool, Session};
 use crate::retry::{Phase, Repeat, Verdict, commits_inside, writes_large_objects};
 use postgres::Row;
 use postgres::error::SqlState;
+use postgres::types::FromSqlOwned;
+use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::panic::Location;
 
 impl Pool {
@@ -42,6 +46,68 @@ impl Pool {
     #[track_caller]
     pub fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>> {
         self.call().query_opt(sql, params)
+    }
+
+    /// Runs any one statement and returns its rows as values; else as [`query`](Pool::query).
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// let studios: Vec<(i64, String)> = pool.query_as("SELECT id, name FROM studios", &[])?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`query`](Pool::query); [`Error::Database`] if a row does not fit the type, and then a
+    /// write was done all the same.
+    #[track_caller]
+    pub fn query_as<T: FromRow>(&self, sql: &str, params: Params<'_>) -> Result<Vec<T>> {
+        self.call().query_as(sql, params)
+    }
+
+    /// Runs any one statement and returns the first column of its only row; `Option<T>` takes NULL.
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// let count: i64 = pool.query_scalar("SELECT count(*) FROM studios", &[])?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`query_one`](Pool::query_one); [`Error::Database`] if the column is of another type,
+    /// and then a write was done all the same.
+    #[track_caller]
+    pub fn query_scalar<T: FromSqlOwned>(&self, sql: &str, params: Params<'_>) -> Result<T> {
+        self.call().query_scalar(sql, params)
+    }
+
+    /// Runs a statement in a transaction of its own and passes its rows to `each` as they come,
+    /// until there are no more or `each` breaks off: for more rows than fit into memory. The
+    /// statement's limit covers all of it, including the time that `each` takes.
+    ///
+    /// It is repeated like [`query`](Pool::query), but only until the first row was passed on: no
+    /// row is passed on twice.
+    ///
+    /// ```no_run
+    /// use std::ops::ControlFlow;
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// let mut total = 0;
+    /// pool.query_each("SELECT cents FROM invoices", &[], |row| {
+    ///     total += row.try_get::<_, i64>(0)?;
+    ///     Ok(ControlFlow::Continue(()))
+    /// })?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`query`](Pool::query), and what `each` returns; then the statement is rolled back.
+    #[track_caller]
+    pub fn query_each(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+        each: impl FnMut(Row) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        self.call().query_each(sql, params, each)
     }
 
     /// Runs several statements without parameters, separated by semicolons, in one [transaction](Pool::transaction). Never build
@@ -105,6 +171,44 @@ impl Call<'_> {
         at_most_one(self.query(sql, params)?)
     }
 
+    /// As [`Pool::query_as`].
+    ///
+    /// # Errors
+    /// As [`Pool::query_as`].
+    #[track_caller]
+    pub fn query_as<T: FromRow>(&self, sql: &str, params: Params<'_>) -> Result<Vec<T>> {
+        mapped(self.query(sql, params)?)
+    }
+
+    /// As [`Pool::query_scalar`].
+    ///
+    /// # Errors
+    /// As [`Pool::query_scalar`].
+    #[track_caller]
+    pub fn query_scalar<T: FromSqlOwned>(&self, sql: &str, params: Params<'_>) -> Result<T> {
+        scalar(self.query(sql, params)?)
+    }
+
+    /// As [`Pool::query_each`].
+    ///
+    /// # Errors
+    /// As [`Pool::query_each`].
+    #[track_caller]
+    pub fn query_each(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+        mut each: impl FnMut(Row) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let passed_on = Cell::new(false);
+        self.transaction_until(&passed_on, |tx| {
+            tx.query_each(sql, params, |row| {
+                passed_on.set(true);
+                each(row)
+            })
+        })
+    }
+
     /// As [`Pool::batch_execute`].
     ///
     /// # Errors
@@ -165,12 +269,12 @@ impl Call<'_> {
                 match verdict.repeat {
                     // A read that was cut off at its deadline has no outcome that anybody could want to know.
                     Repeat::Ambiguous if error.is_timeout() => Stop {
-                        error,
                         verdict: Verdict {
                             repeat: Repeat::Permanent,
                             ..verdict
                         },
                         refused_write: false,
+                        ..Stop::from(error)
                     },
                     Repeat::Ambiguous => {
                         lost = true;

@@ -5,9 +5,11 @@
 //! what the caller gets. Where the answer to COMMIT is lost, it is found out what became of it (`commit`); only where that
 //! cannot be known is the outcome unknown, and then nothing is repeated.
 
+use super::from_row::FromRow;
 use super::options::Call;
+use super::raised::Raised;
 use super::refusals::{Params, refuse_copy, refuse_too_many};
-use super::rows::{at_most_one, exactly_one};
+use super::rows::{at_most_one, exactly_one, mapped, scalar};
 use super::run::Stop;
 use crate::commit::transact;
 use crate::error::{Chain, Error, Result};
@@ -15,7 +17,8 @@ use crate::pool::{Limits, Pool, Session};
 use crate::retry::{Phase, Repeat, Verdict, controls_transaction};
 use postgres::Row;
 use postgres::error::SqlState;
-use postgres::types::ToSql;
+use postgres::types::{FromSqlOwned, ToSql};
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::panic::Location;
 
@@ -27,7 +30,10 @@ impl Pool {
     /// # Errors
     /// The closure's error; the database's; [`Error::OutcomeUnknown`] when the answer to COMMIT was lost.
     #[track_caller]
-    pub fn transaction<T>(&self, work: impl FnMut(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+    pub fn transaction<T, E: From<Error> + 'static>(
+        &self,
+        work: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         self.call().transaction(work)
     }
 }
@@ -38,23 +44,39 @@ impl Call<'_> {
     /// # Errors
     /// As [`Pool::transaction`].
     #[track_caller]
-    pub fn transaction<T>(
+    pub fn transaction<T, E: From<Error> + 'static>(
         &self,
-        mut work: impl FnMut(&mut Transaction<'_>) -> Result<T>,
-    ) -> Result<T> {
-        self.run(Location::caller(), |session| {
+        work: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.transaction_until(&Cell::new(false), work)
+    }
+
+    /// A transaction that is repeated only until the closure sets `settled`: what it has done then
+    /// must not be done again.
+    #[track_caller]
+    pub(super) fn transaction_until<T, E: From<Error> + 'static>(
+        &self,
+        settled: &Cell<bool>,
+        mut work: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut raised = Raised::none();
+        let done = self.run(Location::caller(), |session| {
             let (begin, limits) = (
                 self.begin_with_timeout(),
                 self.limits_in_transaction(session),
             );
             let mut ended = Ended::default();
             let done = transact(self.pool, session, &begin, &limits, |session| {
-                let run = Run::of(&mut work, session, limits, false);
+                let run = Run::of(&mut work, &mut raised, session, limits, false);
                 ended = run.ended;
                 run.result
             });
-            done.map_err(|error| Self::judge(error, ended))
-        })
+            done.map_err(|error| match Self::judge(error, ended) {
+                stop if settled.get() => stop.for_good(),
+                stop => stop,
+            })
+        });
+        done.map_err(|error| raised.give_back(error))
     }
 
     /// What the failed statement says about repeating counts, also where the closure made an error of its own of it; but
@@ -64,16 +86,7 @@ impl Call<'_> {
         let verdict = error.verdict();
         let failure = match ended {
             Ended::ByStatement(failure) if !matches!(error, Error::Misuse(_)) => failure,
-            Ended::ByClosure if verdict.repeat != Repeat::Ambiguous => {
-                return Stop {
-                    verdict: Verdict {
-                        repeat: Repeat::Permanent,
-                        ..verdict
-                    },
-                    refused_write: false,
-                    error,
-                };
-            }
+            Ended::ByClosure => return Stop::from(error).for_good(),
             _ => return Stop::from(error),
         };
         let repeat = match (verdict.repeat, failure.verdict.repeat) {
@@ -82,6 +95,7 @@ impl Call<'_> {
         };
         Stop {
             refused_write: failure.sqlstate == Some(SqlState::READ_ONLY_SQL_TRANSACTION),
+            sqlstate: failure.sqlstate,
             error,
             verdict: Verdict {
                 repeat,
@@ -110,8 +124,9 @@ pub(super) enum Ended {
 }
 
 impl<T> Run<T> {
-    pub fn of(
-        work: &mut impl FnMut(&mut Transaction<'_>) -> Result<T>,
+    pub fn of<E: From<Error> + 'static>(
+        work: &mut impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+        raised: &mut Raised<E>,
         session: &mut Session,
         limits: Limits,
         keyed: bool,
@@ -132,6 +147,12 @@ impl<T> Run<T> {
             unwound,
             ..
         } = tx;
+        let result = result.map_err(|error| {
+            raised.stand_in(error, || match &failure {
+                Some(failure) => failure.text.clone(),
+                None => "the closure returned an error of its own".into(),
+            })
+        });
         let result = match (result, &failure) {
             // A statement failed and the closure went on: nothing of this can be committed.
             (Ok(_), Some(Failure { text, sqlstate, .. })) => Err(Error::TransactionAborted {
@@ -212,6 +233,30 @@ impl Transaction<'_> {
         at_most_one(self.query(sql, params)?)
     }
 
+    /// Runs a statement and returns its rows as values.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query); [`Error::Database`] if a row does not fit the type.
+    pub fn query_as<T: FromRow>(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<T>> {
+        mapped(self.query(sql, params)?)
+    }
+
+    /// Runs a statement and returns the first column of its only row; `Option<T>` takes NULL.
+    ///
+    /// # Errors
+    /// As [`query_one`](Self::query_one); [`Error::Database`] if the column is of another type.
+    pub fn query_scalar<T: FromSqlOwned>(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<T> {
+        scalar(self.query(sql, params)?)
+    }
+
     /// Runs a statement and returns the number of rows that it touched.
     ///
     /// # Errors
@@ -261,6 +306,33 @@ impl Transaction<'_> {
         })
     }
 
+    /// Runs a `COPY .. TO STDOUT` and lets `take` read what comes. The statement's limit covers all of it. What `take`
+    /// leaves unread is skipped; after an error of `take`, the connection is closed instead.
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// pool.transaction(|tx| {
+    ///     let mut file = std::fs::File::create("studios.csv")?;
+    ///     tx.copy_out("COPY studios TO STDOUT (FORMAT csv)", |rows| {
+    ///         std::io::copy(rows, &mut file)?;
+    ///         Ok(())
+    ///     })
+    /// })?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`query`](Self::query), and what `take` returns.
+    pub fn copy_out<T>(
+        &mut self,
+        sql: &str,
+        take: impl FnOnce(&mut dyn std::io::BufRead) -> Result<T>,
+    ) -> Result<T> {
+        self.run(sql, |session, limits| {
+            session.copy_out(sql, Phase::InTransaction, limits, take)
+        })
+    }
+
     /// Runs several statements without parameters, separated by semicolons. Never build this text from values.
     ///
     /// # Errors
@@ -275,10 +347,10 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// The closure's, and the database's.
-    pub fn savepoint<T>(
+    pub fn savepoint<T, E: From<Error>>(
         &mut self,
-        work: impl FnOnce(&mut Transaction<'_>) -> Result<T>,
-    ) -> Result<T> {
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         self.savepoints += 1;
         let name = format!("millpond_{}", self.savepoints);
         self.control(&format!("SAVEPOINT {name}"))?;
@@ -296,15 +368,16 @@ impl Transaction<'_> {
         match (result, undone) {
             // Trouble with the rollback never hides the first error.
             (Err(first), Err(_)) => Err(first),
-            (Ok(_), Err(trouble)) => Err(trouble),
+            (Ok(_), Err(trouble)) => Err(trouble.into()),
             (result, Ok(())) => {
                 if failed_inside {
                     self.failure = None;
                 }
                 match result {
-                    Ok(_) => Err(Error::Misuse(
-                        "a statement failed behind the savepoint and was undone",
-                    )),
+                    Ok(_) => {
+                        let why = "a statement failed behind the savepoint and was undone";
+                        Err(Error::Misuse(why).into())
+                    }
                     error => error,
                 }
             }

@@ -142,6 +142,21 @@ impl FromStr for Database {
         let config: postgres::Config = text
             .parse()
             .map_err(|e| explain(&e, &text, url.is_some()))?;
+        Database::checked(config, pooler)
+    }
+}
+
+/// For settings that a program has in the driver's form.
+impl TryFrom<postgres::Config> for Database {
+    type Error = String;
+
+    fn try_from(config: postgres::Config) -> Result<Database, String> {
+        Database::checked(config, None)
+    }
+}
+
+impl Database {
+    fn checked(config: postgres::Config, pooler: Option<bool>) -> Result<Database, String> {
         let refused = match () {
             () if config.get_ssl_mode() == SslMode::Require => Some("sslmode=require"),
             () if config.get_ssl_negotiation() == SslNegotiation::Direct => {

@@ -306,6 +306,13 @@ impl From<postgres::Error> for Error {
     }
 }
 
+/// For reading and writing inside a closure, as that of a COPY. The transaction is rolled back.
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Error {
+        Error::application(error)
+    }
+}
+
 /// Why no connection could be had, and what the pool looked like then.
 #[derive(Debug)]
 #[non_exhaustive]

@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     pub wait_time: Histogram,
     pub use_time: Histogram,
     pub operation: Histogram,
+    pub failed_statements: IntCounterVec,
     pub timeouts: IntCounter,
     pub connect_failures: IntCounterVec,
     pub retries: IntCounterVec,
@@ -51,6 +52,11 @@ impl Metrics {
                 )
                 .const_label("db_system_name", "postgresql"),
             )),
+            failed_statements: counters(
+                "millpond_statement_failures_total",
+                "Statements that failed, by the server's code; empty if the connection failed.",
+                &["sqlstate"],
+            ),
             timeouts: well_formed(IntCounter::new(
                 "db_client_connection_timeouts_total",
                 "Waits for a connection that ended at their deadline.",
@@ -106,6 +112,7 @@ impl Metrics {
             self.commits.with_label_values(&[outcome]);
         }
         self.connect_failures.with_label_values(&[""]);
+        self.failed_statements.with_label_values(&[""]);
         for verdict in ["never_sent", "rolled_back", "ambiguous"] {
             self.retries.with_label_values(&["", verdict]);
         }
@@ -117,6 +124,7 @@ impl Metrics {
             Box::new(self.wait_time.clone()),
             Box::new(self.use_time.clone()),
             Box::new(self.operation.clone()),
+            Box::new(self.failed_statements.clone()),
             Box::new(self.timeouts.clone()),
             Box::new(self.connect_failures.clone()),
             Box::new(self.retries.clone()),

@@ -21,6 +21,7 @@ pub(crate) struct Metrics {
     pub wait_time: Silent,
     pub use_time: Silent,
     pub operation: Silent,
+    pub failed_statements: Silent,
     pub timeouts: Silent,
     pub connect_failures: Silent,
     pub retries: Silent,

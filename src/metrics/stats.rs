@@ -50,11 +50,17 @@ pub enum CloseReason {
     Drained,
     /// What its borrower left behind could not be cleaned up.
     LeakedState,
+    /// The application asked for it: [`Pool::evict`](crate::Pool::evict) or
+    /// [`Pool::resize`](crate::Pool::resize).
+    Evicted,
+    /// It was taken out of the pool:
+    /// [`PooledConnection::detach`](crate::pool::PooledConnection::detach).
+    Detached,
 }
 
 impl CloseReason {
     /// All there are.
-    pub const ALL: [CloseReason; 7] = [
+    pub const ALL: [CloseReason; 9] = [
         CloseReason::IdleTimeout,
         CloseReason::MaxLifetime,
         CloseReason::MaxUses,
@@ -62,6 +68,8 @@ impl CloseReason {
         CloseReason::FailedOver,
         CloseReason::Drained,
         CloseReason::LeakedState,
+        CloseReason::Evicted,
+        CloseReason::Detached,
     ];
 
     /// The word used in logs and metrics.
@@ -74,6 +82,8 @@ impl CloseReason {
             CloseReason::FailedOver => "failed_over",
             CloseReason::Drained => "drained",
             CloseReason::LeakedState => "leaked_state",
+            CloseReason::Evicted => "evicted",
+            CloseReason::Detached => "detached",
         }
     }
 }

@@ -4,7 +4,7 @@ use super::checkout::{Inner, Pool};
 use super::housekeeping;
 use super::line::Line;
 use super::manager::Manager;
-use super::observer::Observer;
+use super::observer::{Observer, Observers};
 use super::opener::Opener;
 use super::probe::Probe;
 use super::shared::{OnConnect, Shared};
@@ -39,6 +39,23 @@ impl From<PoolConfig> for Builder {
     }
 }
 
+/// The driver's settings of a connection, and the defaults of everything else. As with a URL,
+/// [`build`](Builder::build) refuses what would be weakened silently, such as `sslmode=require`.
+///
+/// ```
+/// use millpond::pool::Builder;
+///
+/// let mut config = millpond::postgres::Config::new();
+/// config.host("localhost").user("app").dbname("studio");
+/// let pool = Builder::from(config).max_size(5).build()?;
+/// # Ok::<_, millpond::ConfigErrors>(())
+/// ```
+impl From<postgres::Config> for Builder {
+    fn from(config: postgres::Config) -> Builder {
+        Builder::default().with_database(Database::try_from(config))
+    }
+}
+
 /// A zero that means "off" or "never".
 fn unless_zero(time: Duration) -> Option<Duration> {
     Some(time).filter(|t| !t.is_zero())
@@ -47,8 +64,12 @@ fn unless_zero(time: Duration) -> Option<Duration> {
 impl Builder {
     /// Where the database is: a `postgresql://` URL or a `key=value` string. Several hosts may be named. `sslmode` may be
     /// `disable` or `prefer` (which is plain: TLS is not built in). What is wrong with it is said by [`build`](Self::build).
-    pub fn database_url(mut self, url: &str) -> Self {
-        match url.parse::<Database>() {
+    pub fn database_url(self, url: &str) -> Self {
+        self.with_database(url.parse())
+    }
+
+    fn with_database(mut self, database: Result<Database, String>) -> Self {
+        match database {
             Ok(database) => (self.config.database, self.bad_url) = (Some(database), None),
             Err(why) => self.bad_url = Some(why),
         }
@@ -258,7 +279,7 @@ impl Builder {
         let shared = Arc::new(Shared::new(
             config,
             self.on_connect,
-            self.observers,
+            Observers::new(self.observers),
             watchdog,
         ));
         let opener = Arc::new(Opener::new(Arc::clone(&shared), hosts));
@@ -290,6 +311,7 @@ impl Builder {
             probe: Probe::default(),
             line: Arc::new(line),
             r2d2,
+            max: AtomicUsize::new(max),
             out: AtomicUsize::new(0),
             warned_at: AtomicU64::new(0),
             next_look: AtomicUsize::new(0),

@@ -10,15 +10,9 @@ use std::time::Instant;
 impl Inner {
     /// `unwound`: its borrower panicked.
     fn check_in(&self, mut held: Held, unwound: bool) {
-        self.out.fetch_sub(1, Ordering::Relaxed);
         let now = Instant::now();
         let session: &mut Session = &mut held;
-        if let Some(used) = session.tracked().take_hold() {
-            session.count_use();
-            self.shared.metrics.use_time.observe(used.as_secs_f64());
-            self.shared.observe(|o| o.checked_in(session.id(), used));
-            trace!("checked in conn={} used={used:.1?}", session.id());
-        }
+        self.end_use(session);
         if unwound {
             // What the driver was in the middle of is still in its buffers.
             session.close_for(CloseReason::Broken);
@@ -38,7 +32,7 @@ impl Inner {
                     self.shared.note_answer();
                 }
                 match self.line.give_back(held) {
-                    Some(unwanted) => self.discard(unwanted, CloseReason::Drained),
+                    Some(unwanted) => self.discard(unwanted, self.why_unwanted()),
                     None if dirty => self.wake_housekeeper(),
                     None => {}
                 }
@@ -49,6 +43,16 @@ impl Inner {
         }
     }
 
+    fn end_use(&self, session: &mut Session) {
+        self.out.fetch_sub(1, Ordering::Relaxed);
+        if let Some(used) = session.tracked().take_hold() {
+            session.count_use();
+            self.shared.metrics.use_time.observe(used.as_secs_f64());
+            self.shared.observe(|o| o.checked_in(session.id(), used));
+            trace!("checked in conn={} used={used:.1?}", session.id());
+        }
+    }
+
     /// Connections that were opened together are worn out together, and under load: replacing them all at once would take
     /// the pool's capacity away just then. So the last tenth of their uses is given up where that lets them go one by one.
     fn retire_in_turn(&self, session: &Session) -> Option<CloseReason> {
@@ -56,7 +60,7 @@ impl Inner {
             return None;
         }
         let line = self.line.figures();
-        let whole = line.active + line.idle == self.shared.config.max_size as usize;
+        let whole = line.active + line.idle == line.max;
         (whole && line.waiting > 0).then_some(CloseReason::MaxUses)
     }
 
@@ -64,6 +68,26 @@ impl Inner {
     pub(super) fn discard(&self, mut held: Held, reason: CloseReason) {
         held.close_for(reason);
         drop(held);
+    }
+}
+
+impl Lease {
+    /// Takes the session out of the pool, whose place there is free from now on.
+    pub(super) fn detach(mut self) -> Session {
+        let Some(mut held) = self.held.take() else {
+            unreachable!("a lease holds its session until it is dropped")
+        };
+        self.inner.end_use(&mut held);
+        let Some(mut session) = held.take() else {
+            unreachable!("a slot holds its session until it is taken")
+        };
+        session.close_for(CloseReason::Detached);
+        drop(held);
+        self.inner.line.discarded();
+        if self.inner.shared.closing.load(Ordering::SeqCst) {
+            self.inner.tell_returned();
+        }
+        session
     }
 }
 

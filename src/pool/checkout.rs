@@ -9,16 +9,16 @@ use super::session::Session;
 use super::shared::Shared;
 use crate::config::Reset;
 use crate::error::{CheckoutError, CheckoutFailure, Error, Result};
-use crate::metrics::{CloseReason, Stats};
+use crate::metrics::Stats;
 use crate::retry::Budget;
-use crate::sync::{self, Deadline, LONGEST};
+use crate::sync::{self, Deadline};
 use log::{trace, warn};
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(super) type Held = r2d2::PooledConnection<Manager>;
 
@@ -37,6 +37,8 @@ pub(crate) struct Inner {
     pub(super) probe: Probe,
     pub(super) line: Arc<Line<Held>>,
     pub(super) r2d2: r2d2::Pool<Manager>,
+    /// The most connections there may be: a copy of the line's, for a look without its lock.
+    pub(super) max: AtomicUsize,
     /// Sessions that threads hold, for the warning before they run out.
     pub(super) out: AtomicUsize,
     pub(super) warned_at: AtomicU64,
@@ -110,61 +112,6 @@ impl Pool {
             .text(&self.inner.shared.application_name(), gauges)
     }
 
-    /// Checks a connection out, waiting up to `connection_timeout`. What runs on it is not retried, and has no deadline but the
-    /// server's `statement_timeout`; when it comes back it is rolled back and cleaned of whatever was left on it.
-    ///
-    /// # Errors
-    /// [`Error::Checkout`], with the reason and the pool's figures.
-    #[track_caller]
-    pub fn get(&self) -> Result<PooledConnection> {
-        self.get_timeout(self.config().connection_timeout)
-    }
-
-    /// The same, waiting up to `timeout`.
-    ///
-    /// # Errors
-    /// As [`get`](Pool::get).
-    #[track_caller]
-    pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
-        self.check_out_at(
-            Some(Instant::now() + timeout.min(LONGEST)),
-            Location::caller(),
-        )
-        .map(|lease| PooledConnection { lease })
-    }
-
-    /// A connection that is idle now, or none; one is opened then for whoever asks next. Waits for nothing but a sign of life
-    /// from a connection that was not heard of for a while, and for the cleaning of one on which something was left.
-    #[track_caller]
-    pub fn try_get(&self) -> Option<PooledConnection> {
-        if self.inner.shared.may_block_here().is_err() {
-            return None;
-        }
-        let deadline = Instant::now() + self.config().connection_timeout;
-        loop {
-            let held = match self.inner.line.arrive(false) {
-                Arrival::Ready(held) => held,
-                Arrival::Queued { place, .. } => {
-                    self.inner.feed_spares();
-                    // For whoever comes next.
-                    self.inner.line.owe_one();
-                    let now = Deadline(Some(Instant::now()));
-                    match self.inner.line.wait(&place, &now) {
-                        Outcome::Given(held) => held,
-                        Outcome::TimedOut | Outcome::TurnedAway | Outcome::Closed => return None,
-                    }
-                }
-                Arrival::Full | Arrival::Closed => return None,
-            };
-            let lease = self.inner.lease(held);
-            if let Ok(mut lease) = self.inner.make_ready(lease, Some(deadline)) {
-                self.inner
-                    .hand_out(&mut lease, Instant::now(), Location::caller());
-                return Some(PooledConnection { lease });
-            }
-        }
-    }
-
     /// Checks a session out for whoever stands at `place`, waiting until `deadline`.
     pub(crate) fn check_out_at(
         &self,
@@ -187,7 +134,7 @@ impl Inner {
         }
         let line = self.line.figures();
         let spares = self.r2d2.state().idle_connections as usize;
-        let max = self.shared.config.max_size as usize;
+        let max = line.max;
         // The figures are taken one after the other: what moves on in between is counted once.
         let active = line.active.min(max);
         let idle = (line.idle + spares).min(max - active);
@@ -199,7 +146,7 @@ impl Inner {
             opening,
             waiting: line.waiting,
             max,
-            min_idle: self.shared.config.effective_min_idle() as usize,
+            min_idle: (self.shared.config.effective_min_idle() as usize).min(max),
         }
     }
 
@@ -286,7 +233,7 @@ impl Inner {
         while let Some(spare) = self.r2d2.try_get() {
             self.opener.demand.taken();
             if let Some(unwanted) = self.line.offer(spare) {
-                self.discard(unwanted, CloseReason::Drained);
+                self.discard(unwanted, self.why_unwanted());
             }
         }
     }
@@ -300,7 +247,12 @@ impl Inner {
         }
     }
 
-    fn hand_out(&self, lease: &mut Lease, started: Instant, place: &'static Location<'static>) {
+    pub(super) fn hand_out(
+        &self,
+        lease: &mut Lease,
+        started: Instant,
+        place: &'static Location<'static>,
+    ) {
         let waited = started.elapsed();
         lease.tracked().set_holder(place);
         if self.shared.config.reset == Reset::Always {
@@ -316,7 +268,7 @@ impl Inner {
     fn warn_when_short(&self) {
         let (out, max) = (
             self.out.load(Ordering::Relaxed),
-            self.shared.config.max_size as usize,
+            self.max.load(Ordering::Relaxed),
         );
         if out * 5 <= max * 4 {
             return;
@@ -391,39 +343,5 @@ impl DerefMut for Lease {
             Some(held) => held,
             None => unreachable!("a lease holds its session until it is dropped"),
         }
-    }
-}
-
-/// A connection that was checked out with [`Pool::get`]; it goes back to the pool when this is dropped.
-pub struct PooledConnection {
-    lease: Lease,
-}
-
-impl PooledConnection {
-    /// The connection's number in the log.
-    pub fn id(&self) -> u64 {
-        self.lease.id()
-    }
-}
-
-impl std::fmt::Debug for PooledConnection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PooledConnection")
-            .field("id", &self.id())
-            .finish()
-    }
-}
-
-impl Deref for PooledConnection {
-    type Target = postgres::Client;
-
-    fn deref(&self) -> &postgres::Client {
-        self.lease.client()
-    }
-}
-
-impl DerefMut for PooledConnection {
-    fn deref_mut(&mut self) -> &mut postgres::Client {
-        self.lease.client_mut()
     }
 }

@@ -132,7 +132,7 @@ impl Inner {
     }
 
     /// Closes idle sessions that are past their time, and those idle for too long above the minimum.
-    fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         let now = Instant::now();
         for held in self
             .line
@@ -155,7 +155,7 @@ impl Inner {
         self.close_idle(surplus, CloseReason::IdleTimeout);
     }
 
-    fn close_idle(&self, idle: impl IntoIterator<Item = Held>, reason: CloseReason) {
+    pub(super) fn close_idle(&self, idle: impl IntoIterator<Item = Held>, reason: CloseReason) {
         for held in idle {
             self.discard(held, reason);
             self.line.closed_idle();

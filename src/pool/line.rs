@@ -19,7 +19,6 @@ pub struct Line<T> {
     state: Mutex<State<T>>,
     /// Openers sleep here until somebody is in line for whom nobody opens a connection yet.
     demand: Condvar,
-    max: usize,
     max_waiting: usize,
     min_idle: usize,
 }
@@ -32,6 +31,8 @@ struct State<T> {
     active: usize,
     /// Openers at work for those in line.
     opening: usize,
+    /// The most values there may be.
+    max: usize,
     /// One is to be opened though nobody waits for it.
     owed: bool,
     closed: bool,
@@ -82,6 +83,7 @@ pub enum Outcome<T> {
 /// The line's figures at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
+    pub max: usize,
     pub idle: usize,
     pub active: usize,
     pub waiting: usize,
@@ -95,13 +97,13 @@ impl<T> Line<T> {
             waiters: VecDeque::new(),
             active: 0,
             opening: 0,
+            max,
             owed: false,
             closed: false,
         };
         Line {
             state: Mutex::new(state),
             demand: Condvar::new(),
-            max,
             max_waiting,
             min_idle,
         }
@@ -125,7 +127,7 @@ impl<T> Line<T> {
             return Arrival::Ready(value);
         }
         // Those for whom a value can be had from elsewhere do not count: they are not waiting for anybody.
-        let room = self.max.saturating_sub(state.active);
+        let room = state.max.saturating_sub(state.active);
         if state.waiters.len() >= self.max_waiting.saturating_add(room) && !first {
             return Arrival::Full;
         }
@@ -167,7 +169,7 @@ impl<T> Line<T> {
     fn wants_opener(&self, state: &State<T>) -> bool {
         let coming = state.idle.len() + state.opening;
         let wanted = state.waiters.len().max(usize::from(state.owed)) + self.min_idle;
-        coming < wanted && state.active + coming < self.max
+        coming < wanted && state.active + coming < state.max
     }
 
     /// Waits for a value. Only the thread that queued may call this, once.
@@ -196,16 +198,17 @@ impl<T> Line<T> {
         waiter.take().unwrap_or(Outcome::TimedOut)
     }
 
-    /// A checked-out value comes back and goes to the longest waiter, or becomes idle. Returns it when the line is closed.
-    #[must_use = "a value that comes back to a closed line must be closed by the caller"]
+    /// A checked-out value comes back and goes to the longest waiter, or becomes idle. Returns it
+    /// if it has no place: the line is closed, or there are more values than there may be.
+    #[must_use = "a value without a place must be closed by the caller"]
     pub fn give_back(&self, value: T) -> Option<T> {
         let mut state = self.lock();
         state.active -= 1;
         self.hand_over(state, value)
     }
 
-    /// A value that was not checked out (a new one, a spare) joins. Returns it when the line is closed.
-    #[must_use = "a value that comes to a closed line must be closed by the caller"]
+    /// A value that was not checked out (a new one, a spare) joins. Returns it if it has no place.
+    #[must_use = "a value without a place must be closed by the caller"]
     pub fn offer(&self, value: T) -> Option<T> {
         let mut state = self.lock();
         state.owed = false;
@@ -213,7 +216,7 @@ impl<T> Line<T> {
     }
 
     fn hand_over(&self, mut state: MutexGuard<'_, State<T>>, value: T) -> Option<T> {
-        if state.closed {
+        if state.closed || state.active + state.idle.len() >= state.max {
             return Some(value);
         }
         let Some(waiter) = state.waiters.pop_front() else {
@@ -320,9 +323,23 @@ impl<T> Line<T> {
         idle
     }
 
+    /// From now on there may be `max` values. Returns the idle ones beyond that, those idle longest
+    /// first; checked-out ones find no place when they come back.
+    #[must_use = "values without a place must be closed by the caller"]
+    pub fn resize(&self, max: usize) -> Vec<T> {
+        let mut state = self.lock();
+        state.max = max;
+        let kept = max.saturating_sub(state.active);
+        let surplus = state.idle.len().saturating_sub(kept);
+        let taken = state.idle.drain(..surplus).collect();
+        self.wake_opener(state);
+        taken
+    }
+
     pub fn figures(&self) -> Figures {
         let state = self.lock();
         Figures {
+            max: state.max,
             idle: state.idle.len(),
             active: state.active,
             waiting: state.waiters.len(),

@@ -15,22 +15,56 @@ use crate::error::OpenError;
 use crate::sync::caught;
 use log::error;
 use r2d2::ManageConnection;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 pub(crate) struct Manager(pub Arc<Opener>);
 
+/// What r2d2 keeps and counts: a session, until it is taken out of the pool.
+pub(crate) struct Slot(Option<Session>);
+
+const DETACHED: &str = "a slot is dropped as soon as its session is taken";
+
+impl Slot {
+    pub fn take(&mut self) -> Option<Session> {
+        self.0.take()
+    }
+}
+
+impl Deref for Slot {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        match &self.0 {
+            Some(session) => session,
+            None => unreachable!("{DETACHED}"),
+        }
+    }
+}
+
+impl DerefMut for Slot {
+    fn deref_mut(&mut self) -> &mut Session {
+        match &mut self.0 {
+            Some(session) => session,
+            None => unreachable!("{DETACHED}"),
+        }
+    }
+}
+
 impl ManageConnection for Manager {
-    type Connection = Session;
+    type Connection = Slot;
     type Error = OpenError;
 
-    fn connect(&self) -> Result<Session, OpenError> {
+    fn connect(&self) -> Result<Slot, OpenError> {
         let opener = &self.0;
         let closing = &opener.shared.closing;
         while opener.demand.serve(closing) {
             let opened = caught(|| opener.open_when_possible(None, Purpose::Use));
             match opened {
-                Ok(Ok(session)) if !closing.load(Ordering::SeqCst) => return Ok(session),
+                Ok(Ok(session)) if !closing.load(Ordering::SeqCst) => {
+                    return Ok(Slot(Some(session)));
+                }
                 Ok(_) => {}
                 Err(panic) => error!("opening a connection panicked: {panic}"),
             }
@@ -40,11 +74,11 @@ impl ManageConnection for Manager {
     }
 
     /// Never asked by r2d2 (`test_on_check_out` is off): the pool validates by itself, and only who was idle for a while.
-    fn is_valid(&self, session: &mut Session) -> Result<(), OpenError> {
+    fn is_valid(&self, session: &mut Slot) -> Result<(), OpenError> {
         session.validate(None).map_err(OpenError::Driver)
     }
 
-    fn has_broken(&self, session: &mut Session) -> bool {
-        session.is_closing()
+    fn has_broken(&self, slot: &mut Slot) -> bool {
+        slot.0.as_ref().is_none_or(Session::is_closing)
     }
 }

@@ -20,6 +20,7 @@ mod checkin;
 mod checkout;
 mod clock;
 mod close;
+mod control;
 mod demand;
 #[cfg(feature = "server")]
 mod doors;
@@ -29,11 +30,13 @@ mod housekeeping;
 mod identity;
 mod limits;
 mod line;
+mod listener;
 mod manager;
 mod names;
 mod observer;
 mod opener;
 mod param_types;
+mod plain;
 mod pooler;
 mod probe;
 mod process;
@@ -49,8 +52,10 @@ mod wire;
 
 pub use crate::metrics::{CloseReason, Stats};
 pub use builder::Builder;
-pub use checkout::{Pool, PooledConnection};
-pub use observer::Observer;
+pub use checkout::Pool;
+pub use listener::{Heard, Listener, Notification};
+pub use observer::{Observer, StatementEvent};
+pub use plain::{DetachedConnection, PooledConnection};
 pub use probe::ProbeError;
 pub use report::Report;
 

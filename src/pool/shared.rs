@@ -4,7 +4,7 @@ use super::blocking;
 use super::clock::DatabaseClock;
 use super::identity::first_value;
 use super::limits::as_server_ms;
-use super::observer::Observer;
+use super::observer::{Observer, Observers};
 use super::param_types::Descriptions;
 use super::process::{self, Process};
 use super::watchdog::Watchdog;
@@ -12,8 +12,8 @@ use crate::config::{PoolConfig, Pooler};
 use crate::error::{Error, excerpt};
 use crate::metrics::Metrics;
 use crate::retry::Phase;
-use crate::sync::{caught, unpoison};
-use log::{error, info, warn};
+use crate::sync::unpoison;
+use log::{info, warn};
 use postgres::Client;
 use postgres::error::SqlState;
 use std::collections::HashMap;
@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub closing: AtomicBool,
     /// Sessions of an older generation are retired.
     pub generation: AtomicU64,
+    /// Sessions that began to be opened before this are retired, in nanoseconds since `start`.
+    evicted_at: AtomicU64,
     /// Options in the startup packet are refused, as poolers do.
     pub(super) without_options: AtomicBool,
     /// The URL's options set `statement_timeout`, and nothing wins over them.
@@ -51,7 +53,7 @@ pub(crate) struct Shared {
     pub database_clock: DatabaseClock,
     pub descriptions: Descriptions,
     pub(super) on_connect: Option<Box<OnConnect>>,
-    observers: Vec<Arc<dyn Observer>>,
+    pub(super) observers: Observers,
     slow: Mutex<HashMap<Box<str>, Instant>>,
 }
 
@@ -59,7 +61,7 @@ impl Shared {
     pub fn new(
         config: PoolConfig,
         on_connect: Option<Box<OnConnect>>,
-        observers: Vec<Arc<dyn Observer>>,
+        observers: Observers,
         watchdog: Arc<Watchdog>,
     ) -> Shared {
         let theirs = config
@@ -78,6 +80,7 @@ impl Shared {
             watchdog,
             closing: AtomicBool::new(false),
             generation: AtomicU64::new(0),
+            evicted_at: AtomicU64::new(0),
             without_options: AtomicBool::new(false),
             hides_warnings: AtomicBool::new(false),
             start: Instant::now(),
@@ -102,13 +105,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells the observers. A panic of theirs ends there.
+    /// Tells the observers.
     pub fn observe(&self, tell: impl Fn(&dyn Observer)) {
-        for observer in &self.observers {
-            if let Err(panic) = caught(|| tell(&**observer)) {
-                error!("an observer panicked: {panic}");
-            }
-        }
+        self.observers.tell(tell);
     }
 
     pub(super) fn now(&self) -> u64 {
@@ -132,6 +131,17 @@ impl Shared {
     /// The sessions of this generation and older were opened to a server that is gone; newer ones were not.
     pub fn retire_generation(&self, generation: u64) {
         self.generation.fetch_max(generation + 1, Ordering::Relaxed);
+    }
+
+    /// The sessions that there are now are retired, for no fault of theirs.
+    pub fn evict(&self) {
+        self.evicted_at.fetch_max(self.now(), Ordering::Relaxed);
+    }
+
+    /// Whether a session that began to be opened at this moment is one of those.
+    pub fn is_evicted(&self, since: Instant) -> bool {
+        let evicted = self.evicted_at.load(Ordering::Relaxed);
+        evicted > 0 && since.saturating_duration_since(self.start).as_nanos() <= u128::from(evicted)
     }
 
     /// A pooler stands between: what is set on a session may reach strangers, statements have no names, and numbers of

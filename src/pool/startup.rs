@@ -4,6 +4,7 @@ use super::shared::Shared;
 use super::tracked::Tracked;
 use log::debug;
 use postgres::config::{Host, SslMode, SslNegotiation};
+use postgres::error::SqlState;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -40,8 +41,12 @@ impl Shared {
             };
             config.options(&options);
         }
-        let tracked = Arc::clone(tracked);
+        let (tracked, observers) = (Arc::clone(tracked), self.observers.clone());
         config.notice_callback(move |notice| {
+            // The ROLLBACK with which the pool cleans a connection causes this one.
+            if *notice.code() != SqlState::NO_ACTIVE_SQL_TRANSACTION {
+                observers.tell(|o| o.notice(tracked.id, &notice));
+            }
             // A notice may quote values: its text is not for the log. The routine is the same in every language.
             debug!("notice from the server: {}", notice.code().code());
             if notice.routine() == Some("SyncRepWaitForLSN") {

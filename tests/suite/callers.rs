@@ -195,7 +195,7 @@ fn what_a_statement_leaves_behind_does_not_reach_the_next_caller() {
         assert_eq!(one(trace), "", "{sql}");
         pool.query(sql, &[]).unwrap();
         assert_eq!(one(trace), "", "{sql}");
-        pool.transaction(|tx| {
+        pool.transaction(|tx| -> millpond::Result<_> {
             tx.execute(sql, &[])?;
             Ok(())
         })

@@ -290,7 +290,7 @@ fn each_tenants_schema_is_its_own_though_the_texts_are_the_same() {
                 assert!(inner.is_err());
                 let found = tx.query("SELECT n FROM t WHERE k = $1", &[&"KEY"])?;
                 assert_eq!(found.len(), usize::from(!a));
-                Ok(())
+                Ok::<_, millpond::Error>(())
             })
             .unwrap();
         }
@@ -317,7 +317,7 @@ fn a_temporary_table_that_each_transaction_makes_anew_is_the_one_that_is_meant()
                     "DROP TABLE s; CREATE TEMP TABLE s (n date, m int) ON COMMIT DROP",
                 )?;
                 assert_eq!(tx.query("SELECT n FROM s", &[])?.len(), 0);
-                Ok(())
+                Ok::<_, millpond::Error>(())
             })
             .unwrap();
         }
@@ -336,7 +336,7 @@ fn a_temporary_table_hides_the_other_of_its_name_from_its_transaction_alone() {
             Ok(tx.query_one(all, &[])?.get(0))
         };
         for _ in 0..3 {
-            pool.transaction(|tx| {
+            pool.transaction(|tx| -> millpond::Result<_> {
                 assert_eq!(one(tx)?, 1);
                 tx.batch_execute("CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 2 AS n")?;
                 assert_eq!(one(tx)?, 2);
@@ -360,7 +360,7 @@ fn after_a_migration_no_transaction_fails_for_what_was_kept_before() {
         .batch_execute("CREATE TABLE t1 (n int); CREATE TABLE t2 (n int); CREATE TABLE t3 (n int); CREATE TABLE t4 (n int); CREATE TABLE t5 (n int)")
         .unwrap();
     let work = || {
-        pool.transaction(|tx| {
+        pool.transaction(|tx| -> millpond::Result<_> {
             for table in 1..=5 {
                 tx.query(&format!("SELECT * FROM t{table}"), &[])?;
             }
@@ -381,7 +381,7 @@ fn after_a_migration_no_transaction_fails_for_what_was_kept_before() {
         .initial_delay(Duration::from_millis(1))
         .max_retries(5);
     let call = pool.with_policy(policy);
-    call.transaction(|tx| {
+    call.transaction(|tx| -> millpond::Result<_> {
         for table in 1..=5 {
             tx.query(&format!("SELECT * FROM t{table}"), &[])?;
         }
@@ -449,10 +449,14 @@ fn rows_that_nobody_wants_are_not_computed() {
     // More than fit on the way at once, all of them; and what is no query, too.
     pool.transaction(|tx| {
         let mut sum = 0;
-        tx.query_each("SELECT i FROM generate_series(1, 1000) AS i", &[], |row| {
-            sum += row.try_get::<_, i32>(0)?;
-            Ok(std::ops::ControlFlow::Continue(()))
-        })?;
+        tx.query_each(
+            "SELECT i FROM generate_series(1, 1000) AS i",
+            &[],
+            |row| -> millpond::Result<_> {
+                sum += row.try_get::<_, i32>(0)?;
+                Ok(std::ops::ControlFlow::Continue(()))
+            },
+        )?;
         assert_eq!(sum, 500_500);
         let mut shown = 0;
         tx.query_each("SHOW ALL", &[], |_| {
@@ -460,7 +464,7 @@ fn rows_that_nobody_wants_are_not_computed() {
             Ok(std::ops::ControlFlow::Continue(()))
         })?;
         assert!(shown > 100);
-        Ok(())
+        Ok::<_, millpond::Error>(())
     })
     .unwrap();
 }

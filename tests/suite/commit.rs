@@ -73,7 +73,7 @@ fn without_retries_not_committed_is_said_and_may_be_repeated() {
     let (db, proxy, pool) = set_up();
     let error = pool
         .with_policy(RetryPolicy::none())
-        .transaction(|tx| {
+        .transaction(|tx| -> millpond::Result<_> {
             tx.execute("INSERT INTO t VALUES (1)", &[])?;
             proxy.on_request(COMMIT, Act::Lose);
             Ok(())
@@ -107,7 +107,7 @@ fn one_that_arrives_after_the_question_is_not_committed() {
 fn three_in_a_row_are_found_out_one_by_one() {
     let (db, proxy, pool) = set_up();
     let attempts = Cell::new(0);
-    pool.transaction(|tx| {
+    pool.transaction(|tx| -> millpond::Result<_> {
         attempts.set(attempts.get() + 1);
         tx.execute("INSERT INTO t VALUES (1)", &[])?;
         match attempts.get() {

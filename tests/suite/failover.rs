@@ -172,7 +172,7 @@ fn a_commit_that_the_standby_has_not_got_is_not_called_committed() {
     // Nor is it called done before by who comes again.
     let again = pool
         .with_timeout(2 * SECOND)
-        .transaction_with_key("k", |_| Ok(()));
+        .transaction_with_key("k", |_| Ok::<_, Error>(()));
     let error = again.unwrap_err();
     assert!(error.is_outcome_unknown(), "{error:?}");
     // With the standby back, the truth is known.
@@ -180,7 +180,9 @@ fn a_commit_that_the_standby_has_not_got_is_not_called_committed() {
     proxy.on_answer(COMMITTED, Act::Lose);
     write(false).unwrap();
     assert_eq!(outcomes(&pool, "committed"), 1);
-    let again = pool.transaction_with_key("k", |_| Ok(())).unwrap();
+    let again = pool
+        .transaction_with_key("k", |_| Ok::<_, Error>(()))
+        .unwrap();
     assert_eq!(again, Keyed::AlreadyDone(None));
 }
 

@@ -54,7 +54,10 @@ fn a_key_is_done_once_and_its_answer_kept() {
     );
     assert_eq!(rows(&db.url), 2);
     // Whoever kept nothing gets nothing.
-    let bare = || pool.transaction_with_key("bare", |_| Ok(())).unwrap();
+    let bare = || {
+        pool.transaction_with_key("bare", |_| Ok::<_, Error>(()))
+            .unwrap()
+    };
     assert_eq!(
         (bare(), bare()),
         (Keyed::Done(()), Keyed::AlreadyDone(None))
@@ -139,7 +142,7 @@ fn who_waits_for_a_key_no_longer_than_he_wants_is_told_that_it_is_in_use() {
         let ((has_it, it_is_had), (may_end, end)) = (mpsc::channel(), mpsc::channel::<()>());
         let pool = &pool;
         let first = scope.spawn(move || {
-            pool.transaction_with_key("k", |tx| {
+            pool.transaction_with_key("k", |tx| -> millpond::Result<_> {
                 tx.execute("INSERT INTO t VALUES (1)", &[])?;
                 has_it.send(()).unwrap();
                 end.recv().unwrap();
@@ -149,7 +152,7 @@ fn who_waits_for_a_key_no_longer_than_he_wants_is_told_that_it_is_in_use() {
         it_is_had.recv().unwrap();
         let impatient = pool.call().with_key_wait(100 * MS);
         let mut ran = false;
-        let second = impatient.transaction_with_key("k", |_| {
+        let second = impatient.transaction_with_key("k", |_| -> millpond::Result<_> {
             ran = true;
             Ok(())
         });
@@ -158,7 +161,9 @@ fn who_waits_for_a_key_no_longer_than_he_wants_is_told_that_it_is_in_use() {
         assert!(error.is_retryable() && !error.is_outcome_unknown() && !ran);
         may_end.send(()).unwrap();
         assert_eq!(first.join().unwrap().unwrap(), Keyed::Done(()));
-        let done = impatient.transaction_with_key("k", |_| Ok(())).unwrap();
+        let done = impatient
+            .transaction_with_key("k", |_| Ok::<_, Error>(()))
+            .unwrap();
         assert_eq!(done, Keyed::AlreadyDone(None));
     });
     assert_eq!(rows(&db.url), 1);
@@ -235,7 +240,7 @@ fn lost_without_retries_is_said_and_the_key_is_free() {
     let (db, proxy, pool) = set_up();
     let error = pool
         .with_policy(RetryPolicy::none())
-        .transaction_with_key("k", |tx| {
+        .transaction_with_key("k", |tx| -> millpond::Result<_> {
             tx.execute("INSERT INTO t VALUES (1)", &[])?;
             proxy.on_request(COMMIT, Act::Lose);
             Ok(())
@@ -272,7 +277,7 @@ fn one_that_arrives_after_the_question_does_nothing() {
 fn three_lost_in_a_row_on_one_key_are_found_out_one_by_one() {
     let (db, proxy, pool) = set_up();
     let attempts = Cell::new(0);
-    let result = pool.transaction_with_key("k", |tx| {
+    let result = pool.transaction_with_key("k", |tx| -> millpond::Result<_> {
         attempts.set(attempts.get() + 1);
         tx.execute("INSERT INTO t VALUES (1)", &[])?;
         match attempts.get() {
@@ -346,13 +351,15 @@ fn whatever_a_closure_sets_for_its_transaction_its_answer_is_kept_as_it_is() {
         "SET LOCAL SESSION AUTHORIZATION humble",
         "SET LOCAL SESSION AUTHORIZATION humble; SET LOCAL ROLE humble",
     ] {
-        let done = pool.transaction_with_key(sets, |tx| {
+        let done = pool.transaction_with_key(sets, |tx| -> millpond::Result<_> {
             tx.batch_execute(sets)?;
             tx.execute("INSERT INTO t VALUES (1)", &[])?;
             tx.keep_answer(all.clone())
         });
         assert_eq!(done.unwrap(), Keyed::Done(()), "{sets}");
-        let again = pool.transaction_with_key(sets, |_| Ok(())).unwrap();
+        let again = pool
+            .transaction_with_key(sets, |_| Ok::<_, Error>(()))
+            .unwrap();
         assert_eq!(again, Keyed::AlreadyDone(Some(all.clone())), "{sets}");
     }
     assert_eq!(rows(&db.url), 6);
@@ -452,13 +459,14 @@ fn what_is_done_is_found_out_in_the_role_that_may() {
 fn a_key_is_kept_from_the_end_of_its_write_on() {
     let (db, _proxy, pool) = set_up();
     for (n, keeps) in [false, true].into_iter().enumerate() {
-        let done = pool.transaction_with_key(&format!("keeps: {keeps}"), |tx| {
-            if keeps {
-                tx.keep_answer("kept")?;
-            }
-            let end = tx.query_one("SELECT clock_timestamp() FROM pg_sleep(0.3)", &[])?;
-            Ok(end.get::<_, std::time::SystemTime>(0))
-        });
+        let done =
+            pool.transaction_with_key(&format!("keeps: {keeps}"), |tx| -> millpond::Result<_> {
+                if keeps {
+                    tx.keep_answer("kept")?;
+                }
+                let end = tx.query_one("SELECT clock_timestamp() FROM pg_sleep(0.3)", &[])?;
+                Ok(end.get::<_, std::time::SystemTime>(0))
+            });
         let Keyed::Done(end) = done.unwrap() else {
             panic!("it was done before");
         };
@@ -505,9 +513,9 @@ fn when_another_did_it_in_the_meantime_its_answer_is_the_answer() {
     let other = db.pool().build().unwrap();
     let url = db.url.clone();
     let attempts = Cell::new(0);
-    let first = pool
-        .with_policy(RetryPolicy::none())
-        .transaction_with_key("k", |tx| {
+    let first = pool.with_policy(RetryPolicy::none()).transaction_with_key(
+        "k",
+        |tx| -> millpond::Result<_> {
             attempts.set(attempts.get() + 1);
             let pid: i32 = tx.query_one("SELECT pg_backend_pid()", &[])?.get(0);
             tx.execute("INSERT INTO t VALUES (1)", &[])?;
@@ -522,7 +530,8 @@ fn when_another_did_it_in_the_meantime_its_answer_is_the_answer() {
             });
             proxy.on_request(COMMIT, Act::LoseAfter(act));
             Ok("by the first")
-        });
+        },
+    );
     assert_eq!((first.unwrap(), attempts.get()), (already_done(), 1));
     assert_eq!((rows(&db.url), outcomes(&pool, "not_committed")), (1, 1));
 }

@@ -73,7 +73,7 @@ fn running_short_is_said_before_it_hurts() {
 fn retries_and_closes_have_one_shape() {
     let pool = database().pool().max_size(1).max_uses(1).build().unwrap();
     let mut first = true;
-    pool.transaction(|tx| {
+    pool.transaction(|tx| -> millpond::Result<_> {
         if std::mem::take(&mut first) {
             tx.batch_execute(
                 "DO $$ BEGIN RAISE EXCEPTION 'shape_of_a_retry' USING ERRCODE = '40001'; END $$",

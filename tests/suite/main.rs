@@ -13,6 +13,7 @@ mod commit;
 mod conformance;
 mod docs;
 mod edge;
+mod embedders;
 mod failover;
 mod fork;
 mod frozen;

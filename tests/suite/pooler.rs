@@ -255,7 +255,7 @@ fn a_lost_commit_is_unknown_without_a_key_and_ends_nobody_elses_transaction() {
 
         let mut attempts = 0;
         let error = pool
-            .transaction(|tx| {
+            .transaction(|tx| -> millpond::Result<_> {
                 attempts += 1;
                 tx.execute(insert, &[])?;
                 proxy.on_answer(COMMITTED, Act::Lose);
@@ -265,7 +265,7 @@ fn a_lost_commit_is_unknown_without_a_key_and_ends_nobody_elses_transaction() {
         assert!(error.is_outcome_unknown(), "{mode} transaction: {error:?}");
         assert_eq!((attempts, rows(), outcomes(&pool, "unknown")), (1, 2, 1));
 
-        let done = pool.transaction_with_key("k", |tx| {
+        let done = pool.transaction_with_key("k", |tx| -> millpond::Result<_> {
             tx.execute(insert, &[])?;
             proxy.on_answer(COMMITTED, Act::Lose);
             Ok(())
@@ -274,7 +274,7 @@ fn a_lost_commit_is_unknown_without_a_key_and_ends_nobody_elses_transaction() {
         assert_eq!((rows(), outcomes(&pool, "committed")), (3, 1));
         // Lost before it came: repeated.
         let mut attempts = 0;
-        let done = pool.transaction_with_key("l", |tx| {
+        let done = pool.transaction_with_key("l", |tx| -> millpond::Result<_> {
             attempts += 1;
             tx.execute(insert, &[])?;
             if attempts == 1 {

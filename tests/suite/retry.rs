@@ -28,7 +28,7 @@ fn count(pool: &Pool, table: &str) -> i64 {
 fn a_first_attempt_that_succeeds_is_the_only_one() {
     let pool = database().pool().build().unwrap();
     let attempts = Cell::new(0);
-    let value = pool.transaction(|tx| {
+    let value = pool.transaction(|tx| -> millpond::Result<_> {
         attempts.set(attempts.get() + 1);
         Ok(tx.query_one("SELECT 7", &[])?.get::<_, i32>(0))
     });
@@ -40,7 +40,7 @@ fn a_first_attempt_that_succeeds_is_the_only_one() {
 fn a_transaction_is_repeated_on_08000() {
     let pool = database().pool().build().unwrap();
     let attempts = Cell::new(0);
-    let value = pool.transaction(|tx| {
+    let value = pool.transaction(|tx| -> millpond::Result<_> {
         attempts.set(attempts.get() + 1);
         if attempts.get() == 1 {
             tx.batch_execute(&fails_with("08000"))?;
@@ -340,7 +340,7 @@ fn a_failure_in_rows_that_nobody_read_or_in_a_copy_fails_the_transaction() {
         },
     ];
     for (nth, work) in works.iter().enumerate() {
-        let result = pool.transaction(|tx| {
+        let result = pool.transaction(|tx| -> millpond::Result<_> {
             tx.execute("INSERT INTO t VALUES (1)", &[])?;
             work(tx);
             Ok(())
@@ -380,11 +380,11 @@ fn rows_and_copies_pass_one_by_one() {
                 })?;
                 assert_eq!(seen, 1);
                 // The closure's own error comes out as it is, and is no failure of the transaction.
-                let refused = tx.query_each("SELECT n FROM t", &[], |_| {
+                let refused = tx.query_each("SELECT n FROM t", &[], |_| -> millpond::Result<_> {
                     Err(Error::application("enough"))
                 });
                 assert!(matches!(refused, Err(Error::Application(_))));
-                Ok(sum)
+                Ok::<_, millpond::Error>(sum)
             })
             .unwrap();
         assert_eq!(sum, (10..100_000).sum::<i64>());
@@ -690,7 +690,7 @@ fn isolation_and_read_only_are_as_asked() {
         .call()
         .isolation_level(millpond::postgres::IsolationLevel::Serializable)
         .read_only();
-    let level = call.transaction(|tx| {
+    let level = call.transaction(|tx| -> millpond::Result<_> {
         Ok(tx
             .query_one("SHOW transaction_isolation", &[])?
             .get::<_, String>(0))

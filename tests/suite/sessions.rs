@@ -181,7 +181,7 @@ fn a_changed_table_is_prepared_again() {
     assert_eq!(pool.query("SELECT * FROM t", &[]).unwrap()[0].len(), 2);
     admin.batch_execute("ALTER TABLE t ADD c int").unwrap();
     let columns = pool
-        .transaction(|tx| Ok(tx.query("SELECT * FROM t", &[])?[0].len()))
+        .transaction(|tx| Ok::<_, millpond::Error>(tx.query("SELECT * FROM t", &[])?[0].len()))
         .unwrap();
     assert_eq!(columns, 3);
 }

@@ -17,7 +17,7 @@ use crate::pool::wire;
 use crate::retry::Progress;
 use log::{info, warn};
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::{Client, SimpleQueryMessage};
+use postgres::{Client, Notification, SimpleQueryMessage};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,6 +51,10 @@ pub(crate) struct Session {
     pub(super) heard_at: Instant,
     /// It has since it was checked out.
     pub(super) heard: bool,
+    /// Which attempt of a call it is used for, from 1.
+    pub attempt: u32,
+    /// The rows that the statement under way returned or touched, once they are counted.
+    pub(super) rows: Option<u64>,
     pub(super) uses: u64,
     pub(super) generation: u64,
     /// Why it is to be closed, once that is settled.
@@ -111,6 +115,8 @@ impl Session {
             last_used: now,
             heard_at: now,
             heard: false,
+            attempt: 1,
+            rows: None,
             uses: 0,
             generation,
             closing: None,
@@ -220,6 +226,25 @@ impl Session {
         armed.disarm() || !goes_on
     }
 
+    /// Waits for a notification, at most for this long. There is none either where the connection
+    /// is lost.
+    pub fn next_notification(&mut self, wait: Duration) -> Option<Notification> {
+        let mut pending = self.client.notifications();
+        let mut iter = pending.timeout_iter(wait);
+        let heard = loop {
+            match iter.next() {
+                Ok(Some(notification)) if wire::Handle::is_look(&notification) => {}
+                heard => break heard.ok().flatten(),
+            }
+        };
+        drop(iter);
+        drop(pending);
+        if heard.is_some() {
+            self.hear(Instant::now());
+        }
+        heard
+    }
+
     /// Whatever happens on it, it is cleaned when it comes back.
     pub fn clean_afterwards(&mut self) {
         self.dirty = true;
@@ -237,6 +262,7 @@ impl Session {
             broken: self.is_lost() || self.in_call,
             draining: self.shared.closing.load(Ordering::Relaxed),
             outlived: self.generation < self.shared.generation.load(Ordering::Relaxed),
+            evicted: self.shared.is_evicted(self.opened_at - self.took),
             expired: self.expires_at.is_some_and(|at| now >= at),
             worn_out: (config.max_uses > 0 && self.uses >= config.max_uses)
                 || self.tracked().wire.has_grown(),
@@ -409,6 +435,7 @@ struct Wear {
     broken: bool,
     draining: bool,
     outlived: bool,
+    evicted: bool,
     expired: bool,
     worn_out: bool,
 }
@@ -423,6 +450,7 @@ impl Wear {
             Wear { broken: true, .. } => Some(CloseReason::Broken),
             Wear { draining: true, .. } => Some(CloseReason::Drained),
             Wear { outlived: true, .. } => Some(CloseReason::FailedOver),
+            Wear { evicted: true, .. } => Some(CloseReason::Evicted),
             Wear { expired: true, .. } => Some(CloseReason::MaxLifetime),
             Wear { worn_out: true, .. } => Some(CloseReason::MaxUses),
             _ => None,
@@ -461,6 +489,14 @@ mod tests {
                     ..fresh
                 },
                 Some(CloseReason::FailedOver),
+            ),
+            (
+                Wear {
+                    evicted: true,
+                    expired: true,
+                    ..fresh
+                },
+                Some(CloseReason::Evicted),
             ),
             (
                 Wear {

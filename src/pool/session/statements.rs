@@ -5,6 +5,7 @@ use super::life::Session;
 use crate::error::{Error, excerpt};
 use crate::metrics::CloseReason;
 use crate::pool::limits::Limits;
+use crate::pool::observer::StatementEvent;
 use crate::pool::param_types::Described;
 use crate::pool::watchdog::Plan;
 use crate::retry::{Facts, Fate, Phase, Progress, Symptom, verdict};
@@ -35,6 +36,7 @@ impl Session {
                     phase,
                     |client, statement| client.query(statement, params),
                     |client, typed| client.query_typed(sql, typed),
+                    Vec::len,
                 )
             })?
             .ok_or(WRONG_COUNT)?;
@@ -61,6 +63,7 @@ impl Session {
                 phase,
                 |client, statement| client.execute(statement, params),
                 |client, typed| client.execute_typed(sql, typed),
+                |touched| *touched as usize,
             )
         })?
         .ok_or(WRONG_COUNT)
@@ -84,6 +87,7 @@ impl Session {
         phase: Phase,
         mut named: impl FnMut(&mut Client, &Statement) -> Result<T, postgres::Error>,
         unnamed: impl Fn(&mut Client, &[Typed<'_>]) -> Result<T, postgres::Error>,
+        count: impl Fn(&T) -> usize,
     ) -> Result<Option<T>, (postgres::Error, Phase)> {
         let mut again = false;
         loop {
@@ -109,7 +113,10 @@ impl Session {
                 (result, Text::Described(described), known)
             };
             let error = match result {
-                Ok(value) => return Ok(Some(value)),
+                Ok(value) => {
+                    self.rows = Some(count(&value) as u64);
+                    return Ok(Some(value));
+                }
                 Err(e) => e,
             };
             let symptom = Symptom::of(&error);
@@ -200,6 +207,7 @@ impl Session {
         };
         let armed = self.client.registration().arm(limits.act_at(started), plan);
         self.in_call = true;
+        self.rows = None;
         let result = work(self);
         self.in_call = false;
         let cancelled = armed.disarm();
@@ -220,10 +228,21 @@ impl Session {
             // The signal may still arrive, and would hit the next statement.
             self.close_for(CloseReason::Broken);
         }
-        if self.gave_up_on_standbys() && result.is_ok() {
-            return Err(Error::NotReplicated);
-        }
-        result.map_err(|(error, phase)| self.failed(sql, error, phase, cancelled, took, limits))
+        let result = match result {
+            Ok(_) if self.gave_up_on_standbys() => Err(Error::NotReplicated),
+            Ok(value) => Ok(value),
+            Err((error, phase)) => Err(self.failed(sql, error, phase, cancelled, took, limits)),
+        };
+        let event = StatementEvent {
+            connection: self.id(),
+            sql,
+            took,
+            rows: self.rows.filter(|_| result.is_ok()),
+            attempt: self.attempt,
+            error: result.as_ref().err(),
+        };
+        self.shared.observe(|o| o.statement(&event));
+        result
     }
 
     fn failed(
@@ -237,6 +256,9 @@ impl Session {
     ) -> Error {
         let (asked, progress) = (phase, self.tracked().wire.progress());
         let phase = phase.once_seen(progress);
+        let code = source.code().map_or("", SqlState::code);
+        let failures = &self.shared.metrics.failed_statements;
+        failures.with_label_values(&[code]).inc();
         if verdict(&Symptom::of(&source), phase).session == Fate::Discard {
             self.close_for(CloseReason::Broken);
             self.shared.note_trouble();

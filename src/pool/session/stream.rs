@@ -4,12 +4,13 @@
 use super::life::Session;
 use super::statements::{Typed, WRONG_COUNT, with_types};
 use crate::error::Error;
+use crate::metrics::CloseReason;
 use crate::pool::limits::Limits;
 use crate::retry::Phase;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::ToSql;
 use postgres::{CopyInWriter, Row};
-use std::io::{self, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::ops::ControlFlow;
 
 /// One at a time in each transaction: whoever reads its rows has the transaction.
@@ -27,7 +28,12 @@ impl Session {
         limits: &Limits,
         mut each: impl FnMut(Row) -> ControlFlow<()>,
     ) -> Result<(), Error> {
+        let mut count = 0;
         self.timed(sql, phase, limits, |session| {
+            let mut each = |row| {
+                count += 1;
+                each(row)
+            };
             let mut pass = || {
                 let (described, _) = session.described(sql)?;
                 if described.params.len() != params.len() {
@@ -49,7 +55,9 @@ impl Session {
                 }
                 Ok(Some(()))
             };
-            pass().map_err(|e| {
+            let passed = pass();
+            session.rows = Some(count);
+            passed.map_err(|e| {
                 // What is known of it may be stale.
                 session.forget(sql);
                 (e, phase)
@@ -112,9 +120,93 @@ impl Session {
                     (None, Ok(())) => writer.finish(),
                 }
             };
-            copy().map_err(|e| (e, phase))
+            let copied = copy();
+            session.rows = copied.as_ref().ok().copied();
+            copied.map_err(|e| (e, phase))
         })?;
         refused.map_or(Ok(rows), Err)
+    }
+
+    /// Runs a COPY TO STDOUT and lets `take` read it.
+    pub fn copy_out<T>(
+        &mut self,
+        sql: &str,
+        phase: Phase,
+        limits: &Limits,
+        take: impl FnOnce(&mut dyn BufRead) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let taken = self.timed(sql, phase, limits, |session| {
+            let mut copied = session.client.copy_out(sql).map_err(|e| (e, phase))?;
+            let mut reading = Reading {
+                reader: &mut copied,
+                ended: false,
+                lost: None,
+            };
+            let mut taken = take(&mut reading);
+            if taken.is_ok()
+                && let Err(error) = io::copy(&mut reading, &mut io::sink())
+            {
+                taken = Err(error.into());
+            }
+            match reading.lost {
+                Some(lost) => Err((lost, phase)),
+                None => Ok(taken),
+            }
+        })?;
+        if taken.is_err() {
+            // The rest of the rows is still on its way.
+            self.close_for(CloseReason::Broken);
+        }
+        taken
+    }
+}
+
+/// What a COPY is read through; keeps the driver's error, which the caller sees as one of reading.
+struct Reading<'r, R> {
+    reader: &'r mut R,
+    /// The driver's reader fails when it is read beyond its end (postgres 0.19.14).
+    ended: bool,
+    lost: Option<postgres::Error>,
+}
+
+impl<R: BufRead> Read for Reading<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl<R: BufRead> BufRead for Reading<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.ended {
+            return Ok(&[]);
+        }
+        match self.reader.fill_buf() {
+            Ok(bytes) => {
+                self.ended = bytes.is_empty();
+                Ok(bytes)
+            }
+            Err(error) => {
+                self.ended = true;
+                Err(driver_error(&mut self.lost, error))
+            }
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.reader.consume(amount);
+    }
+}
+
+/// Takes the driver's error out of one of the standard library's, which stands in for it.
+fn driver_error(lost: &mut Option<postgres::Error>, error: io::Error) -> io::Error {
+    match error.downcast::<postgres::Error>() {
+        Ok(error) => {
+            lost.get_or_insert(error);
+            io::Error::other("the COPY failed")
+        }
+        Err(other) => other,
     }
 }
 
@@ -126,13 +218,7 @@ struct Copying<'c> {
 
 impl Copying<'_> {
     fn keep(&mut self, error: io::Error) -> io::Error {
-        match error.downcast::<postgres::Error>() {
-            Ok(lost) => {
-                self.lost.get_or_insert(lost);
-                io::Error::other("the COPY failed")
-            }
-            Err(other) => other,
-        }
+        driver_error(&mut self.lost, error)
     }
 }
 

@@ -1,0 +1,127 @@
+//! What an application may ask of a running pool: to wait until it is ready, to replace its
+//! connections, to be of another size.
+
+use super::checkout::{Inner, Pool};
+use crate::error::{CheckoutFailure, Error, Result};
+use crate::metrics::CloseReason;
+use crate::sync::LONGEST;
+use std::panic::Location;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often a pool that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+impl Pool {
+    /// Waits until a connection can be checked out and as many are open as are kept ready
+    /// ([`min_idle`](crate::pool::Builder::min_idle)), at most for `timeout`. An application that
+    /// calls it at its start fails early, and with the reason, if the database is not there.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// let pool = millpond::Pool::builder().database_url("postgresql://app@db/app").build()?;
+    /// pool.wait_ready(Duration::from_secs(30))?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Checkout`], with the last reason why no connection could be opened: at once if it
+    /// will not pass by itself (a wrong password), else when the time is up.
+    #[track_caller]
+    pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
+        let (place, started) = (Location::caller(), Instant::now());
+        let until = started + timeout.min(LONGEST);
+        while let Err(error) = self.check_out_at(Some(until), place) {
+            if !may_pass(&error) || Instant::now() >= until {
+                return Err(error);
+            }
+            thread::sleep(LOOK);
+        }
+        while !self.inner.has_minimum() {
+            if self.is_closed() || Instant::now() >= until {
+                let reason = match self.is_closed() {
+                    true => CheckoutFailure::Closed,
+                    false => CheckoutFailure::Timeout,
+                };
+                return Err(self.inner.refuse(reason, started, place));
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Replaces all connections that are open now: idle ones are closed at once, those in use when
+    /// they come back. For what only new connections see: a role's settings, a changed
+    /// `on_connect`, another server behind a name. In the log and in the metrics, the reason of
+    /// these closes is `evicted`.
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// pool.execute("ALTER ROLE app SET work_mem = '64MB'", &[])?;
+    /// pool.evict();
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    pub fn evict(&self) {
+        if !self.inner.shared.process.is_another() {
+            self.inner.shared.evict();
+            self.inner.sweep();
+        }
+    }
+
+    /// Changes the most connections there may be, from 1 to the
+    /// [`max_size`](crate::pool::Builder::max_size) that the pool was built with. Idle connections
+    /// beyond it are closed at once, those in use when they come back (`evicted`); threads in line
+    /// are served by those that stay.
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// pool.resize(5)?;
+    /// assert_eq!(pool.stats().max, 5);
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] for any other size.
+    pub fn resize(&self, connections: u32) -> Result<()> {
+        if self.inner.shared.process.is_another() {
+            return Ok(());
+        }
+        if !(1..=self.config().max_size).contains(&connections) {
+            return Err(Error::Misuse(
+                "a pool is resized to between 1 and the max_size that it was built with",
+            ));
+        }
+        self.inner
+            .max
+            .store(connections as usize, Ordering::Relaxed);
+        let surplus = self.inner.line.resize(connections as usize);
+        self.inner.close_idle(surplus, CloseReason::Evicted);
+        Ok(())
+    }
+}
+
+/// The database may be there in time, though check-outs fail at once now.
+fn may_pass(error: &Error) -> bool {
+    let Error::Checkout(e) = error else {
+        return false;
+    };
+    let cause = e.last_open_error.as_ref();
+    e.reason != CheckoutFailure::Closed && !cause.is_some_and(|cause| cause.is_permanent())
+}
+
+impl Inner {
+    /// As many connections are open as are kept ready.
+    fn has_minimum(&self) -> bool {
+        let stats = self.stats();
+        stats.idle + stats.active >= stats.min_idle
+    }
+
+    /// Why a connection that has come back has no place.
+    pub(super) fn why_unwanted(&self) -> CloseReason {
+        match self.shared.closing.load(Ordering::SeqCst) {
+            true => CloseReason::Drained,
+            false => CloseReason::Evicted,
+        }
+    }
+}

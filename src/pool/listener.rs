@@ -1,0 +1,216 @@
+//! Listening to notifications (`LISTEN`, `NOTIFY`; PostgreSQL's manual, chapter "Asynchronous
+//! Notification"), on a connection beside the pool's that is opened again when it is lost.
+
+use super::checkout::{Inner, Pool};
+use super::hedge::Purpose;
+use super::session::{Session, UPKEEP};
+use crate::error::{CheckoutFailure, Error, OpenError, Result};
+use crate::metrics::CloseReason;
+use crate::retry::Phase;
+use crate::sync::LONGEST;
+use log::warn;
+use std::fmt;
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+pub use postgres::Notification;
+
+/// How long one wait for the server lasts: a pool that closes is noticed between two of them.
+const SLICE: Duration = Duration::from_millis(250);
+/// A connection that was silent for this long is asked whether its server is still there.
+const ASK_AFTER: Duration = Duration::from_secs(10);
+/// The longest name of a channel, in bytes (`NAMEDATALEN` - 1).
+const LONGEST_NAME: usize = 63;
+
+/// What a [`Listener`] was told.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Heard {
+    /// A notification: its channel, its payload, and the process that sent it.
+    Notification(Notification),
+    /// The connection was lost and is back: notifications may have been missed. Read again what
+    /// they stand for.
+    Gap,
+}
+
+/// Listens to channels. Made by [`Pool::listen`].
+///
+/// It has a connection of its own, which does not count among those of the pool. When that is lost,
+/// it is opened again, and [`Heard::Gap`] says that something may have been missed meanwhile. The
+/// server keeps nothing for listeners that are away, so whatever must not be lost belongs into a
+/// table, and the notification only says that it is there.
+pub struct Listener {
+    inner: Arc<Inner>,
+    place: &'static Location<'static>,
+    /// The statements that begin listening.
+    sql: String,
+    session: Option<Session>,
+}
+
+impl Pool {
+    /// Listens to these channels, named as in `pg_notify`: letters keep their case. Returns once the
+    /// server has begun to listen, within `connection_timeout`.
+    ///
+    /// ```no_run
+    /// use millpond::pool::Heard;
+    /// use std::time::Duration;
+    ///
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// # fn work_off_the_queue(_: &millpond::Pool) -> millpond::Result<()> { Ok(()) }
+    /// let mut listener = pool.listen(["jobs"])?;
+    /// // What was queued before.
+    /// work_off_the_queue(&pool)?;
+    /// loop {
+    ///     match listener.next(Duration::from_secs(60))? {
+    ///         Some(Heard::Notification(job)) => println!("queued: {}", job.payload()),
+    ///         Some(Heard::Gap) => println!("something may have been missed"),
+    ///         Some(_) | None => {}
+    ///     }
+    ///     work_off_the_queue(&pool)?;
+    /// }
+    /// # #[allow(unreachable_code)]
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Checkout`] if no connection could be opened; [`Error::Database`] if the server
+    /// refuses to listen, as a standby does; [`Error::Misuse`] behind a pooler in front of the
+    /// server, where a connection is not a session, and for a name that is empty, longer than 63
+    /// bytes, or contains a zero byte.
+    #[track_caller]
+    pub fn listen<I>(&self, channels: I) -> Result<Listener>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let mut sql = String::new();
+        for channel in channels {
+            let name = channel.as_ref();
+            if name.is_empty() || name.len() > LONGEST_NAME || name.contains('\0') {
+                return Err(Error::Misuse(
+                    "a channel's name has 1 to 63 bytes, none of them zero",
+                ));
+            }
+            sql.push_str(&format!("LISTEN \"{}\"; ", name.replace('"', "\"\"")));
+        }
+        if sql.is_empty() {
+            return Err(Error::Misuse("name a channel to listen to"));
+        }
+        let mut listener = Listener {
+            inner: Arc::clone(&self.inner),
+            place: Location::caller(),
+            sql,
+            session: None,
+        };
+        listener.inner.shared.may_block_here()?;
+        let started = Instant::now();
+        match listener.connect(started + self.config().connection_timeout)? {
+            true => Ok(listener),
+            false => Err(listener.refuse(CheckoutFailure::Timeout, started)),
+        }
+    }
+}
+
+impl Listener {
+    /// Waits for the next notification, at most for `timeout`; `None` when that has passed, also if
+    /// the database has been away all the while. Zero takes what has arrived already. If the
+    /// connection has to be opened again, it may take `connection_timeout` longer.
+    ///
+    /// # Errors
+    /// [`Error::Checkout`] once the pool is closed, or if the database refuses the connection for a
+    /// reason that will not pass by itself; [`Error::Database`] if the server refuses to listen.
+    pub fn next(&mut self, timeout: Duration) -> Result<Option<Heard>> {
+        self.inner.shared.may_block_here()?;
+        let started = Instant::now();
+        let until = started + timeout.min(LONGEST);
+        loop {
+            if self.inner.shared.closing.load(Ordering::SeqCst) {
+                self.session = None;
+                return Err(self.refuse(CheckoutFailure::Closed, started));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let Some(session) = &mut self.session else {
+                let limit = self.inner.shared.config.connection_timeout;
+                match self.connect(Instant::now() + limit)? {
+                    true => return Ok(Some(Heard::Gap)),
+                    false if left.is_zero() => return Ok(None),
+                    false => continue,
+                }
+            };
+            if let Some(notification) = session.next_notification(left.min(SLICE)) {
+                return Ok(Some(Heard::Notification(notification)));
+            }
+            let silent = session.heard_at().elapsed() >= ASK_AFTER;
+            if session.is_lost() || silent && session.validate(None).is_err() {
+                warn!("lost the connection that listens: conn={}", session.id());
+                session.close_for(CloseReason::Broken);
+                self.inner.shared.note_trouble();
+                self.session = None;
+            } else if left.is_zero() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Opens the connection and begins to listen. False if the database is not there until then.
+    fn connect(&mut self, until: Instant) -> Result<bool> {
+        let started = Instant::now();
+        let opened = self
+            .inner
+            .opener
+            .open_when_possible(Some(until), Purpose::Use);
+        let mut session = match opened {
+            Ok(session) => session,
+            Err(OpenError::Closed) if !self.inner.shared.closing.load(Ordering::SeqCst) => {
+                let cause = self.inner.opener.gate.last_error();
+                return match cause.is_some_and(|cause| cause.is_permanent()) {
+                    true => Err(self.refuse(CheckoutFailure::Refused, started)),
+                    false => Ok(false),
+                };
+            }
+            Err(_) => return Err(self.refuse(CheckoutFailure::Closed, started)),
+        };
+        if self.inner.shared.is_pooled() {
+            return Err(Error::Misuse(
+                "behind a pooler nothing can be listened to: connect to the server itself",
+            ));
+        }
+        match session.ask(&self.sql, Instant::now() + UPKEEP) {
+            Ok(_) => {
+                self.session = Some(session);
+                Ok(true)
+            }
+            Err(source) if source.code().is_some() && !session.is_lost() => Err(Error::Database {
+                source,
+                phase: Phase::Preparing,
+            }),
+            Err(_) => {
+                session.close_for(CloseReason::Broken);
+                Ok(false)
+            }
+        }
+    }
+
+    fn refuse(&self, reason: CheckoutFailure, started: Instant) -> Error {
+        self.inner.refuse(reason, started, self.place)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.close_for(CloseReason::Detached);
+        }
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener")
+            .field("listens", &self.sql)
+            .field("connected", &self.session.is_some())
+            .finish()
+    }
+}
