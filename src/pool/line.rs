@@ -1,15 +1,19 @@
-//! The line: who gets the next connection.
+//! The line: decides which thread gets the next connection.
 //!
-//! A fair hand-off. Whoever finds an idle connection and nobody in line takes it; everybody else queues. What comes
-//! back, or is newly opened, goes straight to the thread that has waited longest, which is woken alone. Invariants:
+//! The hand-off is fair. A thread that finds an idle connection and an empty line takes the
+//! connection; any other thread queues. A connection that is checked in or newly opened goes
+//! straight to the thread that has waited longest, and only that thread is woken. Invariants:
 //!
-//! - nobody is overtaken: while a thread waits, no connection goes to a later one;
-//! - nothing is lost: a connection given to a waiter whose deadline passes in that moment is taken by it all the same;
-//! - an idle connection and a waiting thread never exist side by side;
-//! - as many idle ones as are to be kept ready are asked for as soon as there are fewer, and never more.
+//! - Waiters are served in order: while a thread waits, no connection goes to a later one.
+//! - No connection is lost: if a waiter's deadline passes just as it is given a connection, it
+//!   takes the connection anyway.
+//! - There is never an idle connection while a thread waits.
+//! - Openers are asked for more connections as soon as fewer are idle than `min_idle`, and never
+//!   for more than that.
 //!
-//! The line knows nothing of PostgreSQL: it hands out values of any type `T`. It does no I/O, and it takes locks, threads
-//! and deadlines from `crate::sync`, so that a test can put a model checker's in their place.
+//! The line does not depend on PostgreSQL: it hands out values of any type `T`. It does no I/O, and
+//! it takes locks, threads and deadlines from `crate::sync`, so that a test can replace them with
+//! those of a model checker.
 
 use crate::sync::{Arc, Condvar, Deadline, Mutex, MutexGuard, Thread, current_thread, unpoison};
 use std::collections::VecDeque;
@@ -17,19 +21,19 @@ use std::collections::VecDeque;
 /// The line for values of type `T`.
 pub struct Line<T> {
     state: Mutex<State<T>>,
-    /// Openers sleep here until somebody is in line for whom nobody opens a connection yet.
+    /// Openers sleep here until a thread is in line for which no connection is being opened yet.
     demand: Condvar,
     max_waiting: usize,
     min_idle: usize,
 }
 
 struct State<T> {
-    /// Idle values, the one that came back last at the end.
+    /// Idle values; the most recently returned one is last.
     idle: Vec<T>,
     waiters: VecDeque<Arc<Waiter<T>>>,
-    /// Values that are checked out.
+    /// Number of values that are checked out.
     active: usize,
-    /// Openers at work for those in line.
+    /// Number of openers at work for the waiters.
     opening: usize,
     /// The most values there may be.
     max: usize,
@@ -51,17 +55,17 @@ enum Slot<T> {
     Closed,
 }
 
-/// What a thread finds on arrival.
+/// What a thread finds when it joins the line.
 pub enum Arrival<T> {
-    /// An idle value; it counts as checked out now.
+    /// An idle value, which now counts as checked out.
     Ready(T),
     /// A place in line.
     Queued {
         place: Arc<Waiter<T>>,
-        /// Not all values that there may be are out: another could be had from elsewhere.
+        /// Fewer than `max` values are checked out, so that another one can be obtained elsewhere.
         room: bool,
     },
-    /// As many are in line as may be.
+    /// The maximum number of threads is already in line.
     Full,
     /// The line is closed.
     Closed,
@@ -70,17 +74,17 @@ pub enum Arrival<T> {
 /// How a wait ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome<T> {
-    /// A value; it counts as checked out now.
+    /// A value, which now counts as checked out.
     Given(T),
-    /// The deadline passed; the place in line is given up.
+    /// The deadline passed; the thread has left the line.
     TimedOut,
-    /// There was nothing to wait for any more.
+    /// No value can come any more (see [`turn_away`](Line::turn_away)).
     TurnedAway,
     /// The line was closed.
     Closed,
 }
 
-/// The line's figures at one moment.
+/// The line's counts at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
     pub max: usize,
@@ -90,7 +94,8 @@ pub struct Figures {
 }
 
 impl<T> Line<T> {
-    /// For at most `max` values, of which `min_idle` are kept ready, and `max_waiting` threads.
+    /// Creates a line for at most `max` values and `max_waiting` waiters, which keeps `min_idle`
+    /// values idle.
     pub fn new(max: usize, max_waiting: usize, min_idle: usize) -> Line<T> {
         let state = State {
             idle: Vec::new(),
@@ -113,14 +118,15 @@ impl<T> Line<T> {
         unpoison(self.state.lock())
     }
 
-    /// Joins the line, or takes an idle value when nobody is in it. `first` puts the thread ahead of all others: for one
-    /// that had been given a value already, and it turned out to be spent.
+    /// Takes an idle value, or joins the line. `first` puts the thread at the head of the line: it
+    /// is for a thread that was given a value which then turned out to be unusable.
     pub fn arrive(&self, first: bool) -> Arrival<T> {
         let mut state = self.lock();
         if state.closed {
             return Arrival::Closed;
         }
-        // Somebody in line means nothing idle; but one who comes back ahead of the line may find what came meanwhile.
+        // While threads wait there is no idle value. But a thread that comes back with `first` may
+        // find a value that was returned in the meantime.
         if let Some(value) = state.idle.pop() {
             state.active += 1;
             self.wake_opener(state);
@@ -146,12 +152,14 @@ impl<T> Line<T> {
         }
     }
 
-    /// Asks for a connection to be opened for those in line. Called by a thread that queued and found nothing else.
+    /// Asks for a connection to be opened for the waiters. Called by a thread that has queued and
+    /// found no connection elsewhere.
     pub fn call_opener(&self) {
         self.wake_opener(self.lock());
     }
 
-    /// Asks for one in any case: called by a thread that will not wait for it.
+    /// Asks for a connection to be opened in any case. Called by a thread that will not wait for
+    /// it.
     pub fn owe_one(&self) {
         let mut state = self.lock();
         state.owed = true;
@@ -185,7 +193,7 @@ impl<T> Line<T> {
         }
     }
 
-    /// Gives the place in line up, unless a value came in this moment.
+    /// Leaves the line, unless a value arrives at the same moment.
     fn leave(&self, waiter: &Arc<Waiter<T>>) -> Outcome<T> {
         let mut state = self.lock();
         let place = state.waiters.iter().position(|w| Arc::ptr_eq(w, waiter));
@@ -194,7 +202,8 @@ impl<T> Line<T> {
             return Outcome::TimedOut;
         }
         drop(state);
-        // Not in line any more: whoever removed us filled the slot under the same lock.
+        // Another thread has taken this waiter out of the line, and it filled the slot under the
+        // same lock.
         waiter.take().unwrap_or(Outcome::TimedOut)
     }
 
@@ -226,21 +235,22 @@ impl<T> Line<T> {
         state.active += 1;
         *unpoison(waiter.slot.lock()) = Slot::Given(value);
         drop(state);
-        // Woken outside the lock: the thread need not come back for it.
+        // Unparked outside the lock, so that the woken thread does not block on it.
         waiter.thread.unpark();
         None
     }
 
-    /// A checked-out value was closed instead of coming back. Call it after the value is gone, so that an opener finds room.
+    /// Notes that a checked-out value was closed instead of being returned. Call this after the
+    /// value is dropped, so that an opener finds room.
     pub fn discarded(&self) {
         let mut state = self.lock();
         state.active -= 1;
         self.wake_opener(state);
     }
 
-    /// Blocks an opener until somebody is in line for whom nobody opens a connection yet, or fewer are idle than are to be
-    /// kept ready. False when the line is closed.
-    /// Each `true` is answered with one [`opener_done`](Line::opener_done).
+    /// Blocks an opener until a thread is in line for which no connection is being opened yet, or
+    /// fewer than `min_idle` values are idle. Returns false when the line is closed. Each `true`
+    /// must be followed by one [`opener_done`](Line::opener_done).
     pub fn await_demand(&self) -> bool {
         let mut state = self.lock();
         loop {
@@ -255,16 +265,18 @@ impl<T> Line<T> {
         }
     }
 
-    /// An opener has done its work, whether it got a value (which it offered before) or not.
+    /// Notes that an opener has finished, whether it got a value (which it has offered before) or
+    /// not.
     pub fn opener_done(&self) {
         let mut state = self.lock();
         state.opening -= 1;
         self.wake_opener(state);
     }
 
-    /// Takes up to `most` idle values that `pick` chooses, those idle longest first. They are not checked out: the caller
-    /// offers them again, or closes them and says so with [`closed_idle`](Line::closed_idle).
-    /// The lock is held while `pick` looks at them: it must not block.
+    /// Takes up to `most` idle values that `pick` selects; the values idle longest come first. They
+    /// do not count as checked out: the caller either offers them again, or closes them and calls
+    /// [`closed_idle`](Line::closed_idle). The lock is held while `pick` runs, so `pick` must not
+    /// block.
     pub fn take_idle(&self, most: usize, mut pick: impl FnMut(&mut T) -> bool) -> Vec<T> {
         let mut state = self.lock();
         let mut taken = Vec::new();
@@ -280,19 +292,19 @@ impl<T> Line<T> {
         taken
     }
 
-    /// How many idle values are of a kind.
+    /// Returns how many idle values are of a kind.
     pub fn count_idle(&self, of_kind: impl Fn(&T) -> bool) -> usize {
         let state = self.lock();
         state.idle.iter().filter(|value| of_kind(value)).count()
     }
 
-    /// Idle values were closed: others may have to take their place.
+    /// Notes that idle values were closed: others may have to be opened in their place.
     pub fn closed_idle(&self) {
         self.wake_opener(self.lock());
     }
 
-    /// Turns everybody in line away who waits for a value to be opened, when that has become hopeless: where none is checked
-    /// out that could come back.
+    /// Turns all waiters away if no value can come to them: none can be opened (which the caller
+    /// knows), and none is checked out that could be returned.
     pub fn turn_away(&self) {
         let mut state = self.lock();
         if state.active > 0 || state.closed {
@@ -303,7 +315,7 @@ impl<T> Line<T> {
         waiters.iter().for_each(|waiter| waiter.thread.unpark());
     }
 
-    /// Checks one idle value out that `pick` chooses, for upkeep.
+    /// Checks out one idle value that `pick` selects, for housekeeping.
     pub fn check_out_idle(&self, mut pick: impl FnMut(&T) -> bool) -> Option<T> {
         let mut state = self.lock();
         let place = state.idle.iter().position(&mut pick)?;
@@ -311,7 +323,8 @@ impl<T> Line<T> {
         Some(state.idle.remove(place))
     }
 
-    /// Closes the line: all in it are turned away, the idle values are returned for closing.
+    /// Closes the line: all waiters are turned away. Returns the idle values, which the caller
+    /// closes.
     pub fn close(&self) -> Vec<T> {
         let mut state = self.lock();
         state.closed = true;
@@ -348,7 +361,7 @@ impl<T> Line<T> {
 }
 
 impl<T> State<T> {
-    /// Empties the line with this answer. Its threads are to be woken outside the lock.
+    /// Empties the line with this answer. The caller wakes the threads outside the lock.
     fn dismiss(&mut self, answer: impl Fn() -> Slot<T>) -> VecDeque<Arc<Waiter<T>>> {
         let waiters = std::mem::take(&mut self.waiters);
         for waiter in &waiters {

@@ -1,11 +1,13 @@
-//! Deadlines of work on the wire, kept by one thread for a whole pool.
+//! Enforces the deadlines of all work on the wires of a pool, with one thread.
 //!
-//! Every connection has a [`Tracked`] beside it: what other threads may know of it and do to it. Work that waits for the
-//! server arms a deadline there, which costs two atomic stores; the watchdog sleeps until the earliest. At a statement's
-//! deadline it asks the server to cancel; 500 ms later it cuts the wire, which never waits for the cancel. While a COMMIT
-//! is on the wire nothing is cancelled, since a cancel during the wait for a synchronous standby makes the server answer
-//! COMMIT with a mere warning: the wire is cut at the deadline. A connection to which a cancel was sent is spent: the
-//! signal may arrive late and would end the next statement.
+//! Every connection has a [`Tracked`], the part of its state that other threads may read and
+//! change. Work that waits for the server arms a deadline there, which costs two atomic stores; the
+//! watchdog sleeps until the earliest deadline. At a statement's deadline it asks the server to
+//! cancel; 500 ms later it cuts the wire, whether or not the cancel request has been sent by then.
+//! While a COMMIT is on the wire nothing is cancelled: a cancel during the wait for a synchronous
+//! standby makes the server answer COMMIT with a mere warning. Instead, the wire is cut at the
+//! deadline. A connection to which a cancel was sent is not used again: the signal may arrive late
+//! and would end the next statement.
 
 use super::cancel::{Cancels, MOST_CANCELS, cancel_one, next_cancel};
 use super::tracked::{Tracked, word};
@@ -24,7 +26,7 @@ pub(crate) const CANCEL_GRACE: Duration = Duration::from_millis(500);
 /// What happens at the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// Ask the server to cancel; cut the wire when it does not.
+    /// Ask the server to cancel, and cut the wire if it does not.
     Cancel,
     /// Cut the wire.
     Abort,
@@ -33,7 +35,7 @@ pub(crate) enum Plan {
 pub(crate) struct Watchdog {
     start: Instant,
     tracked: Mutex<Vec<Arc<Tracked>>>,
-    /// When the thread wakes next; `u64::MAX` while it is looking around.
+    /// When the thread wakes next; `u64::MAX` while it checks the connections.
     next_wake: AtomicU64,
     thread: OnceLock<Thread>,
     cancels: Arc<Mutex<Cancels>>,
@@ -41,7 +43,7 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts the thread; it ends after [`Watchdog::stop`], when no connection is left.
+    /// Starts the thread. It ends after [`Watchdog::stop`], once no connection is left.
     pub fn start() -> std::io::Result<Arc<Watchdog>> {
         let watchdog = Arc::new(Watchdog {
             start: Instant::now(),
@@ -55,7 +57,8 @@ impl Watchdog {
         let handle = thread::Builder::new()
             .name("millpond-watchdog".into())
             .spawn(move || {
-                // A panic here would leave every deadline unkept: start over.
+                // If the thread ended with a panic, no deadline would be enforced any more: start
+                // over.
                 while catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
                     error!("the watchdog panicked and goes on");
                 }
@@ -79,7 +82,7 @@ impl Watchdog {
         unpoison(self.tracked.lock())
     }
 
-    /// Takes note of a connection about to be opened, until the registration is dropped.
+    /// Registers a connection that is about to be opened, until the registration is dropped.
     pub fn register(self: &Arc<Self>, id: u64) -> Registration {
         let tracked = Arc::new(Tracked {
             id,
@@ -105,7 +108,8 @@ impl Watchdog {
 
     fn run(&self) {
         while !(self.stop.load(SeqCst) && self.all().is_empty()) {
-            // Whoever arms a deadline from here on wakes us, so that none is missed between the look and the sleep.
+            // From here on, a thread that arms a deadline wakes this one, so that no deadline is
+            // missed between the check and the sleep.
             self.next_wake.store(u64::MAX, SeqCst);
             let now = self.nanos(Instant::now());
             let mut next = word::NEVER;
@@ -124,7 +128,7 @@ impl Watchdog {
         }
     }
 
-    /// Acts where the deadline has passed; says when to look again.
+    /// Acts if the deadline has passed. Returns when to check again.
     fn look_at(&self, tracked: &Arc<Tracked>, now: u64) -> u64 {
         let seen = tracked.word.load(SeqCst);
         let (at, stage) = word::unpack(seen);
@@ -148,7 +152,8 @@ impl Watchdog {
                 0 // the statement ended in this moment: look again at once
             }
             _ => {
-                // Marked first, so that whoever got his answer in this moment knows that the wire is cut behind it.
+                // Marked before the cut: a thread that received its answer at this very moment then
+                // knows that its wire is about to be cut.
                 let fired = word::pack(word::NEVER, word::CANCELLED);
                 if seen != fired
                     && tracked
@@ -164,7 +169,8 @@ impl Watchdog {
         }
     }
 
-    /// Has a helper thread send a cancel request; of the helpers there are only a few, the rest wait for one.
+    /// Queues a cancel request, which a helper thread sends. There are only a few helpers; further
+    /// requests wait for one.
     fn send_cancel(&self, tracked: &Arc<Tracked>) {
         let mut cancels = self.cancels();
         cancels.waiting.push_back(Arc::clone(tracked));
@@ -190,8 +196,8 @@ impl Watchdog {
         unpoison(self.cancels.lock())
     }
 
-    /// Cancels whatever statement is on a checked-out connection's wire, for a drain; a COMMIT is left alone. The wire is
-    /// cut `grace` later. Returns the connections.
+    /// Cancels the current statement of every checked-out connection, for a drain; a COMMIT is not
+    /// cancelled. The wires are cut `grace` later. Returns the ids of the connections.
     pub fn cancel_all_held(&self, grace: Duration) -> Vec<u64> {
         let all: Vec<_> = self.all().clone();
         let then = self.nanos(Instant::now() + grace);
@@ -213,8 +219,9 @@ impl Watchdog {
         asked
     }
 
-    /// Cancels what runs on the connections that end with the pool. False when there are none any more. It is to be called
-    /// until then: a cancel between two statements ends neither.
+    /// Cancels the work on all connections that end with the pool. Returns false if there are none
+    /// any more. Call this again until then: a cancel that arrives between two statements has no
+    /// effect.
     pub fn cancel_what_ends_with_pool(&self) -> bool {
         let mut all = self.all().clone();
         all.retain(|tracked| tracked.ends_with_pool.load(SeqCst));
@@ -235,7 +242,7 @@ impl Watchdog {
         !all.is_empty()
     }
 
-    /// Cuts them.
+    /// Cuts all connections that end with the pool.
     pub fn abort_what_ends_with_pool(&self) {
         let all: Vec<_> = self.all().clone();
         for tracked in all.iter().filter(|t| t.ends_with_pool.load(SeqCst)) {
@@ -243,7 +250,7 @@ impl Watchdog {
         }
     }
 
-    /// Cuts every checked-out connection. Returns which.
+    /// Cuts every checked-out connection. Returns their ids.
     pub fn abort_all_held(&self) -> Vec<u64> {
         let all: Vec<_> = self.all().clone();
         let held = all.iter().filter(|t| t.holder().is_some());
@@ -254,7 +261,7 @@ impl Watchdog {
         .collect()
     }
 
-    /// Who holds a connection longest.
+    /// Returns the holder that has held its connection longest.
     pub fn longest_held(&self) -> Option<HeldBy> {
         let all: Vec<_> = self.all().clone();
         let held = all
@@ -263,7 +270,7 @@ impl Watchdog {
         held.max_by_key(|h| h.held)
     }
 
-    /// The connection that the calling thread has held longest.
+    /// Returns the connection that the calling thread has held longest.
     pub fn held_by_this_thread(&self) -> Option<HeldBy> {
         let (all, me) = (self.all().clone(), thread::current().id());
         let mine = all.iter().filter_map(|t| {
@@ -274,7 +281,8 @@ impl Watchdog {
         mine.max_by_key(|h| h.held)
     }
 
-    /// Those who have held a connection longer than `threshold` since their check-out, each named once.
+    /// Returns the holders that have held a connection longer than `threshold` since their
+    /// check-out. Each hold is returned only once.
     pub fn newly_held_longer_than(&self, threshold: Duration) -> Vec<HeldBy> {
         let all: Vec<_> = self.all().clone();
         let mut found = Vec::new();
@@ -291,14 +299,15 @@ impl Watchdog {
     }
 }
 
-/// A connection is known to the watchdog while this lives.
+/// The watchdog watches a connection while this value lives.
 pub(crate) struct Registration {
     watchdog: Arc<Watchdog>,
     pub tracked: Arc<Tracked>,
 }
 
 impl Registration {
-    /// Arms a deadline for the work that begins now; `None` has no deadline, but can be cancelled by a drain.
+    /// Arms a deadline for the work that begins now. With `None` there is no deadline, but a drain
+    /// can cancel the work.
     pub fn arm(&self, at: Option<Instant>, plan: Plan) -> Armed {
         self.arm_for_good(at, plan);
         Armed {
@@ -306,7 +315,7 @@ impl Registration {
         }
     }
 
-    /// Arms a deadline that only the end of the registration takes away.
+    /// Arms a deadline that stays armed until the registration is dropped.
     pub fn arm_for_good(&self, at: Option<Instant>, plan: Plan) {
         let nanos = at.map_or(word::NEVER, |at| self.watchdog.nanos(at));
         let stage = if plan == Plan::Cancel {
@@ -332,13 +341,14 @@ impl Drop for Registration {
     }
 }
 
-/// Work on the wire under a deadline.
+/// Work on the wire that has a deadline.
 pub(crate) struct Armed {
     tracked: Arc<Tracked>,
 }
 
 impl Armed {
-    /// The work is done. True when its deadline fired in the meantime: the session is spent.
+    /// Ends the work. Returns true if the deadline has fired in the meantime: then the session must
+    /// not be used again.
     pub fn disarm(self) -> bool {
         word::unpack(self.tracked.word.swap(0, SeqCst)).1 == word::CANCELLED
     }

@@ -1,4 +1,4 @@
-//! What was left on a session is taken away.
+//! Removes the state that a user of the raw connection left on a session.
 
 use super::life::{Session, upkeep_until};
 use crate::error::{Chain, Error};
@@ -10,8 +10,9 @@ use log::{debug, warn};
 use postgres::SimpleQueryMessage;
 use std::time::Instant;
 
-/// Puts a session on which something was left back into the state it was opened in. Not DISCARD ALL: that would drop the
-/// prepared statements that are ours and the driver's; those of its borrower are in the answer. `RESET ALL` goes back to
+/// Restores a session to the state in which it was opened. DISCARD ALL would also drop the prepared
+/// statements of the pool and of the driver, so it is not used; the statements that the session's
+/// user has prepared are returned as rows, to be deallocated one by one. `RESET ALL` goes back to
 /// the options of the startup packet.
 const CLEAN: &str = "ROLLBACK; CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
                      SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; \
@@ -20,11 +21,13 @@ const CLEAN: &str = "ROLLBACK; CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL
                      WHERE NOT from_sql AND statement ~ 'FROM pg_catalog[.]pg_type'";
 
 impl Session {
-    /// Takes away what a raw borrower left behind, and does again what `on_connect` did. Behind a pooler that would be done
-    /// to a session that others use as well: there the connection is closed, and the pooler cleans up in its own way.
+    /// Removes what a user of the raw connection left behind, and applies `on_connect` again.
+    /// Behind a pooler that would change a server session that others use as well: there the
+    /// connection is closed instead, and the pooler cleans up in its own way.
     pub fn clean(&mut self, deadline: Option<Instant>) -> bool {
         if self.shared.is_pooled() {
-            // What is open there goes with the client, and would take the server's connection along.
+            // A transaction left open would end together with the client connection, and the pooler
+            // would close its server connection, too.
             let until = Some(upkeep_until(deadline));
             if let Err(e) = self.bounded(until, |s| s.client.batch_execute("ROLLBACK")) {
                 debug!("conn={} could not be rolled back: {}", self.id(), Chain(&e));
@@ -57,7 +60,8 @@ impl Session {
                     prepared.push(deallocate.to_owned());
                 }
                 if let Ok(Some(count)) = row.try_get("looks_up") {
-                    // What the driver prepared to look types up was taken away, and it does not notice.
+                    // The statements that the driver prepared to look up types have been removed,
+                    // and the driver does not notice.
                     if count == "0" && s.driver_looks_up {
                         s.close_for(CloseReason::LeakedState);
                     }
@@ -75,8 +79,8 @@ impl Session {
         })
     }
 
-    /// Sets up, and has `on_connect` set up, what was reset, or was left undone when it was opened for the pool's own
-    /// questions.
+    /// Applies the session's settings and runs `on_connect`: after a reset, or on a session that
+    /// was opened for the pool's own queries, for which this was not done.
     pub fn restore(&mut self, until: Instant) -> Result<(), Error> {
         let armed = self.client.registration().arm(Some(until), Plan::Abort);
         let restored = caught(|| self.shared.restore(&mut self.client));

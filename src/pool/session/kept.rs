@@ -1,5 +1,5 @@
-//! What a session knows of the statements that it runs: those that it keeps prepared, what their texts say, and which
-//! schemas their names are looked for in.
+//! What a session knows about the statements that it runs: those that it keeps prepared, the facts
+//! that their texts show, and the search path that their names are resolved with.
 
 use crate::pool::param_types::is_unusual;
 use crate::retry::Facts;
@@ -8,8 +8,9 @@ use postgres::{Row, Statement};
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-/// A column may have become of another type that takes the same value, or a type of the application's own have changed, which
-/// neither side notices: looked at again after this time.
+/// A column may have changed to another type that accepts the same values, or a type of the
+/// application may have been altered. Neither the server nor the driver notices, so the types are
+/// looked up again after this time.
 const TYPES_KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// A prepared statement.
@@ -17,7 +18,7 @@ const TYPES_KEPT_FOR: Duration = Duration::from_secs(60);
 pub(super) struct Kept {
     pub statement: Statement,
     pub facts: Facts,
-    /// When it was prepared, where its types may change.
+    /// When it was prepared; None if its types cannot change.
     looked_up: Option<Instant>,
     has_own_types: bool,
 }
@@ -45,8 +46,9 @@ impl Kept {
     }
 }
 
-/// Whether rows are of the types that they are said to be. The server does not tell when a type of the application's own has
-/// changed, and the driver keeps what it has looked up: whoever reads such a row gets an error, on that connection for good.
+/// Returns whether the rows have the types that were described. The server does not report that a
+/// type of the application was altered, and the driver keeps what it has looked up: without this
+/// check, every attempt to read such a row on that connection would fail.
 pub(super) fn are_as_described(rows: &[Row]) -> bool {
     let Some(first) = rows.first() else {
         return true;
@@ -63,7 +65,7 @@ pub(super) fn are_as_described(rows: &[Row]) -> bool {
         })
 }
 
-/// Any value, as it came.
+/// The bytes of a value, of any type.
 struct Raw<'a>(&'a [u8]);
 
 impl<'a> FromSql<'a> for Raw<'a> {
@@ -79,7 +81,8 @@ impl<'a> FromSql<'a> for Raw<'a> {
     }
 }
 
-/// As far as it can be seen from outside (the binary forms of `array_send`, `record_send` and `enum_send`).
+/// Returns whether a value is of a type, as far as its binary form shows it (the forms of
+/// `array_send`, `record_send` and `enum_send`).
 fn is_of(ty: &Type, value: &[u8]) -> bool {
     match ty.kind() {
         Kind::Enum(labels) => labels.iter().any(|label| label.as_bytes() == value),
@@ -95,7 +98,9 @@ fn number(value: &[u8], at: usize) -> Option<i32> {
     bytes.try_into().ok().map(i32::from_be_bytes)
 }
 
-/// Dimensions, flags, the type; for each dimension its length and its first index; then the elements with their lengths.
+/// Returns the elements of an array in binary form. The form is: number of dimensions, flags,
+/// element type; for each dimension its length and its first index; then the elements with their
+/// lengths.
 fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     let dimensions = number(array, 0).map_or(0, |n| usize::try_from(n).unwrap_or(0));
     let mut at = dimensions.saturating_mul(8).saturating_add(12);
@@ -113,19 +118,21 @@ fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The `search_path` of the transaction under way: with another one, the same text may mean other tables.
+/// The `search_path` of the current transaction: with another path, the same text may mean other
+/// tables.
 #[derive(Default)]
 pub(super) enum SearchPath {
-    /// The session's.
+    /// The path of the session.
     #[default]
     Own,
-    /// A statement has named it: the server is asked before the next.
+    /// A statement has mentioned `search_path`: the server is asked before the next statement.
     Doubtful,
     Set(Box<str>),
 }
 
 impl SearchPath {
-    /// What is to be known about a text, under this path, is kept by this. No text and no setting holds a NUL.
+    /// Returns the cache key of a text under this path. Neither a text nor a setting can contain a
+    /// NUL.
     pub fn key<'t>(&self, sql: &'t str) -> Cow<'t, str> {
         match self {
             SearchPath::Set(path) => Cow::Owned(format!("{path}\0{sql}")),

@@ -1,7 +1,7 @@
-//! One server connection: the driver's client, its prepared statements, its age and its use.
+//! The life of one server connection, from opening to close.
 //!
-//! A session is owned by one thread at a time. Whatever waits for the server here does so under a deadline that the
-//! watchdog keeps.
+//! A session is owned by one thread at a time. Every wait for the server here has a deadline, which
+//! the watchdog enforces.
 
 use super::kept::{Kept, SearchPath};
 use super::link::Link;
@@ -23,15 +23,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Closing says goodbye to the server, which is a write into a socket buffer: it need not be waited for any longer.
+/// Limit for the Terminate message that closes a connection. It is only written into a socket
+/// buffer, so a longer wait would not help.
 const GOODBYE: Duration = Duration::from_millis(100);
-/// Bound of what the pool asks on its own account: a validation, a clean-up.
+/// Limit for a request that the pool makes on its own behalf: a validation, a clean-up.
 pub(crate) const UPKEEP: Duration = Duration::from_secs(1);
 
-/// A look at what the server has said does not wait.
+/// Limit for a look (see [`Session::has_ended`]), which does not normally wait.
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
 
-/// A connection that is old before it is used would be of no use to anybody.
+/// Least lifetime of a connection: with a shorter one it could expire before it is used.
 const LEAST_AGE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Session {
@@ -42,14 +43,15 @@ pub(crate) struct Session {
     pub(super) opened_at: Instant,
     /// How long opening it took.
     pub(super) took: Duration,
-    /// It has been told of. One that was opened in vain beside another is not.
+    /// The log and the observers were told of it. This is not done for a session that was opened
+    /// beside another and not needed.
     pub(super) announced: bool,
     pub(super) expires_at: Option<Instant>,
-    /// When it came back, or was opened.
+    /// When it was last checked in, or opened.
     pub(super) last_used: Instant,
     /// When the server last answered on it.
     pub(super) heard_at: Instant,
-    /// It has since it was checked out.
+    /// The server has answered on it since [`Session::take_heard`] was last called.
     pub(super) heard: bool,
     /// Which attempt of a call it is used for, from 1.
     pub attempt: u32,
@@ -57,33 +59,34 @@ pub(crate) struct Session {
     pub(super) rows: Option<u64>,
     pub(super) uses: u64,
     pub(super) generation: u64,
-    /// Why it is to be closed, once that is settled.
+    /// Why it is to be closed; None while it is not.
     pub(super) closing: Option<CloseReason>,
-    /// Something may have been left on it, which is still there.
+    /// Session state may have been left on it and not been cleaned up yet.
     pub(super) dirty: bool,
-    /// Something that stays was.
+    /// A statement left state that a clean-up does not remove.
     pub(super) has_traces: bool,
-    /// A call on it is under way; or was, and unwound.
+    /// A call is running on it, or has unwound.
     pub(super) in_call: bool,
     pub(super) in_transaction: bool,
     pub(super) identity: Identity,
-    /// The number of the transaction under way, when it may write.
+    /// The id of the current transaction, if it may write.
     pub(super) xid: Option<u64>,
-    /// The driver has prepared statements of its own on it.
+    /// The driver has its own prepared statements on this connection.
     pub(super) driver_looks_up: bool,
-    /// It was begun to read only.
+    /// The current transaction was begun as read only.
     pub(super) reads_only: bool,
-    /// It runs in the backend that the session was opened to.
+    /// The current transaction runs in the backend to which the session was opened.
     pub(super) in_own_backend: bool,
-    /// What its commit waits for.
+    /// What the commit of the current transaction waits for.
     pub(super) sync_commit: SyncCommit,
-    /// A statement of it may have changed that.
+    /// A statement of the current transaction may have changed `sync_commit`.
     pub(super) sync_commit_touched: bool,
-    /// The warnings of its commit may be kept from us.
+    /// The server may not send us the warnings of the commit.
     pub(super) hides_warnings: bool,
-    /// Texts may mean something else in it than elsewhere: there are temporary tables.
+    /// A statement's text may mean something else in the current transaction than elsewhere,
+    /// because it has temporary tables.
     pub(super) own_meanings: bool,
-    /// What is made may be temporary.
+    /// Objects that the current transaction creates may be temporary.
     pub(super) temporary_path: bool,
     pub(super) search_path: SearchPath,
 }
@@ -99,7 +102,8 @@ impl Session {
     ) -> Session {
         let now = Instant::now();
         let config = &shared.config;
-        // Up to a tenth earlier, so that connections which were opened together are not closed together.
+        // Up to a tenth earlier, so that connections that were opened together are not closed
+        // together.
         let expires_at = config
             .max_lifetime
             .map(|age| now + age.max(LEAST_AGE).mul_f64(1.0 - 0.1 * fastrand::f64()));
@@ -147,7 +151,7 @@ impl Session {
         &self.client.registration().tracked
     }
 
-    /// Tells of it, once it has a place in the pool.
+    /// Reports the connection to the log and the observers, once it has a place in the pool.
     pub fn announce(&mut self) {
         if std::mem::replace(&mut self.announced, true) {
             return;
@@ -158,12 +162,12 @@ impl Session {
         self.shared.observe(|o| o.opened(id, took));
     }
 
-    /// A deadline can cut what is on its wire.
+    /// Returns whether a deadline can cut its wire.
     pub fn can_be_cut(&self) -> bool {
         !matches!(self.tracked().wire.progress(), Progress::Unseen)
     }
 
-    /// The driver's client, for a borrower who does with it what he likes.
+    /// Returns the driver's client, for a caller that may use it freely.
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -185,12 +189,12 @@ impl Session {
         self.generation
     }
 
-    /// When the server last answered on it.
+    /// Returns when the server last answered on it.
     pub fn heard_at(&self) -> Instant {
         self.heard_at
     }
 
-    /// It has answered since this was last asked.
+    /// Returns whether the server has answered on it since the previous call.
     pub fn take_heard(&mut self) -> bool {
         std::mem::take(&mut self.heard)
     }
@@ -199,19 +203,20 @@ impl Session {
         (self.heard_at, self.heard) = (at, true);
     }
 
-    /// Its connection is gone.
+    /// Returns whether its connection is gone.
     pub fn is_lost(&self) -> bool {
         self.client.is_closed() || self.tracked().wire.is_aborted()
     }
 
-    /// Takes in what the server has said unasked, without waiting for anything. True where that was its goodbye. What it
-    /// has notified is nobody's.
+    /// Reads what the server has sent without a request, and does not wait for more. Returns true
+    /// if the server has ended the connection. Notifications are discarded.
     pub fn has_ended(&mut self) -> bool {
         if !self.tracked().wire.ask_for_look() {
-            // Found out when it is asked for a sign of life.
+            // There is no wire to look at: a broken connection is found at its validation.
             return self.is_lost();
         }
-        // It does not wait; but if it did, nobody else could. A thread that is not let run for a while is no sign of that.
+        // A look does not block; but if it did, only this deadline would end it. It is long, since
+        // a thread that is not scheduled for a while is no sign of a broken connection.
         let limit = Instant::now() + LONGEST_LOOK;
         let armed = self.client.registration().arm(Some(limit), Plan::Abort);
         let mut pending = self.client.notifications();
@@ -254,7 +259,7 @@ impl Session {
         self.uses += 1;
     }
 
-    /// Why this session is to be closed now instead of being used again.
+    /// Returns why this session is to be closed now instead of being used again; None if it is not.
     pub fn retire(&self, now: Instant) -> Option<CloseReason> {
         let config = &self.shared.config;
         Wear {
@@ -270,18 +275,19 @@ impl Session {
         .reason()
     }
 
-    /// It is in the last tenth of its uses.
+    /// Returns whether it is in the last tenth of its uses.
     pub fn is_nearly_worn_out(&self) -> bool {
         let most = self.shared.config.max_uses;
         most > 0 && self.uses >= most - most / 10
     }
 
-    /// Settles that it is to be closed; the first reason stays.
+    /// Marks it to be closed; the first reason is kept.
     pub fn close_for(&mut self, reason: CloseReason) {
         self.closing.get_or_insert(reason);
     }
 
-    /// It is used for work of the pool's own, without a deadline: when the pool closes, that is cancelled.
+    /// Marks it as used for work of the pool itself, which has no deadline and is cancelled when
+    /// the pool closes.
     #[cfg(feature = "studio")]
     pub fn end_with_pool(&mut self) {
         self.tracked().ends_with_pool.store(true, Ordering::SeqCst);
@@ -296,7 +302,8 @@ impl Session {
         self.opened_at.elapsed()
     }
 
-    /// Ready for the next borrower: nothing is left open. Called at check-in.
+    /// Prepares it for its next use: rolls back a transaction that is still open. Called at
+    /// check-in.
     pub fn settle(&mut self, now: Instant) {
         self.last_used = now;
         self.search_path = SearchPath::Own;
@@ -308,15 +315,15 @@ impl Session {
         }
     }
 
-    /// Runs `work` on the wire, which is cut at the deadline. A session whose deadline fired is spent, even where the answer
-    /// came in the same moment: the cut would hit whoever uses it next.
+    /// Runs `work` on the wire, which is cut at the deadline. If the deadline fired, the session is
+    /// closed even if the answer arrived at the same moment: the cut would hit its next user.
     pub(super) fn bounded<T>(
         &mut self,
         at: Option<Instant>,
         work: impl FnOnce(&mut Session) -> Result<T, postgres::Error>,
     ) -> Result<T, postgres::Error> {
         let armed = self.client.registration().arm(at, Plan::Abort);
-        // Where the work unwinds, the driver was in the middle of something, which is still in its buffers.
+        // If the work unwinds, the driver's buffers still hold a part of an unfinished exchange.
         self.in_call = true;
         let result = work(self);
         self.in_call = false;
@@ -328,7 +335,7 @@ impl Session {
         result
     }
 
-    /// Asks the server for a sign of life, at most until `deadline`.
+    /// Validates the connection with an empty query, at most until `deadline`.
     pub fn validate(&mut self, deadline: Option<Instant>) -> Result<(), postgres::Error> {
         let result = self.bounded(Some(upkeep_until(deadline)), |s| s.client.batch_execute(""));
         if result.is_err() {
@@ -337,7 +344,8 @@ impl Session {
         result
     }
 
-    /// The server's own `statement_timeout` for a statement on this session; zero = off, `None` = not known.
+    /// Returns the server's own `statement_timeout` for a statement on this session; zero = off,
+    /// `None` = not known.
     pub fn server_timeout(&self) -> Option<Duration> {
         let known = !self.shared.is_pooled();
         known.then_some(self.identity.statement_timeout)
@@ -347,8 +355,9 @@ impl Session {
         &self.identity
     }
 
-    /// True where the server is a standby; asked once nothing is under way any more. With `or_was`, also where it was one
-    /// for all that the session knows: it may have been promoted since the refusal that makes us ask.
+    /// Returns true if the server is a standby. An open transaction is rolled back first. With
+    /// `or_was`, also returns true if the server was a standby when this session last saw: it may
+    /// have been promoted since the refusal that is the reason for the question.
     pub fn is_on_standby(&mut self, or_was: bool) -> bool {
         if self.is_closing() || (self.in_transaction && self.rollback().is_err()) {
             return false;
@@ -360,13 +369,15 @@ impl Session {
         answer.is_ok_and(|messages| first_value(&messages) == Some("t"))
     }
 
-    /// The server gave up the wait of a commit for a synchronous standby, since this was last asked.
+    /// Returns whether, since the previous call, the server gave up a commit's wait for a
+    /// synchronous standby.
     pub fn gave_up_on_standbys(&self) -> bool {
         let said = &self.tracked().gave_up_on_standbys;
         said.load(Ordering::Relaxed) && said.swap(false, Ordering::Relaxed)
     }
 
-    /// A question of the pool's own, in words of its own; its wire is cut at the deadline.
+    /// Sends a query that the pool makes itself, with a text of its own. The wire is cut at the
+    /// deadline.
     pub fn ask(
         &mut self,
         sql: &str,
@@ -390,7 +401,8 @@ impl Drop for Session {
         if self.shared.process.is_another() {
             return;
         }
-        // r2d2 drops the idle connections of its own that outlived their time, without a word.
+        // r2d2 drops idle connections of its own that have exceeded their lifetime, without
+        // reporting it.
         let unsaid = if self.shared.closing.load(Ordering::Relaxed) {
             CloseReason::Drained
         } else {
@@ -400,7 +412,8 @@ impl Drop for Session {
         if reason == CloseReason::Broken {
             self.tracked().wire.abort();
         } else {
-            // Stays armed until the client, which is dropped next, has said goodbye; the registration goes after it.
+            // Stays armed until the client, which is dropped next, has sent Terminate; the
+            // registration is dropped after it.
             self.client
                 .registration()
                 .arm_for_good(Some(Instant::now() + GOODBYE), Plan::Abort);
@@ -410,7 +423,7 @@ impl Drop for Session {
         }
         let (id, age, uses) = (self.id(), self.opened_at.elapsed(), self.uses);
         match reason {
-            // Behind a pooler it is the usual end of a connection that was lent out.
+            // Behind a pooler, this is the usual end of a connection whose client was lent out.
             CloseReason::LeakedState if self.shared.is_pooled() => {
                 info!("closed conn={id} reason={reason} age={age:.1?} uses={uses}");
             }
@@ -428,7 +441,7 @@ impl Drop for Session {
     }
 }
 
-/// What a session has gone through, in the order in which it counts.
+/// The reasons to close a session, in the order of their precedence.
 #[derive(Clone, Copy, Default)]
 struct Wear {
     closing: Option<CloseReason>,

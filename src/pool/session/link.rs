@@ -1,4 +1,4 @@
-//! The driver's client, and what keeps its deadlines until it is closed.
+//! The driver's client together with the registration that keeps its deadlines until it is closed.
 
 use crate::pool::blocking;
 use crate::pool::process::Process;
@@ -10,7 +10,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Closing it says goodbye to the server, which blocks: on a thread that may not, another does it.
+/// A client that is closed on another thread if the current one must not block: closing sends a
+/// Terminate message, which blocks.
 pub(super) struct Link {
     held: Option<(Client, Registration)>,
     process: Process,
@@ -56,10 +57,11 @@ impl DerefMut for Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // The client goes first: its goodbye is under the watchdog.
+        // The client is dropped first, while the watchdog still watches it.
         let both = self.held.take();
         if self.process.is_another() {
-            // The parent's: a goodbye would end what it uses.
+            // The connection belongs to the parent process: a Terminate message would end a
+            // connection that the parent uses.
             std::mem::forget(both);
             return;
         }
@@ -71,7 +73,7 @@ impl Drop for Link {
         let closer = thread::Builder::new().name("millpond-closer".into());
         let take = |both: &Mutex<Option<_>>| unpoison(both.lock()).take();
         if let Err(e) = closer.spawn(move || drop(take(&theirs))) {
-            // The server ends what is left of it with this process.
+            // The server ends the connection when this process ends.
             warn!("no thread to close a connection on: {e}");
             std::mem::forget(take(&both));
         }

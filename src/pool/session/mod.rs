@@ -1,7 +1,8 @@
-//! One server connection: the driver's client, its prepared statements, its age and its use.
+//! One server connection: the driver's client, its prepared statements, its age and its number of
+//! uses.
 //!
-//! A session is owned by one thread at a time. Whatever waits for the server here does so under a deadline that the
-//! watchdog keeps.
+//! A session is owned by one thread at a time. Every wait for the server in this folder has a
+//! deadline, which the watchdog enforces.
 
 mod clean;
 mod kept;

@@ -1,4 +1,5 @@
-//! What a session knows of a text before it runs it: prepared, or described, and what it may leave.
+//! What a session learns about a text before it runs it: it prepares or describes it, and notes
+//! what state it may leave.
 
 use super::kept::{Kept, SearchPath};
 use super::life::Session;
@@ -10,13 +11,16 @@ use postgres::error::SqlState;
 use postgres::types::Type;
 use std::sync::Arc;
 
-/// The path, and what becomes of it for the role.
+/// The search path as it is set, and as the server resolves it for the current role.
 const PATH: &str = "SELECT current_setting('search_path') || ' ' || current_schemas(true)::text";
 
 impl Session {
-    /// The prepared statement for this text and whether it was kept, or newly prepared (one more round trip).
+    /// Returns the prepared statement for this text and true if it was kept from an earlier use,
+    /// false if it was newly prepared (one more round trip). Returns None if this session keeps no
+    /// statements.
     pub(super) fn prepared(&mut self, sql: &str) -> Result<Option<(Kept, bool)>, postgres::Error> {
-        // The next transaction may meet another server, where the name stands for nothing, or for another's statement.
+        // Behind a pooler the next transaction may run on another server connection, where the name
+        // is unknown or belongs to another client's statement.
         if self.statements.is_none() || self.shared.is_pooled() {
             return Ok(None);
         }
@@ -40,7 +44,8 @@ impl Session {
         Ok(Some((new, false)))
     }
 
-    /// What was prepared or described for this text is not what the server expects any more.
+    /// Forgets what was prepared or described for this text, because it does not match what the
+    /// server expects any more.
     pub(super) fn forget(&mut self, sql: &str) {
         let key = self.search_path.key(sql);
         if let Some(statements) = &mut self.statements {
@@ -51,19 +56,23 @@ impl Session {
         self.look_ups.forget_types();
     }
 
-    /// A temporary table hides another of its name from this transaction, also where a statement was prepared before: the
-    /// server does not look at what was not there.
+    /// Returns whether the prepared form or the description of a text may be kept.
+    ///
+    /// A temporary table hides another table of the same name within this transaction. A statement
+    /// that was prepared before still uses the other one: the server does not check whether a table
+    /// that did not exist then now comes first.
     pub(super) fn may_keep(&self, key: &str) -> bool {
         !(self.in_transaction && self.own_meanings) && self.shared.descriptions.may_keep(key)
     }
 
-    /// On no session, for a while.
+    /// Stops this text from being kept, on every session, for a while.
     pub(super) fn do_not_keep(&self, sql: &str) {
         let key = self.search_path.key(sql);
         self.shared.descriptions.do_not_keep(&key);
     }
 
-    /// Once a statement of the transaction under way has named the setting: what it is by now.
+    /// Asks for the current `search_path` if a statement of this transaction has mentioned that
+    /// setting.
     pub(super) fn ask_for_search_path(&mut self) -> Result<(), postgres::Error> {
         if let SearchPath::Doubtful = self.search_path {
             let answer = self.client.simple_query(PATH)?;
@@ -73,7 +82,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes note of what a statement may leave, before it is sent.
+    /// Notes what a statement may leave behind, before it is sent.
     pub(super) fn take_note(&mut self, facts: &Facts) {
         self.dirty |= facts.leaves > Leaves::Nothing;
         self.has_traces |= facts.leaves == Leaves::Traces;
@@ -82,7 +91,7 @@ impl Session {
         }
         self.sync_commit_touched |= facts.names_synchronous_commit;
         self.hides_warnings |= facts.names_client_min_messages;
-        // What a text means may depend on what came before it in this transaction.
+        // In a transaction, the meaning of a text may depend on the statements before it.
         self.temporary_path |= facts.temporary_path;
         let by_path = facts.creates && self.temporary_path;
         self.own_meanings |= facts.makes_temporary || by_path;
@@ -96,8 +105,10 @@ impl Session {
         }
     }
 
-    /// What the server says of a statement that is not kept, and of whose rows this client needs nothing to be looked up any
-    /// more; and whether that was known. If not, one more round trip, or three where it takes a transaction of its own.
+    /// Returns what the server says about a statement that is not kept prepared, and whether that
+    /// was known already. When this returns, the client knows all types of the statement's rows. A
+    /// description that was not known takes one more round trip, or three if a transaction must be
+    /// begun for it.
     pub(super) fn described(
         &mut self,
         sql: &str,
@@ -122,8 +133,9 @@ impl Session {
         Ok((described, false))
     }
 
-    /// Behind a pooler: within a transaction, its own where none is under way. A name that another program has left there is
-    /// met once: the driver's next one is another.
+    /// Describes a statement behind a pooler, inside a transaction: the current one, or a new one
+    /// if there is none. A name that another program has left on the server connection causes at
+    /// most one failure, since the driver takes another name for the next try.
     pub(super) fn describe_past_others(&mut self, sql: &str) -> Result<Described, postgres::Error> {
         const MOST_NAMES: u32 = 100;
         let begin = match self.in_transaction {
@@ -139,7 +151,7 @@ impl Session {
                 .as_ref()
                 .is_err_and(|e| names < MOST_NAMES && is_name_taken(e));
             if self.in_transaction && described.is_err() && !taken {
-                // It has failed for good, as it would have without us.
+                // The transaction has failed for good, as it would have without the look-up.
                 return described;
             }
             let undone = self.undo_describing(described.is_err());
@@ -148,15 +160,15 @@ impl Session {
             }
             match described {
                 Err(_) if taken && undone.is_ok() => {}
-                // What was wrong first says more.
+                // The first error says more than that of the undo.
                 Err(e) => return Err(e),
                 Ok(described) => return undone.map(|()| described),
             }
         }
     }
 
-    /// What was prepared stays in the server, whatever is rolled back; it is taken away here, or, where a transaction is under
-    /// way, by its end.
+    /// Undoes the description. A rollback does not remove prepared statements, so they are
+    /// deallocated here, or at the end of the current transaction.
     fn undo_describing(&mut self, failed: bool) -> Result<(), postgres::Error> {
         const BACK: &str = "ROLLBACK TO SAVEPOINT millpond_describe; ";
         let mut undo = String::from(BACK);
@@ -173,7 +185,7 @@ impl Session {
         self.client.batch_execute(&undo)
     }
 
-    /// Whether values of these types are what a text takes, now that it is prepared anew.
+    /// Returns whether the text, prepared or described anew, still takes values of these types.
     pub(super) fn expects_still(&mut self, sql: &str, types: &[Type]) -> bool {
         match self.prepared(sql) {
             Ok(Some((kept, _))) => kept.statement.params() == types,
@@ -182,14 +194,15 @@ impl Session {
         }
     }
 
-    /// A statement could not be prepared, or described: nothing of it has run.
+    /// Handles the failure to prepare or describe a statement, no part of which has run.
     pub(super) fn not_prepared(
         &mut self,
         error: postgres::Error,
         phase: Phase,
     ) -> (postgres::Error, Phase) {
         if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) {
-            // What the driver had prepared for its own questions is gone, and it does not notice.
+            // The statements that the driver prepared for its own look-ups are gone, and the driver
+            // does not notice.
             self.close_for(CloseReason::LeakedState);
         }
         (error, Phase::Preparing.or_inside(phase))
@@ -201,7 +214,8 @@ fn is_name_taken(error: &postgres::Error) -> bool {
 }
 
 impl Phase {
-    /// The phase of a preparation: inside a transaction, losing it loses the transaction.
+    /// Returns the phase of a preparation. Inside a transaction it is that of the statement: losing
+    /// the connection loses the transaction.
     fn or_inside(self, statement: Phase) -> Phase {
         if statement == Phase::InTransaction {
             statement

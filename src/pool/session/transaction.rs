@@ -14,25 +14,27 @@ use crate::retry::Phase;
 use postgres::SimpleQueryMessage;
 use std::time::{Duration, Instant};
 
-/// The same for a rollback, which may come behind the caller's deadline: no later than a cancelled statement is cut.
+/// Limit for a rollback, which may begin after the caller's deadline. It is the time after which a
+/// cancelled statement is cut.
 const ROLLBACK: Duration = CANCEL_GRACE;
 
 impl Session {
-    /// Begins a transaction: one message, to which `and_then` of our own belongs. Returns what the server answered.
+    /// Begins a transaction in one message, which also contains our own statements in `and_then`.
+    /// Returns the server's answers.
     pub fn begin(
         &mut self,
         begin: &Begin,
         and_then: &str,
         limits: &Limits,
     ) -> Result<Vec<SimpleQueryMessage>, Error> {
-        // Set before it is sent: an answer that is lost may have begun one.
+        // Set before sending: if the answer is lost, a transaction may have begun.
         self.in_transaction = true;
         (self.xid, self.reads_only) = (None, begin.read_only);
         (self.sync_commit, self.sync_commit_touched) = (SyncCommit::ON, false);
         (self.own_meanings, self.temporary_path) = (false, false);
         self.search_path = SearchPath::Own;
         let begin = Begin {
-            // Where it cannot be set on the session, at least here.
+            // If it cannot be set on the session, it is at least set for this transaction.
             statement_timeout: begin
                 .statement_timeout
                 .or_else(|| self.shared.timeout_of_transactions()),
@@ -56,15 +58,16 @@ impl Session {
             self.shared
                 .note_pooler("another process answers than before");
         }
-        // Only a primary gives numbers.
+        // Only a primary assigns transaction ids.
         self.identity.standby &= self.xid.is_none();
         Ok(answer)
     }
 
-    /// Commits: one message. In a transaction that the server has aborted, a plain COMMIT would roll back and be answered
-    /// like a success; the statement before it fails there, with 25P02. It fails as well when this is not the
-    /// transaction that was begun: the closure has ended that one by itself. Never cancelled on the way (see the watchdog).
-    /// What finishes it, of our own, belongs to the transaction.
+    /// Commits in one message. In a transaction that the server has aborted, a plain COMMIT would
+    /// roll back and be answered as a success; the statement before it makes the message fail with
+    /// 25P02. That statement also fails if the current transaction is not the one that was begun,
+    /// because the closure has ended that one itself. A commit on the wire is never cancelled (see
+    /// the watchdog). The statements in `finish` are our own and belong to the transaction.
     pub fn commit(&mut self, finish: &Finish, limits: &Limits) -> Result<(), Error> {
         if std::mem::take(&mut self.sync_commit_touched) {
             self.ask_what_commit_waits_for(limits)?;
@@ -81,7 +84,7 @@ impl Session {
             None => "1".to_owned(),
         };
         let Finish { values, statements } = finish;
-        // That the wait for a standby was given up is said in a warning only.
+        // The server reports only in a warning that it gave up the wait for a standby.
         let warn = match self.hides_warnings {
             true => "SET LOCAL client_min_messages = warning; ",
             false => "",
@@ -104,7 +107,7 @@ impl Session {
         }
     }
 
-    /// Once the COMMIT is lost, it is too late to ask.
+    /// Asks for the current `synchronous_commit`. Once the COMMIT is lost, it is too late to ask.
     fn ask_what_commit_waits_for(&mut self, limits: &Limits) -> Result<(), Error> {
         const SQL: &str = "SELECT current_setting('synchronous_commit')";
         let answer = self.timed(SQL, Phase::InTransaction, limits, |session| {
@@ -123,7 +126,7 @@ impl Session {
         )
     }
 
-    /// Rolls back, within the time for upkeep, and makes sure that there was something to roll back.
+    /// Rolls back within [`ROLLBACK`], and checks that the transaction had not been committed.
     pub fn rollback(&mut self) -> Result<(), Error> {
         let sql = match self.xid {
             Some(xid) => format!("ROLLBACK; SELECT pg_xact_status('{xid}'::xid8); "),
@@ -152,11 +155,12 @@ impl Session {
         }
     }
 
-    /// The transaction under way, whose COMMIT was sent and not answered.
+    /// Returns what is known of the current transaction, whose COMMIT was sent and not answered.
     pub fn lost_transaction(&self) -> LostTransaction {
         LostTransaction {
             identity: self.identity.clone(),
-            // Behind a pooler, numbers of processes and transactions are somebody else's by now.
+            // Behind a pooler, the process number and the transaction id may belong to another
+            // client by now.
             xid: self
                 .xid
                 .filter(|_| self.in_own_backend && !self.shared.is_pooled()),
@@ -164,12 +168,12 @@ impl Session {
         }
     }
 
-    /// The transaction under way can write nothing.
+    /// Returns whether the current transaction cannot write.
     pub fn began_on_standby(&self) -> bool {
         self.xid.is_none()
     }
 
-    /// What the commit of the last transaction waits for.
+    /// Returns what the commit of the last transaction waits for.
     pub fn sync_commit(&self) -> SyncCommit {
         self.sync_commit
     }

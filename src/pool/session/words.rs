@@ -1,4 +1,4 @@
-//! The words that a transaction begins and ends with.
+//! The statements that begin and end a transaction.
 
 use crate::error::Error;
 use crate::pool::identity::Identity;
@@ -10,7 +10,7 @@ use std::time::Duration;
 pub(crate) struct SyncCommit(&'static str);
 
 impl SyncCommit {
-    /// The server's default, and the one in force where nobody said.
+    /// The server's default, used if the level is not known.
     pub const ON: SyncCommit = SyncCommit("on");
 
     pub(super) fn named(name: &str) -> Option<SyncCommit> {
@@ -18,31 +18,32 @@ impl SyncCommit {
         ALL.into_iter().find(|one| *one == name).map(SyncCommit)
     }
 
-    /// A word of our own, fit for a statement.
+    /// Returns the level as one of our own constants, which may stand in a statement's text.
     pub fn as_str(self) -> &'static str {
         self.0
     }
 
-    /// A commit of this level waits for synchronous standbys, where there are any.
+    /// Returns whether a commit of this level waits for synchronous standbys, if there are any.
     pub fn waits_for_standbys(self) -> bool {
         !matches!(self.0, "off" | "local")
     }
 }
 
-/// What a transaction begins with.
+/// The options with which a transaction begins.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Begin {
     pub isolation: Option<&'static str>,
     pub read_only: bool,
     /// Replaces `statement_timeout` until the end of the transaction; zero = off.
     pub statement_timeout: Option<Duration>,
-    /// How long the transaction may stand still before the server ends it: what a program that stopped in the middle of it
-    /// has locked must come free.
+    /// How long the transaction may be idle before the server ends it, so that the locks of a
+    /// program that has stopped in the middle of it are released.
     pub idle_timeout: Option<Duration>,
 }
 
 impl Begin {
-    /// One message. Only words and integers of our own are in it: a simple query has no parameters.
+    /// Returns one message. It contains only our own words and integers, since a simple query has
+    /// no parameters.
     pub(super) fn sql(&self) -> String {
         let mut sql = String::from("BEGIN");
         if let Some(level) = self.isolation {
@@ -62,13 +63,15 @@ impl Begin {
             );
         }
         if self.read_only {
-            // Gone with the transaction: a closure that ends it by itself is found out. And behind a query, no transaction can
-            // be made to write any more.
+            // The setting is local to the transaction: its absence at the commit shows that a
+            // closure has ended the transaction itself. And after a query, a transaction cannot be
+            // changed to READ WRITE any more.
             sql += &format!("; SELECT set_config('{READING}', 'yes', true)");
         } else {
-            // The number tells later what became of the commit; the process, whether a pooler stands between; and the
-            // level, what the commit waits for.
-            // A standby gives no numbers, and what begins there writes nothing, also when it is promoted meanwhile.
+            // The transaction id is needed to find out later what became of the commit; the process
+            // number, to detect a pooler; and the level, to know what the commit waits for. A
+            // standby assigns no ids, and a transaction begun there never writes, even if the
+            // server is promoted meanwhile.
             sql += "; SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
                     pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
                     current_setting('client_min_messages') AS client_min_messages";
@@ -77,29 +80,30 @@ impl Begin {
     }
 }
 
-/// What the message that commits does before. Of our own words, as that of the begin.
+/// What the commit message does before the COMMIT. Like that of the begin, its text is our own.
 #[derive(Default)]
 pub(crate) struct Finish {
-    /// What is selected once it is sure that this is the transaction that was begun, each with a comma before.
+    /// Expressions that are selected in the statement that checks for the right transaction; each
+    /// begins with a comma.
     pub values: &'static str,
-    /// What is run then, each with a semicolon behind.
+    /// Statements that run after that check; each ends with a semicolon.
     pub statements: String,
 }
 
-/// What is to be known of a transaction to find out what became of it.
+/// What must be known of a transaction to find out what became of it.
 pub(crate) struct LostTransaction {
     pub identity: Identity,
-    /// None where a pooler stands between us and the backend.
+    /// None behind a pooler.
     pub xid: Option<u64>,
     /// What the commit waits for.
     pub sync_commit: SyncCommit,
 }
 
-/// Set in a transaction that is to read only, until its end.
+/// A setting that is set in a read-only transaction, until its end.
 pub(super) const READING: &str = "millpond.reading";
 
-/// A setting that nobody has: asking for it fails with its name, which is how a commit finds itself in another transaction
-/// than the one that was begun.
+/// A setting that does not exist: reading it fails with an error that contains its name. So a
+/// commit detects that the current transaction is not the one that was begun.
 pub(super) const ENDED_INSIDE: &str = "millpond.transaction_ended_inside";
 
 pub(super) fn says_ended_inside(error: &Error) -> bool {

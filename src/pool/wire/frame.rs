@@ -1,10 +1,11 @@
-//! Where messages begin and end in what the server sends, and which of them matter here. Pure: bytes in, positions out.
+//! Finds where messages begin and end in the data from the server, and the few that matter here.
+//! Pure: bytes in, positions out.
 //!
-//! A message of PostgreSQL's protocol is a tag, a length that counts itself but not the tag, and a body (manual, section
-//! 55.7). A read may end anywhere in it.
+//! A message of PostgreSQL's protocol is a tag, a length that counts itself but not the tag, and a
+//! body (manual, section 55.7). A read may end anywhere in a message.
 
-/// CommandComplete: the statement has run. In the extended protocol its commit is still to come (`finish_xact_command` at
-/// Sync), in the simple protocol it is done.
+/// CommandComplete: the statement has run. In the extended protocol its commit is still to come
+/// (`finish_xact_command` at Sync); in the simple protocol it has been committed.
 const COMMAND_COMPLETE: u8 = b'C';
 /// ReadyForQuery: the answer is complete.
 const READY_FOR_QUERY: u8 = b'Z';
@@ -18,10 +19,10 @@ const HEAD: usize = 5;
 /// The state between two reads.
 #[derive(Default)]
 pub(super) struct Frame {
-    /// The message under way: its tag and length, as far as they were read.
+    /// Tag and length of the current message, as far as they were read.
     head: [u8; HEAD],
     have: usize,
-    /// What is left of its body.
+    /// Length of the part of its body that was not read yet.
     left: usize,
     /// The process number, as far as it was read.
     process: [u8; 4],
@@ -32,8 +33,9 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// How much of `data` belongs to messages up to the end of the first ReadyForQuery, and whether there is one; all of it
-    /// where there is none. What follows is to be passed in again.
+    /// Returns how much of `data` belongs to messages up to the end of the first ReadyForQuery, and
+    /// whether there is one. Without a ReadyForQuery, that is all of `data`. The caller passes the
+    /// rest in again.
     pub fn until_ready(&mut self, data: &[u8]) -> (usize, bool) {
         let mut at = 0;
         loop {
@@ -62,7 +64,7 @@ impl Frame {
                 return (at, false);
             }
             let [tag, length @ ..] = self.head;
-            // A length that does not even count itself is for the driver to refuse.
+            // A length too small to count itself is left for the driver to reject.
             self.left = (u32::from_be_bytes(length) as usize).saturating_sub(length.len());
             self.largest = self.largest.max(self.left);
             self.completed |= tag == COMMAND_COMPLETE;
@@ -70,22 +72,22 @@ impl Frame {
         }
     }
 
-    /// True once after a CommandComplete.
+    /// Returns true once after a CommandComplete.
     pub fn take_completed(&mut self) -> bool {
         std::mem::take(&mut self.completed)
     }
 
-    /// True once after an ErrorResponse.
+    /// Returns true once after an ErrorResponse.
     pub fn take_failed(&mut self) -> bool {
         std::mem::take(&mut self.failed)
     }
 
-    /// The length of the longest message so far.
+    /// Returns the length of the longest message so far.
     pub fn largest(&self) -> usize {
         self.largest
     }
 
-    /// The process number of BackendKeyData, once after it came.
+    /// Returns the process number of BackendKeyData, once after it arrived.
     pub fn take_process(&mut self) -> Option<i32> {
         let whole = self.process_bytes == self.process.len();
         whole.then(|| {
@@ -95,7 +97,7 @@ impl Frame {
     }
 
     fn keep_process(&mut self, body: &[u8]) {
-        // Behind the process number stands the key, which has no fixed length since protocol 3.2.
+        // The process number is followed by the key, whose length is not fixed since protocol 3.2.
         let before = self.body_read();
         for (offset, byte) in (before..self.process.len()).zip(body) {
             self.process[offset] = *byte;
@@ -103,7 +105,7 @@ impl Frame {
         }
     }
 
-    /// How much of the body of the message under way was read before.
+    /// Returns how much of the current message's body was read before.
     fn body_read(&self) -> usize {
         let [_, length @ ..] = self.head;
         (u32::from_be_bytes(length) as usize).saturating_sub(length.len()) - self.left

@@ -1,22 +1,27 @@
 //! The byte stream under a server connection, and the handle that frees a thread blocked on it.
 //!
-//! The driver is asked for TLS with direct negotiation (`ssl_mode(Require)`, `ssl_negotiation(Direct)`): it then hands the
-//! raw socket to our connector at once and speaks the plain protocol over whatever the connector returns
-//! (tokio-postgres 0.7.18). The connector returns the socket inside a [`Wire`], without TLS. What that gives:
+//! The driver is asked for TLS with direct negotiation (`ssl_mode(Require)`,
+//! `ssl_negotiation(Direct)`): it then passes the raw socket to our connector at once and speaks
+//! the plain protocol over the stream that the connector returns (tokio-postgres 0.7.18). The
+//! connector returns the socket inside a [`Wire`], without TLS. This has three uses:
 //!
-//! - [`Handle::abort`] from any thread: whatever is blocked on the wire ends with `TimedOut` at once, a query on a black
-//!   hole, a hung handshake, and the close that follows;
-//! - a finished answer is always delivered. The driver polls the connection before it looks for its answer, and
-//!   reports the connection's error in its place (tokio-postgres 0.7.18, `poll_block_on` of postgres 0.19.14): when the end
-//!   of the stream, or the FATAL of a server that shuts down, follows an answer closely, the caller would be told that his
-//!   statement failed, though it was done. [`Answers`] therefore lets nothing pass between the end of an answer and the
-//!   next poll;
-//! - what the driver does not tell: whether anything of a request had been sent, or called complete, when its connection
-//!   was lost; and the process number that the server gave out, which betrays a pooler.
+//! - [`Handle::abort`] works from any thread: a call blocked on the wire fails with `TimedOut` at
+//!   once. This includes a query whose packets are silently dropped, a handshake that hangs, and
+//!   the close that follows.
+//! - A finished answer is always delivered. The driver polls the connection before it looks for its
+//!   answer, and reports the connection's error in place of the answer (tokio-postgres 0.7.18,
+//!   `poll_block_on` of postgres 0.19.14). If the end of the stream, or the FATAL of a server that
+//!   shuts down, follows closely after an answer, the caller would be told that its statement
+//!   failed although it succeeded. [`Answers`] therefore delivers nothing more between the end of
+//!   an answer and the next poll.
+//! - It reports what the driver does not: whether any part of a request had been sent, or reported
+//!   as complete, when its connection was lost; and the process number that the server gave out,
+//!   which reveals a pooler.
 //!
-//! `Answers` stands above whatever encrypts: it reads the protocol in the clear. This is the only file with async traits.
-//! A Unix socket has no wire (the driver gives it no host name to negotiate with): there the server's own timeout is all
-//! there is, and nobody sees how far a statement had come.
+//! `Answers` reads the protocol in plain text, so it must stand above any encryption. This is the
+//! only file with async traits. A Unix socket has no wire (the driver has no host name to negotiate
+//! TLS with): on it, the server's own timeout is the only limit, and the progress of a statement is
+//! not known.
 
 mod frame;
 
@@ -33,49 +38,54 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Ends whatever is blocked on one wire.
+/// Ends every call that is blocked on one wire.
 #[derive(Default)]
 pub(crate) struct Handle {
     aborted: AtomicBool,
     waker: Mutex<Option<Waker>>,
-    /// One of `progress`.
+    /// One of the constants of `progress`.
     progress: AtomicU8,
-    /// The process number that was given out with the key for cancel requests; 0 = none was seen.
+    /// The process number that the server gave out with the key for cancel requests; 0 = none was
+    /// seen.
     process: AtomicI32,
     grown: AtomicBool,
-    /// One of `look`.
+    /// One of the constants of `look`.
     look: AtomicU8,
 }
 
-/// A look at what the server has said unasked. The driver tells only of what has come when its runtime looked at the socket
-/// last, which it does while it waits; so it is made to wait for a notification that the wire itself gives it.
+/// States of a look, which reads what the server has sent without a request.
+///
+/// The driver reports only messages that had arrived when its runtime last polled the socket, which
+/// it does while it waits. So a look makes it wait for a notification that the wire itself
+/// delivers.
 mod look {
     pub const NONE: u8 = 0;
     pub const ASKED: u8 = 1;
-    /// The runtime has looked since.
+    /// The runtime has polled the socket since the look was asked for.
     pub const TURNED: u8 = 2;
-    /// NotificationResponse: a length, a process, a channel, no payload.
+    /// A NotificationResponse: a length, a process, a channel, no payload.
     pub const MESSAGE: &[u8] = b"A\0\0\0\x17\0\0\0\0millpond_look\0\0";
     pub const CHANNEL: &str = "millpond_look";
 }
 
-/// A message that is longer than this leaves the driver with buffers as long, for the life of its connection.
+/// After a message longer than this, the driver keeps buffers of that size for the life of its
+/// connection.
 const HUGE: usize = 16 << 20;
 
-/// How far the request under way has come. Only the thread that uses the connection moves it on.
+/// How far the current request has come. Only the thread that uses the connection advances it.
 mod progress {
-    /// Nobody looks.
+    /// The stream is not read here (Unix socket).
     pub const UNSEEN: u8 = 0;
     pub const NOTHING_SENT: u8 = 1;
     pub const SENT: u8 = 2;
     pub const COMPLETED: u8 = 3;
-    /// Completed, with an error behind it.
+    /// Completed, then followed by an error.
     pub const FAILED: u8 = 4;
     pub const ANSWERED: u8 = 5;
 }
 
 impl Handle {
-    /// Cuts the connection for good. Never blocks.
+    /// Cuts the connection permanently. Never blocks.
     pub fn abort(&self) {
         self.aborted.store(true, Ordering::SeqCst);
         let waker = unpoison(self.waker.lock()).take();
@@ -88,7 +98,7 @@ impl Handle {
         self.aborted.load(Ordering::SeqCst)
     }
 
-    /// A request is about to be made.
+    /// Resets the progress: the next request is about to be sent.
     pub fn begin_request(&self) {
         if self.progress.load(Ordering::Relaxed) != progress::UNSEEN {
             self.progress
@@ -96,7 +106,7 @@ impl Handle {
         }
     }
 
-    /// How far the request has come since [`begin_request`](Self::begin_request).
+    /// Returns how far the request has come since [`begin_request`](Self::begin_request).
     pub fn progress(&self) -> Progress {
         match self.progress.load(Ordering::Relaxed) {
             progress::UNSEEN => Progress::Unseen,
@@ -107,13 +117,15 @@ impl Handle {
         }
     }
 
-    /// The process to be named in a cancel request, as it was given out when the connection was opened.
+    /// Returns the process to be named in a cancel request, as the server gave it out when the
+    /// connection was opened.
     pub fn process(&self) -> Option<i32> {
         Some(self.process.load(Ordering::Relaxed)).filter(|process| *process != 0)
     }
 
-    /// The next wait on the wire ends at once: with what the server has said, if it has, or with a notification of our own.
-    /// False where nobody looks at the wire.
+    /// Makes the next wait on the wire end at once: with a message from the server if there is one,
+    /// otherwise with a notification that the wire makes. Returns false if the connection has no
+    /// wire.
     pub fn ask_for_look(&self) -> bool {
         let seen = !matches!(self.progress(), Progress::Unseen);
         if seen {
@@ -122,17 +134,18 @@ impl Handle {
         seen
     }
 
-    /// A notification is the one of a look.
+    /// Returns whether a notification is the one that ends a look.
     pub fn is_look(notification: &Notification) -> bool {
         notification.process_id() == 0 && notification.channel() == look::CHANNEL
     }
 
-    /// A huge message has passed.
+    /// Returns whether a message longer than [`HUGE`] has passed.
     pub fn has_grown(&self) -> bool {
         self.grown.load(Ordering::Relaxed)
     }
 
-    /// Registers who is to be woken, then looks: an abort between the two cannot be missed.
+    /// Stores the waker first and reads the flag afterwards, so that an abort between the two is
+    /// not missed.
     fn check(&self, cx: &Context<'_>) -> io::Result<()> {
         let mut waker = unpoison(self.waker.lock());
         if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
@@ -147,7 +160,7 @@ impl Handle {
     }
 }
 
-/// The byte stream that can be cut.
+/// The byte stream under [`Answers`], which can be cut.
 pub(crate) struct Wire {
     socket: Socket,
     handle: Arc<Handle>,
@@ -184,15 +197,16 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// What the driver reads and writes: answers, each of which it can hand to its caller before it sees what came behind.
+/// The stream that the driver reads and writes. It delivers each answer separately, so that the
+/// driver can return it to the caller before it sees what follows.
 pub(crate) struct Answers<S> {
     stream: S,
     handle: Arc<Handle>,
     frame: Frame,
-    /// Since the last poll that had nothing to give: data was delivered, and it ended an answer.
+    /// Data was delivered since the last poll that returned none, and (`ended`) it ended an answer.
     delivered: bool,
     ended: bool,
-    /// What came behind the end of an answer.
+    /// Data that followed the end of an answer.
     held: Vec<u8>,
 }
 
@@ -211,7 +225,8 @@ impl<S> Answers<S> {
         }
     }
 
-    /// Looks at what is about to be delivered: up to where, so that it ends with the first end of an answer.
+    /// Examines the data that is about to be delivered, and returns its length up to the first end
+    /// of an answer.
     fn deliver(&mut self, data: &[u8]) -> usize {
         let (length, ready) = self.frame.until_ready(data);
         let before = self.handle.progress.load(Ordering::Relaxed);
@@ -238,7 +253,7 @@ impl<S> Answers<S> {
         length
     }
 
-    /// As much of it as there is room for.
+    /// Delivers as much of the held data as fits.
     fn deliver_held(&mut self, buf: &mut ReadBuf<'_>) {
         let mut held = std::mem::take(&mut self.held);
         let fits = held.len().min(buf.remaining());
@@ -248,7 +263,7 @@ impl<S> Answers<S> {
         self.held = held;
     }
 
-    /// Has the driver look for its answer first, and come again at once.
+    /// Makes the driver look for its answer first and poll again at once.
     fn later(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         (self.delivered, self.ended) = (false, false);
         cx.waker().wake_by_ref();
@@ -277,7 +292,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
         }
         let before = buf.filled().len();
         match Pin::new(&mut answers.stream).poll_read(cx, buf) {
-            // However little the driver has room for: one that got nothing would wait for ever.
+            // Delivered in parts if the driver has little room: a read that returned nothing would
+            // never be repeated.
             Poll::Pending if look == look::TURNED => {
                 answers.handle.look.store(look::NONE, Ordering::Relaxed);
                 answers.held.extend_from_slice(look::MESSAGE);
@@ -289,7 +305,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
                 return Poll::Pending;
             }
             Poll::Ready(Ok(())) if buf.filled().len() > before => {}
-            // The end. What was delivered before it is looked at first.
+            // The end of the stream. The driver first looks at what was delivered before it.
             _ if answers.delivered => return answers.later(cx),
             end => return end,
         }
@@ -339,7 +355,7 @@ impl TlsStream for Answers<Wire> {
     }
 }
 
-/// Makes one wire; a fresh one for each connection, since the handle belongs to it.
+/// Makes one wire. Each connection needs a new connector, since the handle belongs to the wire.
 #[derive(Clone)]
 pub(crate) struct Connector(pub Arc<Handle>);
 
@@ -371,7 +387,7 @@ impl TlsConnect<Socket> for Connector {
 mod tests {
     use super::*;
 
-    /// A server that says nothing.
+    /// A server that sends nothing.
     struct Silent;
 
     impl AsyncRead for Silent {
@@ -396,7 +412,7 @@ mod tests {
                 let mut bytes = vec![0; room];
                 let mut buf = ReadBuf::new(&mut bytes);
                 let poll = Pin::new(&mut answers).poll_read(&mut cx, &mut buf);
-                // Once, it has the runtime look at the socket first.
+                // The first poll may be pending, so that the runtime polls the socket first.
                 assert!(polls == 0 || poll.is_ready(), "{room}: poll {polls}");
                 got.extend_from_slice(buf.filled());
                 polls += 1;
