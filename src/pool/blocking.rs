@@ -1,17 +1,23 @@
-//! Whether a thread may block. The driver blocks on a runtime of its own, which panics on a thread that drives another; and
-//! where that happens while a value is dropped, the process ends. So it is asked before.
+//! Whether a thread may block.
+//!
+//! The driver blocks on a runtime of its own, which panics on a thread that drives another runtime.
+//! If that happens while a value is dropped, the process aborts. So this is checked beforehand.
 
 use crate::error::Error;
 use std::sync::OnceLock;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// True on a thread that drives an asynchronous runtime, and on one that is about to end. Threads for blocking work (`spawn_blocking`, `block_in_place`) do
-/// not, though they belong to one: there, only trying tells, and where it fails the panic hook says so.
+/// Returns true on a thread that drives an asynchronous runtime, and on one that is about to end.
+///
+/// Threads for blocking work (`spawn_blocking`, `block_in_place`) belong to a runtime but may
+/// block. They can only be told apart by trying; if the trial fails, the panic hook prints its
+/// panic.
 pub(super) fn is_forbidden() -> bool {
     static TRIAL: OnceLock<Option<Runtime>> = OnceLock::new();
     match Handle::try_current() {
         Ok(_) => {}
-        // At the end of a thread, when its own values are dropped, the driver's runtime cannot be entered, either.
+        // At the end of a thread, while its thread-local values are dropped, the driver's runtime
+        // cannot be entered either.
         Err(e) if e.is_thread_local_destroyed() => return true,
         Err(_) => return false,
     }
@@ -22,7 +28,7 @@ pub(super) fn is_forbidden() -> bool {
     crate::sync::caught(|| trial.block_on(std::future::ready(()))).is_err()
 }
 
-/// What a call on such a thread ends as.
+/// The error of a call on a thread that must not block.
 pub(super) const MISUSE: Error = Error::Misuse(
     "the pool blocks, which a thread that drives an asynchronous runtime must not: call it on a thread for blocking work \
      (tokio: spawn_blocking)",

@@ -1,4 +1,4 @@
-//! Cancel requests: each has a connection of its own, and a few helpers send them.
+//! Cancel requests: each uses a connection of its own, and a few helper threads send them.
 
 use super::tracked::{Tracked, word};
 use super::wire;
@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// The most cancel requests under way at once: each holds a thread, for as long as the server does not answer.
+/// The most cancel requests under way at once: each occupies a thread for as long as the server
+/// does not answer.
 pub(super) const MOST_CANCELS: usize = 4;
-/// A cancel request that is not through by then never will be.
+/// Limit for one cancel request. A request that has not finished by then never will.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Cancel requests that wait for a helper, and the helpers there are.
+/// Cancel requests that wait for a helper, and the number of helpers.
 #[derive(Default)]
 pub(super) struct Cancels {
     pub waiting: VecDeque<Arc<Tracked>>,
@@ -34,14 +35,16 @@ pub(super) fn next_cancel(queue: &Mutex<Cancels>) -> Option<Arc<Tracked>> {
 }
 
 pub(super) fn cancel_one(tracked: &Tracked) {
-    // What has ended meanwhile needs none; it is closed in any case.
+    // A statement that has ended in the meantime needs no cancel; its connection is closed in any
+    // case.
     if word::unpack(tracked.word.load(SeqCst)).1 != word::CANCELLED || tracked.wire.is_aborted() {
         return;
     }
     let (Some((token, tcp)), id) = (tracked.cancel.get(), tracked.id) else {
         return;
     };
-    // The driver unwraps the building of its runtime, which fails when file descriptors run out.
+    // The driver unwraps the result of building its runtime, which fails when file descriptors run
+    // out.
     match catch_unwind(AssertUnwindSafe(|| cancel(token, *tcp))) {
         Ok(Ok(())) => debug!("cancel sent for conn={id}"),
         Ok(Err(e)) => debug!("cancel failed for conn={id}: {}", crate::error::Chain(&e)),
@@ -53,8 +56,9 @@ fn cancel(token: &CancelToken, tcp: bool) -> Result<(), postgres::Error> {
     if !tcp {
         return token.cancel_query(NoTls);
     }
-    // The request has a wire of its own. It is cut by a thread that sleeps: a cancel is rare, and the watchdog must not
-    // know of it, or it would have to watch itself.
+    // The request has a wire of its own, which a sleeping thread cuts at the limit. Cancels are
+    // rare, so a thread for each is cheap. The watchdog cannot do it: it would have to watch
+    // itself.
     let wire = Arc::<wire::Handle>::default();
     let (done, wait) = std::sync::mpsc::channel::<()>();
     let cut = Arc::clone(&wire);

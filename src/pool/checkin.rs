@@ -1,4 +1,4 @@
-//! Checking in: back into the line, or closed.
+//! Check-in: a session goes back into the line or is closed.
 
 use super::checkout::{Held, Inner, Lease};
 use super::session::Session;
@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 impl Inner {
-    /// `unwound`: its borrower panicked.
+    /// Checks a session in. `unwound`: the thread that used it panicked.
     fn check_in(&self, mut held: Held, unwound: bool) {
         let now = Instant::now();
         let session: &mut Session = &mut held;
         self.end_use(session);
         if unwound {
-            // What the driver was in the middle of is still in its buffers.
+            // The driver's buffers still hold a part of an unfinished exchange.
             session.close_for(CloseReason::Broken);
         }
         session.settle(now);
@@ -64,7 +64,7 @@ impl Inner {
         (whole && line.waiting > 0).then_some(CloseReason::MaxUses)
     }
 
-    /// Closes a session, which r2d2 then counts no more.
+    /// Closes a session, which r2d2 then no longer counts.
     pub(super) fn discard(&self, mut held: Held, reason: CloseReason) {
         held.close_for(reason);
         drop(held);

@@ -1,14 +1,15 @@
-//! The database's clock, as this process has seen it go by: it may be set, and the next server may have another.
+//! The database's clock as this process has read it. The clock may be set, and the next server may
+//! have another.
 
 use crate::sync::unpoison;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Readings kept of the span that is looked back at.
+/// Number of readings kept of the span.
 const READINGS: u32 = 32;
 
-/// Readings of the clock, in microseconds since 1970, each with the moment of ours when it was taken.
+/// Readings of the clock in microseconds since 1970, each with the `Instant` at which it was taken.
 pub(crate) struct DatabaseClock {
     span: Duration,
     readings: Mutex<VecDeque<(Instant, i64)>>,
@@ -28,7 +29,7 @@ impl DatabaseClock {
         if readings.back().is_none_or(is_due) {
             readings.push_back((now, reading));
         }
-        // The first that stays is the newest that is old enough.
+        // The first reading that is kept is the newest one that is at least as old as the span.
         while readings
             .get(1)
             .is_some_and(|(at, _)| *at + self.span <= now)
@@ -37,8 +38,8 @@ impl DatabaseClock {
         }
     }
 
-    /// What it showed the span ago, or a little earlier; or when it was first seen, where that is not as long ago. What the
-    /// database dated later than this is younger than the span.
+    /// Returns what the clock showed one span ago or a little earlier; or its first reading, if
+    /// that is more recent. A row with a later timestamp of the database is younger than the span.
     pub fn back_then(&self) -> Option<i64> {
         let readings = unpoison(self.readings.lock());
         readings.front().map(|(_, reading)| *reading)

@@ -1,4 +1,5 @@
-//! Closing a pool: refuse what is new, let what runs finish, cancel what does not, cut what does not answer.
+//! Closing a pool: refuse new check-outs, let work finish, cancel what does not finish, cut what
+//! does not answer.
 
 use super::checkout::{Inner, Pool};
 use super::report::Report;
@@ -10,16 +11,19 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Between two cancels of what has no end without the pool.
+/// Pause between two cancels of work that ends only with the pool.
 const CANCEL_AGAIN: Duration = Duration::from_millis(50);
-/// Threads that say goodbye to idle connections side by side.
+/// Number of threads that close idle connections in parallel.
 const HELPERS: usize = 8;
 
 impl Pool {
-    /// Closes the pool: no check-out from now on, those in line are turned away, idle connections are closed, those in use
-    /// are waited for. What still runs shortly before `timeout` is cancelled; what does not answer then is cut. Returns
-    /// within `timeout`, and a little for the cut. A COMMIT on its way is never cancelled. A second call changes nothing: it
-    /// waits for the first, up to its own `timeout`, and returns the first one's report once there is one.
+    /// Closes the pool. From now on check-outs fail, waiters are turned away and idle connections
+    /// are closed; connections in use are waited for.
+    ///
+    /// Statements that still run shortly before `timeout` are cancelled, and connections that do
+    /// not answer then are cut. A COMMIT on the wire is never cancelled. Returns within `timeout`,
+    /// plus a little time for the cut. A second call changes nothing: it waits for the first, up to
+    /// its own `timeout`, and returns the report of the first once there is one.
     pub fn close(&self, timeout: Duration) -> Report {
         self.inner.close(timeout)
     }
@@ -35,7 +39,7 @@ impl Inner {
         if self.shared.closing.swap(true, Ordering::SeqCst) {
             return self.wait_for_report(deadline);
         }
-        // The last part of the time is for those who must be told: a cancel, then the cut.
+        // The last part of the time is kept for the cancels and then the cut.
         let grace = (timeout / 2).min(Duration::from_secs(2));
         let before = self.stats();
         self.shut_line();
@@ -46,11 +50,11 @@ impl Inner {
             cancelled = self.shared.watchdog.cancel_all_held(grace);
             if !self.wait_until_returned(deadline) {
                 aborted = self.shared.watchdog.abort_all_held();
-                // Freed at once by the cut, unless its thread is at something else.
+                // The cut frees a thread at once, unless the thread is busy with something else.
                 self.wait_until_returned(Instant::now() + Duration::from_millis(100));
             }
         }
-        // What was still being opened when the closing began.
+        // Connections that were still being opened when the close began.
         while let Some(spare) = self.r2d2.try_get() {
             self.discard(spare, CloseReason::Drained);
         }
@@ -67,8 +71,9 @@ impl Inner {
         report
     }
 
-    /// Migrations are not waited for: whoever starts next begins them anew. They are cancelled, so that nothing of them waits in
-    /// the server when this program is gone, and cut where the server does not answer.
+    /// Ends migrations. They are not waited for, since the next program that starts begins them
+    /// anew. They are cancelled, so that none of their statements waits on in the server after this
+    /// program has ended, and cut if the server does not answer.
     fn end_work_of_our_own(&self, until: Instant) {
         while self.shared.watchdog.cancel_what_ends_with_pool() {
             if Instant::now() >= until {
@@ -84,7 +89,8 @@ impl Inner {
         self.report.get().copied().unwrap_or_default()
     }
 
-    /// Saying goodbye takes a system call each, or as long as its deadline where a buffer is full: not one after the other.
+    /// Closes the line, and the idle connections in parallel: each close takes a system call, or
+    /// the whole limit for a close if a socket buffer is full.
     pub(super) fn shut_line(&self) {
         self.shared.closing.store(true, Ordering::SeqCst);
         self.opener.gate.close();
@@ -107,7 +113,7 @@ impl Inner {
         };
         thread::scope(|scope| {
             for _ in 1..helpers {
-                // Without helpers it takes longer.
+                // Without helpers the loop below does it all, only more slowly.
                 let helper = thread::Builder::new().spawn_scoped(scope, close_all);
                 if helper.is_err() {
                     break;
@@ -117,7 +123,7 @@ impl Inner {
         });
     }
 
-    /// For a drain that waits: something has changed.
+    /// Wakes the threads that wait for a drain, so that they check again.
     pub(super) fn tell_returned(&self) {
         drop(sync::unpoison(self.returned.0.lock()));
         self.returned.1.notify_all();

@@ -1,10 +1,10 @@
-//! How many connections are waited for.
+//! Counts the connections that openers wait for.
 
 use crate::sync::unpoison;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// Opened only while somebody waits for it.
+/// Keeps r2d2 from opening a connection that no opener waits for.
 #[derive(Default)]
 pub(crate) struct Demand {
     state: Mutex<Wanted>,
@@ -13,9 +13,9 @@ pub(crate) struct Demand {
 
 #[derive(Default)]
 struct Wanted {
-    /// Openers that wait for a connection.
+    /// Number of openers that wait for a connection.
     by: usize,
-    /// Connections under way to them, or there.
+    /// Number of connections that are being opened for them, or are ready.
     served: usize,
 }
 
@@ -24,18 +24,18 @@ impl Demand {
         unpoison(self.state.lock())
     }
 
-    /// An opener waits for a connection.
+    /// Notes that an opener waits for a connection.
     pub fn raise(&self) {
         self.lock().by += 1;
         self.changed.notify_all();
     }
 
-    /// It does no longer.
+    /// Notes that an opener no longer waits.
     pub fn lower(&self) {
         self.lock().by -= 1;
     }
 
-    /// A connection was taken from r2d2.
+    /// Notes that a connection was taken from r2d2.
     pub fn taken(&self) {
         let mut wanted = self.lock();
         wanted.served = wanted.served.saturating_sub(1);
@@ -43,7 +43,8 @@ impl Demand {
         self.changed.notify_all();
     }
 
-    /// Waits until a connection is wanted that nobody is bringing. False when the pool is closing.
+    /// Waits until a connection is wanted that is not being opened yet. Returns false when the pool
+    /// is closing.
     pub fn serve(&self, closing: &AtomicBool) -> bool {
         let mut wanted = self.lock();
         loop {
@@ -58,7 +59,7 @@ impl Demand {
         }
     }
 
-    /// Wakes those who wait, so that they see that the pool is closing.
+    /// Wakes the waiting threads, so that they see that the pool is closing.
     pub fn close(&self) {
         drop(self.lock());
         self.changed.notify_all();

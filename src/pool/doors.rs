@@ -1,4 +1,4 @@
-//! What the rooms above may do with a pool beyond its public calls.
+//! What the modules above may do with a pool beyond its public methods.
 
 use super::checkout::Pool;
 
@@ -8,12 +8,13 @@ impl Pool {
         &self.inner.shared.metrics
     }
 
-    /// From now on, a standby is used only where no host is a primary.
+    /// Makes new connections use a standby only if no host is a primary.
     pub(crate) fn look_for_primary(&self) {
         self.inner.opener.look_for_primary();
     }
 
-    /// What the newest probe found, which may be of a moment ago: a new one is sent where it is.
+    /// Returns whether the newest probe found the database read-only. Its answer may be somewhat
+    /// old; if it is, a new probe is sent.
     pub(crate) fn was_read_only(&self) -> bool {
         let newest = self.inner.probe.newest(&self.inner.opener);
         matches!(newest, Some(Ok(pong)) if pong.read_only)
@@ -22,8 +23,8 @@ impl Pool {
 
 #[cfg(feature = "studio")]
 impl Pool {
-    /// A session beside those of the pool, for work that may take longer than any timeout allows. It
-    /// is waited for as long as the database is away.
+    /// Opens a session outside the pool, for work that may take longer than any timeout allows.
+    /// Waits for as long as the database is down.
     pub(crate) fn open_dedicated(
         &self,
     ) -> Result<super::session::Session, crate::error::OpenError> {
@@ -31,12 +32,14 @@ impl Pool {
         self.inner.opener.open_when_possible(None, purpose)
     }
 
-    /// A pooler stands between: what is set on a session may reach strangers.
+    /// Returns whether a pooler stands between the pool and the server, so that settings of a
+    /// session may affect other clients.
     pub(crate) fn is_pooled(&self) -> bool {
         self.inner.shared.is_pooled()
     }
 
-    /// A session of this generation takes no writes: where another server may, it is looked for.
+    /// Retires the sessions of this generation, whose server takes no writes, if a new session may
+    /// lead to another server.
     pub(crate) fn leave_standby(&self, generation: u64) {
         if self.inner.opener.may_lead_elsewhere() {
             self.inner.opener.leave_server(generation);

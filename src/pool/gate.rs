@@ -1,4 +1,4 @@
-//! Whether the database can be reached, and whose turn it is to try.
+//! Whether the database can be reached, and which thread may try next.
 
 use crate::error::{Chain, OpenError};
 use crate::sync::unpoison;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// How often an outage is logged while it lasts.
 const REMIND_EVERY: Duration = Duration::from_secs(30);
 
-/// Whether the database can be reached, and whose turn it is to try.
+/// Whether the database can be reached, and which thread may try next.
 #[derive(Default)]
 pub(crate) struct Gate {
     state: Mutex<GateState>,
@@ -20,13 +20,13 @@ pub(crate) struct Gate {
 #[derive(Default)]
 struct GateState {
     down: Option<Down>,
-    /// The turn of whoever is trying while it is down.
+    /// The number of the turn whose thread is trying while the database is down.
     trying: Option<u64>,
     turns: u64,
-    /// The newest success.
+    /// When the newest successful attempt ended.
     opened_at: Option<Instant>,
-    /// When there was no room for one more connection, and why. Those that are open may come and go all the while, so that an
-    /// attempt that succeeds in between is no news.
+    /// When the server last had no room for another connection, and the error. Other connections
+    /// may come and go at the same time, so a successful attempt in between does not clear it.
     full: Option<Full>,
 }
 
@@ -40,7 +40,8 @@ struct Down {
     since: Instant,
     next_try: Instant,
     error: Arc<OpenError>,
-    /// When it was last said that the database is away; never, where there was only no room for one more connection.
+    /// When the outage was last logged. None if the only error was that there was no room for
+    /// another connection.
     logged_at: Option<Instant>,
 }
 
@@ -49,7 +50,8 @@ impl Gate {
         unpoison(self.state.lock())
     }
 
-    /// Waits until this thread may try. None when the pool is closing, or the deadline has passed.
+    /// Waits until this thread may try. Returns None when the pool is closing or the deadline has
+    /// passed.
     pub fn turn(&self, closing: &AtomicBool, deadline: Option<Instant>) -> Option<Turn<'_>> {
         let mut state = self.lock();
         loop {
@@ -95,7 +97,8 @@ impl Gate {
         let now = Instant::now();
         let mut state = self.lock();
         if state.opened_at.is_some_and(|at| at > started) {
-            // Another attempt has found the database since: this one speaks of the past.
+            // Another attempt has reached the database since this one began, so this failure is out
+            // of date.
             return;
         }
         let before = state.down.as_ref();
@@ -131,23 +134,23 @@ impl Gate {
         });
     }
 
-    /// Wakes those who wait, so that they see that the pool is closing.
+    /// Wakes the waiting threads, so that they see that the pool is closing.
     pub fn close(&self) {
         drop(self.lock());
         self.changed.notify_all();
     }
 
-    /// Since when no connection could be opened.
+    /// Returns since when no connection could be opened; None while the database is not down.
     pub fn down_since(&self) -> Option<Instant> {
         self.lock().down.as_ref().map(|d| d.since)
     }
 
-    /// The newest failure, when the newest attempt failed.
+    /// Returns the newest failure if the newest attempt failed.
     pub fn last_error(&self) -> Option<Arc<OpenError>> {
         self.lock().down.as_ref().map(|d| Arc::clone(&d.error))
     }
 
-    /// Why somebody who has waited from `since` on got no connection.
+    /// Returns why a thread that has waited since `since` got no connection.
     pub fn cause(&self, since: Instant) -> Option<Arc<OpenError>> {
         let state = self.lock();
         let down = state.down.as_ref().map(|down| &down.error);
@@ -156,10 +159,11 @@ impl Gate {
     }
 }
 
-/// A thread's turn to try while the database is down, until this is dropped: whatever ends the attempt, the next may try.
+/// A thread's turn to try while the database is down. It ends when this value is dropped, so that
+/// the next thread may try however the attempt ends.
 pub(crate) struct Turn<'g> {
     gate: &'g Gate,
-    /// None while it is not down: everybody may try.
+    /// None while the database is not down: then every thread may try.
     number: Option<u64>,
 }
 

@@ -1,9 +1,11 @@
-//! A second attempt beside one that gets no answer.
+//! Hedged attempts: a second attempt to open a connection, beside one that gets no answer.
 //!
-//! A server that was frozen after it had accepted, or a network that swallowed a packet, can hold an attempt for as long
-//! as attempts may take, also when the server, or another host, has long been ready for a new one. So when an attempt
-//! has waited for a while, short ones are made beside it, one at a time; the first that succeeds takes the place of the
-//! oldest that waits, which is cut. Nothing is lost where opening is merely slow: it goes on.
+//! A server that was frozen after it had accepted a connection, or a network that lost a packet,
+//! can block an attempt for its whole time limit, even when the server, or another host, has long
+//! been ready for a new one. So when an attempt has waited for a while, short attempts are made
+//! beside it, one at a time. The first of them that succeeds takes the place of the oldest waiting
+//! attempt, whose wire is cut. If opening is merely slow, nothing is lost: the first attempt goes
+//! on.
 
 use super::wire;
 use crate::sync::{caught, unpoison};
@@ -14,31 +16,35 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long an attempt waits before another is made beside it, and how long that one may take at one address: so long, or twice
-/// as long as opening takes here. One that is cut too early finds nothing, and costs a busy server a process each time.
+/// How long an attempt waits before another is made beside it, and how long the hedged attempt may
+/// take at one address: this long, or twice as long as opening usually takes. A hedged attempt that
+/// is cut too early finds nothing, and costs a busy server a process each time.
 const PATIENCE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
-/// The fastest of so many openings tells what is usual: one that was held up is not.
+/// The usual time is the fastest of this many recent openings, so that one slow opening does not
+/// count.
 const RECENT: usize = 4;
 
 /// What a session is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To be used by the application, whose `on_connect` has run.
+    /// For the application: `on_connect` has run on it.
     Use,
-    /// To find out about a lost COMMIT, as the role that logs in: the application's may not be allowed to.
+    /// To find out the outcome of a lost COMMIT, as the login role: the role that `on_connect` sets
+    /// may lack the rights.
     Resolve,
 }
 
-/// Opens what is attempted.
+/// Opens the connections for hedged attempts.
 pub(super) trait Opens: Send + Sync + 'static {
     type Opened: Send;
 
     fn attempts(&self) -> &Attempts<Self::Opened>;
     fn is_closing(&self) -> bool;
-    /// A hedged attempt, with this much patience at each address. Where it finds nothing, the next may be made at once.
+    /// Makes a hedged attempt, which may take `patience` at each address. If it returns None, the
+    /// next may be made at once.
     fn open_beside(self: &Arc<Self>, patience: Duration, purpose: Purpose) -> Option<Self::Opened>;
-    /// A connection could be opened.
+    /// Notes that a connection was opened.
     fn note_opened(&self);
 }
 
@@ -46,16 +52,17 @@ pub(super) trait Opens: Send + Sync + 'static {
 pub(crate) struct Attempts<T>(Mutex<State<T>>);
 
 struct State<T> {
-    /// The oldest first.
+    /// The oldest attempt is first.
     waiting: Vec<Arc<Attempt<T>>>,
     is_hedging: bool,
-    /// What opening took of late.
+    /// How long the most recent openings took.
     took: VecDeque<Duration>,
-    /// Found when nobody was waiting any more; for whoever comes while the hedging goes on.
+    /// Found when no attempt was waiting any more; kept for an attempt that begins while the
+    /// hedging goes on.
     spare: Option<T>,
 }
 
-/// One attempt, which may go from host to host.
+/// One attempt, which may try several hosts in turn.
 pub(crate) struct Attempt<T> {
     since: Instant,
     purpose: Purpose,
@@ -84,19 +91,19 @@ impl<T> Attempts<T> {
         unpoison(self.0.lock())
     }
 
-    /// Those for the pool's own connections.
+    /// Returns the number of attempts to open connections for use in the pool.
     pub fn count(&self) -> usize {
         let state = self.lock();
         let used = |a: &&Arc<Attempt<T>>| a.purpose == Purpose::Use;
         state.waiting.iter().filter(used).count()
     }
 
-    /// What a hedged attempt found and nobody has taken yet.
+    /// Takes a session that a hedged attempt has found and no attempt has taken yet.
     pub fn take_spare(&self) -> Option<T> {
         self.lock().spare.take()
     }
 
-    /// Cuts those for the pool's own connections: it is closing.
+    /// Cuts the attempts to open connections for use in the pool, which is closing.
     pub fn cut(&self) {
         for attempt in &self.lock().waiting {
             if attempt.purpose == Purpose::Use
@@ -107,7 +114,7 @@ impl<T> Attempts<T> {
         }
     }
 
-    /// Opening a connection took so long.
+    /// Records how long it took to open a connection.
     pub fn note_opened(&self, took: Duration) {
         let mut state = self.lock();
         if state.took.len() == RECENT {
@@ -121,7 +128,8 @@ impl<T> Attempts<T> {
         (2 * usual.unwrap_or_default()).clamp(PATIENCE, LONGEST_PATIENCE)
     }
 
-    /// For how long the oldest has been waiting, and what for. With none, the hedging is done.
+    /// Returns how long the oldest attempt has been waiting, and its purpose. If there is none, the
+    /// hedging ends.
     fn longest_wait(&self) -> Option<(Duration, Purpose)> {
         let mut state = self.lock();
         let longest = state.waiting.first();
@@ -133,7 +141,7 @@ impl<T> Attempts<T> {
         longest
     }
 
-    /// Gives a session to the oldest that waits for one of its kind.
+    /// Gives a session to the oldest attempt that waits for one of its kind.
     fn found(&self, session: T, purpose: Purpose) {
         let mut state = self.lock();
         let oldest = state.waiting.iter().position(|a| a.purpose == purpose);
@@ -154,7 +162,8 @@ impl<T> Attempts<T> {
     }
 }
 
-/// An attempt that goes on until this is dropped. What was found in its place, and not needed, is closed then.
+/// An attempt that is under way until this value is dropped. A session that was found in its place
+/// and is not needed is closed then.
 pub(crate) struct UnderWay<'a, T> {
     attempts: &'a Attempts<T>,
     attempt: Arc<Attempt<T>>,
@@ -186,7 +195,7 @@ impl<T> Attempt<T> {
         unpoison(self.inner.lock())
     }
 
-    /// The attempt goes on over this wire.
+    /// Records the wire over which the attempt goes on.
     pub fn goes_over(&self, wire: &Arc<wire::Handle>) {
         let mut inner = self.lock();
         if inner.found.is_some() {
@@ -199,7 +208,7 @@ impl<T> Attempt<T> {
         self.lock().found.take()
     }
 
-    /// Gives the session back when the attempt has ended in this moment.
+    /// Hands the session back to the caller if the attempt has just ended.
     fn replace(&self, session: T) -> Option<T> {
         let mut inner = self.lock();
         if inner.over {
@@ -213,7 +222,8 @@ impl<T> Attempt<T> {
     }
 }
 
-/// Takes note of an attempt that begins, until that is dropped, and has others made beside it when it takes too long.
+/// Registers an attempt that begins, until the returned value is dropped. If it takes too long,
+/// hedged attempts are made beside it.
 pub(super) fn begin<O: Opens>(opener: &Arc<O>, purpose: Purpose) -> UnderWay<'_, O::Opened> {
     let attempts = opener.attempts();
     let attempt = Arc::new(Attempt {
@@ -255,7 +265,7 @@ fn hedge<O: Opens>(opener: &Arc<O>) {
         if waited < patience {
             thread::sleep(patience - waited);
         } else if opener.is_closing() {
-            // Those who wait are told by others.
+            // The waiting threads are told of the close elsewhere.
             thread::sleep(PATIENCE);
         } else if let Some(opened) = opener.open_beside(patience, purpose) {
             attempts.found(opened, purpose);

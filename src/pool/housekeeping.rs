@@ -1,5 +1,6 @@
-//! The threads of a pool: openers, which ask r2d2 on behalf of those in line, and the housekeeper, which cleans what was lent
-//! out raw, closes what has been idle for too long, and names who holds a connection for too long.
+//! The threads of a pool. Openers ask r2d2 for connections on behalf of the waiters. The
+//! housekeeper cleans sessions whose raw connection was lent out, closes those that were idle for
+//! too long, and logs the holders that have held a connection for too long.
 
 use super::checkout::{Held, Inner};
 use super::line::Line;
@@ -16,13 +17,14 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// As many as r2d2 has threads to open with.
+/// As many as r2d2 has threads that open connections.
 const OPENERS: usize = 3;
-/// How long an opener waits inside r2d2 before it asks anew: r2d2 does not wake it when a broken connection makes room.
+/// How long an opener waits inside r2d2 before it asks again: r2d2 does not wake it when a broken
+/// connection makes room.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// How often idle connections are looked at, at least: whether the server has closed them.
+/// How often, at least, idle connections are checked for a close by the server.
 const LOOK_AT_IDLE: Duration = Duration::from_millis(500);
-/// The most that are looked at in one go.
+/// The most connections that are checked in one pass.
 const MOST_LOOKS: usize = 256;
 
 pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
@@ -63,7 +65,7 @@ fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Opener
 
 fn keep(pool: &Weak<Inner>) {
     let mut next_sweep = Instant::now();
-    // The pool is held only while there is work, so that dropping it ends this thread.
+    // The pool is held only while there is work, so that dropping the pool ends this thread.
     while let Some(inner) = pool.upgrade() {
         let pause = tick(&inner);
         let due = Instant::now() >= next_sweep;
@@ -87,7 +89,8 @@ fn keep(pool: &Weak<Inner>) {
     }
 }
 
-/// Often enough for the shortest of the times that are kept.
+/// Returns the pause between two passes: a quarter of the shortest time that must be kept, at least
+/// 10 ms and at most [`LOOK_AT_IDLE`].
 fn tick(inner: &Inner) -> Duration {
     let config = &inner.shared.config;
     let shortest = [
@@ -103,17 +106,17 @@ fn tick(inner: &Inner) -> Duration {
 }
 
 impl Inner {
-    /// Cleans sessions that came back from a raw borrower, off his path. Those that went straight to a waiter are cleaned
-    /// by him.
+    /// Cleans sessions whose raw connection was lent out, so that the thread that returned them
+    /// does not have to. A session that went straight to a waiter is cleaned by that waiter.
     fn clean_idle(self: &Arc<Self>) {
         while let Some(held) = self.line.check_out_idle(|held| held.is_dirty()) {
-            // One that cannot be cut must not hold the housekeeper.
+            // A connection that cannot be cut must not block the housekeeper.
             let until = Instant::now() + UPKEEP;
             let _ = aside(self.lease(held), Some(until), |session| session.clean(None));
         }
     }
 
-    /// Takes in what the server said to idle sessions, and closes those that it has ended.
+    /// Reads what the server has sent to idle sessions, and closes the sessions that it has ended.
     fn close_dead(&self) {
         let first = self.next_look.load(Ordering::Relaxed);
         let in_turn = first..first + MOST_LOOKS;
@@ -146,7 +149,8 @@ impl Inner {
         };
         let long_idle =
             |session: &Session| session.idle_for(now) >= idle_timeout && !session.is_dirty();
-        // Only they count: the one in use does not make one of those superfluous that are kept ready.
+        // Only long-idle sessions are counted against the minimum: a session in use must not make
+        // one of those superfluous that are kept idle.
         let min = self.shared.config.effective_min_idle() as usize;
         let count = self.line.count_idle(|held| long_idle(held));
         let surplus = self

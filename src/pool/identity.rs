@@ -1,4 +1,4 @@
-//! Which backend of which server a session is; what that is good for is told in `commit::resolve`.
+//! The identity of a session's backend and server. `commit::resolve` explains what it is used for.
 
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Duration;
@@ -11,20 +11,21 @@ pub(crate) struct Identity {
     pub standby: bool,
     /// None on a standby, and for a role that may not read it.
     pub incarnation: Option<Incarnation>,
-    /// How long the backend has been there, by the server's clock.
+    /// How long the backend has existed, by the server's clock.
     pub age: Duration,
-    /// The `statement_timeout` that it began with; zero = off.
+    /// The `statement_timeout` with which it began; zero = off.
     pub statement_timeout: Duration,
-    /// The server's settings that are off, so that a crash may take writes that it reported as done; empty where none is.
+    /// The server's settings that are off, so that a crash may lose writes that it reported as
+    /// committed; empty if none is.
     pub risks: String,
-    /// Warnings are not sent to us.
+    /// The server sends us no warnings.
     pub hides_warnings: bool,
-    /// How its client came to it, as the server sees it.
+    /// How the server's client connected, as the server sees it.
     pub over_tcp: bool,
     pub port: Option<u16>,
 }
 
-/// A span of a server's life in which the numbers of its transactions only go up.
+/// A span of a server's life during which its transaction ids only increase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Incarnation {
     pub system_identifier: String,
@@ -36,10 +37,11 @@ pub(crate) struct Incarnation {
 pub(crate) const BACKEND_START: &str = "(extract(epoch FROM backend_start) * 1000000)::bigint";
 
 impl Identity {
-    /// Reads it in one round trip. What a role may not read costs it the incarnation, not the session. The functions below
-    /// the views are asked: a new backend takes 2 ms for them, and 4 ms for the views.
+    /// Reads the identity in one round trip. If the role may not read all of it, a second query
+    /// omits the incarnation, so that the session can still be used. The functions under the views
+    /// are called directly: a new backend takes 2 ms for them, and 4 ms for the views.
     pub fn read(client: &mut Client) -> Result<Identity, postgres::Error> {
-        // As the role that logged in: another may not even look at its own backend.
+        // As the login role: another role may not even read the entry of its own backend.
         let who = format!(
             "SET LOCAL ROLE NONE; SELECT pid, {BACKEND_START} AS backend_start, pg_is_in_recovery() AS standby, \
              (extract(epoch FROM clock_timestamp() - backend_start) * 1000000)::bigint AS age, \
@@ -94,19 +96,19 @@ impl Identity {
         })
     }
 
-    /// What the server's clock showed when this was read, in microseconds since 1970.
+    /// Returns what the server's clock showed when this was read, in microseconds since 1970.
     pub fn clock(&self) -> Option<i64> {
         let age = i64::try_from(self.age.as_micros()).ok()?;
         (self.backend_start != 0).then(|| self.backend_start.saturating_add(age))
     }
 }
 
-/// The first value of the first row of what a simple query was answered.
+/// Returns the first value of the first row of a simple query's answer.
 pub(crate) fn first_value(messages: &[SimpleQueryMessage]) -> Option<&str> {
     first_row(messages)?.try_get(0).ok().flatten()
 }
 
-/// The first row of what a simple query was answered.
+/// Returns the first row of a simple query's answer.
 pub(crate) fn first_row(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
     messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),

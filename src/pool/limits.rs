@@ -1,24 +1,24 @@
-//! How long one statement may take.
+//! The limits on the time that one statement may take.
 
 use crate::sync::LONGEST;
 use std::time::{Duration, Instant};
 
-/// The server's own timeout goes first where ours is about the same.
+/// Margin by which the server's own timeout comes first if both timeouts are about equal.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
 
-/// How long one statement may take.
+/// The limits on the time that one statement may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// `statement_timeout` in force on the server, as far as we know it.
+    /// The `statement_timeout` in force on the server, as far as it is known.
     pub server: Option<Duration>,
-    /// Our own.
+    /// The pool's own timeout.
     pub client: Option<Duration>,
-    /// The caller's deadline for everything.
+    /// The caller's deadline for the whole call.
     pub deadline: Option<Instant>,
 }
 
 impl Limits {
-    /// When the watchdog acts on a statement that starts now.
+    /// Returns when the watchdog acts on a statement that starts now; None = never.
     pub(super) fn act_at(&self, now: Instant) -> Option<Instant> {
         let own = self.client.map(|client| match self.server {
             Some(server) if server <= client => now + client.max(server + SERVER_FIRST),
@@ -27,13 +27,13 @@ impl Limits {
         own.into_iter().chain(self.deadline).min()
     }
 
-    /// By when what is asked on the caller's behalf is to be answered.
+    /// Returns the deadline for a query that is made on the caller's behalf.
     pub fn until(&self) -> Instant {
         let now = Instant::now();
         self.act_at(now).unwrap_or(now + LONGEST)
     }
 
-    /// The limit that a statement which was stopped after `took` had run into, for the error's text.
+    /// Returns the limit that stopped a statement after `took`, for the text of the error.
     pub(super) fn reached(&self, took: Duration, cut_by_us: bool) -> Option<Duration> {
         let of_server = self
             .server
@@ -43,7 +43,7 @@ impl Limits {
     }
 }
 
-/// In the server's unit, which has no smaller one: rounded up, since 0 is off.
+/// Converts to milliseconds, the server's unit. Rounds up, since 0 means off.
 pub(crate) fn as_server_ms(limit: Duration) -> u128 {
     limit.as_micros().div_ceil(1000).min(i32::MAX as u128)
 }

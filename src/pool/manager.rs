@@ -1,12 +1,13 @@
-//! r2d2's way to our sessions.
+//! The adapter through which r2d2 opens and checks sessions.
 //!
-//! r2d2 backs off by itself when `connect` fails, up to many seconds, and so would be late when the database is back.
-//! `connect` therefore does not fail while the pool is open: it keeps trying. A panic in `connect` would leak r2d2's pending
-//! slot for ever (r2d2 0.8.10): it is caught.
+//! When `connect` fails, r2d2 backs off by itself, for up to many seconds, and would be late when
+//! the database is back. `connect` therefore does not fail while the pool is open: it retries. A
+//! panic in `connect` would leak r2d2's pending slot forever (r2d2 0.8.10), so panics are caught.
 //!
-//! Each time that somebody asks r2d2 and gives up before it has opened a connection, one more stays pending there, up to the
-//! most there may be (r2d2 0.8.10, `get_timeout`). So that no outage ends with all of them being opened, one that is pending
-//! is opened only while an opener waits for it (see `demand`).
+//! Each time a caller of r2d2 gives up before a connection is opened, one more connection stays
+//! pending there, up to the maximum size (r2d2 0.8.10, `get_timeout`). So that all of them are not
+//! opened at the end of an outage, a pending connection is opened only while an opener waits for it
+//! (see `demand`).
 
 use super::hedge::Purpose;
 use super::opener::Opener;

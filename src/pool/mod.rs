@@ -2,16 +2,19 @@
 //!
 //! # r2d2's part and ours
 //!
-//! r2d2 opens and counts: the most connections there may be, and how long opening one may take. Nobody waits inside it but
-//! our opener threads, which give the line what was opened; a waiter takes whatever comes first. A session that comes back
-//! stays in the line's own stack (to r2d2 it is still checked out), most recent first. The line asks openers for the idle
-//! ones that are kept ready, too, and the housekeeper closes what is dead, too old, or idle for too long: r2d2 keeps its spares
-//! beside the stack, of which it knows nothing, so that deaths were made good twice; its reaper ignores the minimum, reopens
-//! for ever, and looks every 30 s only (r2d2 0.8.10). Idle = the stack, and what r2d2 has opened for an opener that gave up
-//! waiting for it. Only `checkout`, `builder` and
-//! `housekeeping` name `r2d2::Pool`.
+//! r2d2 opens connections and counts them: it enforces the maximum number, and the time limit for
+//! opening one. Only our opener threads wait inside it; they pass what was opened to the line, and
+//! a waiter takes whichever connection comes first. A session that is checked in stays in the
+//! line's own stack, most recent first (for r2d2 it is still checked out). The line also asks the
+//! openers for the sessions that are kept idle, and the housekeeper closes those that are dead, too
+//! old, or idle for too long. r2d2 cannot do this: it keeps its spares beside the stack and does
+//! not know the stack, so that each dead connection was replaced twice; and its reaper ignores the
+//! minimum, reopens endlessly, and runs only every 30 s (r2d2 0.8.10). Idle sessions are those in
+//! the stack plus those that r2d2 has opened for an opener that stopped waiting. Only `checkout`,
+//! `builder` and `housekeeping` name `r2d2::Pool`.
 //!
-//! A session is dropped before its place in the line is given free: r2d2 would else lose the wake-up of who opens next.
+//! A session is dropped before its place in the line is freed: otherwise r2d2 would lose the
+//! wake-up for the next thread that opens a connection.
 
 mod blocking;
 mod builder;

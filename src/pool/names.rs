@@ -1,5 +1,6 @@
-//! Looking names of hosts up. The system's resolver knows no deadline, so it is asked on a thread that can be left behind:
-//! one for each name, whose answer all share that want it meanwhile.
+//! Look-up of host names. The system's resolver has no time limit, so each look-up runs on a thread
+//! of its own, which a caller can leave behind at its deadline. Callers that want the same name at
+//! the same time share one look-up.
 
 use crate::sync::unpoison;
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ pub(super) struct Names {
     look_up: LookUp,
 }
 
-/// An error as its kind and its words: each waiting thread gets one of its own.
+/// An error is kept as its kind and its text, so that each waiting thread can get a copy.
 type Answer = Result<Vec<IpAddr>, (io::ErrorKind, String)>;
 
 #[derive(Default)]
@@ -28,7 +29,7 @@ struct Pending {
 impl Default for Names {
     fn default() -> Self {
         Names::with(|name| {
-            // The port is of no interest.
+            // The port is not used.
             let found = (name, 0).to_socket_addrs()?;
             Ok(found.map(|found: SocketAddr| found.ip()).collect())
         })
@@ -43,7 +44,7 @@ impl Names {
         }
     }
 
-    /// The addresses of a host, within `limit`.
+    /// Returns the addresses of a host, within `limit`.
     pub fn addresses(&self, name: &str, limit: Duration) -> io::Result<Vec<IpAddr>> {
         if let Ok(address) = name.parse() {
             return Ok(vec![address]);
@@ -66,7 +67,7 @@ impl Names {
         }
     }
 
-    /// The question under way, which this begins where there is none.
+    /// Returns the look-up under way for this name, or starts one.
     fn ask(&self, name: &str) -> io::Result<Arc<Pending>> {
         let mut all = unpoison(self.pending.lock());
         if let Some(pending) = all.get(name) {
@@ -83,7 +84,7 @@ impl Names {
             .name("millpond-resolver".into())
             .spawn(move || {
                 let answer = look_up(&owned).map_err(|e| (e.kind(), format!("{owned:?}: {e}")));
-                // From now on it is asked anew.
+                // From now on, the next caller starts a new look-up.
                 unpoison(questions.lock()).remove(&owned);
                 *unpoison(asked.answer.lock()) = Some(answer);
                 asked.answered.notify_all();
@@ -122,7 +123,7 @@ mod tests {
             GATE.1.notify_all();
             assert_eq!(waits.join().unwrap().unwrap().len(), 1);
         });
-        // It is asked anew once it has answered.
+        // After the answer, the next call starts a new look-up.
         assert_eq!(names.addresses("db.example", 20_000 * MS).unwrap().len(), 1);
         assert!(names.pending.lock().unwrap().is_empty());
     }

@@ -1,8 +1,9 @@
-//! Opens server connections: at which host and address, with which settings, for how long, and again.
+//! Opens server connections: chooses the host, the address, the settings and the time limit, and
+//! retries.
 //!
-//! While the database is down one thread tries about every 25 ms and the others wait for it (see `gate`), so that the
-//! database sees no storm and is found at once when it is back. An attempt that gets no answer is overtaken by another (see
-//! `hedge`).
+//! While the database is down, one thread tries about every 25 ms and the others wait for it (see
+//! `gate`). So the database is not flooded with attempts, and is found at once when it is back. An
+//! attempt that gets no answer is overtaken by another (see `hedge`).
 
 use super::demand::Demand;
 use super::gate::Gate;
@@ -28,30 +29,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Between two attempts while the database is down.
+/// Pause between two attempts while the database is down.
 const RETRY_EVERY: Duration = Duration::from_millis(25);
-/// The same where the server is there and has no room, and where `on_connect` panicked.
+/// Pause if the server is up but has no room, and if `on_connect` panicked.
 const RETRY_FULL: Duration = Duration::from_millis(250);
-/// The same where the next attempt will most likely fail as well.
+/// Pause if the next attempt will most likely fail as well.
 const RETRY_PERMANENT: Duration = Duration::from_secs(3);
-/// Between a hedged attempt without an answer and the next.
+/// Pause between a hedged attempt without an answer and the next.
 const HEDGE_AGAIN: Duration = Duration::from_millis(25);
 
 /// Opens the sessions of one pool.
 pub(crate) struct Opener {
     pub shared: Arc<Shared>,
     pub gate: Gate,
-    /// Connections being opened at this moment.
+    /// Connections that are being opened at this moment.
     pub attempts: Attempts<Session>,
     pub demand: Demand,
-    /// Told when the database refuses whoever comes: nobody need wait for a connection to be opened.
+    /// Called when the database refuses every connection, so that no thread waits for a connection
+    /// to be opened.
     pub on_refused: OnceLock<Box<dyn Fn() + Send + Sync>>,
     pub has_connected: AtomicBool,
     hosts: Vec<postgres::Config>,
     last_good_host: AtomicUsize,
-    /// A write was refused by a standby: of several hosts, the primary is wanted.
+    /// A standby refused a write: if there are several hosts, the primary is wanted.
     wants_primary: AtomicBool,
-    /// When a connection last led to a primary, in nanoseconds as `Shared::now` counts them; 0 = never.
+    /// When a connection last led to a primary, in nanoseconds as counted by `Shared::now`; 0 =
+    /// never.
     primary_at: AtomicU64,
     names: Names,
     next_id: AtomicU64,
@@ -81,8 +84,9 @@ impl Opener {
         }
     }
 
-    /// A session opened now may lead to another server than one that was opened to a standby: several hosts are named, or
-    /// the one address has led to a primary of late, as that of a proxy in front of several does.
+    /// Returns whether a session opened now may lead to another server than one that was opened to
+    /// a standby. It may if several hosts are configured, or if the only address has led to a
+    /// primary recently, as the address of a proxy in front of several servers does.
     pub fn may_lead_elsewhere(&self) -> bool {
         const OF_LATE: Duration = Duration::from_secs(60);
         let primary = self.primary_at.load(Ordering::Relaxed);
@@ -90,18 +94,20 @@ impl Opener {
         self.hosts.len() > 1 || (primary > 0 && u128::from(since) < OF_LATE.as_nanos())
     }
 
-    /// The server of this generation takes no writes: its sessions are retired, and a primary is looked for.
+    /// Retires the sessions of this generation, whose server takes no writes, and looks for a
+    /// primary.
     pub fn leave_server(&self, generation: u64) {
         self.shared.retire_generation(generation);
         self.look_for_primary();
     }
 
-    /// From now on, a standby is used only where no host is a primary.
+    /// Makes new connections use a standby only if no host is a primary.
     pub fn look_for_primary(&self) {
         self.wants_primary.store(true, Ordering::Relaxed);
     }
 
-    /// No connection could be opened for so long that nobody should wait for one, and none of the open ones works.
+    /// Returns whether no connection could be opened for so long that no thread should wait for
+    /// one, and none of the open ones works.
     pub fn failing_fast(&self) -> bool {
         let Some(since) = self.gate.down_since() else {
             return false;
@@ -112,8 +118,8 @@ impl Opener {
         away >= limit && silent >= limit.min(away)
     }
 
-    /// Opens a connection, and keeps trying until that succeeds, the pool is closing, or the deadline has passed. One
-    /// thread at a time tries while the database is down.
+    /// Opens a connection. Retries until that succeeds, the pool is closing, or the deadline has
+    /// passed. While the database is down, one thread at a time tries.
     pub fn open_when_possible(
         self: &Arc<Self>,
         deadline: Option<Instant>,
@@ -139,7 +145,7 @@ impl Opener {
                     session.announce();
                     return Ok(session);
                 }
-                // What is cut by the end says nothing.
+                // The close has cut this attempt, so its error says nothing about the database.
                 Err(_) if self.shared.closing.load(Ordering::SeqCst) => {
                     return Err(OpenError::Closed);
                 }
@@ -167,8 +173,8 @@ impl Opener {
         Err(OpenError::Closed)
     }
 
-    /// Opens a connection to the first host that lets us in, the last good one first; at each of their addresses within
-    /// `each`.
+    /// Opens a connection to the first host that accepts one, beginning with the last host that
+    /// did. Each address may take `each`.
     pub fn open(
         self: &Arc<Self>,
         deadline: Instant,
@@ -190,7 +196,8 @@ impl Opener {
         let mut standby = None;
         for nth in 0..count {
             let at = (first + nth) % count;
-            // A share of what is left for each host: one that accepts and stays silent must not eat the others' time.
+            // Each host gets a share of the remaining time: one that accepts the connection and
+            // then stays silent must not use up the time of the others.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / (count - nth) as u32;
             match self.open_host(
@@ -212,13 +219,13 @@ impl Opener {
             }
         }
         match standby {
-            // Better than nothing: it can be read from, and may be promoted.
+            // A standby is better than nothing: it can be read from, and may be promoted.
             Some(at) => self.open_host(&self.hosts[at], deadline, each, purpose, attempt),
             None => Err(last_error),
         }
     }
 
-    /// Opens a connection to one host, at whichever of its addresses lets us in.
+    /// Opens a connection to one host, at the first of its addresses that accepts one.
     fn open_host(
         self: &Arc<Self>,
         host: &postgres::Config,
@@ -241,7 +248,8 @@ impl Opener {
         Err(last_error)
     }
 
-    /// One setting for each address of a host: the driver would walk them inside one connect, each with the whole of the time.
+    /// Returns one configuration for each address of a host. If the driver were given all
+    /// addresses, it would try each of them within one connect, with the whole time limit for each.
     fn addresses(
         &self,
         host: &postgres::Config,
@@ -278,7 +286,9 @@ impl Opener {
         let wire = Arc::clone(&registration.tracked.wire);
         if let Some(attempt) = attempt {
             attempt.goes_over(&wire);
-            // Seen here, or the wire is seen by whoever closes.
+            // The close sets `closing` before it cuts the wires, and this thread has registered its
+            // wire before it reads `closing`: so either the close is seen here, or the close sees
+            // this wire.
             if purpose == Purpose::Use && self.shared.closing.load(Ordering::SeqCst) {
                 return Err(OpenError::Closed);
             }
@@ -318,7 +328,7 @@ impl Opener {
             Ok(Ok(client)) => Ok(client),
             Ok(Err(_)) if wire.is_aborted() => Err(OpenError::Timeout(limit)),
             Ok(Err(e)) => Err(OpenError::Driver(e)),
-            // The driver unwraps the making of its runtime.
+            // The driver unwraps the result of building its runtime.
             Err(panic) => Err(out_of_files().map_or(OpenError::Panicked(panic), OpenError::Files)),
         };
         let mut client = opened?;
@@ -360,7 +370,8 @@ impl Opener {
             Purpose::Use => caught(|| self.shared.restore(&mut client)),
             Purpose::Resolve => Ok(Ok(())),
         };
-        // Whatever it says, it has used all of the time, and its connection may be cut.
+        // Whatever the result says, the attempt has used all of its time, and the wire may be cut
+        // at any moment.
         if armed.disarm() {
             return Err(match purpose {
                 Purpose::Use if self.shared.on_connect.is_some() => {
@@ -386,7 +397,8 @@ impl Opener {
         ))
     }
 
-    /// Once, where the server's own timeout is not the one that was asked for: poolers drop or refuse it.
+    /// Warns once if the server's own timeout is not the one that was asked for: poolers drop or
+    /// refuse it.
     fn note_timeout(&self, identity: &Identity) {
         let in_force = identity.statement_timeout;
         let asked_for = match self.shared.asked_for_timeout() {
@@ -408,7 +420,8 @@ impl Opener {
         );
     }
 
-    /// Once, where lost commits can only be unknown. A standby takes no writes.
+    /// Warns once if the outcome of a lost commit cannot be found out on this server. Not on a
+    /// standby if the pool only reads, since no writes are made there.
     fn note_incarnation(&self, identity: &Identity) {
         if identity.incarnation.is_none()
             && !self.shared.is_pooled()
@@ -422,7 +435,7 @@ impl Opener {
         }
     }
 
-    /// Once, where a write that was reported as done may be lost.
+    /// Warns once if a write that was reported as committed may be lost in a crash.
     fn note_risks(&self, identity: &Identity) {
         let risks = &identity.risks;
         if !risks.is_empty()
@@ -465,8 +478,9 @@ impl Opens for Opener {
     }
 }
 
-/// The driver needs three file descriptors for a connection, and panics where it gets none for its runtime: looked at
-/// before, since each panic would be printed.
+/// Returns the error if no more files can be opened. The driver needs three file descriptors for a
+/// connection and panics if it gets none for its runtime. This is checked beforehand, since each
+/// panic would be printed.
 fn out_of_files() -> Option<std::io::Error> {
     let spare: Result<Vec<_>, _> = (0..3).map(|_| std::fs::File::open("/dev/null")).collect();
     spare.err().filter(is_out_of_files)

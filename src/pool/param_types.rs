@@ -1,10 +1,11 @@
-//! What the server says of statements that are not kept on a session: the types of their parameters, and which types of
-//! their rows the driver does not know by itself.
+//! What the server says about statements that are not kept on a session: the types of their
+//! parameters, and which types of their rows the driver must look up.
 //!
-//! Where no statement is kept (`DB_STATEMENT_CACHE=0`, or a pooler that gives every transaction another session), the
-//! parameters' types must go along with each statement. They are the server's, not guessed from Rust's: a text compared with a
-//! `citext` is one, a time for a `timestamp` is no `timestamptz`. A text is described once for the whole pool, and then sent
-//! in one round trip like any other.
+//! If no statements are kept (`DB_STATEMENT_CACHE=0`, or a pooler that runs each transaction on
+//! another server connection), the parameters' types must be sent along with each statement. They
+//! come from the server and are not guessed from the Rust types: a text that is compared with a
+//! `citext` is a `citext`, and the time for a `timestamp` is not a `timestamptz`. A text is
+//! described once for the whole pool, and after that sent in one round trip like any other.
 
 use super::texts::Texts;
 use crate::retry::Facts;
@@ -17,10 +18,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Texts that are remembered.
+/// The most texts that are remembered.
 const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
 
-/// Tables change under the pool: after this time a text is described again.
+/// Tables may be altered at any time, so a text is described again after this time.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// What is known of one text.
@@ -29,14 +30,14 @@ pub(crate) struct Described {
     pub params: Vec<Type>,
     pub facts: Facts,
     at: Instant,
-    /// Types of its rows that the driver has to look up, each client for itself.
+    /// The types of its rows that each client's driver must look up for itself.
     unusual: Vec<Oid>,
 }
 
 /// What is known of the texts that a pool has sent.
 pub(crate) struct Descriptions {
     known: Mutex<Texts<Arc<Described>>>,
-    /// Texts whose plans did not last for a transaction, and when that was seen.
+    /// Texts whose cached plan or description failed inside a transaction, and when that happened.
     unsettled: Mutex<Texts<Instant>>,
     any_unsettled: AtomicBool,
 }
@@ -56,9 +57,10 @@ impl Descriptions {
         unpoison(self.known.lock())
     }
 
-    /// What was kept of this text failed inside a transaction, where it cannot be tried again: nothing is kept of it for a
-    /// while, on no session. So the next attempt does not fail in the same way, be it that a table was changed under all
-    /// sessions, or that each transaction makes a temporary one anew.
+    /// Stops a text from being kept, on every session, for a while. Called when what was kept of it
+    /// failed inside a transaction, where the statement cannot be tried again. This keeps the next
+    /// attempt from failing in the same way, whether a table was altered under all sessions or each
+    /// transaction creates a temporary table anew.
     pub fn do_not_keep(&self, sql: &str) {
         unpoison(self.unsettled.lock()).put(sql, Instant::now());
         self.any_unsettled.store(true, Ordering::Relaxed);
@@ -90,37 +92,40 @@ impl Descriptions {
         self.lock().put(sql, Arc::clone(described));
     }
 
-    /// It failed: perhaps the types have changed.
+    /// Forgets a text whose statement failed: its types may have changed.
     pub fn forget(&self, sql: &str) {
         self.lock().forget(sql);
     }
 }
 
-/// What one client has looked up.
+/// The types that one client has looked up.
 ///
-/// The driver looks a type up with prepared statements of its own, which it keeps for good (tokio-postgres 0.7.18,
-/// `prepare.rs`). On a session of its own that is well. Behind a pooler the next transaction may meet another session, where
-/// those names stand for nothing, or for another program's statements; and what stays behind meets others who prepare under
-/// the same names. So there they are made anew before each look-up, and taken away again before the transaction ends.
+/// The driver looks up a type with prepared statements of its own, which it keeps forever
+/// (tokio-postgres 0.7.18, `prepare.rs`). On a direct connection that is fine. Behind a pooler, the
+/// next transaction may run on another server connection, where those names are unknown or belong
+/// to another program's statements; and statements left on a server connection clash with other
+/// clients that prepare under the same names. So behind a pooler they are prepared anew before each
+/// look-up, and deallocated before the transaction ends.
 #[derive(Default)]
 pub(crate) struct LookUps {
     known: HashSet<Oid>,
     /// Name and text of the driver's own statements.
     statements: Vec<(String, String)>,
-    /// They are there, in the transaction under way.
+    /// They exist on the server connection, in the current transaction.
     present: bool,
-    /// Or perhaps not all of them.
+    /// Some of them may be missing.
     doubtful: bool,
 }
 
 impl LookUps {
-    /// The rows of such a statement need no look-up by this client.
+    /// Returns whether this client can read the statement's rows without a look-up.
     pub fn cover(&self, described: &Described) -> bool {
         described.unusual.iter().all(|oid| self.known.contains(oid))
     }
 
-    /// Has the server describe a statement, and the driver look up what it does not know. Behind a pooler this is done in a
-    /// transaction, with `shared`; what is left there is to be taken away by [`Self::take_away`].
+    /// Has the server describe a statement, and the driver look up the types that it does not know.
+    /// Behind a pooler (`shared`) this is called in a transaction, and the statements that remain
+    /// must be deallocated with [`Self::take_away`].
     pub fn describe(
         &mut self,
         client: &mut Client,
@@ -128,7 +133,7 @@ impl LookUps {
         shared: bool,
     ) -> Result<Described, postgres::Error> {
         if shared && !self.present && !self.statements.is_empty() {
-            // Should it fail, some may be there.
+            // If this fails, some of the statements may exist.
             (self.present, self.doubtful) = (true, true);
             client.batch_execute(&self.prepare_sql())?;
             self.doubtful = false;
@@ -141,18 +146,19 @@ impl LookUps {
             unusual: unusual(&statement),
         };
         let of_params = described.params.iter().any(is_unusual);
-        // Closed: the message goes out with the next.
+        // The statement is closed: that message is sent with the next one.
         drop(statement);
         if shared && (of_params || !described.unusual.is_empty()) {
-            // What it was asked for is closed.
+            // The returned names are of statements that are closed already.
             let _ = self.note_statements(client)?;
         }
         self.known.extend(&described.unusual);
         Ok(described)
     }
 
-    /// Takes note of what the driver has prepared for itself in the transaction under way, and returns the names of what it was
-    /// asked for: that is left in the server where a look-up for it fails half-way (tokio-postgres 0.7.18, `prepare.rs`).
+    /// Records which statements the driver has prepared for itself in the current transaction.
+    /// Returns the names of the statements that it was asked to prepare: they stay on the server if
+    /// a look-up for them fails half-way (tokio-postgres 0.7.18, `prepare.rs`).
     pub fn note_statements(&mut self, client: &mut Client) -> Result<Vec<String>, postgres::Error> {
         let mut asked_for = Vec::new();
         for Found {
@@ -173,12 +179,13 @@ impl LookUps {
         Ok(asked_for)
     }
 
-    /// The client has forgotten what it knew of types.
+    /// Forgets the known types, because the client has cleared its type cache.
     pub fn forget_types(&mut self) {
         self.known.clear();
     }
 
-    /// What ends a transaction begins or ends with, so that nothing of the driver's stays behind.
+    /// Returns the SQL that removes the driver's statements. It is sent with the end of a
+    /// transaction, before or after the COMMIT or ROLLBACK.
     pub fn take_away(&mut self) -> String {
         if !std::mem::take(&mut self.present) {
             return String::new();
@@ -186,7 +193,7 @@ impl LookUps {
         let doubtful = std::mem::take(&mut self.doubtful);
         let away = |(name, _): &(String, String)| match doubtful {
             false => format!("DEALLOCATE {name}; "),
-            // Never the reason for a failure.
+            // Must never make the transaction fail.
             true => format!(
                 "DO $$BEGIN DEALLOCATE {name}; EXCEPTION WHEN invalid_sql_statement_name THEN NULL; END$$; "
             ),
@@ -194,7 +201,7 @@ impl LookUps {
         self.statements.iter().map(away).collect()
     }
 
-    /// The application may have taken some of them away.
+    /// Notes that the application may have deallocated some of them.
     pub fn doubt(&mut self) {
         self.doubtful = self.present;
     }
@@ -206,7 +213,7 @@ impl LookUps {
     }
 }
 
-/// The driver does not know it by itself.
+/// Returns whether the driver must look up this type.
 pub(super) fn is_unusual(ty: &Type) -> bool {
     Type::from_oid(ty.oid()).is_none()
 }
@@ -220,12 +227,12 @@ fn unusual(statement: &Statement) -> Vec<Oid> {
 struct Found {
     name: String,
     text: String,
-    /// To look types up, and not because it was asked for it.
+    /// True if the driver prepared it to look up types, false if it was asked to prepare it.
     looks_up: bool,
 }
 
-/// What the driver has prepared in this transaction. Names and texts of what looks types up are its own: what an application
-/// prepares has other texts.
+/// Returns the statements that the driver has prepared in this transaction. The type look-ups are
+/// recognized by their names and texts, which no statement of an application has.
 fn of_the_driver(client: &mut Client) -> Result<Vec<Found>, postgres::Error> {
     const SQL: &str = "SELECT name, statement, statement ~ '^SELECT [^;]*[[:space:]]FROM pg_catalog[.]pg_(type|enum|attribute)[^;]*$' \
                        FROM pg_prepared_statements WHERE NOT from_sql AND name ~ '^s[0-9]+$' AND prepare_time >= now()";

@@ -1,12 +1,12 @@
-//! Whether a connection pooler stands between us and the server, by what can be seen of a connection.
+//! Detects a connection pooler between the pool and the server, from what is known of a connection.
 
 use super::identity::Identity;
 use crate::retry::Symptom;
 use std::time::Duration;
 
-/// What is known of a connection on our side of it.
+/// What is known of a connection on our side.
 pub(super) struct Seen {
-    /// The process that it was told of; `None` where nobody saw that (Unix sockets).
+    /// The process number that we were given; `None` if it was not seen (Unix sockets).
     pub told: Option<i32>,
     pub over_tcp: bool,
     pub port: Option<u16>,
@@ -14,9 +14,10 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Whether a pooler stands between, by what the server sees on its side; a plain relay is none.
+    /// Returns how a pooler shows itself, by a comparison with what the server sees on its side;
+    /// None if there is none. A plain relay is not a pooler.
     pub fn betrays_pooler(&self, server: &Identity) -> Option<&'static str> {
-        /// Two clocks, which may be set right in between by a little.
+        /// Tolerance for two clocks, which may be adjusted slightly in between.
         const SLACK: Duration = Duration::from_millis(5);
         match self.told {
             Some(process) if process == server.pid => None,
@@ -24,7 +25,8 @@ impl Seen {
             None if server.age > self.since + SLACK => {
                 Some("the process that answers is older than the connection")
             }
-            // A relay that looks the same is taken for one; a wrong guess in the other direction would cost more.
+            // A relay that looks like a pooler is taken for one; a wrong guess in the other
+            // direction would cost more.
             None if server.over_tcp != self.over_tcp || server.port != self.port => {
                 Some("the server was reached in another way than we went")
             }
@@ -33,7 +35,7 @@ impl Seen {
     }
 }
 
-/// Poolers that refuse options say so in words only.
+/// Returns whether a pooler refused the startup options. Poolers say so only in the error's text.
 pub(super) fn refuses_options(error: &postgres::Error) -> bool {
     error.as_db_error().is_some_and(|db| {
         let said = db.message().to_ascii_lowercase();

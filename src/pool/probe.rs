@@ -1,7 +1,8 @@
-//! A connection of its own that asks the database for a sign of life, whatever the pool is doing.
+//! The health probe: a connection of its own that checks whether the database answers, independent
+//! of the state of the pool.
 //!
-//! All who ask within 250 ms share one answer, and nobody waits longer than 800 ms: the asking is done on a thread that can
-//! be left behind.
+//! Callers within 250 ms share one answer, and no caller waits longer than 800 ms: the probe runs
+//! on a thread that can be left behind.
 
 use super::hedge::Purpose;
 use super::identity::first_value;
@@ -20,30 +21,31 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The longest that anybody waits for an answer.
+/// The longest that a caller waits for an answer.
 const LIMIT: Duration = Duration::from_millis(800);
-/// How long an answer is passed on to others who ask.
+/// How long an answer is reused for other callers.
 const SHARED_FOR: Duration = Duration::from_millis(250);
 
-/// Why the database did not answer. The words are stable; hosts, users and the server's own words go to the log only.
+/// Why the database did not answer. The texts are stable; host names, user names and the server's
+/// own texts appear only in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProbeError {
-    /// No way to the host, or the connection broke.
+    /// The host cannot be reached, or the connection broke.
     Unreachable,
-    /// Nobody listens at the port.
+    /// Nothing listens at the port.
     Refused,
     /// No answer in time.
     Timeout,
-    /// Wrong user or password, or not let in.
+    /// Wrong user or password, or access denied.
     Authentication,
-    /// There is no such database.
+    /// The database does not exist.
     UnknownDatabase,
-    /// The server has no room for one more connection.
+    /// The server has no room for another connection.
     TooManyConnections,
     /// The server is starting up or shutting down.
     StartingUp,
-    /// Anything else.
+    /// Any other error.
     Other,
 }
 
@@ -62,15 +64,15 @@ impl fmt::Display for ProbeError {
     }
 }
 
-/// What one probe found: an answer, or what is wrong with its SQLSTATE where the server said one.
+/// The result of one probe: an answer, or an error with its SQLSTATE if the server sent one.
 pub(crate) type Reading = Result<Pong, (ProbeError, Option<String>)>;
 
-/// The answer of a database that is there.
+/// The answer of a database that is up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pong {
-    /// The time of a round trip.
+    /// The time of one round trip.
     pub took: Duration,
-    /// New transactions take no writes: a standby, or its administrator wants it so.
+    /// New transactions are read-only: the server is a standby, or an administrator has set it so.
     pub read_only: bool,
 }
 
@@ -112,7 +114,7 @@ impl State {
 }
 
 impl Probe {
-    /// Asks, or shares the answer of somebody who just did. Returns within 800 ms.
+    /// Probes the database, or reuses an answer that is younger than 250 ms. Returns within 800 ms.
     pub fn ask(&self, opener: &Arc<Opener>) -> Reading {
         if opener.shared.process.is_another() {
             return Err((ProbeError::Other, None));
@@ -134,7 +136,8 @@ impl Probe {
         if !inner.asking {
             inner.asking = true;
             if let Err(e) = self.send(opener, until) {
-                // That says nothing of the database: asked on this thread, whose wire is cut in time.
+                // The lack of a thread says nothing about the database: probe on this thread, whose
+                // wire is cut in time.
                 warn!("no thread for the health probe: {e}");
                 drop(inner);
                 self.state.ask_now(opener, until);
@@ -155,7 +158,7 @@ impl Probe {
         }
     }
 
-    /// The newest answer, however old; a new one is on its way where nobody has asked of late.
+    /// Returns the newest answer, however old. If it is not fresh, a new probe is sent.
     #[cfg(feature = "server")]
     pub fn newest(&self, opener: &Arc<Opener>) -> Option<Reading> {
         let mut inner = self.state.lock();
@@ -167,7 +170,7 @@ impl Probe {
         newest.map(|(_, reading)| reading)
     }
 
-    /// Has a thread ask, which can be left behind.
+    /// Starts a thread that probes and can be left behind.
     fn send(&self, opener: &Arc<Opener>, until: Instant) -> io::Result<()> {
         let (state, theirs) = (Arc::clone(&self.state), Arc::clone(opener));
         let asker = thread::Builder::new().name("millpond-probe".into());
@@ -175,7 +178,7 @@ impl Probe {
         Ok(())
     }
 
-    /// True when the last answer was a good one.
+    /// Returns whether the last answer was good.
     #[cfg(feature = "metrics")]
     pub fn last_was_up(&self) -> bool {
         matches!(self.state.lock().last, Some((_, Ok(_))))
@@ -193,7 +196,9 @@ impl Probe {
 
 impl State {
     fn ask_now(&self, opener: &Arc<Opener>, until: Instant) {
-        // What new sessions are told may not hold for an old one: not where a write was refused since, nor while none is taken.
+        // An old session does not see a setting that applies to new sessions only. So a new session
+        // is opened if a write was refused since the last probe, and as long as the database is
+        // read-only.
         let refused = opener
             .shared
             .was_refused_a_write
@@ -236,7 +241,7 @@ fn read(
     if let Some(mut session) = session {
         match Pong::of(&mut session, until) {
             Ok(pong) => return (Some(session), Ok(pong)),
-            // Perhaps the server was restarted since: a new connection tells.
+            // The server may have been restarted since: a new connection shows whether it is up.
             Err(_) if Instant::now() < until => drop(session),
             Err(_) => return (None, Err((ProbeError::Timeout, None))),
         }

@@ -1,5 +1,6 @@
-//! The process that made a pool. A child that was forked has the pool's memory and its sockets, but none of its threads: both
-//! would speak on the same connections, no deadline would be kept, and a goodbye would end what the parent uses.
+//! The process that made a pool. A forked child has the pool's memory and its sockets, but none of
+//! its threads: both processes would use the same connections, no deadline would be enforced, and a
+//! Terminate message from the child would end a connection that the parent uses.
 
 use crate::error::Error;
 
@@ -16,7 +17,7 @@ impl Process {
     }
 }
 
-/// What a call in another process ends as.
+/// The error of a call in another process.
 pub(super) const MISUSE: Error = Error::Misuse(
     "the pool was made by another process, whose connections these are: build one after the fork (daemonize, then build)",
 );

@@ -1,17 +1,20 @@
-//! Whether a session is still good, before it is handed out.
+//! Whether a session still works, checked before it is handed out.
 
 use super::checkout::{Inner, Lease};
 use super::session::Session;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// A session that was not heard of for longer is asked for a sign of life before it is used.
+/// A session on which the server has not answered for longer than this is validated before it is
+/// used.
 const TRUSTED_FOR: Duration = Duration::from_millis(500);
-/// What making a session ready may take, also for a caller who is out of time: no longer than a statement has to end in.
+/// Least time for making a session ready, even if the caller's deadline has passed: as long as a
+/// cancelled statement has to end.
 const LEAST_READYING: Duration = Duration::from_millis(500);
 
 impl Inner {
-    /// Looks whether the session is still good; gives it away when it is not.
+    /// Makes the session ready: validates or cleans it if needed. Returns it if it works; closes it
+    /// otherwise.
     pub(super) fn make_ready(
         &self,
         mut lease: Lease,
@@ -42,8 +45,9 @@ impl Inner {
             Ok((lease, false)) => lease.tracked().wire.is_aborted(),
             Err(()) => true,
         };
-        // The others are asked before they are used, too; where one was silent, which takes its time, they are not. Unless
-        // it is only that its borrower had none.
+        // The other sessions are now validated before they are used, too. But if this one got no
+        // answer, which takes the whole time limit, the sessions of its generation are retired
+        // without a validation; unless only the caller's deadline has cut the wait short.
         self.shared.note_trouble();
         if silent && until.is_none_or(|at| Instant::now() < at) {
             self.shared.retire_generation(generation);
@@ -52,14 +56,16 @@ impl Inner {
     }
 }
 
-/// A validation, or a cleaning, for a caller with this deadline takes a round trip also where there is no time for it: it is
-/// the connection that would have to pay.
+/// Returns the deadline of a validation or clean-up for a caller with this deadline. It allows for
+/// a round trip even if the caller is out of time, since otherwise a good connection would be
+/// closed.
 fn least(deadline: Option<Instant>) -> Option<Instant> {
     deadline.map(|at| at.max(Instant::now() + LEAST_READYING))
 }
 
-/// Runs `work` on a session before it is handed out. Where nothing can cut its wire, as on a Unix socket, that is done on a
-/// thread which is left behind at the deadline, and gives the session back when the server answers.
+/// Runs `work` on a session before it is handed out. If nothing can cut its wire, as on a Unix
+/// socket, this is done on another thread, which is left behind at the deadline and gives the
+/// session back when the server answers.
 pub(super) fn aside(
     mut lease: Lease,
     until: Option<Instant>,
@@ -73,7 +79,7 @@ pub(super) fn aside(
     let worker = std::thread::Builder::new().name("millpond-look".into());
     let look = move || {
         let done = work(&mut lease);
-        // Not taken any more, it goes back to the pool.
+        // If the receiver is gone, the lease goes back to the pool.
         let _ = sender.send((lease, done));
     };
     worker.spawn(look).map_err(|_| ())?;

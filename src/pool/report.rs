@@ -1,16 +1,16 @@
-//! How a drain went.
+//! The result of a drain.
 
 use std::fmt;
 
-/// How a drain went, in connections.
+/// The result of a drain, as numbers of connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Closed at rest, or after their work was done.
+    /// Closed while idle, or after their work was done.
     pub drained: usize,
-    /// Their statement was cancelled to end it.
+    /// Closed after their statement was cancelled.
     pub cancelled: usize,
-    /// Cut, because they did not answer or were not given back.
+    /// Cut, because they did not answer or were not checked in.
     pub aborted: usize,
 }
 

@@ -1,4 +1,5 @@
-//! What the sessions of a pool have in common, and may read. It knows no session, and nothing that opens one.
+//! The state that the sessions of a pool share and may read. This module does not depend on
+//! sessions, nor on the code that opens them.
 
 use super::blocking;
 use super::clock::DatabaseClock;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) type OnConnect = dyn Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync;
 
-/// What the sessions of a pool have in common.
+/// The state that the sessions of a pool share.
 pub(crate) struct Shared {
     pub config: PoolConfig,
     pub process: Process,
@@ -36,18 +37,21 @@ pub(crate) struct Shared {
     evicted_at: AtomicU64,
     /// Options in the startup packet are refused, as poolers do.
     pub(super) without_options: AtomicBool,
-    /// The URL's options set `statement_timeout`, and nothing wins over them.
+    /// The URL's options set `statement_timeout`, and nothing overrides them.
     pub(super) server_timeout_is_theirs: bool,
-    /// Warnings are not sent to the role: but that the wait for a standby was given up is said in one only.
+    /// The server sends this role no warnings by default. We need them: only a warning reports that
+    /// the wait for a standby was given up.
     pub(super) hides_warnings: AtomicBool,
-    /// A pooler stands between us and the server: a connection of ours is not a session there. Once seen, it stays.
+    /// A pooler stands between the pool and the server: a connection of the pool is not a session
+    /// of the server. Once detected, this stays true.
     pooled: AtomicBool,
     start: Instant,
-    /// When a session last broke, in nanoseconds since `start`: who was not heard of since is asked for a sign of life.
+    /// When a session last broke, in nanoseconds since `start`. A session on which the server has
+    /// not answered since is validated before its use.
     trouble_at: AtomicU64,
-    /// When a session last came back in good order, in the same unit.
+    /// When a working session was last checked in, in the same unit.
     answered_at: AtomicU64,
-    /// A write was refused, and the health probe has not looked since.
+    /// A write was refused, and the health probe has not run since.
     pub was_refused_a_write: AtomicBool,
     /// It looks back for as long as a key is kept.
     pub database_clock: DatabaseClock,
@@ -94,7 +98,8 @@ impl Shared {
         }
     }
 
-    /// A thread that may not block, and a process that did not make the pool, are refused before they touch anything.
+    /// Returns an error on a thread that must not block, and in a process that did not make the
+    /// pool. To be called before anything else is touched.
     pub fn may_block_here(&self) -> Result<(), Error> {
         if self.process.is_another() {
             return Err(process::MISUSE);
@@ -105,7 +110,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells the observers.
+    /// Notifies the observers. A panic in one of them is caught and logged.
     pub fn observe(&self, tell: impl Fn(&dyn Observer)) {
         self.observers.tell(tell);
     }
@@ -122,13 +127,14 @@ impl Shared {
         self.answered_at.store(self.now(), Ordering::Relaxed);
     }
 
-    /// Something broke since this session was last heard of.
+    /// Returns whether any session broke since this moment, at which this session last answered.
     pub fn trouble_since(&self, last_used: Instant) -> bool {
         let trouble = self.trouble_at.load(Ordering::Relaxed);
         trouble > 0 && last_used.saturating_duration_since(self.start).as_nanos() as u64 <= trouble
     }
 
-    /// The sessions of this generation and older were opened to a server that is gone; newer ones were not.
+    /// Retires the sessions of this generation and older ones, whose server is gone. Newer sessions
+    /// are kept.
     pub fn retire_generation(&self, generation: u64) {
         self.generation.fetch_max(generation + 1, Ordering::Relaxed);
     }
@@ -150,7 +156,7 @@ impl Shared {
         self.pooled.load(Ordering::Relaxed)
     }
 
-    /// A session was seen to be served by a process other than its own.
+    /// Notes that a session was seen to be served by a process other than its own.
     pub fn note_pooler(&self, how: &str) {
         if self.config.effective_pooler() != Pooler::Auto
             || self.pooled.swap(true, Ordering::Relaxed)
@@ -163,7 +169,7 @@ impl Shared {
         );
     }
 
-    /// Logs a slow statement, the same text at most once a second.
+    /// Logs a slow statement; the same text at most once a second.
     pub fn note_slow(&self, sql: &str, took: Duration) {
         let text = excerpt(sql);
         let mut seen = unpoison(self.slow.lock());
@@ -182,8 +188,9 @@ impl Shared {
         warn!("slow statement took={took:.1?} sql={text:?}");
     }
 
-    /// Does what a new connection needs before it is used: what was not let into the startup packet, and the application's
-    /// `on_connect`. What is shared with others is not for us to set: there our own deadlines stand in.
+    /// Prepares a new connection for use: applies the settings that the startup packet could not
+    /// contain, and runs the application's `on_connect`. On a server connection that is shared with
+    /// others nothing is set; our own deadlines apply instead.
     pub fn restore(&self, client: &mut Client) -> Result<(), Error> {
         let failed = |source| Error::Database {
             source,
@@ -194,7 +201,7 @@ impl Shared {
             return Ok(());
         };
         on_connect(client).map_err(failed)?;
-        // In a transaction that was begun before, its moment is another than that of the statement.
+        // In a transaction that began earlier, its start differs from the start of this statement.
         let idle = "SELECT now() = statement_timestamp()";
         let idle = match client.simple_query(idle) {
             Ok(answer) => first_value(&answer) == Some("t"),
@@ -220,13 +227,14 @@ impl Shared {
         Ok(())
     }
 
-    /// The `statement_timeout` that each transaction sets for itself, where the session's cannot be.
+    /// Returns the `statement_timeout` that each transaction sets for itself because it cannot be
+    /// set on the session; None if none is needed.
     pub fn timeout_of_transactions(&self) -> Option<Duration> {
         let needed = self.is_pooled() && !self.server_timeout_is_theirs;
         self.config.statement_timeout.filter(|_| needed)
     }
 
-    /// The `statement_timeout` that new sessions are to have; `None` where that is the URL's business.
+    /// Returns the `statement_timeout` that new sessions should have; `None` if the URL sets it.
     pub(super) fn asked_for_timeout(&self) -> Option<Duration> {
         let limit = self.config.statement_timeout.unwrap_or_default();
         let ms = Duration::from_millis(as_server_ms(limit) as u64);
@@ -237,7 +245,7 @@ impl Shared {
         !self.without_options.load(Ordering::Relaxed) && !self.server_timeout_is_theirs
     }
 
-    /// SET stands in for what was not let into the startup packet.
+    /// Returns whether SET is used for the settings that the startup packet could not contain.
     pub(super) fn sets_timeout(&self) -> bool {
         self.without_options.load(Ordering::Relaxed) && !self.is_pooled()
     }
@@ -246,13 +254,13 @@ impl Shared {
         as_server_ms(self.config.statement_timeout.unwrap_or_default())
     }
 
-    /// For how long no session has come back in good order.
+    /// Returns for how long no working session has been checked in.
     pub fn silent_for(&self) -> Duration {
         let answered = Duration::from_nanos(self.answered_at.load(Ordering::Relaxed));
         self.start.elapsed().saturating_sub(answered)
     }
 
-    /// The name shown in `pg_stat_activity`.
+    /// Returns the name shown in `pg_stat_activity`.
     pub fn application_name(&self) -> String {
         self.config.application_name.clone().unwrap_or_else(|| {
             let program = std::env::args_os().next().map(std::path::PathBuf::from);

@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 impl Shared {
-    /// The settings of the startup packet. Later options win over earlier ones, so the order says who wins.
+    /// Returns the settings of the startup packet. A later option overrides an earlier one, so the
+    /// order is significant.
     pub(super) fn startup(
         &self,
         host: &postgres::Config,
@@ -20,7 +21,8 @@ impl Shared {
     ) -> postgres::Config {
         let mut config = host.clone();
         if is_tcp(host) {
-            // The wire's way in; what the user asked for in the way of TLS was settled when the URL was read.
+            // This makes the driver use the wire. The TLS mode that the user asked for was checked
+            // when the URL was read.
             config
                 .ssl_mode(SslMode::Require)
                 .ssl_negotiation(SslNegotiation::Direct);
@@ -58,6 +60,6 @@ impl Shared {
 }
 
 pub(super) fn is_tcp(host: &postgres::Config) -> bool {
-    // There are no others on Windows.
+    // Windows has no others.
     matches!(host.get_hosts().first(), None | Some(Host::Tcp(_)))
 }

@@ -1,11 +1,13 @@
-//! What is remembered of statements, by their texts: the least recently used goes first, by number and by size.
+//! A cache keyed by the texts of statements. It is limited in number and in size; the least
+//! recently used text is dropped first.
 
 use lru::LruCache;
 use std::num::NonZeroUsize;
 
-/// Of all texts together. For a prepared statement, the server keeps about ten times as much.
+/// Limit for all texts together. For a prepared statement, the server uses about ten times as much
+/// memory.
 const MOST_BYTES: usize = 1 << 20;
-/// Of one text: longer ones are seldom the same twice, as those that are made of values.
+/// Limit for one text. Longer ones, such as those with values in them, seldom occur twice.
 const LONGEST: usize = 1 << 16;
 
 pub(super) struct Texts<V> {
@@ -15,7 +17,7 @@ pub(super) struct Texts<V> {
 
 impl<V> Texts<V> {
     pub fn new(most: NonZeroUsize) -> Texts<V> {
-        // Grows as it is filled; made for so many, it would take the room for all of them.
+        // Grows as it is filled; one made with a capacity would allocate all of it at once.
         let mut kept = LruCache::unbounded();
         kept.resize(most);
         Texts { kept, bytes: 0 }

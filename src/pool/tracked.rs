@@ -1,4 +1,4 @@
-//! What other threads may know of a connection, and do to it.
+//! The state of a connection that other threads may read and change.
 
 use super::wire;
 use crate::error::HeldBy;
@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// The deadline of one connection in one word: nanoseconds since the watchdog's start, and in the two lowest bits what is
-/// to happen then. 0 = nothing is on the wire.
+/// The deadline of one connection in one word: nanoseconds since the watchdog's start, and in the
+/// two lowest bits the action to take then. 0 = nothing is on the wire.
 pub(super) mod word {
     pub const CANCEL: u64 = 1;
     pub const ABORT: u64 = 2;
     pub const CANCELLED: u64 = 3;
-    /// On the wire without a deadline.
+    /// Work is on the wire, without a deadline.
     pub const NEVER: u64 = u64::MAX >> 2;
 
     pub fn pack(nanos: u64, stage: u64) -> u64 {
@@ -28,17 +28,18 @@ pub(super) mod word {
     }
 }
 
-/// What other threads may know of a connection, and do to it.
+/// The state of a connection that other threads may read and change.
 pub(crate) struct Tracked {
     pub id: u64,
     pub wire: Arc<wire::Handle>,
     pub(super) word: AtomicU64,
-    /// Set once the server has let us in; whether it goes over TCP (and so through a wire).
+    /// Set once the server has accepted the connection; the flag says whether it uses TCP (and so a
+    /// wire).
     pub(super) cancel: OnceLock<(CancelToken, bool)>,
     pub(super) holder: Mutex<Option<Holder>>,
-    /// The server said so, in a warning.
+    /// The server reported in a warning that it gave up the wait for a synchronous standby.
     pub gave_up_on_standbys: AtomicBool,
-    /// What runs on it is cancelled as soon as the pool closes.
+    /// Its work is cancelled as soon as the pool closes.
     pub ends_with_pool: AtomicBool,
 }
 
@@ -52,7 +53,7 @@ pub(super) struct Holder {
 
 impl Tracked {
     pub fn set_cancel(&self, token: CancelToken, tcp: bool) {
-        // Set once, right after opening; a second call would be the same token.
+        // Set once, right after opening; a second call would set the same token.
         let _ = self.cancel.set((token, tcp));
     }
 
@@ -69,7 +70,7 @@ impl Tracked {
         });
     }
 
-    /// Ends the hold and says how long it was.
+    /// Ends the hold and returns how long it was.
     pub fn take_hold(&self) -> Option<Duration> {
         self.holder().take().map(|h| h.since.elapsed())
     }
