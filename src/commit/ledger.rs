@@ -1,22 +1,26 @@
-//! The ledger: which keys are done, so that a write with a key is done once.
+//! The ledger: records which keys are done, so that a write with a key is done once.
 //!
-//! One table, in a schema that the application names, with a row for each key: the attempt that has it, whether that
-//! attempt is *done* or was *aborted*, and the answer that was kept with it. The key is the SHA-256 of the caller's, in
-//! hex: nothing of the caller's is in the text of a statement.
+//! It is one table, in a schema that the application names, with a row for each key: the attempt
+//! that has the key, whether that attempt is *done* or was *aborted*, and the answer that was
+//! stored with it. The key is the SHA-256 of the caller's key, in hex: no text of the caller is in
+//! a statement.
 //!
-//! **Claim.** A keyed transaction inserts its key as *done*, under a new attempt number, in the message that begins it. The
-//! row is seen by others when the transaction commits, and never when it does not: the row and the write are one. Who
-//! comes second waits on the row until the first has ended; then he has it himself, or finds it done. A row that says
-//! *aborted* is taken over.
+//! **Claim.** A keyed transaction inserts its key as *done*, under a new attempt number, in the
+//! message that begins it. Others see the row once the transaction commits, and never if it does
+//! not: the row and the write are committed together. A second transaction with the same key waits
+//! on the row until the first has ended; then it either gets the key itself, or finds it done. A
+//! row that says *aborted* is taken over.
 //!
-//! **Resolve.** The answer to COMMIT was lost. On a new session to a server that is no standby, *aborted* is inserted where
-//! the key has no row. That waits for whoever may still have the key in hand (`lock_timeout`, and again), so once it is
-//! through, there is a row for good and what it says is final: *done* under our attempt means committed; *done* under
-//! another's, that another did it in the meantime; *aborted*, that ours did not commit and never will, for its own row
-//! would collide with this one. The row is as durable as the write, so this holds across crashes and promotions, and
-//! behind poolers, where the number of a transaction says nothing.
+//! **Resolve.** The answer to COMMIT was lost. On a new session to a server that is not a standby,
+//! *aborted* is inserted if the key has no row. This insert waits for any transaction that may
+//! still hold the key (with a `lock_timeout`, and repeatedly). Once it has succeeded, there is a
+//! row permanently, and its content is final: *done* under our attempt means that ours was
+//! committed; *done* under another attempt, that another transaction has done it in the meantime;
+//! *aborted*, that ours did not commit and never will, since its own row would collide with this
+//! one. The row is as durable as the write, so this holds across crashes and promotions, and also
+//! behind poolers, where a transaction id says nothing.
 //!
-//! What is done is called so only when the synchronous standbys have it, too (see `resolve`).
+//! A write is reported as done only when the synchronous standbys have it, too (see `resolve`).
 
 use crate::error::{Error, Result};
 use crate::hex::{hex, unhex};
@@ -26,21 +30,21 @@ use postgres::error::SqlState;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
-/// The advisory lock of whoever sweeps, beside the table's own number.
+/// The advisory lock that a sweep holds, together with the table's own number.
 pub(crate) const SWEEPING: i32 = 0x6d70_6c64;
 
-/// Somebody else's table has its name.
+/// The error if a table of another program has the ledger's name.
 pub(crate) const NOT_OURS: Error = Error::Misuse(
     "the table of the ledger's name is not a ledger; choose another schema (ledger_schema), or rename that table",
 );
 
-/// A ledger, by its table.
+/// A ledger, identified by its table.
 pub(crate) struct Ledger {
     schema: String,
     pub table: String,
 }
 
-/// A key as the table has it.
+/// A key in the form that the table stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key(String);
 
@@ -50,20 +54,20 @@ impl Key {
     }
 }
 
-/// A key that was claimed, by the attempt that has it.
+/// A claimed key, and the attempt that has it.
 pub(crate) struct Claim {
     pub key: Key,
     attempt: String,
 }
 
-/// What the claim of a key found.
+/// The result of a claim.
 pub(crate) enum Claimed {
     Ours(Claim),
-    /// Done before, with the answer kept then.
+    /// Done before, with the answer that was stored then.
     Done(Option<Vec<u8>>),
 }
 
-/// What the row of a key says of a claim.
+/// What the row of a key says about a claim.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     Committed,
@@ -79,7 +83,7 @@ impl Ledger {
         }
     }
 
-    /// The statements that make the table.
+    /// Returns the statements that create the table.
     pub fn ddl(&self) -> String {
         let Ledger { schema, table, .. } = self;
         format!(
@@ -94,7 +98,7 @@ impl Ledger {
         )
     }
 
-    /// Whether the table is there, and is none of ours: the first column of the first row.
+    /// Returns a query whose first value is true if the table exists and is not a ledger.
     pub fn is_a_strangers_sql(&self) -> String {
         format!(
             "SELECT count(*) < 5 FROM pg_attribute WHERE attrelid = to_regclass('{}') \
@@ -103,8 +107,9 @@ impl Ledger {
         )
     }
 
-    /// What follows BEGIN in its message. `wait` is for the claim alone: what `lock_timeout` was, it is again afterwards. The
-    /// role is kept, for the row's second writing: the closure may change its own in between.
+    /// Returns the SQL that follows BEGIN in its message. `wait` limits only the claim:
+    /// `lock_timeout` is restored afterwards. The current role is saved for the second write to the
+    /// row, since the closure may change its role in between.
     pub fn claim_sql(&self, key: &Key, wait: Option<Duration>) -> String {
         let (table, Key(key)) = (&self.table, key);
         let (before, after) = match wait {
@@ -135,7 +140,7 @@ impl Ledger {
         )
     }
 
-    /// Reads what [`claim_sql`](Self::claim_sql) was answered.
+    /// Interprets the answer to [`claim_sql`](Self::claim_sql).
     pub fn claimed(key: &Key, messages: &[SimpleQueryMessage]) -> Result<Claimed> {
         let value = |name: &str| {
             messages.iter().find_map(|message| match message {
@@ -149,7 +154,7 @@ impl Ledger {
                 attempt: attempt.to_owned(),
             })),
             (None, Some(_)) => Ok(Claimed::Done(value("answer").and_then(unhex))),
-            // Between the two statements it was swept away: whoever comes next finds no row.
+            // The row was swept between the two statements: the next attempt finds none.
             (None, None) => Err(Error::TransactionAborted {
                 cause: "the key expired in this moment".into(),
                 sqlstate: Some(SqlState::T_R_SERIALIZATION_FAILURE),
@@ -157,13 +162,15 @@ impl Ledger {
         }
     }
 
-    /// What belongs to the commit of a claim: the answer is kept, and the row's time is that of the write's end. It is done in
-    /// the role that claimed the key, and in words that mean the same under every setting of the closure's; then the
-    /// closure's own role is put back, since what it deferred to the commit runs in that.
+    /// Returns the statements that belong to the commit of a claim. They store the answer, and set
+    /// the row's time to that of the write's end. They run in the role that claimed the key, and
+    /// are written so that they mean the same under any setting that the closure may have changed.
+    /// Then the closure's own role is restored, since its deferred constraints and triggers run in
+    /// it at the commit.
     pub fn finish(&self, claim: &Claim, answer: Option<&[u8]>) -> Finish {
         let (table, Key(key), attempt) = (&self.table, &claim.key, &claim.attempt);
         let answer = answer.map_or("NULL".into(), |a| format!("decode('{}', 'hex')", hex(a)));
-        // A session authorization takes the role along, so it is set first.
+        // Setting the session authorization resets the role, so it is set first.
         let values = ", set_config('millpond.closure_authorization', current_setting('session_authorization'), true), \
                       set_config('millpond.closure_role', current_setting('role'), true), \
                       set_config('session_authorization', current_setting('millpond.session_authorization'), true), \
@@ -176,7 +183,8 @@ impl Ledger {
         Finish { values, statements }
     }
 
-    /// Settles what became of a claim whose COMMIT was not answered. `None` = somebody still has the key in hand.
+    /// Settles the outcome of a claim whose COMMIT was not answered. `None` = another transaction
+    /// still holds the key.
     pub fn settle(
         &self,
         claim: &Claim,
@@ -184,7 +192,8 @@ impl Ledger {
         deadline: Instant,
     ) -> Result<Option<Entry>, postgres::Error> {
         let (table, Key(key)) = (&self.table, &claim.key);
-        // One message, and so one transaction, whatever the role's defaults for those are.
+        // One message is one transaction, with isolation level and access mode set independently of
+        // the role's defaults.
         let settle = format!(
             "SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE; SET LOCAL statement_timeout = 0; \
              SET LOCAL lock_timeout = 500; INSERT INTO {table} (key, attempt, state) \

@@ -1,7 +1,7 @@
-//! What is committed, and what became of a commit whose answer was lost.
+//! Runs transactions, and finds out what became of a commit whose answer was lost.
 //!
-//! `transact` runs work between BEGIN and COMMIT. `resolve` finds out what became of a COMMIT that was not answered: by the
-//! transaction's number, or by the row that its key has in the `ledger`.
+//! `transact` runs work between BEGIN and COMMIT. `resolve` finds out the outcome of a COMMIT that
+//! was not answered: by the transaction's id, or by the row that its key has in the `ledger`.
 
 mod ledger;
 mod resolve;

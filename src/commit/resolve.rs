@@ -1,39 +1,45 @@
-//! What became of a COMMIT whose answer was lost.
+//! Finds out what became of a COMMIT whose answer was lost.
 //!
-//! A transaction with a key has a row in the ledger, which tells (`ledger`). Any other has only its number: PostgreSQL can be
-//! asked for the fate of a transaction by it (`pg_xact_status`), but the answer alone lies after a crash: numbers are not
-//! durable before the commit is, so the recovered server may hand the same number to another transaction. Each session
-//! therefore takes note, when it is opened, of its backend (process and start time) and of its server's *incarnation*: the
-//! cluster's identifier, the timeline, and the moment of the last reset of the WAL statistics, which a crash recovery
-//! resets. A standby has no incarnation to speak of, and a role that may not read one has none: the session works, and its
-//! lost commits stay unknown.
+//! A transaction with a key has a row in the ledger, which shows the outcome (see `ledger`). Any
+//! other transaction has only its id. PostgreSQL can be asked for the status of an id
+//! (`pg_xact_status`), but after a crash that answer alone may be wrong: ids are not durable before
+//! the commit is, so the recovered server may give the same id to another transaction. When a
+//! session is opened, it therefore records its backend (process and start time) and its server's
+//! *incarnation*: the cluster's identifier, the timeline, and the time of the last reset of the WAL
+//! statistics, which a crash recovery resets. A standby has no usable incarnation, and neither has
+//! a role that may not read one: the session works, but its lost commits stay unknown.
 //!
-//! The question is asked on a new connection to a server that is no standby:
+//! The outcome is looked up on a new connection to a server that is not a standby:
 //!
-//! 1. While our old backend exists, end it and look again: it might still commit. (It is told apart from a later process of
-//!    the same number by its start time.)
-//! 2. With a key: settle its row. Without: ask for the status of the number.
-//!    - The same incarnation: *committed* and *aborted* are final, since the numbers went on from there.
-//!    - Another incarnation of the same cluster: the server crashed, was restarted or promoted, or somebody reset the
-//!      statistics. *aborted*, or a number that was never given out (22023), mean that ours did not commit; so does *in
-//!      progress*, for no transaction of our dead backend is. *committed* may speak of another transaction: unknown.
-//!    - Another cluster, or no status any more: unknown.
-//! 3. "Committed" on a server that replicates synchronously is true only when it is so on the standby: the COMMIT that was
-//!    not answered may have been waiting for it. Something that writes WAL is committed behind it, and waited for, at the
-//!    transaction's own `synchronous_commit`: the one that it began with, or, where a statement of it names the setting,
-//!    the one that was in force before COMMIT was sent. (A function that sets it on the quiet is not seen.)
+//! 1. While the old backend exists, terminate it and check again: it might still commit. (Its start
+//!    time tells it apart from a later process with the same number.)
+//! 2. With a key: settle its row. Without one: ask for the status of the id.
+//!    - The same incarnation: *committed* and *aborted* are final, since the ids have only
+//!      increased.
+//!    - Another incarnation of the same cluster: the server has crashed, was restarted or promoted,
+//!      or the statistics were reset. *aborted*, or an id that was never assigned (22023), mean
+//!      that ours did not commit; so does *in progress*, since our backend is dead and that cannot
+//!      be its transaction. *committed* may concern another transaction: unknown.
+//!    - Another cluster, or a status that is no longer kept: unknown.
+//! 3. On a server with synchronous replication, *committed* counts only once the standby has the
+//!    commit, too: the unanswered COMMIT may have been waiting for it. So something that writes WAL
+//!    is committed after it, and waited for, at the transaction's own `synchronous_commit`. That is
+//!    the level that it began with; or, if one of its statements mentions the setting, the level
+//!    that was in force before COMMIT was sent. (A function that changes the level inside is not
+//!    noticed.)
 //!
-//! The connection is opened without the application's `on_connect`, as the role that logged in: only that one may end the
-//! old backend for certain. Where the ledger is closed to it, `on_connect` runs then. Nothing is set on the session, which
-//! may be shared: each question is one message, with SET LOCAL in the transaction that the message is.
+//! The connection is opened without the application's `on_connect`, as the login role: only that
+//! role may certainly terminate the old backend. If the login role may not use the ledger,
+//! `on_connect` is run then. Nothing is set on the session, which may be shared: each query is one
+//! message, with SET LOCAL in the transaction that the message forms.
 //!
-//! Behind a pooler the numbers of processes and transactions are somebody else's: no backend is ended, and no number asked
-//! for. A backend's number may belong to an innocent client of the pooler by now, and a transaction's to its work. The
-//! ledger alone tells there.
+//! Behind a pooler, process numbers and transaction ids may belong to others by now: the process
+//! may serve another client of the pooler, and the id may be of that client's work. So no backend
+//! is terminated and no id is looked up; only the ledger can show the outcome.
 //!
-//! The order matters: the old backend is gone before the status is read, so the status cannot change afterwards. Every step
-//! may be repeated, so the loss of the connection that asks is no harm. Where no answer can be had in time, the outcome is
-//! unknown, and is reported as that.
+//! The order matters: the old backend is gone before the status is read, so the status cannot
+//! change afterwards. Every step may be repeated, so the loss of this connection does no harm. If
+//! there is no answer in time, the outcome is reported as unknown.
 
 use super::ledger::{Claim, Entry, Ledger};
 use crate::config::PoolConfig;
@@ -47,22 +53,22 @@ use log::{debug, info, warn};
 use postgres::error::SqlState;
 use std::time::{Duration, Instant};
 
-/// Between two looks at a server that cannot answer yet.
+/// Pause between two queries to a server that cannot answer yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
-/// The least time that is spent on an answer, where the caller has it.
+/// The least time that is spent on finding the outcome, if the caller's deadline allows it.
 const LEAST: Duration = Duration::from_secs(4);
 
-/// For how long an answer is looked for at the most.
+/// Returns the longest time that is spent on finding the outcome.
 pub(crate) fn longest(config: &PoolConfig) -> Duration {
     LEAST.max(2 * config.connection_timeout)
 }
 
-/// The fate of a transaction.
+/// The outcome of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Committed,
     NotCommitted,
-    /// Not committed either, but another has done what its key stands for, and kept this answer.
+    /// Not committed; but another attempt has done the work of the key, and stored this answer.
     DoneByAnother(Option<Vec<u8>>),
     Unknown,
 }
@@ -82,11 +88,11 @@ pub(crate) struct LostCommit<'c> {
     pool: &'c Pool,
     transaction: LostTransaction,
     claim: Option<(&'c Ledger, &'c Claim)>,
-    /// The caller's, for everything.
+    /// The caller's deadline for the whole call.
     deadline: Option<Instant>,
 }
 
-/// What the server says of a number.
+/// What the server says about a transaction id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
     Committed,
@@ -94,16 +100,17 @@ enum Status {
     InProgress,
     /// Too old to be known.
     Forgotten,
-    /// Never given out (22023).
+    /// Never assigned (22023).
     InTheFuture,
 }
 
-/// What follows from a status, once the old backend is gone. `None` = ask again.
+/// Returns the outcome that follows from a status, once the old backend is gone. `None` = ask
+/// again.
 fn judge(same_incarnation: bool, status: Status) -> Option<Outcome> {
     match (same_incarnation, status) {
         (true, Status::Committed) => Some(Outcome::Committed),
         (true, Status::Aborted) => Some(Outcome::NotCommitted),
-        // The backend is gone and its transaction not yet cleaned up.
+        // The backend is gone, but its transaction was not cleaned up yet.
         (true, Status::InProgress) => None,
         (true, Status::InTheFuture) => Some(Outcome::Unknown),
         (false, Status::Aborted | Status::InTheFuture | Status::InProgress) => {
@@ -129,8 +136,8 @@ impl<'c> LostCommit<'c> {
         }
     }
 
-    /// Finds out, for as long as that is worth: twice the time that opening a connection may take, and at least 4 s; but
-    /// not beyond the caller's deadline.
+    /// Finds out the outcome. Takes at most twice the time that opening a connection may take, but
+    /// at least 4 s; and does not exceed the caller's deadline.
     pub fn resolve(&self) -> Outcome {
         let started = Instant::now();
         let worth = started + longest(self.pool.config());
@@ -169,7 +176,8 @@ impl<'c> LostCommit<'c> {
                 .open_when_possible(Some(deadline), Purpose::Resolve)
         };
         while let Ok(mut session) = open() {
-            // A standby may be promoted in a moment, or another host be the primary by now: looked for anew.
+            // A standby may be promoted in a moment, or another host may be the primary by now:
+            // open a new connection.
             while !session.identity().standby && !session.is_closing() {
                 match self.ask(&mut session, deadline) {
                     Ok(Some(outcome)) => return outcome,
@@ -181,7 +189,7 @@ impl<'c> LostCommit<'c> {
                         );
                         break;
                     }
-                    // It will say the same again.
+                    // The next attempt would get the same error.
                     Err(e) if is_forbidden(&e) => {
                         warn!("a lost commit may not be asked for: {}", Chain(&e));
                         return Outcome::Unknown;
@@ -199,7 +207,7 @@ impl<'c> LostCommit<'c> {
         Outcome::Unknown
     }
 
-    /// One attempt; `None` = not yet.
+    /// Makes one attempt; `None` = not known yet.
     fn ask(
         &self,
         session: &mut Session,
@@ -209,7 +217,7 @@ impl<'c> LostCommit<'c> {
             match self.end_old_backend(session, deadline) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
-                // With a key, its row waits for the old backend in any case.
+                // With a key, the insert of its row waits for the old backend in any case.
                 Err(e) if self.claim.is_some() && is_forbidden(&e) => {}
                 Err(e) => return Err(e),
             }
@@ -250,7 +258,7 @@ impl<'c> LostCommit<'c> {
         Ok(outcome)
     }
 
-    /// True when there is none any more.
+    /// Terminates the old backend. Returns true if there is none any more.
     fn end_old_backend(
         &self,
         session: &mut Session,
@@ -259,7 +267,8 @@ impl<'c> LostCommit<'c> {
         let Identity {
             pid, backend_start, ..
         } = self.transaction.identity;
-        // Where a role may not see the start of another's backend, that one counts as ours: at worst nothing is found out.
+        // If a role may not see the start time of another role's backend, that backend counts as
+        // ours: at worst the outcome stays unknown.
         let old = format!(
             "FROM pg_stat_get_activity({pid}) WHERE coalesce({BACKEND_START} = {backend_start}, true)"
         );
@@ -272,7 +281,7 @@ impl<'c> LostCommit<'c> {
     }
 }
 
-/// False when there is no time for another look.
+/// Pauses before the next query. Returns false if there is no time for one.
 fn pause_before(deadline: Instant) -> bool {
     let time = Instant::now() + LOOK_AGAIN < deadline;
     if time {
@@ -281,7 +290,7 @@ fn pause_before(deadline: Instant) -> bool {
     time
 }
 
-/// The server ended the session.
+/// Returns whether the server has ended the session.
 fn is_over(error: &postgres::Error) -> bool {
     matches!(
         Symptom::of(error),
@@ -300,7 +309,7 @@ fn ask_by_number(
     deadline: Instant,
 ) -> Result<Option<Outcome>, postgres::Error> {
     let Some(now) = session.identity().incarnation.clone() else {
-        // A role that lost the right to look.
+        // The role has lost the right to read the incarnation.
         return Ok(Some(Outcome::Unknown));
     };
     if now.system_identifier != before.system_identifier {
@@ -320,9 +329,11 @@ fn ask_by_number(
     Ok(judge(now == *before, status))
 }
 
-/// What is committed now is behind the transaction in question, and is answered only when the standbys have both, as far as
-/// that one was to wait for them. A number alone would not wait: it takes something that writes WAL, which an ordinary role
-/// may do. False when the server gave the wait up.
+/// Waits until the synchronous standbys have everything that is committed so far, as far as the
+/// transaction was to wait for them. It commits a write of WAL, which comes after the transaction
+/// in question; its answer means that the standbys have both. Assigning a transaction id alone
+/// would not wait; the function used here writes WAL, and any role may call it. Returns false if
+/// the server gave up the wait.
 pub(crate) fn wait_for_standbys(
     session: &mut Session,
     sync_commit: SyncCommit,
@@ -342,14 +353,16 @@ pub(crate) fn wait_for_standbys(
     Ok(!session.gave_up_on_standbys())
 }
 
-/// The first value of the first row. Only our own words and integers are in these statements.
+/// Returns the first value of the first row. These statements contain only our own words and
+/// integers.
 fn ask(
     session: &mut Session,
     sql: &str,
     deadline: Instant,
 ) -> Result<Option<String>, postgres::Error> {
-    // As the role that logged in, whatever its own default is. Our deadline alone counts: the end of the old backend, or a
-    // standby, may be waited for; and that such a wait was given up is said in a warning.
+    // As the login role, whatever its default role is. Only our own deadline counts, because the
+    // end of the old backend, or a standby, may have to be waited for; and a wait that was given up
+    // is reported only in a warning.
     let sql = format!(
         "SET LOCAL ROLE NONE; SET LOCAL statement_timeout = 0; SET LOCAL client_min_messages = warning; {sql}"
     );

@@ -6,7 +6,7 @@ use crate::pool::{Begin, Finish, Limits, Pool, Session};
 use crate::retry::Repeat;
 use log::debug;
 
-/// Runs `work` in a transaction. Trouble with the rollback never hides the first error.
+/// Runs `work` in a transaction. A failed rollback never hides the first error.
 pub(crate) fn transact<T>(
     pool: &Pool,
     session: &mut Session,
@@ -23,10 +23,11 @@ pub(crate) fn transact<T>(
         Ok(()) => Ok(value),
         Err(lost) if lost.verdict().repeat == Repeat::Ambiguous => {
             if begin.read_only || session.began_on_standby() {
-                // There was nothing to commit; but only the commit says that what was read holds together.
+                // There was nothing to commit. But only a successful commit proves that the rows
+                // read are consistent.
                 return Err(lost.without_effect());
             }
-            // Only the server knows, and has to be asked on another connection.
+            // Only the server knows the outcome, which is asked for on another connection.
             match LostCommit::of(pool, session, None, limits).resolve() {
                 Outcome::Committed => Ok(value),
                 Outcome::NotCommitted => Err(lost.without_effect()),
@@ -37,14 +38,14 @@ pub(crate) fn transact<T>(
     }
 }
 
-/// The error to return once the transaction in which it happened is rolled back.
+/// Rolls back the transaction in which `error` occurred. Returns the error to report.
 pub(crate) fn roll_back_after(session: &mut Session, error: Error) -> Error {
     if session.is_closing() {
         return error;
     }
     match session.rollback() {
         Ok(()) => error,
-        // The closure had committed by itself: nothing of this may be repeated.
+        // The closure has committed by itself: nothing of it may be repeated.
         Err(ended @ Error::Misuse(_)) => ended,
         Err(trouble) => {
             debug!(

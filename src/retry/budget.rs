@@ -1,18 +1,19 @@
-//! How many retries a pool may spend: a token bucket, so that a sick database is not beaten by its own clients.
+//! The pool's budget for retries: a token bucket, so that clients do not overload a database that
+//! is already in trouble.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A success earns a fifth of a retry: the bucket counts fifths.
 const RETRY: u32 = 5;
 
-/// The retries left. Full at the start.
+/// The retries that are left. Full at the start.
 pub(crate) struct Budget {
     fifths: AtomicU32,
     full: u32,
 }
 
 impl Budget {
-    /// Room for 200 retries, or 20 for each connection where that is more.
+    /// Creates a bucket for 200 retries, or 20 for each connection if that is more.
     pub fn for_pool_of(connections: u32) -> Budget {
         let full = (20 * connections).max(200) * RETRY;
         Budget {
@@ -21,9 +22,9 @@ impl Budget {
         }
     }
 
-    /// A call succeeded.
+    /// Notes that a call succeeded.
     pub fn earn(&self) {
-        // The usual case is a full bucket: one load.
+        // Usually the bucket is full: then this is a single load.
         if self.fifths.load(Ordering::Relaxed) < self.full {
             let add = |have: u32| (have < self.full).then_some(have + 1);
             let _ = self
@@ -32,7 +33,7 @@ impl Budget {
         }
     }
 
-    /// Takes one retry, if there is one.
+    /// Takes one retry; false if there is none.
     pub fn spend(&self) -> bool {
         self.fifths
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |have| {

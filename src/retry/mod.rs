@@ -1,4 +1,4 @@
-//! Whether, and when, something may be repeated. All of it is pure: no connection, no thread, no clock.
+//! Whether and when work may be retried. All of it is pure: no connection, no thread, no clock.
 
 mod budget;
 mod policy;

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-/// When a call is repeated, and after which pauses.
+/// How often a call is retried, and after which pauses.
 ///
-/// The pause before retry `n` (counted from 0) is `initial_delay x multiplier^n`, with 10 % jitter to either side, and
-/// never longer than `max_delay`. A retry never outlives the caller's deadline.
+/// The pause before retry `n` (counted from 0) is `initial_delay x multiplier^n`, with 10 % jitter
+/// to either side, and never longer than `max_delay`. No retry begins after the caller's deadline.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RetryPolicy {
     /// Retries after the first attempt. Default 3; 0 = none.
     pub max_retries: u32,
-    /// The first pause. `None` is 100 ms, or `max_delay` where that is shorter.
+    /// The first pause. `None` is 100 ms, or `max_delay` if that is shorter.
     pub initial_delay: Option<Duration>,
     /// The longest pause, jitter included. Default 5 s.
     pub max_delay: Duration,
@@ -31,7 +31,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// No retries at all.
+    /// Returns a policy without retries.
     pub fn none() -> Self {
         RetryPolicy {
             max_retries: 0,
@@ -39,7 +39,7 @@ impl RetryPolicy {
         }
     }
 
-    /// Sets how often a call is repeated after its first attempt.
+    /// Sets how often a call is retried after its first attempt.
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.max_retries = retries;
         self
@@ -57,23 +57,24 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets how the pause grows; less than 1 counts as 1.
+    /// Sets the factor by which the pause grows; less than 1 counts as 1.
     pub fn multiplier(mut self, factor: f64) -> Self {
         self.multiplier = factor;
         self
     }
 
-    /// The first pause in force.
+    /// Returns the first pause in force.
     pub fn first_delay(&self) -> Duration {
         self.initial_delay
             .unwrap_or(Duration::from_millis(100))
             .min(self.max_delay)
     }
 
-    /// The pause before retry `retry` (the first is 0); `random` is in 0..1.
+    /// Returns the pause before retry `retry` (the first is 0); `random` is in 0..1.
     pub fn pause(&self, retry: u32, random: f64) -> Duration {
         let longest = self.max_delay.as_secs_f64();
-        // A growth beyond f64 is infinite, and 0 x infinity is no number: both end at the cap or at 0.
+        // Growth beyond the range of f64 would be infinite, and 0 x infinity is not a number:
+        // limiting the growth makes the result end at `max_delay` or at 0.
         let growth = self
             .multiplier
             .max(1.0)
@@ -81,7 +82,7 @@ impl RetryPolicy {
             .min(1e18);
         let grown = (self.first_delay().as_secs_f64() * growth).min(longest);
         let jittered = grown * (0.9 + 0.2 * random);
-        // Rounding may carry the longest there is beyond itself.
+        // Rounding may carry the longest possible Duration beyond itself.
         Duration::try_from_secs_f64(jittered)
             .map_or(self.max_delay, |pause| pause.min(self.max_delay))
     }

@@ -1,14 +1,16 @@
-//! What the text of a statement says about it. Pure.
+//! What the text of a statement shows about it. Pure.
 //!
-//! Two ways of looking: the [`Keywords`] at its start tell what kind of statement it is, and are looked at for each call; a
-//! [scan](Facts::of) of all of it tells what it may leave on its session, and is made once for each text that is kept.
-//! Neither knows the grammar. What a text cannot show is what functions, procedures and `EXECUTE` do inside.
+//! There are two ways of reading it. The [`Keywords`] at its start tell the kind of statement; they
+//! are read for each call. A [scan](Facts::of) of the whole text finds what the statement may leave
+//! on its session; it is made once for each text that is kept. Neither knows the grammar. A text
+//! does not show what functions, procedures and `EXECUTE` do inside.
 
 use super::tokens::{Token, Tokens, after_blanks, is};
 
-/// Statements that commit inside, in several steps, or before they are called complete (`PreventInTransactionBlock`): never
-/// repeated once sent, and not to be put into a transaction. Looks at the first keywords only; comments and blanks before
-/// them are skipped.
+/// Returns whether a statement commits inside, in several steps, or before it is reported complete
+/// (`PreventInTransactionBlock`). Such a statement is never retried once it was sent, and must not
+/// be put into a transaction. Reads only the first keywords; comments and blanks before them are
+/// skipped.
 pub(crate) fn commits_inside(sql: &str) -> bool {
     let mut words = Keywords(sql);
     let Some(first) = words.next() else {
@@ -21,7 +23,8 @@ pub(crate) fn commits_inside(sql: &str) -> bool {
         return true;
     }
     let second = words.next().unwrap_or_default();
-    // Words are looked for in the whole text where names come first: at worst something is not repeated that could be.
+    // Where a name may come first, the word is searched for in the whole text. At worst a statement
+    // is not retried although it could be.
     let mentions = |word: &str| {
         sql.split(|c: char| !c.is_ascii_alphabetic())
             .any(|w| w.eq_ignore_ascii_case(word))
@@ -42,15 +45,15 @@ pub(crate) fn commits_inside(sql: &str) -> bool {
     }
 }
 
-/// True for a statement whose text holds the name of a setting.
+/// Returns whether a statement's text contains the name of a setting.
 pub(crate) fn mentions(sql: &str, setting: &str) -> bool {
     sql.as_bytes()
         .windows(setting.len())
         .any(|w| w.eq_ignore_ascii_case(setting.as_bytes()))
 }
 
-/// True for a statement that ends or begins a transaction by itself; going back to a savepoint is one, too: it is a method
-/// of the transaction.
+/// Returns whether a statement begins or ends a transaction. A rollback to a savepoint counts, too:
+/// there is a method of the transaction for it.
 pub(crate) fn controls_transaction(sql: &str) -> bool {
     let mut words = Keywords(sql);
     let Some(first) = words.next() else {
@@ -59,12 +62,12 @@ pub(crate) fn controls_transaction(sql: &str) -> bool {
     let any = |list: &[&str]| list.iter().any(|w| first.eq_ignore_ascii_case(w));
     let mut is_followed = |by: &str| words.next().is_some_and(|w| w.eq_ignore_ascii_case(by));
     any(&["END", "ABORT", "BEGIN"])
-        // What was prepared elsewhere is not the transaction under way.
+        // COMMIT PREPARED and ROLLBACK PREPARED end another transaction, not the current one.
         || (any(&["COMMIT", "ROLLBACK"]) && !is_followed("PREPARED"))
         || (any(&["START", "PREPARE"]) && is_followed("TRANSACTION"))
 }
 
-/// True for a COPY whose data go through the client, which is not a statement with rows.
+/// Returns whether a statement is a COPY whose data go through the client; it does not return rows.
 pub(crate) fn copies_through_client(sql: &str) -> bool {
     let first = Keywords(sql).next();
     first.is_some_and(|word| word.eq_ignore_ascii_case("COPY"))
@@ -73,7 +76,7 @@ pub(crate) fn copies_through_client(sql: &str) -> bool {
             .any(|w| w.eq_ignore_ascii_case("STDIN") || w.eq_ignore_ascii_case("STDOUT"))
 }
 
-/// The words at the start of a statement, comments skipped.
+/// The words at the start of a statement, without comments.
 struct Keywords<'a>(&'a str);
 
 impl<'a> Iterator for Keywords<'a> {
@@ -97,14 +100,15 @@ impl<'a> Iterator for Keywords<'a> {
     }
 }
 
-/// What stays on a session after a statement.
+/// What remains on a session after a statement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Leaves {
     #[default]
     Nothing,
-    /// A setting, a lock, a temporary table, a subscription, a prepared statement, a cursor: it can be taken away.
+    /// A setting, a lock, a temporary table, a subscription, a prepared statement, a cursor: a
+    /// clean-up can remove it.
     State,
-    /// A loaded library, a connection to another server: only the end of the session takes it away.
+    /// A loaded library, a connection to another server: only the end of the session removes it.
     Traces,
 }
 
@@ -114,14 +118,15 @@ pub(crate) struct Facts {
     pub leaves: Leaves,
     pub names_synchronous_commit: bool,
     pub names_client_min_messages: bool,
-    /// What other texts mean may be another thing behind it.
+    /// After it, other texts may mean something else.
     pub names_search_path: bool,
     pub makes_temporary: bool,
-    /// What is made behind it may be temporary: it may put that schema first.
+    /// It may put the temporary schema first in the path, so that objects created after it may be
+    /// temporary.
     pub temporary_path: bool,
     pub creates: bool,
     pub deallocates: bool,
-    /// It goes back to a savepoint.
+    /// It rolls back to a savepoint.
     pub rolls_back: bool,
     /// It is one query whose rows a cursor can fetch.
     pub fits_a_cursor: bool,
@@ -136,7 +141,7 @@ impl Facts {
             names_search_path: mentions(sql, "search_path"),
             ..Facts::default()
         };
-        // A name in Unicode escapes may be any name.
+        // A name with Unicode escapes may be any name.
         if mentions(sql, "u&\"") {
             facts.leave(Leaves::State);
         }
@@ -179,7 +184,7 @@ impl Facts {
         self.leaves = self.leaves.max(leaves);
     }
 
-    /// The first word of a statement.
+    /// Evaluates the first word of a statement.
     fn begin(&mut self, first: &str, mut rest: Tokens<'_>, names_temp: bool) {
         let (next, then) = (rest.next(), rest.next());
         let next_is = |list: &[&str]| matches!(next, Some(Token::Word(word)) if is(word, list));
@@ -194,7 +199,8 @@ impl Facts {
         if stays {
             self.leave(Leaves::State);
         }
-        // What the driver had prepared for itself is gone, and it does not notice.
+        // This also removes the statements that the driver prepared for itself, and the driver does
+        // not notice.
         let takes_all = is(first, &["DISCARD", "DEALLOCATE"]) && next_is(&["ALL", "PREPARE"]);
         if is(first, &["LOAD"]) || takes_all {
             self.leave(Leaves::Traces);
@@ -203,7 +209,7 @@ impl Facts {
             let either = |list: &[&str]| {
                 next_is(list) || matches!(then, Some(Token::Word(word)) if is(word, list))
             };
-            // The path may hold the name of the role.
+            // The path may contain the name of the role.
             self.names_search_path |= either(&["SCHEMA", "ROLE", "SESSION", "AUTHORIZATION"]);
             self.temporary_path |= names_temp;
         }
@@ -212,7 +218,7 @@ impl Facts {
         self.rolls_back |= is(first, &["ROLLBACK"]);
     }
 
-    /// Any other word: `keyword` is empty where it is a quoted name.
+    /// Evaluates any other word; `keyword` is empty if it is a quoted name.
     fn go_on(
         &mut self,
         statement: &mut Statement<'_>,
@@ -223,7 +229,8 @@ impl Facts {
     ) {
         let (first, before) = (statement.first, statement.before);
         let next = rest.next();
-        // CREATE [LOCAL] TEMP .., CREATE OR REPLACE TEMP VIEW, SELECT .. INTO TEMP; not INSERT INTO temp.
+        // CREATE [LOCAL] TEMP .., CREATE OR REPLACE TEMP VIEW, SELECT .. INTO TEMP; not INSERT INTO
+        // temp.
         let temporary = is(keyword, &["TEMP", "TEMPORARY"])
             && match next {
                 Some(Token::Word(next)) => {
@@ -234,7 +241,7 @@ impl Facts {
             }
             && (is(before, &["CREATE", "REPLACE", "LOCAL", "GLOBAL"])
                 || (is(before, &["INTO"]) && !is(first, &["INSERT", "MERGE"])));
-        // Other than in a search_path.
+        // `pg_temp.` before a name, not in a search_path.
         if temporary || (is(word, &["pg_temp"]) && next == Some(Token::Sign('.'))) {
             self.makes_temporary = true;
             statement.makes_temporary = true;
@@ -242,12 +249,12 @@ impl Facts {
         statement.drops_at_commit |= is(keyword, &["DROP"]) && is(before, &["COMMIT"]);
         statement.updates |= is(keyword, &["UPDATE"]);
         if is(keyword, &["INTO", "INSERT", "UPDATE", "DELETE", "MERGE"]) {
-            // But SELECT .. FOR UPDATE, FOR NO KEY UPDATE.
+            // SELECT .. FOR UPDATE and FOR NO KEY UPDATE do fit a cursor.
             self.fits_a_cursor &= is(before, &["FOR", "KEY"]);
         }
         self.creates |=
             is(keyword, &["CREATE"]) || (is(keyword, &["INTO"]) && is(first, &["SELECT"]));
-        // DECLARE .. WITH HOLD; a view of the settings that can be written to.
+        // DECLARE .. WITH HOLD; `pg_settings`, a view of the settings that can be updated.
         if (is(keyword, &["HOLD"]) && is(before, &["WITH"]))
             || (is(word, &["pg_settings"]) && (statement.updates || is(first, &["UPDATE"])))
         {
@@ -267,7 +274,7 @@ impl Facts {
         }
     }
 
-    /// The statement is over.
+    /// Evaluates the end of a statement.
     fn end(&mut self, statement: &Statement<'_>) {
         if statement.makes_temporary && !statement.drops_at_commit {
             self.leave(Leaves::State);
@@ -275,18 +282,18 @@ impl Facts {
     }
 }
 
-/// The statement under way.
+/// The statement that is being scanned.
 #[derive(Default)]
 struct Statement<'a> {
     first: &'a str,
-    /// The word right before this one.
+    /// The word directly before the current one.
     before: &'a str,
     updates: bool,
     makes_temporary: bool,
     drops_at_commit: bool,
 }
 
-/// Functions of PostgreSQL and its own extensions that leave something on a session.
+/// Functions of PostgreSQL and its own extensions that leave state on a session.
 const STATEFUL_FUNCTIONS: &[&str] = &[
     "pg_advisory_lock",
     "pg_advisory_lock_shared",
@@ -295,22 +302,23 @@ const STATEFUL_FUNCTIONS: &[&str] = &[
     // pg_trgm's: a setting.
     "set_limit",
 ];
-/// Those that leave what only the end of the session takes away.
+/// Functions that leave state which only the end of the session removes.
 const LASTING_FUNCTIONS: &[&str] = &[
     "dblink_connect",
     "dblink_connect_u",
     "pg_replication_origin_session_setup",
-    // Perhaps temporary ones.
+    // The slots may be temporary.
     "pg_create_physical_replication_slot",
     "pg_create_logical_replication_slot",
     "pg_copy_physical_replication_slot",
     "pg_copy_logical_replication_slot",
-    // The next random numbers.
+    // The sequence of random numbers.
     "setseed",
 ];
 const SHORTEST_FUNCTION: usize = "setseed".len();
 
-/// Whether the third argument of `set_config` is plainly `true`: the setting ends with its transaction.
+/// Returns whether the third argument of `set_config` is literally `true`, so that the setting ends
+/// with its transaction.
 fn is_local(arguments: Tokens<'_>) -> bool {
     let (mut depth, mut commas) = (1, 0);
     let mut third = Vec::new();
@@ -342,7 +350,8 @@ fn is_local(arguments: Tokens<'_>) -> bool {
         }
 }
 
-/// Whether the first argument of `set_config` is a setting that `search_path` depends on, or is not seen.
+/// Returns whether the first argument of `set_config` is a setting that `search_path` depends on,
+/// or cannot be read from the text.
 fn may_change_path(mut arguments: Tokens<'_>) -> bool {
     match (arguments.next(), arguments.next()) {
         (Some(Token::Literal(name)), Some(Token::Sign(','))) => is(
@@ -353,8 +362,8 @@ fn may_change_path(mut arguments: Tokens<'_>) -> bool {
     }
 }
 
-/// True for a text that calls one of the functions which write large objects: a READ ONLY transaction allows that (up to
-/// PostgreSQL 15).
+/// Returns whether a text calls one of the functions that write large objects, which a READ ONLY
+/// transaction allows (up to PostgreSQL 15).
 pub(crate) fn writes_large_objects(sql: &str) -> bool {
     const WRITERS: [&str; 11] = [
         "lo_creat",

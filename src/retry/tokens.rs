@@ -1,7 +1,8 @@
-//! The text of a statement, token by token: as much of the grammar as it takes to tell words, names and constants apart.
+//! Splits the text of a statement into tokens. It knows just enough of the grammar to tell words,
+//! names and constants apart.
 
-/// The tokens of a text, as far as they matter here (manual, section 4.1): what stands in comments is skipped, what stands in
-/// literals is one token.
+/// The tokens of a text, as far as they matter here (manual, section 4.1): comments are skipped,
+/// and a literal is one token.
 #[derive(Clone, Copy)]
 pub(super) struct Tokens<'a>(pub &'a str);
 
@@ -39,7 +40,7 @@ impl<'a> Iterator for Tokens<'a> {
                 if rest.starts_with('\'') && is(word, &["E", "B", "X", "N"]) {
                     let escapes = is(word, &["E"]);
                     let mut length = length + quoted_length(rest, b'\'', escapes);
-                    // Behind a line break it goes on, with its escapes.
+                    // After a line break the string continues, with its escapes.
                     while escapes && let Some(more) = continuation(&text[length..]) {
                         length += more + quoted_length(&text[length + more..], b'\'', true);
                     }
@@ -59,7 +60,8 @@ impl<'a> Iterator for Tokens<'a> {
     }
 }
 
-/// Where a string goes on: blanks with a line break among them, and a quote (manual, section 4.1.2.1).
+/// Returns the length of the blanks after which a string continues: they contain a line break, and
+/// a quote follows (manual, section 4.1.2.1).
 fn continuation(text: &str) -> Option<usize> {
     let rest = text.trim_start();
     let blanks = &text[..text.len() - rest.len()];
@@ -75,14 +77,15 @@ fn word_length(text: &str) -> usize {
         .unwrap_or(text.len())
 }
 
-/// A literal that begins with `quote`, its end included; all of the text where it has none.
+/// Returns the length of a literal that begins with `quote`, including its end; the length of the
+/// whole text if it has no end.
 fn quoted_length(text: &str, quote: u8, escapes: bool) -> usize {
     let bytes = text.as_bytes();
     let mut at = 1;
     while let Some(&byte) = bytes.get(at) {
         match byte {
             b'\\' if escapes => at += 2,
-            // Twice, it stands for itself.
+            // A doubled quote stands for itself.
             _ if byte == quote && bytes.get(at + 1) == Some(&quote) => at += 2,
             _ if byte == quote => return at + 1,
             _ => at += 1,
@@ -101,12 +104,12 @@ fn dollar_quoted_length(text: &str) -> Option<usize> {
     Some(body.find(tag).map_or(text.len(), |at| 2 * tag.len() + at))
 }
 
-/// What follows blanks and comments.
+/// Returns the text after blanks and comments.
 pub(super) fn after_blanks(mut text: &str) -> &str {
     loop {
         text = text.trim_start();
         if let Some(rest) = text.strip_prefix("--") {
-            // The server ends a comment at either (scan.l).
+            // The server ends a comment at either character (scan.l).
             text = rest.split_once(['\n', '\r']).map_or("", |(_, after)| after);
         } else if let Some(rest) = text.strip_prefix("/*") {
             text = after_block_comment(rest);
@@ -116,7 +119,8 @@ pub(super) fn after_blanks(mut text: &str) -> &str {
     }
 }
 
-/// Block comments nest in PostgreSQL (manual, section 4.1.5).
+/// Returns the text after a block comment. Block comments nest in PostgreSQL (manual, section
+/// 4.1.5).
 pub(super) fn after_block_comment(mut text: &str) -> &str {
     let mut depth = 1;
     while depth > 0 {

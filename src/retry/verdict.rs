@@ -1,96 +1,133 @@
-//! What an error means: may the work be repeated, and is the connection spent? A pure table.
+//! What an error means: may the work be repeated, and can the connection still be used? A pure
+//! table.
 //!
-//! Two rules carry it: what was never sent, or was rolled back for certain, may be repeated; what may have taken effect may
-//! not. What is certain follows from the order in which a server does its work (the functions named are PostgreSQL's own,
-//! versions 14 to 18; the codes are those of appendix A of its manual):
+//! There are two rules: work that was never sent, or was certainly rolled back, may be repeated;
+//! work that may have taken effect may not. What is certain follows from the order in which a
+//! server does its work (the functions named are PostgreSQL's own, versions 14 to 18; the codes are
+//! those of appendix A of its manual):
 //!
-//! - In the **extended protocol** a statement of its own is committed at Sync: `exec_execute_message` queues CommandComplete,
-//!   and only the Sync behind it reaches `finish_xact_command`. Without CommandComplete there was no commit
-//!   ([`Phase::Executing`]); with it there may have been one ([`Phase::Commit`]). What commits on its own account
-//!   ([`Phase::CommitsInside`]) is told apart by its text.
-//! - Where nobody reads the answers, as over a Unix socket, it is not known whether CommandComplete came
-//!   ([`Phase::Statement`]). An error that leaves the session in use comes before it there, too: nothing is logged at Sync.
-//! - In the **simple protocol** `exec_simple_query` commits first and queues CommandComplete behind it, so its absence
-//!   proves nothing, and an error may come in between: whatever commits in it is [`Phase::Commit`] from the start.
-//! - Between the commit record and the end of `CommitTransaction` interrupts are held: nothing is raised there. Whatever is
-//!   raised from then on comes out of `CHECK_FOR_INTERRUPTS`, which `errfinish` calls after each message that is no error;
-//!   a log line is enough (`check_log_duration` with `log_min_duration_statement`, `log_duration`, a debug level for the
-//!   log or for the client). So the errors of `ProcessInterrupts`, and those of whatever else runs then (memory, files,
-//!   internal errors), may follow a commit; those of constraints, triggers and serialization come before it.
-//! - Who says it counts. Since 9.6 `send_message_to_frontend` puts the fields `V` (severity) and `R` (routine) into every
-//!   error. An error that lacks one of them is a middleman's about its own trouble (those of PgBouncer 1.18 and pgpool-II
-//!   4.3 lack both), and says of the work only that its connection is lost.
+//! - In the **extended protocol** a lone statement is committed at Sync: `exec_execute_message`
+//!   queues CommandComplete, and only the Sync after it reaches `finish_xact_command`. Without
+//!   CommandComplete there was no commit ([`Phase::Executing`]); with it there may have been one
+//!   ([`Phase::Commit`]). A statement that commits by itself ([`Phase::CommitsInside`]) is
+//!   recognized by its text.
+//! - If the answers are not read on the way, as on a Unix socket, it is not known whether
+//!   CommandComplete arrived ([`Phase::Statement`]). But an error after which the session goes on
+//!   comes before CommandComplete there, too: no message is logged at Sync.
+//! - In the **simple protocol** `exec_simple_query` commits first and queues CommandComplete
+//!   afterwards. So a missing CommandComplete proves nothing, and an error may arise in between: a
+//!   message that commits is [`Phase::Commit`] from the start.
+//! - Between the commit record and the end of `CommitTransaction` interrupts are held, so no error
+//!   is raised there. Every error after that comes from `CHECK_FOR_INTERRUPTS`, which `errfinish`
+//!   calls after each message that is not an error; a log line is enough (`check_log_duration` with
+//!   `log_min_duration_statement`, `log_duration`, a debug level for the log or for the client). So
+//!   the errors of `ProcessInterrupts`, and those of any other code that runs then (memory, files,
+//!   internal errors), may follow a commit; the errors of constraints, triggers and serialization
+//!   come before it.
+//! - It matters who raised the error. Since 9.6 `send_message_to_frontend` puts the fields `V`
+//!   (severity) and `R` (routine) into every error. An error that lacks one of them comes from a
+//!   middleman and concerns its own trouble (the errors of PgBouncer 1.18 and pgpool-II 4.3 lack
+//!   both). About the work it says only that the connection is lost.
 //!
-//! | code | raised by | opening | preparing | executing (extended protocol, seen) | statement (extended protocol, unseen) | in a transaction | commit (and the simple protocol) |
-//! |---|---|---|---|---|---|---|---|
-//! | FATAL 57P01, 57P05, 25P03, 25P04 | `ProcessInterrupts` | again | again | again | ? | again | ? |
-//! | ERROR of those | a `RAISE` of the application's | again | again | again | again | again | ? |
-//! | 57P02, 57P03 | `quickdie`, `ProcessStartupPacket` | again | again | ? | ? | again | ? |
-//! | 08000, 08001, 08003, 08004, 08006 | `ProcessInterrupts` (client lost), foreign servers | again | again | ? | ? | again | ? |
-//! | any other FATAL, every PANIC | `proc_exit` follows | by its code | again | ? | ? | again | ? |
-//! | no word at all: the end of the stream | | again | again | ? | ? | again | ? |
-//! | an error without `V` or `R` | a middleman | again, or no (28\*, 3D000) | again | ? | ? | again | ? |
-//! | 57014 | `ProcessInterrupts` | no | no | no | no | no | ? |
-//! | XX000 "cache lookup failed" | a type that was dropped and made again | | again | again | again | again | ? |
-//! | any other XX\*, 58\* | `elog`, `mdwrite` .. | no | no | no | no | no | ? |
-//! | 53\* (but 53300, 53400 opening: again) | `palloc`, `mdextend`, `InitProcess` .. | no | again | again | again | again | ? |
-//! | 40001, 40P01 | `PreCommit_CheckForSerializationFailure`, `DeadLockReport` | no | again | again | again | again | again |
-//! | 55P03 | `ProcessInterrupts` (lock_timeout) | no | again | again | again | again | again |
-//! | 55P03 | NOWAIT, a `RAISE` | no | no | no | no | no | no |
-//! | 08007, 40003 | `RAISE`, foreign servers: "I do not know" | no | again | ? | ? | ? | ? |
-//! | 26000, 0A000 of `RevalidateCachedQuery` | `FetchPreparedStatement` | | again | again | again | again | ? |
-//! | 28\*, 3D000 | `auth_failed`, `InitPostgres` | no | no | no | no | no | no |
-//! | 42\*, 22P03 of a statement that was prepared before | a type, a table or a schema that has changed since | | | once more | once more | again | |
-//! | the rest: constraints, syntax, rights, `RAISE` | | no | no | no | no | no | no |
+//! The columns are the phases: *executing* is the extended protocol with its answers read,
+//! *statement* the same without; *commit* includes the simple protocol.
 //!
-//! *again*: it may be repeated; *no*: it would fail again; *?*: it may have taken effect, so it is found out, or reported as
-//! unknown. What commits inside is never *again* once it was sent.
+//! | code | opening | preparing | executing | statement | in a transaction | commit |
+//! |---|---|---|---|---|---|---|
+//! | FATAL 57P01, 57P05, 25P03, 25P04 | again | again | again | ? | again | ? |
+//! | ERROR of those | again | again | again | again | again | ? |
+//! | 57P02, 57P03 | again | again | ? | ? | again | ? |
+//! | 08000, 08001, 08003, 08004, 08006 | again | again | ? | ? | again | ? |
+//! | any other FATAL, every PANIC | by its code | again | ? | ? | again | ? |
+//! | end of the stream, no error | again | again | ? | ? | again | ? |
+//! | an error without `V` or `R` | again; no (28\*, 3D000) | again | ? | ? | again | ? |
+//! | 57014 | no | no | no | no | no | ? |
+//! | XX000 "cache lookup failed" | | again | again | again | again | ? |
+//! | any other XX\*, 58\* | no | no | no | no | no | ? |
+//! | 53\* | no (53300, 53400: again) | again | again | again | again | ? |
+//! | 40001, 40P01 | no | again | again | again | again | again |
+//! | 55P03 of a timeout | no | again | again | again | again | again |
+//! | 55P03 of NOWAIT | no | no | no | no | no | no |
+//! | 08007, 40003 | no | again | ? | ? | ? | ? |
+//! | 26000, 0A000 of a plan | | again | again | again | again | ? |
+//! | 28\*, 3D000 | no | no | no | no | no | no |
+//! | 42\*, 22P03 of a kept statement | | | once more | once more | again | |
+//! | the rest | no | no | no | no | no | no |
+//!
+//! *again*: it may be repeated; *no*: it would fail again; *?*: it may have taken effect, so the
+//! outcome is found out, or reported as unknown. A statement that commits inside is never *again*
+//! once it was sent.
+//!
+//! The rows in detail, and where their errors are raised:
+//!
+//! - FATAL 57P01, 57P05, 25P03, 25P04: `ProcessInterrupts`. As an ERROR, they come from a `RAISE`
+//!   of the application.
+//! - 57P02, 57P03: `quickdie`, `ProcessStartupPacket`.
+//! - 08000, 08001, 08003, 08004, 08006: `ProcessInterrupts` (client lost), foreign servers.
+//! - any other FATAL, every PANIC: `proc_exit` follows.
+//! - an error without `V` or `R`: a middleman.
+//! - 57014: `ProcessInterrupts`.
+//! - XX000 "cache lookup failed": a type that was dropped and created again. Any other XX\*, 58\*:
+//!   `elog`, `mdwrite` and others.
+//! - 53\*: `palloc`, `mdextend`, `InitProcess` and others.
+//! - 40001, 40P01: `PreCommit_CheckForSerializationFailure`, `DeadLockReport`.
+//! - 55P03: `ProcessInterrupts` if `lock_timeout` has passed; otherwise NOWAIT or a `RAISE`.
+//! - 08007, 40003: `RAISE`, foreign servers; the server itself does not know the outcome.
+//! - 26000: `FetchPreparedStatement`. 0A000: that of `RevalidateCachedQuery`.
+//! - 28\*, 3D000: `auth_failed`, `InitPostgres`.
+//! - 42\*, 22P03 of a statement that was prepared before: a type, a table or a schema that has
+//!   changed since.
+//! - the rest: constraints, syntax, rights, `RAISE`.
 
 use postgres::error::{Severity, SqlState};
 use std::error::Error as _;
 use std::io;
 
-/// How far the work had come when the error struck.
+/// How far the work had come when the error occurred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
     /// A connection was being opened.
     Opening,
-    /// Nothing that takes effect had been sent: the statement was being prepared, or a transaction begun.
+    /// Nothing with an effect had been sent: the statement was being prepared, or a transaction
+    /// begun.
     Preparing,
-    /// A statement of its own was sent, which commits by itself; how far the server came with it is not known.
+    /// A lone statement was sent, which commits by itself; how far the server came with it is not
+    /// known.
     Statement,
-    /// A statement of its own was sent in the extended protocol, and the server has not called it complete: it is not
-    /// committed before that.
+    /// A lone statement was sent in the extended protocol, and the server has not reported it
+    /// complete: it is not committed before that.
     Executing,
-    /// A statement of its own was sent that commits inside (`CALL`, `VACUUM`, ..): parts of it may stay done.
+    /// A lone statement that commits inside (`CALL`, `VACUUM`, ..) was sent: parts of it may be
+    /// committed.
     CommitsInside,
     /// A statement inside a transaction, before COMMIT was sent.
     InTransaction,
-    /// The same, of a statement that was prepared before, and may have been refused for what has changed since: the next
-    /// attempt prepares it anew.
+    /// Like [`InTransaction`](Phase::InTransaction), for a statement that was prepared earlier and
+    /// may have been refused because of a later change: the next attempt prepares it again.
     Outdated,
-    /// COMMIT was sent; or a statement of its own is complete, and its commit under way.
+    /// COMMIT was sent; or a lone statement is complete, and its commit under way.
     Commit,
 }
 
-/// How far a request had come when it failed, as the bytes on the wire tell.
+/// How far a request had come when it failed, as the bytes on the wire show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// Nobody looked.
+    /// The wire was not watched.
     Unseen,
-    /// Not a byte of it had been written: the connection was found broken before.
+    /// No byte of it had been written: the connection was found broken before.
     NothingSent,
-    /// Some of it had been written, and the server had called nothing complete.
+    /// Some of it had been written, and the server had reported no statement complete.
     Sent,
-    /// The server had called a statement of it complete.
+    /// The server had reported a statement of it complete.
     Completed,
-    /// Its answer had come to its end, and was a good one: whatever failed was something else, which the driver did behind it.
+    /// Its answer was complete and successful: what failed was something that the driver did after
+    /// it.
     Answered,
 }
 
 impl Phase {
-    /// The phase of a request that failed, once it is known how far it had come.
+    /// Returns the phase of a failed request, once it is known how far it had come.
     pub(crate) fn once_seen(self, progress: Progress) -> Phase {
         match (self, progress) {
             (Phase::Statement | Phase::CommitsInside, Progress::NothingSent) => Phase::Preparing,
@@ -109,36 +146,41 @@ pub(crate) enum Symptom<'a> {
     Server(&'a SqlState),
     /// The server answered with this code and ended the session (FATAL).
     Fatal(&'a SqlState),
-    /// A middleman between us and the server answered with this code, about trouble of its own.
+    /// A middleman between us and the server answered with this code, about its own trouble.
     Middleman(&'a SqlState),
-    /// A prepared statement's plan no longer fits ("cached plan must not change result type"), or a type or function of it
-    /// is gone ("cache lookup failed").
+    /// A prepared statement's plan no longer fits ("cached plan must not change result type"), or
+    /// one of its types or functions is gone ("cache lookup failed").
     StalePlan,
-    /// A lock was not free, and was not to be waited for (NOWAIT).
+    /// A lock was not free, and the statement does not wait for it (NOWAIT).
     NoWait,
-    /// The server refused a write because it is a standby now (25006, and it was asked).
+    /// The server refused a write because it is a standby now (code 25006; it was asked whether it
+    /// is one).
     Demoted,
-    /// The connection broke without a word from the server.
+    /// The connection broke without an error from the server.
     Lost,
-    /// The call itself was wrong and never left: a parameter of the wrong type, too few of them.
+    /// The call itself was wrong and was not sent: a parameter of the wrong type, or too few
+    /// parameters.
     BadCall,
-    /// An answer was read in a way that does not fit it: a column that is not there, a value of another type, a NULL.
+    /// An answer was read in a way that does not fit it: a missing column, a value of another type,
+    /// a NULL.
     BadRead,
-    /// The answer is none: bytes that are no message, or one that does not belong there. The statement may be done.
+    /// The answer is invalid: bytes that are not a message, or a message out of place. The
+    /// statement may have been executed.
     BadAnswer,
 }
 
 impl<'a> Symptom<'a> {
-    /// Reads the driver's error.
+    /// Interprets the driver's error.
     pub fn of(error: &'a postgres::Error) -> Symptom<'a> {
         if let Some(db) = error.as_db_error() {
-            // 0A000 is also what a plain "not supported" says; the server's routine tells, in every language.
+            // 0A000 is also the code of a plain "not supported". The routine tells them apart, in
+            // every language.
             let stale = db.code() == &SqlState::FEATURE_NOT_SUPPORTED
                 && db.routine() == Some("RevalidateCachedQuery");
-            // Said by elog, and so never in another language.
+            // Raised with elog, so it is never translated.
             let gone = db.code() == &SqlState::INTERNAL_ERROR
                 && db.message().starts_with("cache lookup failed for ");
-            // A lock_timeout, which is waited for, is noticed in ProcessInterrupts.
+            // A lock_timeout is raised in ProcessInterrupts; after it, a retry may get the lock.
             let no_wait = db.code() == &SqlState::LOCK_NOT_AVAILABLE
                 && db
                     .routine()
@@ -153,8 +195,9 @@ impl<'a> Symptom<'a> {
                 _ => Symptom::Server(db.code()),
             };
         }
-        // The driver keeps its kinds private (tokio-postgres 0.7.18), its texts are all there is to tell them apart.
-        // These are raised while a statement is encoded, before anything is sent.
+        // The driver keeps its error kinds private (tokio-postgres 0.7.18), so only the texts tell
+        // them apart. These errors are raised while a statement is encoded, before anything is
+        // sent.
         let text = error.to_string();
         let encoding = ["error serializing parameter", "error encoding message"];
         if encoding.iter().any(|e| text.starts_with(e))
@@ -188,7 +231,7 @@ impl<'a> Symptom<'a> {
 pub(crate) enum Repeat {
     /// It never reached the server: safe.
     NeverSent,
-    /// It took no effect for certain: safe.
+    /// It certainly took no effect: safe.
     RolledBack,
     /// It may have taken effect.
     Ambiguous,
@@ -197,7 +240,7 @@ pub(crate) enum Repeat {
 }
 
 impl Repeat {
-    /// The word used in logs and metrics.
+    /// Returns the word used in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Repeat::NeverSent => "never_sent",
@@ -208,12 +251,12 @@ impl Repeat {
     }
 }
 
-/// What becomes of the connection.
+/// What happens to the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It is as good as before.
+    /// It is used again.
     Keep,
-    /// It is spent, or cannot be trusted.
+    /// It is closed: it cannot be used any more, or cannot be trusted.
     Discard,
 }
 
@@ -222,7 +265,7 @@ pub(crate) enum Fate {
 pub(crate) struct Verdict {
     /// May the work be repeated?
     pub repeat: Repeat,
-    /// What becomes of the connection.
+    /// What happens to the connection.
     pub session: Fate,
 }
 
@@ -236,7 +279,7 @@ impl Verdict {
     }
 }
 
-/// The table.
+/// Returns the entry of the table.
 pub(crate) fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
     use Fate::{Discard, Keep};
     use Repeat::{NeverSent, Permanent, RolledBack};
@@ -251,11 +294,12 @@ pub(crate) fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
             (Permanent, Discard)
         }
         (Symptom::Fatal(code), Phase::Opening) => (server_said(code.code(), phase).0, Discard),
-        // It said so at a moment of its own choosing, and the commit of what ran is behind CommandComplete.
+        // The server ended the session in an orderly way, before it reported the statement
+        // complete; and the commit of a lone statement comes after that report.
         (Symptom::Fatal(code), Phase::Executing) if ends_session(code.code()) => {
             (RolledBack, Discard)
         }
-        // What commits inside may have committed a part before its plan went stale.
+        // A statement that commits inside may have committed a part before its plan became stale.
         (Symptom::StalePlan, Phase::CommitsInside) => (Permanent, Keep),
         (Symptom::StalePlan, Phase::Commit) => (Repeat::Ambiguous, Discard),
         (Symptom::StalePlan, _) => (RolledBack, Keep),
@@ -267,7 +311,7 @@ pub(crate) fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
             Phase::Opening | Phase::Preparing | Phase::InTransaction | Phase::Outdated,
         ) => (Permanent, Discard),
         (Symptom::Middleman(_), Phase::Opening) => (NeverSent, Discard),
-        // Any other end of the session, and an answer that is none, say nothing about what ran.
+        // Any other end of the session, and an invalid answer, say nothing about the work.
         (Symptom::Lost | Symptom::Fatal(_) | Symptom::Middleman(_) | Symptom::BadAnswer, _) => {
             (lost(phase), Discard)
         }
@@ -275,7 +319,7 @@ pub(crate) fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
     Verdict::new(repeat, session)
 }
 
-/// The connection is gone.
+/// Returns whether work may be repeated after the connection was lost.
 fn lost(phase: Phase) -> Repeat {
     match phase {
         Phase::Opening | Phase::Preparing => Repeat::NeverSent,
@@ -286,34 +330,35 @@ fn lost(phase: Phase) -> Repeat {
     }
 }
 
-/// The server said so in an error, after which its session goes on.
+/// Returns the entry for an error of the server after which its session goes on.
 fn server_said(code: &str, phase: Phase) -> (Repeat, Fate) {
     use Fate::{Discard, Keep};
     use Repeat::{Ambiguous, NeverSent, Permanent, RolledBack};
     match (code, phase) {
-        // Asking again helps nobody.
+        // Another attempt would be refused, too.
         (c, Phase::Opening) if is_refused(c) => (Permanent, Discard),
         // Starting up, shutting down, too many connections, a pooler that lost its server.
         ("57P03" | "53300" | "57P01" | "57P02" | "53400", Phase::Opening) => (NeverSent, Discard),
         (c, Phase::Opening) if c.starts_with("08") && c != "08P01" => (NeverSent, Discard),
         (_, Phase::Opening) => (Permanent, Discard),
 
-        // The transaction may be done: the error may have come behind its commit.
+        // The transaction may be committed: the error may have come after its commit.
         (c, Phase::Commit) if may_follow_commit(c) => (Ambiguous, Discard),
 
-        // The server says itself that it does not know.
+        // The server itself does not know the outcome.
         ("08007" | "40003", Phase::Preparing) => (NeverSent, Discard),
         ("08007" | "40003", _) => (Ambiguous, Discard),
 
         (c, Phase::Preparing) if ends_session(c) => (NeverSent, Discard),
         (c, Phase::CommitsInside) if ends_session(c) => (Ambiguous, Discard),
         (c, _) if ends_session(c) => (RolledBack, Discard),
-        // 57P02 and 08* say nothing about what ran.
+        // 57P02 and 08* say nothing about the work.
         (c, _) if is_lost(c) => (lost(phase), Discard),
         (c, _) if c.starts_with("08") => (Permanent, Discard),
 
-        // Serialization failure, deadlock, lock not available, out of resources: the server rolled back and said so. What
-        // commits inside may have committed a part before.
+        // Serialization failure, deadlock, lock not available, out of resources: the server has
+        // rolled back and said so. But a statement that commits inside may have committed a part
+        // before.
         (
             "40001" | "40P01" | "55P03" | "53000" | "53100" | "53200" | "53300" | "53400",
             Phase::CommitsInside,
@@ -322,25 +367,27 @@ fn server_said(code: &str, phase: Phase) -> (Repeat, Fate) {
             (RolledBack, Keep)
         }
 
-        // A prepared statement that is gone: nothing ran, and the repetition prepares it again.
+        // The prepared statement is gone: nothing was executed, and the next attempt prepares it
+        // again.
         ("26000", Phase::CommitsInside) => (Permanent, Keep),
         ("26000", _) => (RolledBack, Keep),
-        // Behind a pooler another program's has the name; the next one is another.
+        // Behind a pooler another program's statement has this name; the driver's next name is
+        // another.
         ("42P05", Phase::Preparing | Phase::InTransaction) => (RolledBack, Keep),
 
-        // Internal errors: data corruption among them; nothing on this session is to be trusted.
+        // Internal errors, data corruption among them: the session cannot be trusted.
         (c, _) if c.starts_with("XX") => (Permanent, Discard),
         _ => (Permanent, Keep),
     }
 }
 
-/// A wrong password, an unknown database.
+/// Returns whether the code means a wrong password or an unknown database.
 fn is_refused(code: &str) -> bool {
     code.starts_with("28") || code == "3D000"
 }
 
-/// Terminated by an administrator, idle for too long, in a transaction for too long: the server ends a session that it might
-/// as well have gone on with.
+/// Returns whether the code means that an administrator terminated the session, or that the session
+/// or its transaction exceeded a time limit: the session as such was in order.
 fn ends_session(code: &str) -> bool {
     matches!(code, "57P01" | "57P05" | "25P03" | "25P04")
 }
@@ -352,12 +399,14 @@ fn is_lost(code: &str) -> bool {
     )
 }
 
-/// What `CHECK_FOR_INTERRUPTS` raises, and whatever can go wrong at any moment: all of it may come behind a commit record.
+/// Returns whether the code may come after a commit record: codes that `CHECK_FOR_INTERRUPTS`
+/// raises, and errors that may happen at any moment.
 fn may_follow_commit(code: &str) -> bool {
     let classes = ["08", "53", "57", "58", "XX"];
     classes.iter().any(|class| code.starts_with(class))
         || ends_session(code)
-        // Prepared statements, which are used before anything commits, but for the driver's own.
+        // The last two concern prepared statements, which are used before a commit; but the
+        // driver's own statements may fail after it.
         || matches!(code, "40003" | "26000" | "42P05")
 }
 
@@ -378,7 +427,7 @@ mod tests {
             ("28P01", Opening, Permanent, Discard),
             ("28000", Opening, Permanent, Discard),
             ("3D000", Opening, Permanent, Discard),
-            // gone, and the server said so
+            // gone, with an error from the server
             ("57P01", Statement, RolledBack, Discard),
             ("57P01", InTransaction, RolledBack, Discard),
             ("57P01", Commit, Ambiguous, Discard),
@@ -415,7 +464,7 @@ mod tests {
             ("26000", Commit, Ambiguous, Discard),
             ("42P05", Commit, Ambiguous, Discard),
             ("42P05", Preparing, RolledBack, Keep),
-            // behind the commit record, perhaps
+            // perhaps after the commit record
             ("57014", Commit, Ambiguous, Discard),
             ("53100", Commit, Ambiguous, Discard),
             ("53200", Commit, Ambiguous, Discard),
@@ -424,11 +473,11 @@ mod tests {
             ("08P01", Commit, Ambiguous, Discard),
             ("40003", Commit, Ambiguous, Discard),
             ("25P03", Commit, Ambiguous, Discard),
-            // before it, for certain
+            // certainly before it
             ("23505", Commit, Permanent, Keep),
             ("23503", Commit, Permanent, Keep),
             ("P0001", Commit, Permanent, Keep),
-            // for good
+            // permanent
             ("42601", Statement, Permanent, Keep),
             ("42601", Preparing, Permanent, Keep),
             ("23505", InTransaction, Permanent, Keep),
@@ -464,7 +513,7 @@ mod tests {
                 session: Discard,
             };
             assert_eq!(verdict(&Symptom::Lost, phase), expected, "{phase:?}");
-            // Whatever code a middleman gives it.
+            // Whatever code a middleman uses.
             for code in ["08P01", "XX000", "57P01", "40001"] {
                 let code = SqlState::from_code(code);
                 let seen = verdict(&Symptom::Middleman(&code), phase);
@@ -525,7 +574,8 @@ mod tests {
     #[test]
     fn a_session_that_the_server_ended_is_discarded_whatever_the_code() {
         for (code, phase, repeat) in [
-            // It ended before the statement was complete; elsewhere it may have been done.
+            // It ended before the statement was complete; in the other phases it may have been
+            // executed.
             ("57P01", Executing, RolledBack),
             ("57P05", Executing, RolledBack),
             ("25P03", Executing, RolledBack),
