@@ -1,12 +1,13 @@
 //! How many files this process may have open, and how many it has.
 
-/// Files of a connection to the database: its socket, three of the driver's own small runtime, and one for a name that is
-/// looked up or a request that is cancelled.
+/// Files of one connection to the database: its socket, three for the driver's own small runtime,
+/// and one for a name look-up or a cancel request.
 pub(crate) const PER_CONNECTION: usize = 5;
-/// Connections that a pool may have beside its own: for the health probe, for a second attempt, for lost commits.
+/// Connections that a pool may have in addition to its maximum: for the health probe, for a hedged
+/// attempt, for lost commits.
 pub(crate) const MORE_CONNECTIONS: usize = 3;
 
-/// The most that may be open; `None` where the system sets no limit, or none is known.
+/// Returns the most files that may be open; `None` if there is no limit, or none is known.
 pub(crate) fn limit() -> Option<usize> {
     #[cfg(unix)]
     {
@@ -18,8 +19,8 @@ pub(crate) fn limit() -> Option<usize> {
     None
 }
 
-/// Of `wanted` connections of a pool, those that fit beside what is open now and a reserve for the rest of the process; one
-/// at least.
+/// Returns how many of the `wanted` connections of a pool fit beside the files that are open now
+/// and a reserve for the rest of the process. At least one.
 pub(crate) fn connections_that_fit(wanted: usize) -> usize {
     limit().map_or(wanted, |limit| fitting(wanted, limit, in_use()))
 }
@@ -31,7 +32,7 @@ fn fitting(wanted: usize, limit: usize, in_use: usize) -> usize {
 }
 
 fn in_use() -> usize {
-    // Where nothing tells.
+    // Assumed if the number cannot be read.
     const USUAL: usize = 16;
     std::fs::read_dir("/dev/fd").map_or(USUAL, Iterator::count)
 }
@@ -55,7 +56,7 @@ mod tests {
         let files: Vec<_> = (0..20)
             .map(|_| std::fs::File::open("/dev/null").unwrap())
             .collect();
-        // Other tests open and close some meanwhile.
+        // Other tests open and close files at the same time.
         assert!(in_use() + 15 >= before + files.len());
         assert!(limit().is_none_or(|limit| limit > before));
     }

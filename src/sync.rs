@@ -1,5 +1,5 @@
-//! The locks, threads and deadlines under what is model-checked: those of the standard library. The tests have a module of
-//! the same shape with the model checker's.
+//! The locks, threads and deadlines of the code that is model-checked. These are those of the
+//! standard library; the tests have a module of the same shape with those of the model checker.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "server")]
@@ -10,26 +10,27 @@ pub use std::thread::{Thread, current as current_thread};
 use std::time::Duration;
 pub use std::time::Instant;
 
-/// Longer is never: an [`Instant`] cannot be moved much further.
+/// A longer time counts as "never", because an [`Instant`] cannot be moved much further.
 pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// The lock's content, also after a panic elsewhere: every critical section here leaves its data whole.
+/// Returns the lock's guard, even after a panic in another thread: every critical section here
+/// leaves its data consistent.
 pub fn unpoison<G>(result: LockResult<G>) -> G {
     result.unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A panic as an error: what it said.
+/// Runs `work`, and turns a panic into an error with its message.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        // What was thrown may panic once more when it is dropped.
+        // The payload may panic again when it is dropped.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(panic))).map_err(std::mem::forget);
         text.unwrap_or_else(|| "no message".into())
     })
 }
 
-/// A moment to give up at, or none.
+/// The moment at which a wait ends; `None` = never.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Option<Instant>);
 

@@ -1,4 +1,5 @@
-//! Directories for as long as the program runs. One that was killed leaves its own behind: the next start takes it away.
+//! Temporary directories that exist as long as the program runs. A program that was killed leaves
+//! its directory behind; the next start removes it.
 
 use log::{debug, warn};
 use std::fs::{self, File};
@@ -8,16 +9,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// How their names begin.
+/// The prefix of their names.
 const PREFIX: &str = "millpond-";
-/// The file in each that its program holds a lock on.
+/// The file in each directory that the program holds a lock on.
 const LOCK: &str = "lock";
-/// The longest path of a directory in which a Unix socket can be named: an address takes 107 bytes, on macOS 103.
+/// The longest path of a directory in which a Unix socket can be named: an address takes 107 bytes,
+/// on macOS 103.
 const LONGEST: usize = 84;
-/// One that has just been made may not be locked yet.
+/// A directory younger than this may not be locked yet.
 const NEW: Duration = Duration::from_secs(60);
 
-/// A directory of ours, which goes when this is dropped.
+/// A temporary directory, which is removed when this value is dropped.
 #[cfg(feature = "server")]
 #[derive(Debug)]
 pub(crate) struct Temporary {
@@ -27,10 +29,11 @@ pub(crate) struct Temporary {
 
 #[cfg(feature = "server")]
 impl Temporary {
-    /// Makes one where the system wants it (TMPDIR); else in one of the usual places.
+    /// Creates a directory below the system's directory for temporary files (TMPDIR), or else in
+    /// one of the usual places.
     ///
     /// # Errors
-    /// Where none of them can be used: names them.
+    /// If none of the places can be used; the error names them.
     pub fn new() -> io::Result<Temporary> {
         let dir = make()?;
         let lock = File::create_new(dir.path().join(LOCK))?;
@@ -43,7 +46,8 @@ impl Temporary {
     }
 }
 
-/// As `Temporary::new`, and whoever asks for it takes a lock of its own, and takes the directory away.
+/// Creates a directory like `Temporary::new`, but takes no lock: the caller locks it and removes
+/// it.
 pub(crate) fn make() -> io::Result<TempDir> {
     let wanted = std::env::temp_dir();
     let mut places = vec![wanted.clone()];
@@ -70,11 +74,11 @@ fn make_in(place: &Path) -> io::Result<TempDir> {
     if place.as_os_str().len() + PREFIX.len() + 6 > LONGEST {
         return Err(io::Error::other("its path is too long for a Unix socket"));
     }
-    // Nobody else can look into it.
+    // Other users have no access to it.
     tempfile::Builder::new().prefix(PREFIX).tempdir_in(place)
 }
 
-/// Takes away what programs left there that were killed.
+/// Removes what killed programs have left there.
 fn sweep(place: &Path) {
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
@@ -90,10 +94,10 @@ fn sweep(place: &Path) {
     }
 }
 
-/// Ours, no program holds its lock, and none is about to.
+/// Returns whether the directory is ours and left over: no program holds its lock or is about to.
 fn is_left_over(dir: &Path) -> bool {
     let path = dir.join(LOCK);
-    // Looked at first: opening what a stranger made may take for ever.
+    // Checked before it is opened: opening a file that another user has made may block forever.
     let is_ours = fs::symlink_metadata(&path)
         .is_ok_and(|found| found.is_file() && found.uid() == nix::unistd::geteuid().as_raw());
     if !is_ours {

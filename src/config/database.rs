@@ -1,7 +1,8 @@
 //! Where the database is: a `postgresql://` URL or a `key=value` string.
 //!
-//! The driver's parser does the work; what it would weaken silently, or put where it would be printed, is refused here. One
-//! parameter is ours, and taken out before: `pgbouncer=true`, by which other tools are told of a pooler as well.
+//! The driver's parser does the work. Values that it would weaken silently, or put where they would
+//! be printed, are rejected here. One parameter is our own and is removed before: `pgbouncer=true`,
+//! which other tools use as well to announce a pooler.
 
 use postgres::config::{ChannelBinding, Host, SslMode, SslNegotiation};
 use std::fmt;
@@ -16,18 +17,20 @@ pub struct Database {
 }
 
 impl Database {
-    /// The driver's settings.
+    /// Returns the driver's settings.
     pub fn config(&self) -> &postgres::Config {
         &self.config
     }
 
-    /// Whether a pooler stands in front of it, where `pgbouncer=` says so.
+    /// Returns whether a pooler stands in front of it, according to `pgbouncer=`; `None` without
+    /// that parameter.
     pub fn pooler(&self) -> Option<bool> {
         self.pooler
     }
 
-    /// One setting for each host, in the order given, as the pool walks them itself: the driver's own walk would spend
-    /// the whole deadline on a host that accepts and then stays silent.
+    /// Returns one configuration for each host, in the order given. The pool tries the hosts
+    /// itself, since the driver would spend the whole time limit on a host that accepts and then
+    /// stays silent.
     pub(crate) fn each_host(&self) -> Vec<postgres::Config> {
         let (hosts, addrs, ports) = (
             self.config.get_hosts(),
@@ -42,7 +45,7 @@ impl Database {
                     Some(Host::Tcp(name)) => one.host(name),
                     #[cfg(unix)]
                     Some(Host::Unix(path)) => one.host_path(path),
-                    // The wire needs a host name; an address is one.
+                    // The wire needs a host name, and an address is one.
                     None => one.host(&addrs[i].to_string()),
                 };
                 if let Some(addr) = addrs.get(i) {
@@ -75,8 +78,8 @@ impl Database {
         if let Some(timeout) = from.get_connect_timeout() {
             one.connect_timeout(*timeout);
         }
-        // Keepalives find a peer that is gone while we wait for it, tcp_user_timeout one that is gone while we send:
-        // either alone leaves a case that never ends.
+        // Keepalives detect a peer that is gone while we wait for it, tcp_user_timeout one that is
+        // gone while we send. Without both, one of these waits would never end.
         one.tcp_user_timeout(
             from.get_tcp_user_timeout()
                 .copied()
@@ -101,7 +104,7 @@ impl Database {
     }
 }
 
-/// Parses a URL or a `key=value` string. The error says what is wrong, never what was given.
+/// Parses a URL or a `key=value` string. The error says what is wrong, but never quotes the text.
 impl FromStr for Database {
     type Err = String;
 
@@ -114,7 +117,7 @@ impl FromStr for Database {
             .strip_prefix("postgresql://")
             .or_else(|| text.strip_prefix("postgres://"));
         if let Some(rest) = url {
-            // The driver takes the host from behind the first @, wherever that stands.
+            // The driver takes the host from the text after the first @, wherever that @ stands.
             let before_host = rest.split('@').next().unwrap_or_default();
             if rest.contains('@') && before_host.contains(['/', '?']) {
                 return Err("has a / or ? before its @, or an @ behind its host; write them as %2F, %3F and %40".into());
@@ -212,7 +215,7 @@ impl Database {
     }
 }
 
-/// Takes `pgbouncer=..` out of the parameters.
+/// Removes `pgbouncer=..` from the parameters.
 fn take_pooler(text: &str, url: bool) -> Result<(Option<bool>, String), String> {
     let (before, parameters) = match text.split_once('?') {
         Some((before, parameters)) if url => (before, parameters),
@@ -250,7 +253,7 @@ fn take_pooler(text: &str, url: bool) -> Result<(Option<bool>, String), String> 
     Ok((pooler, text))
 }
 
-/// What the driver's parser says, without a word that could be part of a password.
+/// Returns the parser's error without any word that could be part of a password.
 fn explain(error: &postgres::Error, text: &str, url: bool) -> String {
     let cause = std::error::Error::source(error)
         .map(ToString::to_string)
@@ -269,7 +272,8 @@ fn explain(error: &postgres::Error, text: &str, url: bool) -> String {
         };
     }
     if cause.starts_with("unknown option") {
-        // In a key=value string, a blank in an unquoted password makes a part of it look like a name.
+        // In a key=value string, a blank in an unquoted password makes a part of the password look
+        // like a name.
         let name = if url || !text.contains("password") {
             quoted
         } else {
@@ -400,7 +404,7 @@ mod tests {
                 "d",
             ),
             ("host=h dbname=d pgbouncer=on user=u", Some(true), "d"),
-            // In quotes it is a part of something else.
+            // In quotes it is part of another value.
             (
                 "host=h dbname='d pgbouncer=true x' user=u",
                 None,

@@ -1,48 +1,53 @@
-//! What the HTTP server needs to know.
+//! The settings of the HTTP server.
 
 use ipnet::IpNet;
 use std::fmt;
 use std::time::Duration;
 
-/// What the HTTP server needs to know.
+/// The settings of the HTTP server.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct HttpConfig {
-    /// Listening address. Default `127.0.0.1:3000`; port 0 picks one.
+    /// Listening address. Default `127.0.0.1:3000`; port 0 picks a free port.
     pub addr: std::net::SocketAddr,
     /// Threads for API requests. `None` is twice `DB_POOL_MAX`.
     pub workers: Option<usize>,
-    /// Requests in line for a worker; one more gets 503. Default 1024.
+    /// Requests that may wait for a worker; a further one gets 503. Default 1024.
     pub queue: usize,
     /// A larger body gets 413. Default 1 MiB.
     pub max_body_bytes: usize,
-    /// The whole budget of one API request. Default 10 s.
+    /// The time limit of one API request as a whole. Default 10 s.
     pub request_timeout: Duration,
-    /// Most connections of clients; at the limit, the one idle longest makes room. Default 4096, or what the process may
-    /// open where that is less.
+    /// The most connections of clients; at the limit, the connection that has been idle longest is
+    /// closed. Default 4096, or as many as the process may open if that is less.
     pub max_connections: usize,
-    /// From the first byte of a request (or the connection's begin) to the end of its head; then 408. Default 5 s.
+    /// Limit from the first byte of a request (or the start of the connection) to the end of its
+    /// head; then 408. Default 5 s.
     pub header_timeout: Duration,
-    /// From the end of a request's head to the end of its body; then 408. Default 10 s.
+    /// Limit from the end of a request's head to the end of its body; then 408. Default 10 s.
     pub body_timeout: Duration,
     /// A connection without a request is closed after this. Default 75 s.
     pub idle_timeout: Duration,
-    /// A client that takes less than 16 KiB of its answer in this time, on the average of four such times, is
-    /// left. Default 10 s.
+    /// A connection is closed if its client takes less than 16 KiB of its answer in this time,
+    /// averaged over four such times. Default 10 s.
     pub write_timeout: Duration,
-    /// Who may say by `Forwarded` or `X-Forwarded-For` on whose behalf a request comes. Default nobody.
+    /// Proxies that may name the client of a request with `Forwarded` or `X-Forwarded-For`. Default
+    /// none.
     pub trusted_proxies: Vec<IpNet>,
-    /// Pages of other sites that may use the API, by their origin (`https://app.example.com`). Default none.
+    /// Other sites whose pages may use the API, by their origin (`https://app.example.com`).
+    /// Default none.
     pub cors_origins: Vec<String>,
-    /// The studio's routes ask for this bearer token.
+    /// The bearer token that the studio's routes require; `None` = no token.
     pub api_token: Option<String>,
-    /// `/metrics`, `/api/metrics/*` and `/dashboard` ask for this bearer token.
+    /// The bearer token that `/metrics`, `/api/metrics/*` and `/dashboard` require; `None` = no
+    /// token.
     pub metrics_token: Option<String>,
-    /// The studio's routes may be served without a token on an address that is not loopback.
+    /// Whether the studio's routes may be served without a token on an address that is not
+    /// loopback.
     pub allow_anonymous: bool,
     /// Time between "not ready" and the drain. Default 0.
     pub shutdown_delay: Duration,
-    /// From the signal to the exit, the delay included. Default 8 s.
+    /// Limit from the signal to the exit, including the delay. Default 8 s.
     pub shutdown_timeout: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! Texts as values of the HTTP server's settings, and what they come to together.
+//! Parses the values of the HTTP server's settings, and checks those that depend on each other.
 
 use super::http::HttpConfig;
 use super::parse::as_ms;

@@ -1,9 +1,10 @@
 //! Every setting: its name, default and range.
 //!
-//! With the feature `env`, [`Config::from_env`] and [`PoolConfig::from_env`] read the environment and `.env`; a real variable
-//! wins. A bad value is never replaced by a default: all problems are reported at once ([`ConfigErrors`]), and what could be
-//! a secret is never echoed. Those who embed the pool set the same things with the same defaults on
-//! [`Pool::builder`](crate::Pool::builder).
+//! With the feature `env`, [`Config::from_env`] and [`PoolConfig::from_env`] read the environment
+//! and `.env`; a variable of the environment overrides `.env`. A bad value is never replaced by a
+//! default: all problems are reported at once ([`ConfigErrors`]), and a value that could be a
+//! secret is never printed. Programs that embed the pool set the same options with the same
+//! defaults on [`Pool::builder`](crate::Pool::builder).
 
 mod database;
 #[cfg(feature = "server")]

@@ -1,4 +1,4 @@
-//! Texts as values, and values as texts.
+//! Converts texts to values, and values to texts.
 
 use super::pool::{Pooler, Reset};
 use super::program::PrivateDatabase;
@@ -41,7 +41,7 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A switch that may also be left to the program: `None`.
+/// Parses a switch that may also be `auto`, which is `None`.
 pub(super) fn auto_or_switch(text: &str) -> Result<Option<bool>, String> {
     if text.trim().eq_ignore_ascii_case("auto") {
         return Ok(None);

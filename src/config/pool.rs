@@ -1,23 +1,23 @@
-//! What the pool needs to know.
+//! The settings of the pool.
 
 use super::database::Database;
 use super::problem::Problem;
 use crate::retry::RetryPolicy;
 use std::time::Duration;
 
-/// More is a typing error: PostgreSQL itself takes at most 262143.
+/// A larger number is a typing error: PostgreSQL itself takes at most 262143.
 pub(super) const MOST_CONNECTIONS: u32 = 10_000;
 pub(super) const MOST_STATEMENTS: usize = 100_000;
 
-/// What the pool needs to know. The defaults are those of the README's table.
+/// The settings of the pool. The defaults are those in the README's table.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PoolConfig {
     /// Where the database is.
     pub database: Option<Database>,
-    /// Most connections of the pool. Default 20, at least 1.
+    /// The most connections of the pool. Default 20, at least 1.
     pub max_size: u32,
-    /// Idle connections kept ready. `None` is 2, or `max_size` where that is smaller.
+    /// The number of connections kept idle. `None` is 2, or `max_size` if that is smaller.
     pub min_idle: Option<u32>,
     /// An idle connection above the minimum is closed after this. Default 30 s; `None` = never.
     pub idle_timeout: Option<Duration>,
@@ -25,35 +25,38 @@ pub struct PoolConfig {
     pub connection_timeout: Duration,
     /// A connection is retired at this age less up to 10 % jitter. Default 30 min; `None` = never.
     pub max_lifetime: Option<Duration>,
-    /// A connection is retired after so many check-outs. Default 7500; 0 = never.
+    /// A connection is retired after this many check-outs. Default 7500; 0 = never.
     pub max_uses: u64,
-    /// Most threads in line; one more is refused at once. Default 1000.
+    /// The most threads that may wait in line; a further one is refused at once. Default 1000.
     pub max_waiting: usize,
     /// The server's own `statement_timeout`. Default 5 s; `None` = off.
     pub statement_timeout: Option<Duration>,
-    /// Our deadline of one statement: a cancel then, and the connection is cut 500 ms later. Default 5 s; `None` = off.
+    /// The pool's deadline for one statement: the statement is cancelled then, and the connection
+    /// is cut 500 ms later. Default 5 s; `None` = off.
     pub query_timeout: Option<Duration>,
     /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only.
     pub statement_cache: usize,
     /// When a connection is cleaned. Default [`Reset::Auto`].
     pub reset: Reset,
-    /// Whether a pooler stands between. `None` is what the URL says (`pgbouncer=true`), else [`Pooler::Auto`].
+    /// Whether a pooler stands between the pool and the server. `None` is what the URL says
+    /// (`pgbouncer=true`), else [`Pooler::Auto`].
     pub pooler: Option<Pooler>,
     /// Shown in `pg_stat_activity`. `None` is the program's file name.
     pub application_name: Option<String>,
-    /// When calls are repeated.
+    /// How often calls are retried, and after which pauses.
     pub retry: RetryPolicy,
-    /// Once no connection could be opened for this long, check-outs fail at once. Default 10 s; zero = at the first failure.
+    /// Once no connection could be opened for this long, check-outs fail at once. Default 10 s;
+    /// zero = at the first failure.
     pub fail_fast_after: Duration,
     /// A statement that takes longer is logged. Default 500 ms; `None` = off.
     pub slow_query: Option<Duration>,
-    /// Warn when a connection is held longer. Default off.
+    /// A connection that is held longer is logged with a warning. Default `None` = off.
     pub leak_threshold: Option<Duration>,
     /// The schema of the ledger's table. Default `millpond`; small letters, digits and underscores.
     pub ledger_schema: String,
     /// How long a key is kept. Default 24 h.
     pub ledger_ttl: Duration,
-    /// `DB_STATEMENT_TIMEOUT_MS` was set, and so wins over the same option in the URL.
+    /// `DB_STATEMENT_TIMEOUT_MS` was set, and so overrides the same option in the URL.
     pub(crate) statement_timeout_wins: bool,
 }
 
@@ -86,12 +89,12 @@ impl Default for PoolConfig {
 }
 
 impl PoolConfig {
-    /// The idle connections kept ready, as they are in force.
+    /// Returns the number of connections kept idle that is in force.
     pub fn effective_min_idle(&self) -> u32 {
         self.min_idle.unwrap_or(2).min(self.max_size)
     }
 
-    /// Whether a pooler stands between, as it is in force.
+    /// Returns the setting for a pooler that is in force.
     pub fn effective_pooler(&self) -> Pooler {
         let by_url = || match self.database.as_ref()?.pooler()? {
             true => Some(Pooler::On),
@@ -100,7 +103,8 @@ impl PoolConfig {
         self.pooler.or_else(by_url).unwrap_or(Pooler::Auto)
     }
 
-    /// The URL asks for a server that takes no writes (`target_session_attrs=read-only`).
+    /// Returns whether the URL asks for a server that takes no writes
+    /// (`target_session_attrs=read-only`).
     pub(crate) fn reads_only(&self) -> bool {
         let attributes = self
             .database
@@ -109,7 +113,7 @@ impl PoolConfig {
         attributes == Some(postgres::config::TargetSessionAttrs::ReadOnly)
     }
 
-    /// Times beyond `longest` mean "for ever" to whoever set them, and would overflow.
+    /// Limits all times to `longest`. Longer times are meant as "never", and would overflow.
     pub(crate) fn bound_times(&mut self, longest: std::time::Duration) {
         for time in [
             &mut self.idle_timeout,
@@ -132,7 +136,7 @@ impl PoolConfig {
         }
     }
 
-    /// Refuses what cannot work, all at once. The names are those of the environment.
+    /// Returns all values that cannot work. The names are those of the environment variables.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut found = Vec::new();
         let mut expect = |good: bool, name: &'static str, got: String, takes: String| {
@@ -208,30 +212,31 @@ impl PoolConfig {
     }
 }
 
-/// When what was left on a connection is taken away: settings, locks, temporary tables, subscriptions, prepared statements,
-/// cursors.
+/// When the state that was left on a connection is removed: settings, locks, temporary tables,
+/// subscriptions, prepared statements, cursors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// After a statement whose text shows that it may leave something, and after a plain check-out that was used. What
-    /// functions and procedures do inside is not seen.
+    /// After a statement whose text shows that it may leave state, and after a plain check-out that
+    /// was used. What functions and procedures do inside is not noticed.
     Auto,
-    /// After every use, which takes a round trip, though seldom one that anybody waits for. Behind a pooler, the connection
-    /// is closed instead.
+    /// After every use. This takes a round trip, though seldom one that a thread waits for. Behind
+    /// a pooler, the connection is closed instead.
     Always,
 }
 
 /// Whether a connection pooler, such as PgBouncer, stands between the pool and the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooler {
-    /// It is found out: the process that a connection was told of is not the one that answers.
+    /// It is detected: the process that the server named at the start is not the one that answers.
     Auto,
-    /// Yes: statements have no names, nothing is set on sessions, and only a key tells what became of a lost COMMIT.
+    /// Yes: statements have no names, nothing is set on sessions, and the outcome of a lost COMMIT
+    /// is known only with a key.
     On,
-    /// No, whatever it looks like.
+    /// No, even if it seems so.
     Off,
 }
 
-/// Names that need no quoting, so that nobody is surprised by what they mean.
+/// Returns whether a name needs no quoting, so that it means the same everywhere.
 fn is_schema_name(name: &str) -> bool {
     let mut chars = name.chars();
     let first = chars

@@ -1,4 +1,4 @@
-//! Bad settings, all at once.
+//! Bad settings, which are reported together.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Problem {
-    /// The variable.
+    /// The name of the variable.
     pub name: &'static str,
-    /// What it was set to; `None` where that could be a secret.
+    /// Its value; `None` if that could be a secret.
     pub got: Option<String>,
-    /// What it takes.
+    /// The values that it takes, or what is wrong.
     pub takes: String,
 }
 
@@ -23,7 +23,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every bad setting.
+/// All bad settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<Problem>);
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// Whether the program starts a PostgreSQL of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrivateDatabase {
-    /// When no database is named and nobody else can reach the server.
+    /// If no database is configured and the server cannot be reached from other machines.
     Auto,
     /// Always.
     On,
@@ -21,25 +21,26 @@ pub enum PrivateDatabase {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// The pool's.
+    /// The settings of the pool.
     pub pool: PoolConfig,
-    /// The HTTP server's.
+    /// The settings of the HTTP server.
     #[cfg(feature = "server")]
     pub http: HttpConfig,
     /// Whether the program starts a PostgreSQL of its own.
     pub private_database: PrivateDatabase,
-    /// `PGHOST` is set: somebody means a database that is there already.
+    /// `PGHOST` is set: the user means a database that exists already.
     pub pghost_set: bool,
-    /// Where the PostgreSQL server's programs are (`PG_BIN_DIR`).
+    /// The directory of the PostgreSQL server's programs (`PG_BIN_DIR`).
     pub pg_bin_dir: Option<std::path::PathBuf>,
-    /// The studio's routes are served.
+    /// Whether the studio's routes are served.
     pub studio_api: bool,
-    /// The one currency of all amounts.
+    /// The currency of all amounts.
     pub studio_currency: String,
-    /// How much is logged.
+    /// The most detailed level that is logged.
     pub log_level: log::LevelFilter,
     pub(crate) sources: BTreeMap<&'static str, Source>,
-    /// Variables of the environment or of `.env` that look like settings and are none, each with the one that may be meant.
+    /// Variables of the environment or of `.env` that look like settings but are none, each with
+    /// the setting that may be meant.
     pub unknown: Vec<(String, Option<&'static str>)>,
 }
 
@@ -65,12 +66,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Where a setting came from.
+    /// Returns where a setting came from.
     pub fn source(&self, name: &str) -> Source {
         self.sources.get(name).copied().unwrap_or(Source::Default)
     }
 
-    /// Threads for API requests, as they are in force.
+    /// Returns the number of threads for API requests that is in force.
     #[cfg(feature = "server")]
     pub fn http_workers(&self) -> usize {
         self.http.workers.unwrap_or(2 * self.pool.max_size as usize)

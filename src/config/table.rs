@@ -16,13 +16,13 @@ use std::path::Path;
 /// One variable.
 struct Setting {
     name: &'static str,
-    /// What it takes, for people.
+    /// The values that it takes, as text for people.
     takes: &'static str,
-    /// Its value is never echoed.
+    /// Its value is never printed.
     secret: bool,
-    /// Stores the value; an error says what is wrong with it, or nothing where `takes` says it all.
+    /// Stores the value. An error says what is wrong; it is empty if `takes` says enough.
     set: fn(&mut Config, &str) -> Result<(), String>,
-    /// The value in force.
+    /// Returns the value in force.
     show: fn(&Config) -> String,
 }
 
@@ -168,15 +168,15 @@ const SETTINGS: &[Setting] = &[
         |c| c.log_level.to_string().to_lowercase()),
 ];
 
-/// The names of all variables, in the order of the documentation.
+/// Returns the names of all variables, in the order of the documentation.
 pub fn names() -> impl Iterator<Item = &'static str> {
     SETTINGS.iter().map(|s| s.name)
 }
 
-/// A variable's value, or that it is there and cannot be read.
+/// A variable's value and source; an error if it exists but cannot be read.
 type Lookup = Option<Result<(String, Source), ()>>;
 
-/// Only the settings that are `wanted`.
+/// Reads only the settings that are `wanted`.
 fn read_environment(wanted: impl Fn(&str) -> bool) -> Result<Config, ConfigErrors> {
     let mut problems = Vec::new();
     let file = match read_dot_env(Path::new(".env"), &mut problems) {
@@ -208,8 +208,8 @@ fn read_environment(wanted: impl Fn(&str) -> bool) -> Result<Config, ConfigError
     Ok(config)
 }
 
-/// What the file sets. It is read as a whole first: the parser goes on after an error of reading, for ever where it is a
-/// directory (dotenvy 0.15.7).
+/// Reads the file. It is loaded as a whole first, because the parser goes on after a read error:
+/// endlessly, if the path is a directory (dotenvy 0.15.7).
 fn read_dot_env(
     path: &Path,
     problems: &mut Vec<Problem>,
@@ -236,7 +236,7 @@ fn read_dot_env(
             Ok((name, value)) => {
                 file.entry(name).or_insert(value);
             }
-            // The parser's error quotes the line, which may hold a password.
+            // The parser's error quotes the line, which may contain a password.
             Err(_) => problems.push(Problem {
                 name: ".env",
                 got: None,
@@ -247,7 +247,7 @@ fn read_dot_env(
     Ok(file)
 }
 
-/// It might never end.
+/// Returns whether the path is a device, which might never end.
 fn is_device(path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -262,13 +262,14 @@ fn is_device(path: &Path) -> bool {
     }
 }
 
-/// Names that look like a setting's and are none, each with the setting that it may be meant for.
+/// Returns the names that look like a setting but are none, each with the setting that may be
+/// meant.
 fn unknown_names(names: impl Iterator<Item = String>) -> Vec<(String, Option<&'static str>)> {
     const OURS: [&str; 2] = ["DB_", "HTTP_"];
-    // Of others, by convention.
+    // By convention, these belong to other programs.
     const THEIRS: [&str; 1] = ["HTTP_PROXY"];
     let known: Vec<_> = SETTINGS.iter().map(|s| s.name).collect();
-    // One letter away from a long name.
+    // A long name that differs in one letter.
     let is_slip =
         |name: &str| name.len() > 8 && known.iter().any(|known| distance(name, known) == 1);
     let mut unknown: Vec<_> = names
@@ -292,7 +293,7 @@ fn unknown_names(names: impl Iterator<Item = String>) -> Vec<(String, Option<&'s
         .collect()
 }
 
-/// How many letters have to be changed, added, or taken away (Levenshtein).
+/// Returns how many letters must be changed, added or removed (Levenshtein).
 fn distance(one: &str, other: &str) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (i, a) in one.bytes().enumerate() {
@@ -383,7 +384,7 @@ fn problem(setting: &Setting, value: &str, why: String) -> Problem {
     }
 }
 
-/// A parameter in the URL wins over a default; a variable that is set wins over the URL.
+/// Takes over parameters of the URL. They override defaults; variables override them.
 fn take_over_from_url(config: &mut Config) {
     let Some(database) = &config.pool.database else {
         return;
@@ -406,7 +407,7 @@ fn is_of_the_pool(name: &str) -> bool {
     name.starts_with("DB_") || name.starts_with("DATABASE_URL")
 }
 
-/// The program's own name is not that of those who embed the pool.
+/// Removes the program's own name, which is not that of programs that embed the pool.
 fn pool_alone(mut config: Config) -> PoolConfig {
     if !config.sources.contains_key("DB_APPLICATION_NAME") {
         config.pool.application_name = None;
@@ -415,29 +416,31 @@ fn pool_alone(mut config: Config) -> PoolConfig {
 }
 
 impl PoolConfig {
-    /// Reads `DATABASE_URL`, `DATABASE_URL_FILE` and the variables that begin with `DB_`, of the environment and of the file
-    /// `.env` in the current directory; a real variable wins. Others may have any value.
+    /// Reads `DATABASE_URL`, `DATABASE_URL_FILE` and the variables that begin with `DB_`, from the
+    /// environment and from the file `.env` in the current directory; the environment overrides the
+    /// file. Other variables may have any value.
     ///
     /// # Errors
-    /// Every one of them with a bad value, all at once.
+    /// All variables with a bad value, at once.
     pub fn from_env() -> Result<PoolConfig, ConfigErrors> {
         Ok(pool_alone(read_environment(is_of_the_pool)?))
     }
 }
 
 impl Config {
-    /// Reads the environment and the file `.env` of the current directory; a real variable wins.
+    /// Reads the environment and the file `.env` in the current directory; the environment
+    /// overrides the file.
     ///
     /// # Errors
-    /// Every variable with a bad value, all at once.
+    /// All variables with a bad value, at once.
     pub fn from_env() -> Result<Config, ConfigErrors> {
         read_environment(|_| true)
     }
 
-    /// Reads the variables given instead of the environment's.
+    /// Reads the variables given instead of the environment.
     ///
     /// # Errors
-    /// Every variable with a bad value, all at once.
+    /// All variables with a bad value, at once.
     pub fn from_vars<'a>(
         vars: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Config, ConfigErrors> {
@@ -451,7 +454,8 @@ impl Config {
         )
     }
 
-    /// Name, value and source of every setting in force; passwords and tokens as `***`.
+    /// Returns name, value and source of every setting in force. Passwords and tokens are shown as
+    /// `***`.
     pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
         SETTINGS
             .iter()
