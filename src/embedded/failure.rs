@@ -10,27 +10,27 @@ pub(super) const OLDEST: u32 = 14;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum EmbeddedError {
-    /// PostgreSQL's programs are not on this machine, or too old.
+    /// PostgreSQL's programs are not installed on this machine, or too old.
     NotInstalled(String),
     /// Another program uses the data directory.
     InUse {
-        /// The directory.
+        /// The data directory.
         dir: PathBuf,
-        /// That program, where it said so.
+        /// The process id of that program, if it is known.
         pid: Option<u32>,
     },
     /// One of PostgreSQL's programs failed.
     Failed {
-        /// Which, and how.
+        /// Which program failed, and how.
         what: String,
         /// The last lines that it printed.
         printed: String,
     },
-    /// The system refused something.
+    /// A system call failed.
     Io {
-        /// What was tried.
+        /// What was attempted.
         what: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

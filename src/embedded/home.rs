@@ -1,4 +1,4 @@
-//! A private server's directory: where it is, who may use it, and what is in it.
+//! A private server's directory: where it is, which program may use it, and what it contains.
 
 use super::failure::{EmbeddedError, Tried};
 use super::options::{Options, Place};
@@ -17,13 +17,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A server whose program was killed needs a moment to stop: it writes everything first, on a disk that may be busy.
+/// How long a server may take to stop after its program was killed: it first writes all its data to
+/// a disk that may be busy.
 pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 
-/// How the names of data directories begin that are not whole yet.
+/// The prefix of data directories that are not complete yet.
 const HALF_MADE: &str = "pg.new-";
 
-/// What stands where below a server's directory.
+/// The paths below a server's directory.
 #[derive(Clone)]
 pub(super) struct Home {
     pub dir: PathBuf,
@@ -48,7 +49,7 @@ impl Home {
     }
 }
 
-/// The user that the server runs as, when we are root.
+/// The user that the server runs as if this program runs as root.
 #[derive(Clone)]
 struct ServerUser {
     uid: u32,
@@ -100,7 +101,8 @@ impl Home {
         }
     }
 
-    /// Where a kept directory is: as named, or below /var/lib where the server's user cannot reach that.
+    /// Returns the place of a kept directory: the directory named, or one below /var/lib if the
+    /// server's user cannot reach that.
     pub fn at(dir: &Path) -> Result<Home, EmbeddedError> {
         let (dir, user) = (absolute(dir)?, server_user()?);
         let named = Home {
@@ -133,7 +135,7 @@ impl Home {
     }
 
     fn make_dir(&self) -> Result<(), EmbeddedError> {
-        // Root's directory must let the server's user through to its own below.
+        // The server's user must be able to reach its own directory below that of root.
         let mode = if self.user.is_some() { 0o755 } else { 0o700 };
         let made = DirBuilder::new()
             .recursive(true)
@@ -152,13 +154,13 @@ impl Home {
         Ok(())
     }
 
-    /// A command that runs as the server's user.
+    /// Returns a command that runs as the server's user.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         if let Some(user) = &self.user {
             command.gid(user.gid).uid(user.uid);
         }
-        // Settings of a client would be taken for the server's.
+        // The server would take a client's settings for its own.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"PG") {
                 command.env_remove(name);
@@ -176,7 +178,8 @@ impl Home {
             .tried(|| format!("{} could not be given to the server's user", path.display()))
     }
 
-    /// One program at a time. A server whose program was killed is given a moment to stop.
+    /// Locks the directory, which one program at a time may use. If a killed program has left its
+    /// server behind, waits for the server to stop.
     pub fn take_lock(&self) -> Result<File, EmbeddedError> {
         let what = || format!("{} could not be locked", self.lock().display());
         let file = OpenOptions::new()
@@ -193,7 +196,8 @@ impl Home {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::Error(e)) => return Err(e).tried(what),
-                // Waiting for another program that lives would be in vain; a server that is left over will end.
+                // A program that is alive will not release the lock, so waiting would be useless; a
+                // server that was left behind will end.
                 Err(TryLockError::WouldBlock)
                     if self.has_other_owner() || Instant::now() >= patience =>
                 {
@@ -213,8 +217,9 @@ impl Home {
         file.set_len(0)
             .and_then(|()| write!(file, "{}", std::process::id()))
             .tried(what)?;
-        // Whoever wrote it is gone, or the lock were not ours; its number may belong to another process by now, which
-        // PostgreSQL would take for a running server.
+        // The server that wrote the file is gone, since otherwise the lock would not be free. Its
+        // process number may belong to another process by now, which PostgreSQL would take for a
+        // running server.
         match fs::remove_file(self.pid_file()) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).tried(what)?,
             _ => {}
@@ -227,7 +232,7 @@ impl Home {
             .is_some_and(|pid| pid != std::process::id() && is_alive(pid))
     }
 
-    /// The program that took the lock last.
+    /// Returns the process id of the program that took the lock last.
     fn owner(&self) -> Option<u32> {
         fs::read_to_string(self.lock()).ok()?.trim().parse().ok()
     }
@@ -239,7 +244,7 @@ impl Home {
         }
     }
 
-    /// The password that is kept here, if it is.
+    /// Returns the password that is stored in the directory; None if there is none.
     pub fn kept_password(&self) -> Result<Option<String>, EmbeddedError> {
         let path = self.password();
         match fs::read_to_string(&path) {
@@ -249,7 +254,8 @@ impl Home {
         }
     }
 
-    /// Under another name until it is whole.
+    /// Stores the password. It is written under another name first, and renamed when it is
+    /// complete.
     pub fn keep_password(&self, password: &str) -> Result<(), EmbeddedError> {
         let (path, fresh) = (self.password(), self.dir.join("password.new"));
         let what = || format!("{} could not be written", path.display());
@@ -267,7 +273,8 @@ impl Home {
         fs::rename(&fresh, &path).tried(what)
     }
 
-    /// Gives the role of data whose password nobody knows a new one, in the single-user mode, which asks for none.
+    /// Sets a new password on existing data whose password is lost. This uses single-user mode,
+    /// which asks for no password.
     pub fn set_password(
         &self,
         password: &str,
@@ -281,7 +288,8 @@ impl Home {
                 self.data().display()
             )
         };
-        // It holds the lock as the server does, so that no later start comes between where this one is killed.
+        // This process inherits the lock like the server does, so that no other start can come in
+        // between if this program is killed.
         let holding_the_lock = r#"exec "$@" 3>&1 >&2"#;
         let mut command = self.command("/bin/sh");
         command
@@ -305,10 +313,10 @@ impl Home {
             .process_group(0)
             .spawn()
             .tried(what)?;
-        // Hexadecimal digits of our own need no quoting.
+        // Our own hexadecimal digits need no quoting.
         let statement = format!("ALTER ROLE postgres PASSWORD '{password}'\n");
         if let Some(mut input) = child.stdin.take() {
-            // Where it has ended, its code and its words say more.
+            // If the process has ended, its exit code and output say more than this error.
             let _ = input.write_all(statement.as_bytes());
         }
         let output = child.wait_with_output().tried(what)?;
@@ -321,9 +329,10 @@ impl Home {
         }
     }
 
-    /// Makes the data directory, under another name until it is whole.
+    /// Creates the data directory. It has another name until it is complete.
     pub fn init(&self, programs: &Programs) -> Result<(), EmbeddedError> {
-        // A name of its own: the initdb of a start that was killed may be at work yet, in its own.
+        // A unique name, because the initdb of a start that was killed may still be running in its
+        // own directory.
         let fresh = self
             .dir
             .join(format!("{HALF_MADE}{:08x}", fastrand::u32(..)));
@@ -346,7 +355,8 @@ impl Home {
         ]);
         let output = command
             .stdin(Stdio::null())
-            // A Ctrl-C is for us: it is obeyed when the data are there.
+            // Ctrl-C must not reach initdb: this program acts on it when the data directory is
+            // complete.
             .process_group(0)
             .output()
             .tried(|| "initdb could not be run".into())?;
@@ -364,7 +374,8 @@ impl Home {
         fs::rename(&fresh, self.data()).tried(what)
     }
 
-    /// What starts left behind that were killed. One whose initdb is at work yet is left to a later start.
+    /// Removes the directories that killed starts have left behind. A directory in which initdb
+    /// still runs is left to a later start.
     pub fn remove_half_made(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
@@ -376,7 +387,8 @@ impl Home {
         }
     }
 
-    /// Process and port of a server that takes connections here, as its own file says (the manual calls it the lock file).
+    /// Returns process and port of a server that accepts connections here, according to its own
+    /// file (which the manual calls the lock file).
     pub fn ready_server(&self) -> Option<(i32, u16)> {
         let text = fs::read_to_string(self.pid_file()).ok()?;
         let mut lines = text.lines();
@@ -387,7 +399,7 @@ impl Home {
     }
 }
 
-/// For the server's role.
+/// Returns a new password for the server's role.
 pub(super) fn new_password() -> Result<String, EmbeddedError> {
     let mut random = [0u8; 16];
     File::open("/dev/urandom")
@@ -400,7 +412,8 @@ fn absolute(dir: &Path) -> Result<PathBuf, EmbeddedError> {
     std::path::absolute(dir).tried(|| format!("{} is no path", dir.display()))
 }
 
-/// Also true for a process of another user, which we may not signal.
+/// Returns whether a process exists. This includes processes of other users, which we may not
+/// signal.
 fn is_alive(pid: u32) -> bool {
     let Ok(pid) = i32::try_from(pid) else {
         return false;

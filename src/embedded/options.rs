@@ -1,4 +1,4 @@
-//! Where a private database is.
+//! The options of a private server.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ pub(super) enum Place {
 }
 
 impl Options {
-    /// A server whose data stay in this directory.
+    /// Options for a server that keeps its data in this directory.
     pub fn kept(dir: impl Into<PathBuf>) -> Options {
         Options {
             place: Place::Kept(dir.into()),
@@ -27,7 +27,7 @@ impl Options {
         }
     }
 
-    /// A server whose data are gone when it stops; quick rather than durable.
+    /// Options for a server whose data are removed when it stops. It is fast rather than durable.
     pub fn temporary() -> Options {
         let quick = ["fsync", "synchronous_commit", "full_page_writes"];
         let settings = quick
@@ -41,13 +41,13 @@ impl Options {
         }
     }
 
-    /// Where PostgreSQL's programs are.
+    /// Sets the directory of PostgreSQL's programs; `None` = search for them.
     pub fn bin_dir(mut self, dir: Option<PathBuf>) -> Options {
         self.bin_dir = dir;
         self
     }
 
-    /// A setting of the server, as in `postgresql.conf`; a later one wins.
+    /// Adds a setting of the server, as in `postgresql.conf`; a later one overrides an earlier one.
     pub fn setting(mut self, name: &str, value: &str) -> Options {
         self.settings.push((name.to_owned(), value.to_owned()));
         self

@@ -1,4 +1,4 @@
-//! Where PostgreSQL's own programs are.
+//! Finds PostgreSQL's own programs.
 
 use super::failure::{EmbeddedError, OLDEST};
 use std::cmp::Reverse;
@@ -12,7 +12,8 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Looks in the directory named, on PATH, and in the usual places; a data directory wants the version that made it.
+    /// Searches the directory named, or else PATH and the usual places. Existing data need the
+    /// version that created them.
     pub fn find(named: Option<&Path>, wanted: Option<u32>) -> Result<Programs, EmbeddedError> {
         let candidates = match named {
             Some(dir) => vec![dir.to_owned()],
@@ -47,7 +48,7 @@ impl Programs {
     }
 }
 
-/// The version that made a data directory.
+/// Returns the version that created a data directory.
 pub(super) fn data_version(data: &Path) -> Option<u32> {
     fs::read_to_string(data.join("PG_VERSION"))
         .ok()?
@@ -56,7 +57,8 @@ pub(super) fn data_version(data: &Path) -> Option<u32> {
         .ok()
 }
 
-/// PATH first, then the usual places of Debian, Red Hat, a build from source, and macOS; the newest first.
+/// Returns PATH, then the usual places of Debian, Red Hat, a build from source, and macOS; the
+/// newest version first.
 fn usual_places() -> Vec<PathBuf> {
     let mut places: Vec<PathBuf> = std::env::var_os("PATH")
         .map(|p| std::env::split_paths(&p).collect())

@@ -1,4 +1,4 @@
-//! A private server that runs.
+//! A running private server.
 
 use super::failure::{EmbeddedError, Tried};
 use super::home::{HANDOVER_LIMIT, Home, new_password};
@@ -19,12 +19,14 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Starting may mean to recover from a crash first.
+/// Limit for a start, which may include the recovery from a crash.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// Starts the server, ends it when the pipe on standard input closes (then nobody comes back for temporary data: they are
-/// removed), and says how it ended. A server that has only just been started does not know the signal yet, so it is sent until
-/// the server is gone. SIGHUP comes from the system to the whole group where we end while the server is stopped.
+/// A shell script that starts the server, stops it when the pipe on standard input closes, and
+/// exits with the server's status. If the pipe has closed, the program is gone, so temporary data
+/// are removed. A server that has only just been started does not handle the signal yet, so the
+/// signal is sent until the server is gone. SIGHUP is ignored: the system sends it to the whole
+/// group if this program ends while the server is suspended.
 const KEEPER: &str = r#"
 how=$1 remove=$2; shift 2
 trap '' HUP
@@ -45,9 +47,9 @@ exit "$status"
 /// How a server is asked to stop (PostgreSQL's manual, section 19.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Sessions are ended, and everything is written.
+    /// Ends all sessions and writes all data.
     Fast,
-    /// At once; the next start recovers as after a crash.
+    /// Stops at once; the next start recovers as after a crash.
     Immediate,
 }
 
@@ -60,7 +62,7 @@ impl Stop {
     }
 }
 
-/// A running private server; dropping it stops it.
+/// A running private server; it is stopped when this value is dropped.
 pub struct PrivateServer {
     options: Options,
     programs: Programs,
@@ -76,10 +78,11 @@ struct Running {
 }
 
 impl PrivateServer {
-    /// Starts a server, and makes its data directory first where there is none.
+    /// Starts a server. If there is no data directory, creates it first.
     ///
     /// # Errors
-    /// When PostgreSQL is not installed, another program uses the directory, or the server does not start.
+    /// If PostgreSQL is not installed, another program uses the directory, or the server does not
+    /// start.
     pub fn start(options: Options) -> Result<PrivateServer, EmbeddedError> {
         let home = Home::prepare(&options)?;
         let programs = Programs::find(options.bin_dir.as_deref(), data_version(&home.data()))?;
@@ -116,10 +119,11 @@ impl PrivateServer {
         Ok(server)
     }
 
-    /// The URL of a running server in this directory that another program owns, or `None` where nobody runs one there.
+    /// Returns the URL of a server in this directory that another program runs; `None` if there is
+    /// none.
     ///
     /// # Errors
-    /// When somebody holds the directory, and no server of his comes up in time.
+    /// If another program holds the directory, but its server does not come up in time.
     pub fn url_of_running(dir: &Path) -> Result<Option<String>, EmbeddedError> {
         let home = Home::at(dir)?;
         let Ok(lock) = OpenOptions::new().read(true).write(true).open(home.lock()) else {
@@ -142,35 +146,35 @@ impl PrivateServer {
         }
     }
 
-    /// Where to connect, with the password.
+    /// Returns the URL of the server, with the password.
     pub fn url(&self) -> String {
         url(&self.password, self.port)
     }
 
-    /// The port on 127.0.0.1.
+    /// Returns the port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The directory of the data, the password and the log.
+    /// Returns the directory that contains the data, the password and the log.
     pub fn dir(&self) -> &Path {
         &self.home.dir
     }
 
-    /// The server's log so far.
+    /// Returns the server's log so far.
     pub fn log(&self) -> String {
         fs::read(self.home.log())
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
-    /// The postmaster's process, while it runs.
+    /// Returns the process id of the postmaster; `None` while it does not run.
     pub fn pid(&self) -> Option<u32> {
         self.running.as_ref().map(|r| r.pid.as_raw().unsigned_abs())
     }
 
-    /// Stops the server and waits for it: first as asked, then harder, so that also a frozen one ends. It can be
-    /// [started again](Self::start_again).
+    /// Stops the server and waits for it. Sends the signal asked for first and stronger ones later,
+    /// so that even a frozen server ends. It can be [started again](Self::start_again).
     pub fn stop(&mut self, how: Stop) {
         let Some(mut running) = self.running.take() else {
             return;
@@ -197,17 +201,19 @@ impl PrivateServer {
     /// Starts a stopped server on the same data and the same port.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub fn start_again(&mut self) -> Result<(), EmbeddedError> {
         self.stop(Stop::Fast);
         let lock = self.home.take_lock()?;
         self.run(lock)
     }
 
-    /// Starts the server again where it has ended by itself (its postmaster was killed). True where it had.
+    /// Starts the server again if it has ended by itself (because its postmaster was killed).
+    /// Returns whether it had.
     ///
     /// # Errors
-    /// When it does not start: what is left of it may need a moment to end. It may be tried again.
+    /// If it does not start. Its remaining processes may need a moment to end, so the call may be
+    /// repeated.
     pub fn revive(&mut self) -> Result<bool, EmbeddedError> {
         let ended = match &mut self.running {
             Some(running) => matches!(running.keeper.try_wait(), Ok(Some(_))),
@@ -220,7 +226,7 @@ impl PrivateServer {
     }
 
     fn run(&mut self, lock: File) -> Result<(), EmbeddedError> {
-        // Between finding a free port and listening on it, somebody else may take it.
+        // Another program may take the free port before the server listens on it.
         let tries = if self.port == 0 { 5 } else { 1 };
         for last in (0..tries).map(|n| n + 1 == tries) {
             let port = if self.port == 0 {
@@ -277,7 +283,7 @@ impl PrivateServer {
         for (name, value) in settings.chain(fixed.map(|(n, v)| (n.to_owned(), v))) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
-        // Its output is the lock: the server holds it as long as it lives.
+        // Its standard output is the lock, which the server thus holds as long as it runs.
         command
             .stdin(Stdio::piped())
             .stdout(lock)
@@ -342,7 +348,7 @@ fn url(password: &str, port: u16) -> String {
     )
 }
 
-/// The pipe is closed by dropping its end, which also ends a keeper whose server is gone already.
+/// Returns whether the keeper ends within `limit`.
 fn exits_within(keeper: &mut Child, limit: Duration) -> bool {
     let patience = Instant::now() + limit;
     while Instant::now() < patience {
