@@ -1,7 +1,7 @@
-//! What is counted and measured, under the names of OpenTelemetry's database conventions.
+//! The pool's counters and histograms, named after OpenTelemetry's database conventions.
 //!
-//! The gauges are not kept: they are taken from [`Stats`] when somebody asks. Every counter exists from the start, at 0.
-//! Without the feature `metrics` nothing is counted.
+//! Gauges are not stored: they are computed from [`Stats`] when they are read. Every counter exists
+//! from the start, at 0. Without the feature `metrics` nothing is counted.
 
 #[cfg(feature = "metrics")]
 pub mod prometheus;

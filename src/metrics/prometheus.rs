@@ -1,4 +1,4 @@
-//! The text that Prometheus reads (exposition format 0.0.4).
+//! The metrics as text for Prometheus (exposition format 0.0.4).
 
 use super::series::Metrics;
 use super::stats::Stats;
@@ -8,19 +8,19 @@ use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, TextEncoder};
 /// The content type of that text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What the gauges show.
+/// The values of the gauges.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gauges {
     /// The pool's figures.
     pub stats: Stats,
-    /// Check-outs fail at once, because the database has been away for long.
+    /// Check-outs fail at once, because the database has been down for a long time.
     pub failing_fast: bool,
-    /// The last probe found the database answering.
+    /// The database answered the last probe.
     pub probe_up: bool,
 }
 
 impl Metrics {
-    /// All counters and histograms, and the gauges given.
+    /// Returns all counters and histograms, and the gauges given.
     pub fn text(&self, pool_name: &str, gauges: Gauges) -> String {
         let mut families = self.registry().gather();
         for gauge in collectors(pool_name, gauges) {
@@ -28,7 +28,7 @@ impl Metrics {
         }
         families.sort_by(|a, b| a.name().cmp(b.name()));
         let mut out = Vec::new();
-        // Writing to memory fails only for a family without a metric, which none of ours is.
+        // Writing to memory fails only for a family without a metric, and none of ours is one.
         if let Err(e) = TextEncoder::new().encode(&families, &mut out) {
             log::error!("metrics could not be written: {e}");
         }

@@ -1,4 +1,4 @@
-//! What a pool has done, in counters and histograms.
+//! Counters and histograms of a pool's work.
 
 use super::stats::CloseReason;
 #[cfg(feature = "server")]
@@ -156,7 +156,8 @@ fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     well_formed(IntCounterVec::new(Opts::new(name, help), labels))
 }
 
-/// Names, labels and buckets are constants of this file; that they are well formed is shown by every test that opens a pool.
+/// Unwraps a metric. Names, labels and buckets are constants of this file, and every test that
+/// opens a pool shows that they are well formed.
 fn well_formed<T>(result: ::prometheus::Result<T>) -> T {
     match result {
         Ok(value) => value,

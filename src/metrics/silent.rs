@@ -1,4 +1,4 @@
-//! What is counted where nobody reads it (without the feature `metrics`): nothing.
+//! Stands in for the counters without the feature `metrics`: counts nothing.
 
 /// A counter or a histogram, with or without labels.
 #[derive(Default)]
@@ -14,7 +14,7 @@ impl Silent {
     }
 }
 
-/// The same fields as there are with the feature.
+/// The same fields as with the feature.
 #[derive(Default)]
 pub(crate) struct Metrics {
     pub create_time: Silent,

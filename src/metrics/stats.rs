@@ -1,4 +1,4 @@
-//! What a pool is doing, and why it closes connections.
+//! The figures of a pool, and the reasons why it closes connections.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Connections there are or are being opened: `idle + active + opening`.
+    /// All connections, open or being opened: `idle + active + opening`.
     pub total: usize,
-    /// Connections that wait for work.
+    /// Connections that are open and not checked out.
     pub idle: usize,
     /// Connections that are checked out.
     pub active: usize,
@@ -16,14 +16,14 @@ pub struct Stats {
     pub opening: usize,
     /// Threads in line for a connection.
     pub waiting: usize,
-    /// The most connections there may be.
+    /// The maximum number of connections.
     pub max: usize,
-    /// The idle connections that are kept ready.
+    /// The number of connections kept idle.
     pub min_idle: usize,
 }
 
 impl Stats {
-    /// Checked-out connections in percent of the most there may be, to two decimals.
+    /// Returns the share of the maximum that is checked out, in percent, to two decimals.
     pub fn utilization_percent(&self) -> f64 {
         if self.max == 0 {
             return 0.0;
@@ -36,7 +36,7 @@ impl Stats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// Idle beyond the idle timeout, above the minimum.
+    /// Idle for longer than the idle timeout, above the minimum.
     IdleTimeout,
     /// Older than its lifetime.
     MaxLifetime,
@@ -44,11 +44,11 @@ pub enum CloseReason {
     MaxUses,
     /// Lost, or not to be trusted after an error.
     Broken,
-    /// From before the server was restarted or replaced.
+    /// Opened before the server was restarted or replaced.
     FailedOver,
     /// The pool was closed.
     Drained,
-    /// What its borrower left behind could not be cleaned up.
+    /// State that its user left behind could not be cleaned up.
     LeakedState,
     /// The application asked for it: [`Pool::evict`](crate::Pool::evict) or
     /// [`Pool::resize`](crate::Pool::resize).
@@ -72,7 +72,7 @@ impl CloseReason {
         CloseReason::Detached,
     ];
 
-    /// The word used in logs and metrics.
+    /// Returns the word used in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             CloseReason::IdleTimeout => "idle_timeout",
