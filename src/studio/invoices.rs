@@ -16,12 +16,12 @@ use postgres::Row;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What a reservation costs.
+/// The invoice for a reservation.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Invoice {
     id: i64,
-    /// Without gaps.
+    /// Numbered without gaps.
     #[schema(example = "INV-000001")]
     number: String,
     reservation_id: i64,
@@ -54,7 +54,7 @@ enum Status {
     Paid,
 }
 
-/// An invoice as it is asked for.
+/// A request for an invoice.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase")]
 #[allow(dead_code)] // As with NewReservation.
@@ -97,7 +97,9 @@ impl Invoice {
     }
 }
 
-/// Makes the invoice for a reservation: at its quote's price where it has one, else at the studio's rate.
+/// Makes the invoice for a reservation.
+///
+/// The price is that of its quote if it has one, or else the studio's rate.
 #[utoipa::path(
     post, path = "/api/invoices", tag = "invoices", operation_id = "createInvoice",
     params(shapes::WriteHeaders),
@@ -168,7 +170,7 @@ pub(super) fn one(studio: &Studio, request: &Request) -> Result<Response, Proble
     studio.read_one(request, &sql, Invoice::of)
 }
 
-/// Takes note that an invoice was paid.
+/// Marks an invoice as paid.
 #[utoipa::path(
     post, path = "/api/invoices/{id}/pay", tag = "invoices", operation_id = "payInvoice",
     params(shapes::IdInPath, shapes::WriteHeaders),

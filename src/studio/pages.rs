@@ -24,7 +24,7 @@ pub(super) struct Page {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Listed<T> {
     items: Vec<T>,
-    /// For `cursor`, when there is more.
+    /// The `cursor` of the next page; null on the last page.
     #[schema(required)]
     next_cursor: Option<String>,
 }

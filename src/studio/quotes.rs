@@ -14,7 +14,7 @@ use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// An offer.
+/// The price of a reservation that was not made yet.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Quote {

@@ -1,4 +1,4 @@
-//! Explains what the database refuses in plain words, never in the database's own.
+//! Explains in plain words why the database refused a request, without quoting the database.
 
 use super::fields::invalid;
 use super::wrong::Wrong;

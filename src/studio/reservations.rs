@@ -1,4 +1,5 @@
-//! Reservations: a studio, a customer and a time range that no other active reservation of that studio overlaps.
+//! Reservations: a studio, a customer and a time range that overlaps no other active reservation of
+//! the studio.
 
 use super::app::{Studio, id_in_path, nothing_here};
 use super::fields::{Fields, Parameters};
@@ -15,7 +16,7 @@ use postgres::types::ToSql;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// A studio that is taken for a while.
+/// A reservation of a studio for a time range.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Reservation {
@@ -39,7 +40,7 @@ enum Status {
     Cancelled,
 }
 
-/// A reservation, or a quote for one, as it is asked for.
+/// A request for a reservation or a quote.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase")]
 #[allow(dead_code)] // Read by hand, to name all that is wrong; here for the OpenAPI document.
@@ -55,7 +56,7 @@ pub(super) struct NewReservation {
     customer: String,
     #[schema(format = DateTime, example = "2030-01-02T10:00:00Z")]
     starts_at: String,
-    /// After `startsAt`; the range does not hold it.
+    /// After `startsAt`; the reservation ends just before it.
     #[schema(format = DateTime, example = "2030-01-02T12:00:00Z")]
     ends_at: String,
 }
@@ -144,7 +145,7 @@ pub(super) fn create(studio: &Studio, request: &Request) -> Result<Response, Pro
     })
 }
 
-/// The reservations, also cancelled ones, newest first.
+/// The reservations, newest first; includes cancelled ones.
 #[utoipa::path(
     get, path = "/api/reservations", tag = "reservations", operation_id = "listReservations",
     params(
@@ -202,7 +203,7 @@ pub(super) fn lock_reservation(tx: &mut Transaction<'_>, id: i64) -> Result<Opti
     Ok(tx.query_opt(sql, &[&id])?.map(|_| ()))
 }
 
-/// Cancels a reservation; again is as good as once.
+/// Cancels a reservation; to repeat this changes nothing.
 #[utoipa::path(
     delete, path = "/api/reservations/{id}", tag = "reservations", operation_id = "cancelReservation",
     params(shapes::IdInPath, shapes::WriteHeaders),

@@ -1,4 +1,4 @@
-//! The schema: made and migrated at the start, by whichever of several servers comes first.
+//! The schema: created and migrated at the start, by the first of several servers.
 
 use super::app::Studio;
 use crate::error::{Chain, OpenError};
@@ -16,13 +16,14 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-/// Where the studio's tables are, and its ledger.
+/// The schema of the studio's tables and its ledger.
 pub const SCHEMA: &str = "studio";
 
-/// What tells of the others, and what is made beside them.
+/// Whether the table of migrations and the ledger exist: the first records the other tables, and
+/// the second is created besides them.
 const IS_THERE: &str = "SELECT to_regclass($1 || '.schema_history') IS NOT NULL AND to_regclass($1 || '.ledger') IS NOT NULL";
 
-/// Those of the first migration.
+/// The tables of the first migration.
 const TABLES: [&str; 6] = [
     "studios",
     "reservations",
@@ -32,47 +33,49 @@ const TABLES: [&str; 6] = [
     "invoice_lines",
 ];
 
-/// The advisory lock of whoever migrates.
+/// The advisory lock that a migration holds.
 const MIGRATING: i64 = 0x6d69_6c6c_706f_6e64;
-/// How often the schema is looked after.
+/// How often the schema is checked.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// How often migrations that were refused behind a pooler are tried again.
 const MOST_REFUSED: u32 = 3;
-/// Between two looks at what another server does.
+/// Pause between two checks of another server's migration.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Between two attempts, when the database went away in the middle.
+/// Pause between two attempts to migrate.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 
 mod migrations {
     refinery::embed_migrations!("src/studio/migrations");
 }
 
-/// Why the schema could not be made.
+/// Why the schema could not be created.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SchemaError {
-    /// A migration was refused, or those that were run before are not those of this program.
+    /// A migration was refused, or the migrations that ran before are not those of this program.
     Migration(Box<dyn StdError + Send + Sync>),
-    /// A newer program has migrated it: this one does not know what it would write into.
+    /// A newer program has migrated the schema: this program does not know what it would write
+    /// into.
     Newer {
-        /// The newest version there.
+        /// The newest version in the database.
         found: i64,
         /// The newest version that this program knows.
         known: i64,
     },
-    /// The database's encoding is not UTF8: it could not hold every name, and might count bytes for characters.
+    /// The database's encoding is not UTF8: it could not hold every name, and might count bytes as
+    /// characters.
     Encoding(String),
-    /// A table of a name that the schema needs is there, and was not made by this program.
+    /// A table with a name that the schema needs exists, and was not created by this program.
     NotOurs {
-        /// Its name, with that of the schema.
+        /// Its name, including the schema's.
         table: String,
     },
-    /// A table that a migration had made is gone.
+    /// A table that a migration had created is gone.
     Incomplete {
-        /// Its name, with that of the schema.
+        /// Its name, including the schema's.
         table: String,
     },
-    /// The pool was closed meanwhile.
+    /// The pool was closed in the meantime.
     Closed,
 }
 
@@ -119,11 +122,11 @@ impl StdError for SchemaError {
 }
 
 impl Studio {
-    /// As [`migrate`](Self::migrate), for as long as the pool is open: where the schema is gone, because the database was dropped and
-    /// made anew, it is made again.
+    /// Runs [`migrate`](Self::migrate), and repeats it as long as the pool is open: if the schema
+    /// is gone, because the database was dropped and created again, the schema is created again.
     ///
     /// # Errors
-    /// As [`migrate`](Self::migrate).
+    /// Those of [`migrate`](Self::migrate).
     pub fn keep_migrated(&self) -> Result<(), SchemaError> {
         loop {
             self.migrate()?;
@@ -138,7 +141,7 @@ impl Studio {
         }
     }
 
-    /// As far as can be seen: a database that does not answer says nothing of it.
+    /// Returns whether the schema exists. If the database does not answer, it is assumed to exist.
     fn is_there(&self) -> bool {
         let there = self.pool.read(IS_THERE, &[&SCHEMA]);
         there.map_or(true, |rows| {
@@ -147,11 +150,11 @@ impl Studio {
         })
     }
 
-    /// Makes the schema, or brings it up to date, and waits for as long as the database is away. Several servers may do
-    /// this at once: one runs the migrations, the others find them done.
+    /// Creates the schema or brings it up to date, and waits for as long as the database is down.
+    /// Several servers may do this at once: one runs the migrations, the others find them done.
     ///
     /// # Errors
-    /// When a migration is refused, the database cannot hold the schema, or the pool is closed.
+    /// If a migration is refused, the database cannot hold the schema, or the pool is closed.
     pub fn migrate(&self) -> Result<(), SchemaError> {
         let (mut refused, mut told) = (0, false);
         loop {
@@ -165,7 +168,8 @@ impl Studio {
                 }
             };
             let generation = session.generation();
-            // Before the look whether the pool is closed: whoever closes it looks for this afterwards.
+            // Set before `is_closed` is read: a close sets its flag first, and cancels the sessions
+            // that end with the pool afterwards.
             session.end_with_pool();
             let outcome = match self.pool.is_closed() {
                 true => Err(SchemaError::Closed.into()),
@@ -183,7 +187,7 @@ impl Studio {
                 Err(e) if e.is::<SchemaError>() => {
                     return Err(e.downcast().map_or(SchemaError::Closed, |e| *e));
                 }
-                // That was the end of it: it was cancelled, or cut.
+                // The close of the pool has cancelled or cut the migration.
                 Err(_) if self.pool.is_closed() => return Err(SchemaError::Closed),
                 Err(e) if is_lost(&*e) => {
                     warn!(
@@ -198,11 +202,12 @@ impl Studio {
                             "the database takes no writes: the studio's schema is made as soon as it does"
                         );
                     }
-                    // What is open leads to a standby, where the schema will be a little later.
+                    // The open connections lead to a standby, which will get the schema a little
+                    // later.
                     self.pool.leave_standby(generation);
                     thread::sleep(TRY_AGAIN);
                 }
-                // Another server may have been faster, where none keeps the others out.
+                // Without a lock between the servers, another one may have been faster.
                 Err(e) if self.pool.is_pooled() && refused < MOST_REFUSED => {
                     debug!("the migrations were refused: {}", Chain(&*e));
                     refused += 1;
@@ -214,13 +219,15 @@ impl Studio {
     }
 }
 
-/// Only one of several servers runs migrations at a time; whoever finds nothing to do needs no right to do it.
+/// Runs the migrations; only one of several servers does so at a time. If there is nothing to do,
+/// the role needs no right to do it.
 fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let client = session.client_mut();
-    // The tables and what is noted of them, at once.
+    // Creates the tables and records them in one transaction.
     let mut runner = migrations::migrations::runner().set_grouped(true);
     runner.set_migration_table_name(format!("{SCHEMA}.schema_history"));
-    // Behind a pooler a session is not ours to set or to lock with. Who comes second there fails, and finds it done.
+    // Behind a pooler, a session is shared: nothing may be set or locked on it. There the second
+    // server's migration fails, and its next attempt finds the work done.
     let own_session = !pool.is_pooled();
     if own_session {
         client.batch_execute("SET statement_timeout = 0")?;
@@ -238,7 +245,8 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
             }
             State::Older => {}
         }
-        // Asked for again and again: who waits in the database would do so when this program has long been gone.
+        // The lock is tried repeatedly: a waiting statement would stay in the database even after
+        // this program has ended.
         let sql = "SELECT pg_try_advisory_lock($1)";
         if !own_session || client.query_one(sql, &[&MIGRATING])?.try_get(0)? {
             break;
@@ -266,11 +274,12 @@ fn run(session: &mut Session, pool: &Pool) -> Result<(), Box<dyn StdError + Send
     }
     client.batch_execute(&pool.ledger_ddl())?;
     look_for_what_is_missing(client)?;
-    // The lock goes with the session.
+    // The lock is released when the session closes.
     Ok(())
 }
 
-/// Looks at what is there under the names that the schema needs.
+/// Fails if tables of another program have the names that the schema needs, or the encoding is not
+/// UTF8.
 fn refuse_what_is_not_ours(
     client: &mut Client,
     pool: &Pool,
@@ -282,7 +291,7 @@ fn refuse_what_is_not_ours(
     if encoding != "UTF8" {
         return Err(SchemaError::Encoding(encoding).into());
     }
-    // The tables come with their history, which tells what made them.
+    // The studio's tables come with their history, which shows what created them.
     let named = "SELECT relname::text FROM pg_class AS it WHERE relnamespace = to_regnamespace($1) AND CASE relname \
                  WHEN 'schema_history' THEN (SELECT count(*) FROM pg_attribute \
                  WHERE attrelid = it.oid AND attname IN ('version', 'checksum')) < 2 \
@@ -308,7 +317,7 @@ fn refuse_what_is_not_ours(
     }
 }
 
-/// What the migrations had made, and what the routes need beside.
+/// Fails if a table of the migrations is missing, and warns if the import lacks a privilege.
 fn look_for_what_is_missing(client: &mut Client) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let sql = "SELECT (SELECT name FROM unnest($2::text[]) AS name WHERE to_regclass($1 || '.' || name) IS NULL LIMIT 1), \
                has_database_privilege(current_database(), 'TEMP')";
@@ -316,7 +325,7 @@ fn look_for_what_is_missing(client: &mut Client) -> Result<(), Box<dyn StdError 
     let row = tx.query_one(sql, &[&SCHEMA, &&TABLES[..]])?;
     let missing: Option<String> = row.try_get(0)?;
     let may_import: bool = row.try_get(1)?;
-    // Its statement is closed before the end of the transaction, which is then the last word.
+    // Closes its statement before the transaction ends, so that the COMMIT is the last message.
     drop(row);
     tx.commit()?;
     if let Some(name) = missing {
@@ -331,12 +340,12 @@ fn look_for_what_is_missing(client: &mut Client) -> Result<(), Box<dyn StdError 
     Ok(())
 }
 
-/// What is there, beside the migrations of this program.
+/// The state of the schema, compared with the migrations of this program.
 enum State {
-    /// All of them were run, as they are, and the ledger is there.
+    /// All of them have run unchanged, and the ledger exists.
     UpToDate,
     Older,
-    /// A newer program has run more of them.
+    /// A newer program has run more migrations.
     Newer {
         found: i64,
         known: i64,
@@ -344,7 +353,8 @@ enum State {
 }
 
 fn compare(client: &mut Client, migrations: &[Migration]) -> Result<State, postgres::Error> {
-    // In one transaction, which a pooler gives one session to: a statement is prepared there, and then run.
+    // In one transaction, for which a pooler assigns one session: the statement is prepared in it
+    // and then run.
     let mut tx = client.transaction()?;
     if !tx.query_one(IS_THERE, &[&SCHEMA])?.try_get(0)? {
         return Ok(State::Older);
@@ -371,14 +381,16 @@ fn compare(client: &mut Client, migrations: &[Migration]) -> Result<State, postg
     })
 }
 
-/// The connection broke, or the server was shutting down: nothing that a migration did.
+/// Returns whether the connection broke or the server was shutting down, so that the migration is
+/// not to blame.
 fn is_lost(error: &(dyn StdError + 'static)) -> bool {
     of_driver(error).is_some_and(|driver| {
         verdict(&Symptom::of(driver), Phase::InTransaction).repeat == Repeat::RolledBack
     })
 }
 
-/// It is a standby, or its administrator wants it so for the time being.
+/// Returns whether the database is read-only at present: it is a standby, or an administrator has
+/// set it so.
 fn takes_no_writes(error: &(dyn StdError + 'static)) -> bool {
     of_driver(error).and_then(postgres::Error::code) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }

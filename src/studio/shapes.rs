@@ -1,4 +1,4 @@
-//! What the routes have in common in the OpenAPI document: parameters, headers and problems.
+//! The shapes that all routes share in the OpenAPI document: parameters, headers and problems.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ pub(super) struct PageParameters {
     /// The most items in the answer.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
-    /// The `nextCursor` of the page before, with the same filters.
+    /// The `nextCursor` of the previous page, with the same filters.
     cursor: Option<String>,
 }
 
@@ -28,7 +28,8 @@ pub(super) struct IdInPath {
 #[into_params(parameter_in = Header)]
 #[allow(dead_code)]
 pub(super) struct WriteHeaders {
-    /// Makes it safe to send the request again: it is done once, and answered the same.
+    /// Makes it safe to repeat the request: it is done once, and each repetition gets the same
+    /// answer.
     #[param(
         rename = "Idempotency-Key",
         min_length = 1,
@@ -49,16 +50,16 @@ pub(super) struct ProblemShape {
     status: u16,
     detail: String,
     request_id: String,
-    /// What is wrong, where several things may be.
+    /// The single errors, if there can be several.
     #[schema(required = false)]
     errors: Option<Vec<WrongField>>,
-    /// How many there are in all, where `errors` lists the first of them.
+    /// The number of errors, if `errors` lists only the first of them.
     #[schema(required = false, nullable = false)]
     error_count: Option<u64>,
-    /// Of a file: how many lines are bad, of which `errors` lists the first 100.
+    /// For a file: the number of bad lines, of which `errors` lists the first 100.
     #[schema(required = false, nullable = false)]
     bad_lines: Option<u64>,
-    /// With an unknown outcome: repeating the request with this key is safe, and returns the truth.
+    /// If the outcome is unknown: repeat the request with this key, which is safe and tells it.
     #[schema(required = false, nullable = false)]
     idempotency_key: Option<String>,
 }
@@ -76,7 +77,7 @@ pub(super) struct WrongField {
     detail: String,
 }
 
-/// What any request may be answered.
+/// The errors that any request may get.
 #[derive(IntoResponses)]
 #[allow(dead_code)]
 pub(super) enum Refusals {
@@ -89,19 +90,19 @@ pub(super) enum Refusals {
         headers(("WWW-Authenticate" = String)),
     )]
     Unauthorized(ProblemShape),
-    /// A page of another site asks, which no token keeps out.
+    /// A page of another site sent the request, and there is no token to keep it out.
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(ProblemShape),
-    /// There is no such thing.
+    /// The resource does not exist.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(ProblemShape),
     /// Fields or parameters are missing or wrong.
     #[response(status = 422, content_type = "application/problem+json")]
     Invalid(ProblemShape),
-    /// Our fault.
+    /// An error in the server.
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(ProblemShape),
-    /// Not now; nothing was done.
+    /// Not possible at present; nothing was done.
     #[response(
         status = 503, content_type = "application/problem+json",
         headers(("Retry-After" = u64, description = "Seconds")),
@@ -109,7 +110,7 @@ pub(super) enum Refusals {
     Unavailable(ProblemShape),
 }
 
-/// What a write may be answered.
+/// The errors that a write may get.
 pub(super) enum WriteRefusals {}
 
 impl IntoResponses for WriteRefusals {
@@ -123,16 +124,17 @@ impl IntoResponses for WriteRefusals {
 #[derive(IntoResponses)]
 #[allow(dead_code)]
 enum OnlyWrites {
-    /// It cannot be done as things are.
+    /// The request conflicts with the present state.
     #[response(status = 409, content_type = "application/problem+json")]
     Conflict(ProblemShape),
     /// The body is too large.
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(ProblemShape),
-    /// The body is of another type.
+    /// The body has the wrong content type.
     #[response(status = 415, content_type = "application/problem+json")]
     WrongType(ProblemShape),
-    /// Our fault; only `urn:millpond:outcome-unknown` leaves open whether it was done.
+    /// An error in the server. Only with `urn:millpond:outcome-unknown` may the write have been
+    /// done.
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(ProblemShape),
 }
