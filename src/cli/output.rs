@@ -121,7 +121,7 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     })
 }
 
-/// Writes a line to standard error. Waits a moment at most for it to be read.
+/// Writes a line to standard error, and waits a moment at most until it is written.
 pub(super) fn complain(text: &str) {
     let line = format!("{text}\n");
     let (done, is_done) = mpsc::channel();
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use std::sync::{Condvar, Mutex};
 
-    /// Takes nothing before it is let.
+    /// A writer that blocks until it is opened.
     #[derive(Clone, Default)]
     struct Slow(Arc<State>);
 

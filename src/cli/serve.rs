@@ -12,7 +12,7 @@ use std::net::TcpListener;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// Between two looks whether the API can be served.
+/// Pause between two checks whether the API can be served.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why the program stops: `Ok` on a signal, or an error that prevents it from serving.
