@@ -420,8 +420,8 @@ impl Opener {
         );
     }
 
-    /// Warns once if the outcome of a lost commit cannot be found out on this server. Not on a
-    /// standby if the pool only reads, since no writes are made there.
+    /// Warns once if the outcome of a lost commit cannot be found out on this server, unless the
+    /// URL asks for a server that takes no writes.
     fn note_incarnation(&self, identity: &Identity) {
         if identity.incarnation.is_none()
             && !self.shared.is_pooled()

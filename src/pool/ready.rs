@@ -13,8 +13,8 @@ const TRUSTED_FOR: Duration = Duration::from_millis(500);
 const LEAST_READYING: Duration = Duration::from_millis(500);
 
 impl Inner {
-    /// Makes the session ready: validates or cleans it if needed. Returns it if it works; closes it
-    /// otherwise.
+    /// Makes the session ready: validates or cleans it if needed. Fails if it does not work, or
+    /// does not answer in time.
     pub(super) fn make_ready(
         &self,
         mut lease: Lease,
