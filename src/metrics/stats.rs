@@ -59,7 +59,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// All there are.
+    /// All reasons.
     pub const ALL: [CloseReason; 9] = [
         CloseReason::IdleTimeout,
         CloseReason::MaxLifetime,

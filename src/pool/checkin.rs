@@ -53,8 +53,10 @@ impl Inner {
         }
     }
 
-    /// Connections that were opened together are worn out together, and under load: replacing them all at once would take
-    /// the pool's capacity away just then. So the last tenth of their uses is given up where that lets them go one by one.
+    /// Closes a session early if the pool is full, threads wait, and it is in the last tenth of its
+    /// uses. Connections that were opened together reach `max_uses` together and under load; if all
+    /// were replaced at once, the pool would lose its capacity just then. This way they are
+    /// replaced one by one.
     fn retire_in_turn(&self, session: &Session) -> Option<CloseReason> {
         if !session.is_nearly_worn_out() {
             return None;

@@ -134,7 +134,8 @@ impl Inner {
         }
     }
 
-    /// Closes idle sessions that are past their time, and those idle for too long above the minimum.
+    /// Closes idle sessions that must retire, and those above the minimum that have been idle for
+    /// too long.
     pub(super) fn sweep(&self) {
         let now = Instant::now();
         for held in self

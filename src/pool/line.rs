@@ -37,7 +37,7 @@ struct State<T> {
     opening: usize,
     /// The most values there may be.
     max: usize,
-    /// One is to be opened though nobody waits for it.
+    /// One value is to be opened even if no thread waits for it.
     owed: bool,
     closed: bool,
 }
@@ -132,7 +132,8 @@ impl<T> Line<T> {
             self.wake_opener(state);
             return Arrival::Ready(value);
         }
-        // Those for whom a value can be had from elsewhere do not count: they are not waiting for anybody.
+        // Waiters for which a value can be opened do not count against `max_waiting`: they do not
+        // depend on a check-in.
         let room = state.max.saturating_sub(state.active);
         if state.waiters.len() >= self.max_waiting.saturating_add(room) && !first {
             return Arrival::Full;
@@ -207,8 +208,8 @@ impl<T> Line<T> {
         waiter.take().unwrap_or(Outcome::TimedOut)
     }
 
-    /// A checked-out value comes back and goes to the longest waiter, or becomes idle. Returns it
-    /// if it has no place: the line is closed, or there are more values than there may be.
+    /// Returns a checked-out value: it goes to the longest waiter or becomes idle. Hands the value
+    /// back to the caller if the line is closed, or has more values than its maximum.
     #[must_use = "a value without a place must be closed by the caller"]
     pub fn give_back(&self, value: T) -> Option<T> {
         let mut state = self.lock();
@@ -216,7 +217,8 @@ impl<T> Line<T> {
         self.hand_over(state, value)
     }
 
-    /// A value that was not checked out (a new one, a spare) joins. Returns it if it has no place.
+    /// Adds a value that was not checked out (a new one, a spare). Hands the value back to the
+    /// caller if the line is closed, or has more values than its maximum.
     #[must_use = "a value without a place must be closed by the caller"]
     pub fn offer(&self, value: T) -> Option<T> {
         let mut state = self.lock();

@@ -74,7 +74,8 @@ impl ManageConnection for Manager {
         Err(OpenError::Closed)
     }
 
-    /// Never asked by r2d2 (`test_on_check_out` is off): the pool validates by itself, and only who was idle for a while.
+    /// Never called by r2d2 (`test_on_check_out` is off): the pool validates sessions itself, and
+    /// only those that were idle for a while.
     fn is_valid(&self, session: &mut Slot) -> Result<(), OpenError> {
         session.validate(None).map_err(OpenError::Driver)
     }

@@ -139,19 +139,20 @@ impl Shared {
         self.generation.fetch_max(generation + 1, Ordering::Relaxed);
     }
 
-    /// The sessions that there are now are retired, for no fault of theirs.
+    /// Retires all sessions that are open now, or being opened.
     pub fn evict(&self) {
         self.evicted_at.fetch_max(self.now(), Ordering::Relaxed);
     }
 
-    /// Whether a session that began to be opened at this moment is one of those.
+    /// Returns whether a session whose opening began at this moment is one of those.
     pub fn is_evicted(&self, since: Instant) -> bool {
         let evicted = self.evicted_at.load(Ordering::Relaxed);
         evicted > 0 && since.saturating_duration_since(self.start).as_nanos() <= u128::from(evicted)
     }
 
-    /// A pooler stands between: what is set on a session may reach strangers, statements have no names, and numbers of
-    /// processes and transactions are somebody else's.
+    /// Returns whether a pooler stands between the pool and the server. Then settings of a session
+    /// may affect other clients, statements have no names, and process numbers and transaction ids
+    /// may belong to other clients.
     pub fn is_pooled(&self) -> bool {
         self.pooled.load(Ordering::Relaxed)
     }

@@ -49,7 +49,8 @@ impl Shared {
             if *notice.code() != SqlState::NO_ACTIVE_SQL_TRANSACTION {
                 observers.tell(|o| o.notice(tracked.id, &notice));
             }
-            // A notice may quote values: its text is not for the log. The routine is the same in every language.
+            // A notice may quote values, so its text is not logged. The routine's name is the same
+            // in every language.
             debug!("notice from the server: {}", notice.code().code());
             if notice.routine() == Some("SyncRepWaitForLSN") {
                 tracked.gave_up_on_standbys.store(true, Ordering::Relaxed);

@@ -231,8 +231,8 @@ impl Session {
         armed.disarm() || !goes_on
     }
 
-    /// Waits for a notification, at most for this long. There is none either where the connection
-    /// is lost.
+    /// Waits for a notification, at most for this long. Also returns `None` if the connection is
+    /// lost.
     pub fn next_notification(&mut self, wait: Duration) -> Option<Notification> {
         let mut pending = self.client.notifications();
         let mut iter = pending.timeout_iter(wait);
@@ -250,7 +250,7 @@ impl Session {
         heard
     }
 
-    /// Whatever happens on it, it is cleaned when it comes back.
+    /// Marks it to be cleaned at check-in, whatever happens on it.
     pub fn clean_afterwards(&mut self) {
         self.dirty = true;
     }
