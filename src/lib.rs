@@ -84,7 +84,7 @@ pub use call::{Call, Executor, FromRow, Keyed, Transaction};
 pub use config::Config;
 pub use config::ConfigErrors;
 pub use error::{Error, Result};
-pub use pool::Pool;
+pub use pool::{BuildError, Pool};
 pub use postgres;
 pub use retry::RetryPolicy;
 

@@ -9,7 +9,7 @@ use crate::commit::{
 };
 use crate::error::{Error, Result};
 use crate::pool::{Begin, Limits, Pool, Session};
-use crate::retry::{Phase, Repeat};
+use crate::retry::Repeat;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use std::panic::Location;
@@ -199,10 +199,7 @@ impl Wanted<'_> {
             Ok(true) => Ok(Keyed::AlreadyDone(answer)),
             Ok(false) => Err(Error::NotReplicated),
             Err(_) if Instant::now() >= deadline => Err(Error::NotReplicated),
-            Err(source) => Err(Error::Database {
-                source,
-                phase: Phase::Preparing,
-            }),
+            Err(source) => Err(Error::before_any_effect(source)),
         }
     }
 }

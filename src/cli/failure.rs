@@ -1,5 +1,6 @@
 //! Why a command failed, and its exit code.
 
+use millpond::BuildError;
 use millpond::config::ConfigErrors;
 use millpond::error::Chain;
 
@@ -18,6 +19,16 @@ impl Failure {
 
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Failure {
         Failure::because(Chain(error).to_string())
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Failure {
+        match error {
+            BuildError::Settings(errors) => errors.into(),
+            // Fewer threads may do; the limits that the program fits itself to are settings.
+            error => Failure::Settings(Chain(&error).to_string()),
+        }
     }
 }
 

@@ -136,8 +136,13 @@ impl PoolConfig {
         }
     }
 
-    /// Returns all values that cannot work. The names are those of the environment variables.
-    pub(crate) fn problems(&self) -> Vec<Problem> {
+    /// Returns all values that cannot work, in the words of whoever set them.
+    pub(crate) fn problems(&self, names: Names) -> Vec<Problem> {
+        let name = |option, variable| match names {
+            Names::Options => option,
+            #[cfg(feature = "env")]
+            Names::Variables => variable,
+        };
         let mut found = Vec::new();
         let mut expect = |good: bool, name: &'static str, got: String, takes: String| {
             if !good {
@@ -151,29 +156,29 @@ impl PoolConfig {
         let max = self.max_size;
         expect(
             (1..=MOST_CONNECTIONS).contains(&max),
-            "DB_POOL_MAX",
+            name("max_size", "DB_POOL_MAX"),
             max.to_string(),
             "1 to 10000".into(),
         );
         if let Some(min) = self.min_idle {
             expect(
                 min <= max,
-                "DB_POOL_MIN",
+                name("min_idle", "DB_POOL_MIN"),
                 min.to_string(),
-                format!("0 to DB_POOL_MAX, which is {max}"),
+                format!("0 to {}, which is {max}", name("max_size", "DB_POOL_MAX")),
             );
         }
         let statements = self.statement_cache;
         expect(
             statements <= MOST_STATEMENTS,
-            "DB_STATEMENT_CACHE",
+            name("statement_cache", "DB_STATEMENT_CACHE"),
             statements.to_string(),
             format!("0 to {}", MOST_STATEMENTS),
         );
         let wait = self.connection_timeout;
         expect(
             !wait.is_zero(),
-            "DB_CONNECTION_TIMEOUT_MS",
+            name("connection_timeout", "DB_CONNECTION_TIMEOUT_MS"),
             "0".into(),
             "at least 1: no limit is not offered".into(),
         );
@@ -181,10 +186,11 @@ impl PoolConfig {
             let longest = self.retry.max_delay;
             expect(
                 first <= longest,
-                "DB_RETRY_INITIAL_DELAY_MS",
+                name("initial_delay", "DB_RETRY_INITIAL_DELAY_MS"),
                 first.as_millis().to_string(),
                 format!(
-                    "0 to DB_RETRY_MAX_DELAY_MS, which is {}",
+                    "0 to {}, which is {}",
+                    name("max_delay", "DB_RETRY_MAX_DELAY_MS"),
                     longest.as_millis()
                 ),
             );
@@ -204,12 +210,20 @@ impl PoolConfig {
         let growth = self.retry.multiplier;
         expect(
             growth >= 1.0,
-            "DB_RETRY_MULTIPLIER",
+            name("multiplier", "DB_RETRY_MULTIPLIER"),
             growth.to_string(),
             "a number of at least 1".into(),
         );
         found
     }
+}
+
+/// How settings are named: as the options of the builder, or as variables of the environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    Options,
+    #[cfg(feature = "env")]
+    Variables,
 }
 
 /// When the state that was left on a connection is removed: settings, locks, temporary tables,

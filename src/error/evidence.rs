@@ -4,8 +4,9 @@ use super::kinds::Error;
 use postgres::error::DbError;
 
 impl Error {
-    /// The server's own words, where it said any: severity, code, message, and the names of what was violated. Its message and
-    /// detail may quote values: they are for people who may see them.
+    /// Returns the server's error, if there is one: severity, code, message, and the names of what
+    /// was violated. Its message and detail may quote values: do not show them to people who may
+    /// not see those.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,7 +35,7 @@ impl Error {
         }
     }
 
-    /// The name of the constraint that was violated, where one was.
+    /// Returns the name of the constraint that was violated, if one was.
     pub fn constraint(&self) -> Option<&str> {
         self.db_error()?.constraint()
     }

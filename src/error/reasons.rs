@@ -1,5 +1,6 @@
 //! Reasons in one word each.
 
+use crate::retry::Phase;
 use std::fmt;
 
 /// Why a call that could have been repeated was not.
@@ -10,7 +11,8 @@ pub enum GaveUpReason {
     MaxRetries,
     /// The next pause would have outlived the caller's deadline.
     Deadline,
-    /// Too many retries lately: the pool's retry budget is empty, so that a sick database is not beaten by its own clients.
+    /// The pool's retry budget is empty: there were too many retries of late. The budget keeps the
+    /// clients of an ailing database from overloading it.
     Budget,
 }
 
@@ -24,18 +26,39 @@ impl fmt::Display for GaveUpReason {
     }
 }
 
+/// What is known of a failed statement's effect, beyond what its [`Phase`](crate::retry::Phase)
+/// and the server's code tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Effect {
+    /// No more than they tell.
+    ByPhase,
+    /// None: the server was asked, or its transaction cannot have committed.
+    None,
+}
+
+impl Effect {
+    /// Returns the phase by which the failure is judged.
+    pub(super) fn judged(self, phase: Phase) -> Phase {
+        match self {
+            Effect::ByPhase => phase,
+            Effect::None => Phase::Preparing,
+        }
+    }
+}
+
 /// What ended a wait for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CheckoutFailure {
-    /// No connection came free in time.
+    /// No connection became available in time.
     Timeout,
-    /// As many threads as allowed are in line already.
+    /// As many threads as allowed are waiting already.
     LineFull,
-    /// The database has been away for a while; nobody waits until a connection opens again.
+    /// No connection could be opened for a while: check-outs fail at once until one opens.
     FailingFast,
-    /// The database refuses every connection for a reason that will not pass by itself (a wrong password, an unknown
-    /// database), and none is open. Tried again every 3 s.
+    /// The database refuses every connection for a reason that will not pass by itself (a wrong
+    /// password, an unknown database), and none is open. The pool tries again every 3 s.
     Refused,
     /// The pool is closed, or closing.
     Closed,

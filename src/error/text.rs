@@ -1,14 +1,16 @@
-//! What is said of an error, and what is not.
+//! How errors are put into words, and what is left out.
 
+use super::conditions::condition;
 use postgres::error::DbError;
 use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
-/// Prints an error and all of its causes in one line, as logs want it: the driver's own `Display` omits its cause
-/// (tokio-postgres 0.7.18 says "db error" for whatever the server said). Of the server's error only the message and
-/// the code are printed, never the detail, which holds row values.
+/// Prints an error and all of its causes in one line, for logs. The driver's own `Display` omits
+/// its cause (tokio-postgres 0.7.18 prints "db error" for any error of the server). Of a server
+/// error, only the message, the condition and the code are printed, never the detail, which holds
+/// row values.
 #[derive(Clone, Copy)]
 pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
 
@@ -31,30 +33,34 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// EMFILE of the process, ENFILE of the system (the same numbers on Linux and the BSDs).
+/// Returns whether it is EMFILE (the process) or ENFILE (the system), which have the same numbers
+/// on Linux and the BSDs.
 pub(crate) fn is_out_of_files(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
 }
 
-/// The first 100 characters of a statement, for errors and logs.
+/// Returns the first 100 characters of a statement, for errors and logs.
 pub(crate) fn excerpt(sql: &str) -> Box<str> {
     sql.trim().chars().take(100).collect::<String>().into()
 }
 
-/// The server's message and code. Never the detail, which holds row values; nor the message of a data exception (class 22),
-/// which quotes the value that did not fit.
+/// Prints the server's message, the name of the condition, and the code. Never the detail, which
+/// holds row values; nor the message of a data exception (class 22), which quotes the value that
+/// did not fit.
 pub(super) fn server_said(db: &DbError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let code = db.code().code();
     match db.routine() {
-        Some(routine) if code.starts_with("22") => {
-            write!(f, "data exception in {routine} ({code})")
-        }
-        _ if code.starts_with("22") => write!(f, "data exception ({code})"),
-        _ => write!(f, "{} ({code})", db.message()),
+        Some(routine) if code.starts_with("22") => write!(f, "data exception in {routine}")?,
+        _ if code.starts_with("22") => f.write_str("data exception")?,
+        _ => f.write_str(db.message())?,
     }
+    if let Some(name) = condition(code) {
+        write!(f, ", {name}")?;
+    }
+    write!(f, " ({code})")
 }
 
-/// Who holds a connection.
+/// A connection that is checked out, and by which thread.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct HeldBy {
@@ -62,9 +68,9 @@ pub struct HeldBy {
     pub connection: u64,
     /// Where it was checked out.
     pub place: &'static Location<'static>,
-    /// The thread's name, where it has one.
+    /// The name of the thread that checked it out, if it has one.
     pub thread: Option<String>,
-    /// For how long.
+    /// How long it has been checked out.
     pub held: Duration,
 }
 

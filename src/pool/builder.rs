@@ -9,12 +9,14 @@ use super::opener::Opener;
 use super::probe::Probe;
 use super::shared::{OnConnect, Shared};
 use super::watchdog::Watchdog;
-use crate::config::{ConfigErrors, Database, PoolConfig, Pooler, Problem, Reset};
+use crate::config::{ConfigErrors, Database, Names, PoolConfig, Pooler, Problem, Reset};
 use crate::fd_limit;
 use crate::retry::{Budget, RetryPolicy};
 use crate::sync::{LONGEST, caught};
 use log::warn;
 use postgres::Client;
+use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -48,7 +50,7 @@ impl From<PoolConfig> for Builder {
 /// let mut config = millpond::postgres::Config::new();
 /// config.host("localhost").user("app").dbname("studio");
 /// let pool = Builder::from(config).max_size(5).build()?;
-/// # Ok::<_, millpond::ConfigErrors>(())
+/// # Ok::<_, millpond::BuildError>(())
 /// ```
 impl From<postgres::Config> for Builder {
     fn from(config: postgres::Config) -> Builder {
@@ -235,13 +237,14 @@ impl Builder {
     /// build.
     ///
     /// # Errors
-    /// Every setting that cannot work, all at once.
-    pub fn build(self) -> Result<Pool, ConfigErrors> {
+    /// [`BuildError::Settings`] with every setting that cannot work, by the names of this builder's
+    /// methods; [`BuildError::Thread`] if the system grants no thread.
+    pub fn build(self) -> Result<Pool, BuildError> {
         let mut config = self.config;
         config.bound_times(LONGEST);
-        let mut problems = config.problems();
+        let mut problems = config.problems(Names::Options);
         let url = |takes: String| Problem {
-            name: "DATABASE_URL",
+            name: "database_url",
             got: None,
             takes,
         };
@@ -251,12 +254,12 @@ impl Builder {
             (Some(_), None) => {}
         }
         if !problems.is_empty() {
-            return Err(ConfigErrors(problems));
+            return Err(BuildError::Settings(ConfigErrors(problems)));
         }
         let fit = fd_limit::connections_that_fit(config.max_size as usize) as u32;
         if fit < config.max_size {
             warn!(
-                "too few files may be open for {} connections (DB_POOL_MAX): using {fit} at most; raise the limit (ulimit -n)",
+                "too few files may be open for max_size={} connections (DB_POOL_MAX): using {fit} at most; raise the limit (ulimit -n)",
                 config.max_size
             );
             config.max_size = fit;
@@ -266,16 +269,7 @@ impl Builder {
             .as_ref()
             .map(Database::each_host)
             .unwrap_or_default();
-        let thread_failed = |e: std::io::Error| {
-            ConfigErrors(vec![Problem {
-                name: "DB_POOL_MAX",
-                got: None,
-                takes: format!(
-                    "no thread could be started for the pool: {e}; raise the limit (ulimit -u or -v, or pids.max of the control group)"
-                ),
-            }])
-        };
-        let watchdog = Watchdog::start().map_err(thread_failed)?;
+        let watchdog = Watchdog::start().map_err(BuildError::Thread)?;
         let shared = Arc::new(Shared::new(
             config,
             self.on_connect,
@@ -302,7 +296,7 @@ impl Builder {
             shared.watchdog.stop();
             // The system's own word is in the panic's; it says the same once more.
             let refused = std::thread::Builder::new().spawn(|| {}).err();
-            thread_failed(refused.unwrap_or_else(|| std::io::Error::other(panic)))
+            BuildError::Thread(refused.unwrap_or_else(|| std::io::Error::other(panic)))
         })?;
         let (max, waiting) = (config.max_size as usize, config.max_waiting);
         let line = Line::new(max, waiting, config.effective_min_idle() as usize);
@@ -330,8 +324,40 @@ impl Builder {
             }
         };
         let _ = inner.opener.on_refused.set(Box::new(tell_the_line));
-        housekeeping::start(&inner).map_err(thread_failed)?;
+        housekeeping::start(&inner).map_err(BuildError::Thread)?;
         Ok(Pool { inner })
+    }
+}
+
+/// Why a pool could not be built.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Settings that cannot work, all at once.
+    Settings(ConfigErrors),
+    /// The system refused one of the pool's threads.
+    Thread(io::Error),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BuildError::Settings(errors) => write!(f, "{errors}"),
+            BuildError::Thread(e) => write!(
+                f,
+                "cannot start a thread for the pool: {e}; raise the limit (ulimit -u or -v, or pids.max of the control group)"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            // Their texts are in our own already.
+            BuildError::Settings(_) => None,
+            BuildError::Thread(e) => e.source(),
+        }
     }
 }
 

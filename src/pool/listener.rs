@@ -6,7 +6,6 @@ use super::hedge::Purpose;
 use super::session::{Session, UPKEEP};
 use crate::error::{CheckoutFailure, Error, OpenError, Result};
 use crate::metrics::CloseReason;
-use crate::retry::Phase;
 use crate::sync::LONGEST;
 use log::warn;
 use std::fmt;
@@ -182,10 +181,9 @@ impl Listener {
                 self.session = Some(session);
                 Ok(true)
             }
-            Err(source) if source.code().is_some() && !session.is_lost() => Err(Error::Database {
-                source,
-                phase: Phase::Preparing,
-            }),
+            Err(source) if source.code().is_some() && !session.is_lost() => {
+                Err(Error::before_any_effect(source))
+            }
             Err(_) => {
                 session.close_for(CloseReason::Broken);
                 Ok(false)

@@ -54,7 +54,7 @@ mod watchdog;
 mod wire;
 
 pub use crate::metrics::{CloseReason, Stats};
-pub use builder::Builder;
+pub use builder::{BuildError, Builder};
 pub use checkout::Pool;
 pub use listener::{Heard, Listener, Notification};
 pub use observer::{Observer, StatementEvent};

@@ -12,7 +12,6 @@ use super::watchdog::Watchdog;
 use crate::config::{PoolConfig, Pooler};
 use crate::error::{Error, excerpt};
 use crate::metrics::Metrics;
-use crate::retry::Phase;
 use crate::sync::unpoison;
 use log::{info, warn};
 use postgres::Client;
@@ -193,10 +192,7 @@ impl Shared {
     /// contain, and runs the application's `on_connect`. On a server connection that is shared with
     /// others nothing is set; our own deadlines apply instead.
     pub fn restore(&self, client: &mut Client) -> Result<(), Error> {
-        let failed = |source| Error::Database {
-            source,
-            phase: Phase::Preparing,
-        };
+        let failed = Error::before_any_effect;
         self.set_up(client).map_err(failed)?;
         let Some(on_connect) = &self.on_connect else {
             return Ok(());

@@ -1134,7 +1134,9 @@ fn a_retry_policy_without_end_is_taken_by_the_builder() {
 #[test]
 fn a_statement_cache_without_end_is_a_settings_error() {
     let built = database().pool().statement_cache(usize::MAX).build();
-    let errors = built.unwrap_err();
+    let millpond::BuildError::Settings(errors) = built.unwrap_err() else {
+        panic!("it is about settings")
+    };
     assert_eq!(errors.0.len(), 1);
-    assert_eq!(errors.0[0].name, "DB_STATEMENT_CACHE");
+    assert_eq!(errors.0[0].name, "statement_cache");
 }

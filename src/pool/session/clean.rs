@@ -4,7 +4,6 @@ use super::life::{Session, upkeep_until};
 use crate::error::{Chain, Error};
 use crate::metrics::CloseReason;
 use crate::pool::watchdog::Plan;
-use crate::retry::Phase;
 use crate::sync::caught;
 use log::{debug, warn};
 use postgres::SimpleQueryMessage;
@@ -73,10 +72,7 @@ impl Session {
                 false => s.client.batch_execute(&prepared.join("; ")),
             }
         });
-        cleaned.map_err(|source| Error::Database {
-            source,
-            phase: Phase::Preparing,
-        })
+        cleaned.map_err(Error::before_any_effect)
     }
 
     /// Applies the session's settings and runs `on_connect`: after a reset, or on a session that

@@ -2,7 +2,7 @@
 
 use super::kept::{Kept, are_as_described};
 use super::life::Session;
-use crate::error::{Error, excerpt};
+use crate::error::{Effect, Error, excerpt};
 use crate::metrics::CloseReason;
 use crate::pool::limits::Limits;
 use crate::pool::observer::StatementEvent;
@@ -272,8 +272,9 @@ impl Session {
                 sql: excerpt(sql),
                 source,
                 phase,
+                effect: Effect::ByPhase,
             },
-            None => Error::Database { source, phase },
+            None => Error::in_phase(phase, source),
         };
         // It is done, and its rows are lost to something that the driver did behind it.
         let lone = matches!(asked, Phase::Statement | Phase::CommitsInside);

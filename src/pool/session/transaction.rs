@@ -147,10 +147,7 @@ impl Session {
             }
             Err(source) => {
                 self.close_for(CloseReason::Broken);
-                Err(Error::Database {
-                    source,
-                    phase: Phase::InTransaction,
-                })
+                Err(Error::in_phase(Phase::InTransaction, source))
             }
         }
     }
