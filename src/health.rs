@@ -6,6 +6,7 @@ use std::time::Duration;
 
 /// The pool's health at one moment.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Health {
     /// The database answered within 800 ms.

@@ -27,7 +27,6 @@ pub use database::Database;
 pub use http::HttpConfig;
 #[cfg(feature = "server")]
 pub use ipnet::IpNet;
-pub(crate) use pool::Names;
 pub use pool::{PoolConfig, Pooler, Reset};
 pub use problem::{ConfigErrors, Problem};
 #[cfg(feature = "env")]

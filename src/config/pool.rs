@@ -136,13 +136,12 @@ impl PoolConfig {
         }
     }
 
-    /// Returns all values that cannot work, in the words of whoever set them.
-    pub(crate) fn problems(&self, names: Names) -> Vec<Problem> {
-        let name = |option, variable| match names {
-            Names::Options => option,
-            #[cfg(feature = "env")]
-            Names::Variables => variable,
-        };
+    /// Returns all values that cannot work. `name` chooses between the names of a setting: the
+    /// builder's option, and the variable of the environment.
+    pub(crate) fn problems(
+        &self,
+        name: impl Fn(&'static str, &'static str) -> &'static str,
+    ) -> Vec<Problem> {
         let mut found = Vec::new();
         let mut expect = |good: bool, name: &'static str, got: String, takes: String| {
             if !good {
@@ -216,14 +215,6 @@ impl PoolConfig {
         );
         found
     }
-}
-
-/// How settings are named: as the options of the builder, or as variables of the environment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Names {
-    Options,
-    #[cfg(feature = "env")]
-    Variables,
 }
 
 /// When the state that was left on a connection is removed: settings, locks, temporary tables,

@@ -6,7 +6,7 @@ use super::parse::{
     as_ms, currency, filled, ms, number, off_at_zero, on_off, optional_ms, parsed, pooler, private,
     read_file, reset, switch,
 };
-use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS, Names, PoolConfig};
+use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS, PoolConfig};
 use super::problem::{ConfigErrors, Problem};
 use super::program::Config;
 use super::source::Source;
@@ -350,7 +350,7 @@ fn read(
     problems.extend(
         config
             .pool
-            .problems(Names::Variables)
+            .problems(|_option, variable| variable)
             .into_iter()
             .filter(|p| !broken.contains(&p.name)),
     );

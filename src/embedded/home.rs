@@ -9,7 +9,7 @@ use log::{info, warn};
 use nix::sys::signal::kill;
 use nix::unistd::{Pid, User};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -402,9 +402,7 @@ impl Home {
 /// Returns a new password for the server's role.
 pub(super) fn new_password() -> Result<String, EmbeddedError> {
     let mut random = [0u8; 16];
-    File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut random))
-        .tried(|| "no random numbers".into())?;
+    getrandom::fill(&mut random).tried(|| "the system has no random numbers".into())?;
     Ok(hex(&random))
 }
 

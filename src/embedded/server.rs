@@ -8,6 +8,7 @@ use super::programs::{Programs, data_version};
 use log::{debug, warn};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use postgres::{Client, NoTls};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -16,6 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -119,6 +121,49 @@ impl PrivateServer {
         Ok(server)
     }
 
+    /// Starts a server for tests: its data are temporary and its commits quick rather than durable.
+    /// A server in a `static` ends with the process.
+    ///
+    /// ```no_run
+    /// use millpond::embedded::PrivateServer;
+    /// use std::sync::OnceLock;
+    ///
+    /// /// The URL of an empty database of its own, for each test.
+    /// fn database() -> String {
+    ///     static SERVER: OnceLock<PrivateServer> = OnceLock::new();
+    ///     let server = SERVER.get_or_init(|| PrivateServer::temporary().expect("a PostgreSQL"));
+    ///     server.new_database().expect("a database")
+    /// }
+    ///
+    /// # fn main() {
+    /// let pool = millpond::Pool::builder().database_url(&database()).build().unwrap();
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn temporary() -> Result<PrivateServer, EmbeddedError> {
+        PrivateServer::start(Options::temporary())
+    }
+
+    /// Makes an empty database and returns its URL, with the password.
+    ///
+    /// # Errors
+    /// If the server refuses it, or does not run.
+    pub fn new_database(&self) -> Result<String, EmbeddedError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // The process tells it from a database of an earlier one, if the data are kept.
+        let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("db_{process}_{number}");
+        let made = Client::connect(&self.url(), NoTls)
+            .and_then(|mut client| client.batch_execute(&format!("CREATE DATABASE {name}")));
+        made.map_err(|e| EmbeddedError::Failed {
+            what: format!("the database {name} could not be made: {e}"),
+            printed: e.as_db_error().map(ToString::to_string).unwrap_or_default(),
+        })?;
+        Ok(url(&self.password, self.port, &name))
+    }
+
     /// Returns the URL of a server in this directory that another program runs; `None` if there is
     /// none.
     ///
@@ -137,7 +182,7 @@ impl PrivateServer {
             if let (Some((_, port)), Ok(password)) =
                 (home.ready_server(), fs::read_to_string(home.password()))
             {
-                return Ok(Some(url(&password, port)));
+                return Ok(Some(url(&password, port, "postgres")));
             }
             if Instant::now() >= patience {
                 return Err(home.in_use());
@@ -148,7 +193,7 @@ impl PrivateServer {
 
     /// Returns the URL of the server, with the password.
     pub fn url(&self) -> String {
-        url(&self.password, self.port)
+        url(&self.password, self.port, "postgres")
     }
 
     /// Returns the port on 127.0.0.1.
@@ -341,9 +386,9 @@ impl fmt::Debug for PrivateServer {
     }
 }
 
-fn url(password: &str, port: u16) -> String {
+fn url(password: &str, port: u16, database: &str) -> String {
     format!(
-        "postgresql://postgres:{}@127.0.0.1:{port}/postgres",
+        "postgresql://postgres:{}@127.0.0.1:{port}/{database}",
         password.trim()
     )
 }

@@ -3,6 +3,7 @@
 use super::series::Metrics;
 use super::stats::Stats;
 use prometheus::core::Collector;
+use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, TextEncoder};
 
 /// The content type of that text.
@@ -19,13 +20,12 @@ pub(crate) struct Gauges {
     pub probe_up: bool,
 }
 
+const POOL_NAME: &str = "db_client_connection_pool_name";
+
 impl Metrics {
     /// Returns all counters and histograms, and the gauges given.
     pub fn text(&self, pool_name: &str, gauges: Gauges) -> String {
-        let mut families = self.registry().gather();
-        for gauge in collectors(pool_name, gauges) {
-            families.extend(gauge.collect());
-        }
+        let mut families = self.families(pool_name, gauges);
         families.sort_by(|a, b| a.name().cmp(b.name()));
         let mut out = Vec::new();
         // Writing to memory fails only for a family without a metric, and none of ours is one.
@@ -34,13 +34,38 @@ impl Metrics {
         }
         String::from_utf8_lossy(&out).into_owned()
     }
+
+    fn families(&self, pool_name: &str, gauges: Gauges) -> Vec<MetricFamily> {
+        let mut families = self.registry().gather();
+        for gauge in collectors(pool_name, gauges) {
+            families.extend(gauge.collect());
+        }
+        families
+    }
+
+    /// Returns the pool's own series, each with the pool's name: an application's registry may hold
+    /// those of several pools.
+    pub fn named_families(&self, pool_name: &str, gauges: Gauges) -> Vec<MetricFamily> {
+        let mut families = self.families(pool_name, gauges);
+        families.retain(|family| !family.name().starts_with("http_"));
+        for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
+            let mut labels = metric.take_label();
+            if !labels.iter().any(|label| label.name() == POOL_NAME) {
+                let mut label = LabelPair::default();
+                label.set_name(POOL_NAME.to_owned());
+                label.set_value(pool_name.to_owned());
+                labels.push(label);
+                labels.sort();
+            }
+            metric.set_label(labels);
+        }
+        families
+    }
 }
 
 fn collectors(pool_name: &str, gauges: Gauges) -> Vec<Box<dyn Collector>> {
     let stats = gauges.stats;
-    let pool = |name: &str, help: &str| {
-        Opts::new(name, help).const_label("db_client_connection_pool_name", pool_name)
-    };
+    let pool = |name: &str, help: &str| Opts::new(name, help).const_label(POOL_NAME, pool_name);
     let mut all: Vec<Box<dyn Collector>> = Vec::new();
     let count = pool("db_client_connection_count", "Connections by state.");
     if let Ok(by_state) = IntGaugeVec::new(count, &["db_client_connection_state"]) {

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The pool's figures at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// All connections, open or being opened: `idle + active + opening`.
@@ -34,6 +35,11 @@ impl Stats {
 
 /// Why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum CloseReason {
     /// Idle for longer than the idle timeout, above the minimum.

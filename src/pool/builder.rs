@@ -9,7 +9,7 @@ use super::opener::Opener;
 use super::probe::Probe;
 use super::shared::{OnConnect, Shared};
 use super::watchdog::Watchdog;
-use crate::config::{ConfigErrors, Database, Names, PoolConfig, Pooler, Problem, Reset};
+use crate::config::{ConfigErrors, Database, PoolConfig, Pooler, Problem, Reset};
 use crate::fd_limit;
 use crate::retry::{Budget, RetryPolicy};
 use crate::sync::{LONGEST, caught};
@@ -242,7 +242,7 @@ impl Builder {
     pub fn build(self) -> Result<Pool, BuildError> {
         let mut config = self.config;
         config.bound_times(LONGEST);
-        let mut problems = config.problems(Names::Options);
+        let mut problems = config.problems(|option, _variable| option);
         let url = |takes: String| Problem {
             name: "database_url",
             got: None,

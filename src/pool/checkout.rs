@@ -98,20 +98,6 @@ impl Pool {
         self.inner.shared.closing.load(Ordering::SeqCst)
     }
 
-    /// The counters and histograms, in the text format of Prometheus.
-    #[cfg(feature = "metrics")]
-    pub fn metrics_text(&self) -> String {
-        let gauges = crate::metrics::prometheus::Gauges {
-            stats: self.stats(),
-            failing_fast: self.is_failing_fast(),
-            probe_up: self.inner.probe.last_was_up(),
-        };
-        self.inner
-            .shared
-            .metrics
-            .text(&self.inner.shared.application_name(), gauges)
-    }
-
     /// Checks a session out for whoever stands at `place`, waiting until `deadline`.
     pub(crate) fn check_out_at(
         &self,

@@ -35,6 +35,8 @@ mod limits;
 mod line;
 mod listener;
 mod manager;
+#[cfg(feature = "metrics")]
+mod measured;
 mod names;
 mod observer;
 mod opener;

@@ -29,6 +29,11 @@ const SHARED_FOR: Duration = Duration::from_millis(250);
 /// Why the database did not answer. The texts are stable; host names, user names and the server's
 /// own texts appear only in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum ProbeError {
     /// The host cannot be reached, or the connection broke.

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The result of a drain, as numbers of connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Report {
     /// Closed while idle, or after their work was done.

@@ -604,3 +604,68 @@ fn the_drivers_settings_make_a_pool_and_none_is_weakened() {
     assert!(error.to_string().contains("sslmode=require"), "{error}");
     drop(admin(&db.url));
 }
+
+#[test]
+fn a_registry_takes_the_metrics_of_two_pools_and_tells_them_apart() {
+    let db = database();
+    let (a, b) = (db.pool().build().unwrap(), db.pool().build().unwrap());
+    let registry = prometheus::Registry::new();
+    registry.register(Box::new(a.collector("a"))).unwrap();
+    registry.register(Box::new(b.collector("b"))).unwrap();
+    assert!(registry.register(Box::new(b.collector("b"))).is_err());
+    a.query("SELECT missing", &[]).unwrap_err();
+    let text = prometheus::TextEncoder::new()
+        .encode_to_string(&registry.gather())
+        .unwrap();
+    for (name, labels, value) in [
+        (
+            "millpond_statement_failures_total",
+            r#",sqlstate="42703""#,
+            Some("1"),
+        ),
+        ("db_client_connection_max", "", Some("20")),
+        ("db_client_connection_wait_time_seconds_count", "", None),
+        ("millpond_failing_fast", "", Some("0")),
+    ] {
+        let of_a = format!("{name}{{db_client_connection_pool_name=\"a\"{labels}}} ");
+        let line = text.lines().find(|line| line.starts_with(&of_a));
+        let line = line.unwrap_or_else(|| panic!("no {of_a} in {text}"));
+        assert!(
+            value.is_none_or(|v| line.ends_with(&format!(" {v}"))),
+            "{line}"
+        );
+    }
+    let series = text.lines().filter(|line| !line.starts_with('#'));
+    let nameless: Vec<_> = series.filter(|line| !line.contains("pool_name=")).collect();
+    assert!(nameless.is_empty(), "{nameless:?}");
+    assert!(text.contains(r#"pool_name="b""#) && !text.contains("http_server"));
+}
+
+#[test]
+fn figures_are_written_by_serde() {
+    let pool = database().pool().max_size(3).min_idle(1).build().unwrap();
+    pool.wait_ready(20 * SECOND).unwrap();
+    let stats = serde_json::to_value(pool.stats()).unwrap();
+    assert_eq!((&stats["max"], &stats["min_idle"]), (&3.into(), &1.into()));
+    let health = serde_json::to_value(pool.health()).unwrap();
+    assert_eq!(health["healthy"], true, "{health}");
+    assert_eq!(health["stats"]["max"], 3);
+    let report = serde_json::to_value(pool.close(SECOND)).unwrap();
+    assert_eq!(report["aborted"], 0, "{report}");
+    let reason = serde_json::to_value(millpond::pool::CloseReason::IdleTimeout).unwrap();
+    assert_eq!(reason, "idle_timeout");
+}
+
+#[test]
+fn a_private_server_gives_each_test_a_database_of_its_own() {
+    let server = server(&[]);
+    let (a, b) = (
+        server.new_database().unwrap(),
+        server.new_database().unwrap(),
+    );
+    assert_ne!(a, b);
+    for url in [a, b] {
+        let pool = super::support::pool(&url).build().unwrap();
+        pool.execute("CREATE TABLE t (id int)", &[]).unwrap();
+    }
+}
