@@ -113,5 +113,13 @@ pub mod for_cli {
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+// The recipes link to the server and the private database.
+#[cfg(all(feature = "server", feature = "embedded"))]
+#[doc = include_str!("RECIPES.md")]
+pub mod recipes {}
+
+#[doc = include_str!("COMING_FROM_R2D2.md")]
+pub mod coming_from_r2d2 {}
+
 #[doc = include_str!("ARCHITECTURE.md")]
 pub mod architecture {}
