@@ -104,7 +104,7 @@ pub trait Executor {
     where
         Self: Sized,
     {
-        mapped(self.query(sql, params)?)
+        mapped(&self.query(sql, params)?)
     }
 
     /// Runs a statement and returns the first column of its only row; `Option<T>` takes NULL.

@@ -50,7 +50,7 @@ fn sweep_from_time_to_time(pool: &Weak<Inner>) {
             return;
         }
         match pool.sweep_ledger() {
-            Ok(Some(0)) | Ok(None) => {}
+            Ok(Some(0) | None) => {}
             Ok(Some(rows)) => info!("swept the ledger rows={rows}"),
             // The next time will do.
             Err(e) => debug!("the ledger could not be swept: {}", Chain(&e)),

@@ -3,6 +3,7 @@
 use crate::pool::{Begin, Limits, Pool, Session};
 use crate::retry::RetryPolicy;
 use postgres::IsolationLevel;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// More is for ever: the server takes no more, about 24 days.
@@ -49,6 +50,17 @@ pub struct Call<'p> {
     pub(super) deadline: Option<Instant>,
     pub(super) key_wait: Option<Duration>,
     pub(super) begin: Begin,
+}
+
+impl fmt::Debug for Call<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("timeout", &self.timeout)
+            .field("policy", &self.policy)
+            .field("deadline", &self.deadline)
+            .field("key_wait", &self.key_wait)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Call<'_> {

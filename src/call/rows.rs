@@ -20,7 +20,7 @@ pub(super) fn exactly_one(rows: Vec<Row>) -> Result<Row> {
     ))
 }
 
-pub(super) fn mapped<T: FromRow>(rows: Vec<Row>) -> Result<Vec<T>> {
+pub(super) fn mapped<T: FromRow>(rows: &[Row]) -> Result<Vec<T>> {
     let values = rows.iter().map(T::from_row);
     Ok(values.collect::<Result<_, _>>()?)
 }

@@ -177,7 +177,7 @@ impl Call<'_> {
     /// As [`Pool::query_as`].
     #[track_caller]
     pub fn query_as<T: FromRow>(&self, sql: &str, params: Params<'_>) -> Result<Vec<T>> {
-        mapped(self.query(sql, params)?)
+        mapped(&self.query(sql, params)?)
     }
 
     /// As [`Pool::query_scalar`].

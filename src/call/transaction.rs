@@ -242,7 +242,7 @@ impl Transaction<'_> {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<T>> {
-        mapped(self.query(sql, params)?)
+        mapped(&self.query(sql, params)?)
     }
 
     /// Runs a statement and returns the first column of its only row; `Option<T>` takes NULL.

@@ -74,7 +74,7 @@ pub(super) fn keep_private(config: &mut Config) -> Result<Kept, Failure> {
                 Some(server) => match server.revive() {
                     Ok(false) => {}
                     Ok(true) => {
-                        error!("the private PostgreSQL had ended by itself, and was started again")
+                        error!("the private PostgreSQL had ended by itself, and was started again");
                     }
                     Err(e) => error!("the private PostgreSQL has ended: {}", Chain(&e)),
                 },

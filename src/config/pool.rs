@@ -172,7 +172,7 @@ impl PoolConfig {
             statements <= MOST_STATEMENTS,
             name("statement_cache", "DB_STATEMENT_CACHE"),
             statements.to_string(),
-            format!("0 to {}", MOST_STATEMENTS),
+            format!("0 to {MOST_STATEMENTS}"),
         );
         let wait = self.connection_timeout;
         expect(

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 /// Options of a private server.
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct Options {
     pub(super) place: Place,
     pub(super) bin_dir: Option<PathBuf>,

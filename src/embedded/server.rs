@@ -117,7 +117,7 @@ impl PrivateServer {
             port: 0,
             running: None,
         };
-        server.run(lock)?;
+        server.run(&lock)?;
         Ok(server)
     }
 
@@ -250,7 +250,7 @@ impl PrivateServer {
     pub fn start_again(&mut self) -> Result<(), EmbeddedError> {
         self.stop(Stop::Fast);
         let lock = self.home.take_lock()?;
-        self.run(lock)
+        self.run(&lock)
     }
 
     /// Starts the server again if it has ended by itself (because its postmaster was killed).
@@ -270,7 +270,7 @@ impl PrivateServer {
         Ok(ended)
     }
 
-    fn run(&mut self, lock: File) -> Result<(), EmbeddedError> {
+    fn run(&mut self, lock: &File) -> Result<(), EmbeddedError> {
         // Another program may take the free port before the server listens on it.
         let tries = if self.port == 0 { 5 } else { 1 };
         for last in (0..tries).map(|n| n + 1 == tries) {
@@ -303,7 +303,7 @@ impl PrivateServer {
             .mode(0o600)
             .open(home.log());
         let log = log.tried(|| format!("{} could not be written", home.log().display()))?;
-        let logged_before = fs::metadata(home.log()).map(|m| m.len()).unwrap_or(0);
+        let logged_before = fs::metadata(home.log()).map_or(0, |m| m.len());
         let remove = if matches!(self.options.place, Place::Temporary) {
             home.dir.as_os_str()
         } else {

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// its cause (tokio-postgres 0.7.18 prints "db error" for any error of the server). Of a server
 /// error, only the message, the condition and the code are printed, never the detail, which holds
 /// row values.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
 
 impl fmt::Display for Chain<'_> {

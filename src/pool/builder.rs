@@ -58,6 +58,14 @@ impl From<postgres::Config> for Builder {
     }
 }
 
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A zero that means "off" or "never".
 fn unless_zero(time: Duration) -> Option<Duration> {
     Some(time).filter(|t| !t.is_zero())

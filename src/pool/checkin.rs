@@ -79,10 +79,14 @@ impl Lease {
         let Some(mut held) = self.held.take() else {
             unreachable!("a lease holds its session until it is dropped")
         };
-        self.inner.end_use(&mut held);
         let Some(mut session) = held.take() else {
             unreachable!("a slot holds its session until it is taken")
         };
+        if self.inner.shared.process.is_another() {
+            std::mem::forget(held);
+            return session;
+        }
+        self.inner.end_use(&mut session);
         session.close_for(CloseReason::Detached);
         drop(held);
         self.inner.line.discarded();

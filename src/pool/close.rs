@@ -35,7 +35,8 @@ impl Inner {
             return Report::default();
         }
         let timeout = timeout.min(LONGEST);
-        let deadline = Instant::now() + timeout;
+        let started = Instant::now();
+        let deadline = started + timeout;
         if self.shared.closing.swap(true, Ordering::SeqCst) {
             return self.wait_for_report(deadline);
         }
@@ -46,7 +47,7 @@ impl Inner {
         self.probe.close();
         self.end_work_of_our_own(Instant::now() + grace);
         let (mut cancelled, mut aborted) = (Vec::new(), Vec::new());
-        if !self.wait_until_returned(deadline - grace) {
+        if !self.wait_until_returned(started + timeout.saturating_sub(grace)) {
             cancelled = self.shared.watchdog.cancel_all_held(grace);
             if !self.wait_until_returned(deadline) {
                 aborted = self.shared.watchdog.abort_all_held();

@@ -263,7 +263,7 @@ fn hedge<O: Opens>(opener: &Arc<O>) {
     while let Some((waited, purpose)) = attempts.longest_wait() {
         let patience = attempts.patience();
         if waited < patience {
-            thread::sleep(patience - waited);
+            thread::sleep(patience.saturating_sub(waited));
         } else if opener.is_closing() {
             // The waiting threads are told of the close elsewhere.
             thread::sleep(PATIENCE);

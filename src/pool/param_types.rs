@@ -219,7 +219,7 @@ pub(super) fn is_unusual(ty: &Type) -> bool {
 }
 
 fn unusual(statement: &Statement) -> Vec<Oid> {
-    let types = statement.columns().iter().map(|column| column.type_());
+    let types = statement.columns().iter().map(postgres::Column::type_);
     types.filter(|ty| is_unusual(ty)).map(Type::oid).collect()
 }
 

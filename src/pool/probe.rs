@@ -277,7 +277,7 @@ fn read(
 }
 
 fn classify(error: &OpenError) -> ProbeError {
-    match error.sqlstate().map(|s| s.code()) {
+    match error.sqlstate().map(postgres::error::SqlState::code) {
         Some(code) if code.starts_with("28") => ProbeError::Authentication,
         Some("3D000") => ProbeError::UnknownDatabase,
         Some("53300") => ProbeError::TooManyConnections,

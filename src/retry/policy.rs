@@ -7,6 +7,7 @@ use std::time::Duration;
 /// The pause before retry `n` (counted from 0) is `initial_delay x multiplier^n`, with 10 % jitter
 /// to either side, and never longer than `max_delay`. No retry begins after the caller's deadline.
 #[derive(Clone, Debug, PartialEq)]
+#[must_use]
 #[non_exhaustive]
 pub struct RetryPolicy {
     /// Retries after the first attempt. Default 3; 0 = none.

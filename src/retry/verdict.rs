@@ -217,7 +217,7 @@ impl<'a> Symptom<'a> {
             || text == "timeout waiting for server"
             || text == "error connecting to server"
             || text == "error communicating with the server"
-            || error.source().is_some_and(|cause| cause.is::<io::Error>());
+            || matches!(error.source(), Some(cause) if cause.is::<io::Error>());
         if lost {
             Symptom::Lost
         } else {

@@ -16,12 +16,22 @@ use std::time::{Duration, Instant};
 /// The application on a pool, whose ledger must be in the schema [`SCHEMA`](crate::studio::SCHEMA).
 /// Cloning is cheap, and all clones share their state.
 #[derive(Clone)]
+#[must_use]
 pub struct Studio {
     pub(super) pool: Pool,
     pub(super) currency: Arc<str>,
     /// Set while the schema is there.
     pub(super) ready: Arc<AtomicBool>,
     pub(super) keys: Arc<KeysInUse>,
+}
+
+impl std::fmt::Debug for Studio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Studio")
+            .field("pool", &self.pool)
+            .field("currency", &self.currency)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Studio {
@@ -61,7 +71,7 @@ impl Studio {
         params: &[&(dyn ToSql + Sync)],
         of: impl Fn(&Row, &Studio) -> Result<T>,
     ) -> Result<Vec<T>, Problem> {
-        let call = self.pool.call().with_deadline(self.finish_by(request));
+        let call = self.pool.call().with_deadline(finish_by(request));
         let rows = call.read(sql, params).map_err(problem_of)?;
         let all: Result<_> = rows.iter().map(|row| of(row, self)).collect();
         all.map_err(problem_of)
@@ -80,13 +90,19 @@ impl Studio {
         let one = found.first().ok_or_else(nothing_here)?;
         Ok(Response::json(200, one))
     }
+}
 
-    /// The deadline for calls on the pool. It leaves some of the request's time, since the
-    /// connection to a silent server is cut only half a second after the deadline.
-    pub(super) fn finish_by(&self, request: &Request) -> Instant {
-        let left = request.deadline.saturating_duration_since(Instant::now());
-        request.deadline - (left / 10).min(Duration::from_millis(250))
-    }
+/// The deadline for calls on the pool. It leaves some of the request's time, since the connection
+/// to a silent server is cut only half a second after the deadline.
+pub(super) fn finish_by(request: &Request) -> Instant {
+    before_deadline(request, 10, Duration::from_millis(250))
+}
+
+/// A moment that leaves a part of the request's time, and at most `most` of it.
+pub(super) fn before_deadline(request: &Request, part: u32, most: Duration) -> Instant {
+    let now = Instant::now();
+    let left = request.deadline.saturating_duration_since(now);
+    now + left.saturating_sub((left / part).min(most))
 }
 
 /// The id in the path; 404 if it is not a number.

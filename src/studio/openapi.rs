@@ -74,6 +74,7 @@ impl Modify for Completed {
 }
 
 /// The document itself.
+#[expect(clippy::unnecessary_wraps, reason = "it is a handler")]
 pub(super) fn document(
     _: &Studio,
     _: &server::Request,

@@ -9,7 +9,7 @@
 //! While a request is at work on a key, others with that key wait in `keys` and hold no connection.
 //! Across processes, one session of each may wait in the database.
 
-use super::app::Studio;
+use super::app::{Studio, before_deadline, finish_by};
 use super::keys::key_in_use;
 use super::refusals::problem_of;
 use crate::call::{Keyed, Transaction};
@@ -93,7 +93,7 @@ impl Studio {
         let mut about_to_commit = false;
         let done = catch_unwind(AssertUnwindSafe(|| {
             let wait = give_up.saturating_duration_since(Instant::now());
-            let by = self.finish_by(request);
+            let by = finish_by(request);
             let left = by.saturating_duration_since(Instant::now());
             self.pool
                 .call()
@@ -154,8 +154,7 @@ fn replay(digest: &str, kept: Option<Vec<u8>>) -> Result<Response, Problem> {
 /// How long to wait for another request with the same key: less than any call may take, so that
 /// there is time left to say that it still runs.
 fn wait_until(request: &Request) -> Instant {
-    let left = request.deadline.saturating_duration_since(Instant::now());
-    request.deadline - (left / 5).min(Duration::from_millis(500))
+    before_deadline(request, 5, Duration::from_millis(500))
 }
 
 /// 1 to 255 printable ASCII characters, bare or in double quotes.

@@ -59,7 +59,10 @@ fn a_lone_write_whose_session_ends_is_repeated_only_where_it_cannot_be_done() {
         proxy.on_answer(INSERTED, Act::BreakOffWith(fatal(code)));
         let error = pool.execute(INSERT, &[]).unwrap_err();
         assert!(error.is_outcome_unknown(), "{code}: {error:?}");
-        assert_eq!(error.sqlstate().map(|s| s.code()), Some(code));
+        assert_eq!(
+            error.sqlstate().map(postgres::error::SqlState::code),
+            Some(code)
+        );
         assert_eq!(rows(&db.url), before + 2, "{code}");
         // One that only reads may be asked for again.
         proxy.on_answer(b"SELECT 1\0", Act::BreakOffWith(fatal(code)));

@@ -427,7 +427,10 @@ fn a_wrong_password_is_said_when_it_is_known() {
             let started = Instant::now();
             let error = pool.query("SELECT 1", &[]).unwrap_err();
             assert!(started.elapsed() < wait / 2, "{:?}", started.elapsed());
-            assert_eq!(error.sqlstate().map(|s| s.code()), Some(code));
+            assert_eq!(
+                error.sqlstate().map(postgres::error::SqlState::code),
+                Some(code)
+            );
             assert!(!error.is_retryable());
             assert!(error.to_string().contains("refuses"), "{error}");
         }

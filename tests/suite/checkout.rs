@@ -254,7 +254,10 @@ fn closing_cancels_what_still_runs() {
         assert_eq!((report.cancelled, report.aborted), (8, 0), "{report}");
         for sleeper in sleepers {
             let error = sleeper.join().unwrap().unwrap_err();
-            assert_eq!(error.sqlstate().map(|s| s.code()), Some("57014"));
+            assert_eq!(
+                error.sqlstate().map(postgres::error::SqlState::code),
+                Some("57014")
+            );
         }
     });
 }

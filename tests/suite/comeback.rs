@@ -84,7 +84,10 @@ fn after_an_outage_of(outage: Duration, server: &mut PrivateServer) -> Comeback 
         reads_at.partition_point(|at| *at < until) - reads_at.partition_point(|at| *at < from)
     };
     // The second before the outage, less the moment in which the server was already stopping.
-    let before = (4..10).map(|n| in_window(down - n * WINDOW)).sum::<usize>() as f64 / 6.0;
+    let before = (4..10)
+        .map(|n| in_window(down.checked_sub(n * WINDOW).unwrap()))
+        .sum::<usize>() as f64
+        / 6.0;
     let first = reads_at[reads_at.partition_point(|at| *at < accepting.min(down + outage))..][0];
     let step = WINDOW / 10;
     let at_rate = (0..200)
@@ -111,7 +114,9 @@ fn said_ready(server: &PrivateServer) -> Instant {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
     let now = since_epoch.as_secs_f64() % 60.0;
-    Instant::now() - Duration::from_secs_f64((now - seconds).rem_euclid(60.0))
+    Instant::now()
+        .checked_sub(Duration::from_secs_f64((now - seconds).rem_euclid(60.0)))
+        .unwrap()
 }
 
 #[test]

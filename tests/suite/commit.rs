@@ -92,7 +92,7 @@ fn one_that_arrives_after_the_question_is_not_committed() {
     let (arrived, late) = mpsc::channel();
     let (result, attempts) = write(&pool, || {
         let then = Box::new(move || arrived.send(()).unwrap());
-        proxy.on_request(COMMIT, Act::DeliverLateThen(300 * MS, then))
+        proxy.on_request(COMMIT, Act::DeliverLateThen(300 * MS, then));
     });
     result.unwrap();
     late.recv_timeout(20 * SECOND).expect("it was delivered");
@@ -222,7 +222,7 @@ fn a_server_that_stays_away_leads_to_unknown_in_time() {
     let (server, proxy, _direct, by_proxy) = own_server(false);
     let pool = pool(&by_proxy).connection_timeout(SECOND).build().unwrap();
     let act = Act::DeliverThen(Box::new(move || {
-        server.lock().unwrap().stop(Stop::Immediate)
+        server.lock().unwrap().stop(Stop::Immediate);
     }));
     let started = Instant::now();
     let (result, attempts) = write(&pool, || proxy.on_request(COMMIT, act));

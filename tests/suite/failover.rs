@@ -255,7 +255,10 @@ fn a_mistaken_write_on_a_lone_standby_costs_its_own_connections_alone() {
         .unwrap();
     eventually("all are open", || pool.stats().idle == 12);
     let error = pool.execute("INSERT INTO t VALUES (1)", &[]).unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("25006")
+    );
     for _ in 0..12 {
         pool.read("SELECT 1", &[]).unwrap();
     }
@@ -391,7 +394,10 @@ fn a_write_that_meets_a_standby_is_done_at_the_primary() {
         .read_only()
         .execute("INSERT INTO t VALUES (3)", &[])
         .unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("25006")
+    );
     assert!(!error.is_retryable(), "{error:?}");
 }
 
@@ -456,7 +462,10 @@ fn what_commits_inside_is_not_repeated_for_a_promotion_that_was_before() {
     pool.read("SELECT 1", &[]).unwrap();
     standby.promote();
     let error = pool.execute("CALL halves()", &[]).unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("25006")
+    );
     assert_eq!(keys(&direct), [1]);
 }
 
@@ -478,5 +487,8 @@ fn a_pool_that_reads_only_reads_from_a_standby() {
     let error = pool
         .transaction(|tx| tx.execute("INSERT INTO t VALUES (1)", &[]))
         .unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("25006")
+    );
 }

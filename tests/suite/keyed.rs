@@ -96,7 +96,10 @@ fn what_fails_leaves_its_key_free() {
     let error = pool
         .execute_with_key("k", "INSERT INTO t SELECT 1 / $1", &[&0i32])
         .unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("22012"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("22012")
+    );
     assert_eq!(rows(&db.url), 0);
     assert_eq!(write(&pool, "k", || {}).0.unwrap(), Keyed::Done("done"));
 }
@@ -265,7 +268,7 @@ fn one_that_arrives_after_the_question_does_nothing() {
                     let _ = arrived.send(());
                 }),
             ),
-        )
+        );
     });
     assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 2));
     late.recv_timeout(20 * SECOND)
@@ -545,10 +548,10 @@ fn a_reset_of_the_statistics_changes_nothing() {
     let reset = Box::new(move || {
         admin(&reset_by)
             .batch_execute("SELECT pg_stat_reset_shared('wal')")
-            .unwrap()
+            .unwrap();
     });
     let (result, attempts) = write(&pool, "k", || {
-        proxy.on_answer(COMMITTED, Act::LoseAfter(reset))
+        proxy.on_answer(COMMITTED, Act::LoseAfter(reset));
     });
     assert_eq!((result.unwrap(), attempts), (Keyed::Done("done"), 1));
     assert_eq!((rows(&direct), outcomes(&pool, "committed")), (1, 1));

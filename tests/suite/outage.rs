@@ -124,7 +124,10 @@ fn a_server_without_room_is_named_and_what_is_open_goes_on() {
         }
     };
     assert_eq!(held.len(), 6);
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("53300"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("53300")
+    );
     assert!(error.is_retryable() && error.is_timeout());
     // The probe has no room either, which says nothing about the database.
     let health = pool.health();
@@ -149,7 +152,10 @@ fn a_wrong_password_is_not_tried_again_and_again() {
     let started = Instant::now();
     let error = pool.query("SELECT 1", &[]).unwrap_err();
     assert!(started.elapsed() < 3 * SECOND, "not repeated");
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("28P01"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("28P01")
+    );
     assert!(!error.is_retryable());
     let failures = counter(&pool, "millpond_connect_failures_total{sqlstate=\"28P01\"}");
     assert!((1..=3).contains(&failures), "{failures}");
@@ -302,7 +308,11 @@ fn a_role_without_room_for_more_is_the_cause_and_no_outage() {
     });
     assert!(!errors.is_empty());
     for error in errors {
-        assert_eq!(error.sqlstate().map(|s| s.code()), Some("53300"), "{error}");
+        assert_eq!(
+            error.sqlstate().map(postgres::error::SqlState::code),
+            Some("53300"),
+            "{error}"
+        );
     }
     // Said once, however often it is tried.
     let said = log_lines(&format!("too many connections for role \"{role}\""));

@@ -467,7 +467,11 @@ fn a_write_that_returns_a_type_to_be_looked_up_is_done_once_and_leaves_nothing_b
         let error = pool
             .transaction(|tx| tx.query(clash, &[&1i32]))
             .unwrap_err();
-        assert_eq!(error.sqlstate().map(|s| s.code()), Some("22012"), "{mode}");
+        assert_eq!(
+            error.sqlstate().map(postgres::error::SqlState::code),
+            Some("22012"),
+            "{mode}"
+        );
         pool.close(SECOND);
         let mut stranger = admin(&url);
         for _ in 0..8 {

@@ -58,7 +58,10 @@ fn a_transaction_is_repeated_on_08000() {
 fn a_syntax_error_is_not_repeated() {
     let pool = database().pool().build().unwrap();
     let error = pool.query("SELEC 1", &[]).unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("42601"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("42601")
+    );
     assert!(
         !error.is_retryable() && matches!(error, Error::Database { .. }),
         "{error:?}"
@@ -82,7 +85,10 @@ fn the_most_retries_are_respected() {
             })
             .unwrap_err();
         assert_eq!(attempts.get(), 1 + retries);
-        assert_eq!(error.sqlstate().map(|s| s.code()), Some("40001"));
+        assert_eq!(
+            error.sqlstate().map(postgres::error::SqlState::code),
+            Some("40001")
+        );
         match error {
             Error::GaveUp {
                 attempts,
@@ -298,7 +304,10 @@ fn an_error_swallowed_by_the_closure_still_fails_the_transaction() {
         matches!(error, Error::TransactionAborted { .. }),
         "{error:?}"
     );
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("22012"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("22012")
+    );
     assert_eq!(count(&pool, "t"), 0);
 }
 
@@ -429,7 +438,10 @@ fn a_savepoint_undoes_its_own_part_only() {
             tx.query("SELECT 1/0", &[])
         });
         assert_eq!(
-            inner.unwrap_err().sqlstate().map(|s| s.code()),
+            inner
+                .unwrap_err()
+                .sqlstate()
+                .map(postgres::error::SqlState::code),
             Some("22012")
         );
         tx.savepoint(|tx| tx.execute("INSERT INTO t VALUES (4)", &[]))
@@ -528,12 +540,18 @@ fn a_read_only_call_does_not_write() {
         .read_only()
         .execute("INSERT INTO t VALUES (1)", &[])
         .unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("25006")
+    );
     let error = pool
         .with_timeout(60 * SECOND)
         .read("INSERT INTO t VALUES (1)", &[])
         .unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("25006")
+    );
     assert_eq!(count(&pool, "t"), 0);
 }
 
@@ -699,7 +717,10 @@ fn isolation_and_read_only_are_as_asked() {
     let error = call
         .transaction(|tx| tx.execute("INSERT INTO t VALUES (1)", &[]))
         .unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("25006"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("25006")
+    );
 }
 
 #[test]
@@ -712,12 +733,18 @@ fn no_parameter_value_is_in_an_error() {
     let insert = || pool.execute("INSERT INTO t VALUES ($1)", &[&"s3cret"]);
     insert().unwrap();
     let error = insert().unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("23505"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("23505")
+    );
     // Data exceptions quote the value that did not fit.
     let quoted = pool
         .query("SELECT ($1::text)::int", &[&"s3cret"])
         .unwrap_err();
-    assert_eq!(quoted.sqlstate().map(|s| s.code()), Some("22P02"));
+    assert_eq!(
+        quoted.sqlstate().map(postgres::error::SqlState::code),
+        Some("22P02")
+    );
     for error in [error, quoted] {
         let said = format!("{} {error} {error:?}", millpond::error::Chain(&error));
         assert!(!said.contains("s3cret"), "{said}");

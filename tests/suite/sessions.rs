@@ -322,7 +322,10 @@ fn a_failing_on_connect_is_named_as_the_cause() {
         .build()
         .unwrap();
     let error = pool.get().unwrap_err();
-    assert_eq!(error.sqlstate().map(|s| s.code()), Some("42601"));
+    assert_eq!(
+        error.sqlstate().map(postgres::error::SqlState::code),
+        Some("42601")
+    );
     let chain = millpond::error::Chain(&error).to_string();
     assert!(chain.contains("on_connect failed"), "{chain}");
 }

@@ -34,7 +34,7 @@ fn a_warm_query_is_one_round_trip() {
         assert_eq!(
             pool.query("SELECT $1::int", &[&n]).unwrap()[0].get::<_, i32>(0),
             n
-        )
+        );
     };
     query(0);
     proxy.take_log();

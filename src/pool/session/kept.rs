@@ -25,7 +25,7 @@ pub(super) struct Kept {
 
 impl Kept {
     pub fn new(statement: Statement, facts: Facts) -> Kept {
-        let columns = statement.columns().iter().map(|column| column.type_());
+        let columns = statement.columns().iter().map(postgres::Column::type_);
         let unusual = statement.params().iter().chain(columns).any(is_unusual);
         let may_change = unusual || !statement.params().is_empty();
         Kept {
@@ -53,7 +53,7 @@ pub(super) fn are_as_described(rows: &[Row]) -> bool {
     let Some(first) = rows.first() else {
         return true;
     };
-    let columns = first.columns().iter().map(|column| column.type_());
+    let columns = first.columns().iter().map(postgres::Column::type_);
     columns
         .enumerate()
         .filter(|(_, ty)| is_unusual(ty))

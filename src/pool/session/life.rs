@@ -41,6 +41,8 @@ pub(crate) struct Session {
     pub(super) look_ups: LookUps,
     pub(super) shared: Arc<Shared>,
     pub(super) opened_at: Instant,
+    /// When opening it began.
+    pub(super) began_at: Instant,
     /// How long opening it took.
     pub(super) took: Duration,
     /// The log and the observers were told of it. This is not done for a session that was opened
@@ -113,6 +115,7 @@ impl Session {
             statements,
             look_ups: LookUps::default(),
             opened_at: now,
+            began_at: now.checked_sub(took).unwrap_or(now),
             took,
             announced: false,
             expires_at,
@@ -267,7 +270,7 @@ impl Session {
             broken: self.is_lost() || self.in_call,
             draining: self.shared.closing.load(Ordering::Relaxed),
             outlived: self.generation < self.shared.generation.load(Ordering::Relaxed),
-            evicted: self.shared.is_evicted(self.opened_at - self.took),
+            evicted: self.shared.is_evicted(self.began_at),
             expired: self.expires_at.is_some_and(|at| now >= at),
             worn_out: (config.max_uses > 0 && self.uses >= config.max_uses)
                 || self.tracked().wire.has_grown(),

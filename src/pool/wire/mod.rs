@@ -307,7 +307,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
             Poll::Ready(Ok(())) if buf.filled().len() > before => {}
             // The end of the stream. The driver first looks at what was delivered before it.
             _ if answers.delivered => return answers.later(cx),
-            end => return end,
+            end @ Poll::Ready(_) => return end,
         }
         let data = &buf.filled()[before..];
         let length = if answers.ended {
