@@ -1,8 +1,9 @@
 //! A PostgreSQL pool that stays calm, for synchronous Rust.
 //!
-//! Threads check connections out of a [`Pool`] in a fair line, run statements that are repeated only where that does no harm,
-//! and are freed at their deadlines whatever the server does. The README shows the first steps; [`Pool::builder`] has every
-//! option with its default; [`Error`] says what went wrong and what may be done about it.
+//! Threads check connections out of a [`Pool`], and waiting threads are served in order. Statements
+//! are retried only if that is safe, and every call returns at its deadline, even if the server
+//! does not answer. The README shows the first steps; [`Pool::builder`] has every option with its
+//! default; [`Error`] says what went wrong and what can be done about it.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,10 +16,10 @@
 //! # The life of a connection
 //!
 //! ```text
-//!               an opener asks r2d2              nobody in line
+//!               an opener asks r2d2               no waiters
 //!   (nothing) ───────────────────────► opening ─────────────────► idle
 //!                                         │                       │  ▲
-//!                              somebody is in line     check-out  │  │ check-in
+//!                               a thread waits         check-out  │  │ check-in
 //!                                         │                       ▼  │ (straight to the longest waiter)
 //!                                         └────────────────────► active
 //!
@@ -26,34 +27,37 @@
 //!   active  ──► closed at check-in: broken, failed_over, max_lifetime, max_uses, leaked_state, drained
 //! ```
 //!
-//! A connection that was idle for more than 500 ms, or not heard of since another one broke, is asked for a sign of life
-//! before it is used. When that fails, all that are as old are retired.
+//! A connection is validated before it is used if it was idle for more than 500 ms, or if another
+//! connection has broken since the server last answered on it. If the validation fails, all
+//! connections of that age are retired.
 //!
 //! # The shutdown
 //!
 //! ```text
 //!   Pool::close(timeout)
-//!   │ no check-out, those in line are turned away
-//!   │ idle connections are closed, with a goodbye
-//!   │ those in use are waited for ................................ drained
+//!   │ check-outs are refused, waiters are turned away
+//!   │ idle connections are closed, with a Terminate message
+//!   │ connections in use are waited for .......................... drained
 //!   ▼ half of the time before the end (at most 2 s)
 //!   │ statements that still run are cancelled, but never a COMMIT . cancelled
 //!   ▼ the end
-//!     what has not come back is cut ............................... aborted
+//!     connections that have not come back are cut ................. aborted
 //! ```
 //!
 //! # Words
 //!
-//! *Open* and *close* a server connection; *check out* and *check in* with the pool; *discard*: a check-in that closes;
-//! *drain*: refuse new check-outs, let those in use finish. *Waiters* are threads in line. An *attempt* is one try of a call;
-//! the *verdict* on an error says whether there may be another. A *deadline* is a moment, a *timeout* a duration, the
-//! *budget* what a pool may spend on retries.
+//! *Open* and *close* refer to a server connection; *check out* and *check in* to the pool.
+//! *Discard* is a check-in that closes the connection. *Drain* means to refuse new check-outs and
+//! let connections in use finish. *Waiters* are threads in line. An *attempt* is one try of a call;
+//! the *verdict* on an error says whether there may be another. A *deadline* is a moment, a
+//! *timeout* a duration, and the *budget* limits the retries of a pool.
 //!
 //! # Features
 //!
-//! Without default features this is the pool alone. `env` reads its settings from the environment, `metrics` counts and
-//! measures for Prometheus, `server` adds the HTTP server, `embedded` a private PostgreSQL for development and tests,
-//! `studio` the application that the pool was built for, `cli` the program.
+//! Without default features, this is only the pool. `env` reads its settings from the environment,
+//! `metrics` adds counters and histograms for Prometheus, `server` the HTTP server, `embedded` a
+//! private PostgreSQL for development and tests, `studio` the application that the pool was built
+//! for, and `cli` the program.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -88,27 +92,27 @@ pub use pool::{BuildError, Pool};
 pub use postgres;
 pub use retry::RetryPolicy;
 
-/// What this package's program needs beyond the public API. Not for other crates.
+/// What this package's program needs in addition to the public API. Not for other crates.
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod for_cli {
     use crate::{fd_limit, server};
 
-    /// Connections to the database that a pool may have in addition to its own.
+    /// The number of database connections that a pool may open in addition to its own.
     pub const MORE_CONNECTIONS: usize = fd_limit::MORE_CONNECTIONS;
 
-    /// The most files that this process may have open; `None` if there is no limit.
+    /// Returns the most files that this process may have open; `None` if there is no limit.
     pub fn max_open_files() -> Option<usize> {
         fd_limit::limit()
     }
 
-    /// The most files that a server without clients has open.
+    /// Returns the most files that a server without clients has open.
     pub fn files_needed(connections: usize, workers: usize) -> usize {
         server::Server::files(connections, workers)
     }
 }
 
-/// The README's code is compiled as a test.
+/// Compiles the README's code as a test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

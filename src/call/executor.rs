@@ -1,4 +1,4 @@
-//! One way to run statements, inside a transaction and outside.
+//! One trait for running statements, inside and outside a transaction.
 
 use super::from_row::FromRow;
 use super::options::Call;
@@ -14,11 +14,12 @@ use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::FromSqlOwned;
 use std::ops::ControlFlow;
 
-/// Runs statements: a [`Pool`], a [`Call`], a [`Transaction`], a [`PooledConnection`], a
-/// [`DetachedConnection`], and the driver's own client and transaction.
+/// Runs statements. Implemented by [`Pool`], [`Call`], [`Transaction`], [`PooledConnection`] and
+/// [`DetachedConnection`], and by the driver's own client and transaction.
 ///
-/// A function that takes an executor runs wherever its caller needs it. What is repeated, and which
-/// deadline holds, depends on what is passed: see the methods of the same names there.
+/// A function that takes an executor can be called inside and outside a transaction. Whether its
+/// statements are retried, and which deadline applies, depends on the type that is passed: see the
+/// methods of the same names there.
 ///
 /// ```no_run
 /// use millpond::{Executor, Pool, Result};
@@ -39,20 +40,20 @@ use std::ops::ControlFlow;
 /// # }
 /// ```
 ///
-/// It can be made into an object: `&mut dyn Executor` runs everything but `query_as` and
+/// The trait is dyn compatible: `&mut dyn Executor` runs everything except `query_as` and
 /// `query_scalar`.
 pub trait Executor {
     /// Runs a statement and returns its rows.
     ///
     /// # Errors
-    /// As the method of the same name of the type behind it.
+    /// As for the method of the same name on the underlying type.
     #[track_caller]
     fn query(&mut self, sql: &str, params: Params<'_>) -> Result<Vec<Row>>;
 
-    /// Runs a statement and returns the number of rows that it touched.
+    /// Runs a statement and returns the number of rows that it affected.
     ///
     /// # Errors
-    /// As the method of the same name of the type behind it.
+    /// As for the method of the same name on the underlying type.
     #[track_caller]
     fn execute(&mut self, sql: &str, params: Params<'_>) -> Result<u64>;
 
@@ -60,15 +61,16 @@ pub trait Executor {
     /// from values.
     ///
     /// # Errors
-    /// As the method of the same name of the type behind it.
+    /// As for the method of the same name on the underlying type.
     #[track_caller]
     fn batch_execute(&mut self, sql: &str) -> Result<()>;
 
-    /// Runs a statement and passes its rows to `each` as they come, until there are no more or
-    /// `each` breaks off.
+    /// Runs a statement and passes its rows to `each` as they arrive, until there are no more or
+    /// `each` breaks.
     ///
     /// # Errors
-    /// As the method of the same name of the type behind it, and what `each` returns.
+    /// As for the method of the same name on the underlying type; an error of `each` is returned as
+    /// it is.
     #[track_caller]
     fn query_each(
         &mut self,
@@ -80,7 +82,7 @@ pub trait Executor {
     /// Runs a statement and returns its only row.
     ///
     /// # Errors
-    /// As [`query`](Self::query); [`Error::Misuse`] if there is no row, or more than one.
+    /// As for [`query`](Self::query); [`Error::Misuse`] if there is no row, or more than one.
     #[track_caller]
     fn query_one(&mut self, sql: &str, params: Params<'_>) -> Result<Row> {
         exactly_one(self.query(sql, params)?)
@@ -89,16 +91,16 @@ pub trait Executor {
     /// Runs a statement and returns its row, if there is one.
     ///
     /// # Errors
-    /// As [`query`](Self::query); [`Error::Misuse`] if there is more than one row.
+    /// As for [`query`](Self::query); [`Error::Misuse`] if there is more than one row.
     #[track_caller]
     fn query_opt(&mut self, sql: &str, params: Params<'_>) -> Result<Option<Row>> {
         at_most_one(self.query(sql, params)?)
     }
 
-    /// Runs a statement and returns its rows as values.
+    /// Runs a statement and converts its rows to values of type `T`.
     ///
     /// # Errors
-    /// As [`query`](Self::query); [`Error::Database`] if a row does not fit the type.
+    /// As for [`query`](Self::query); [`Error::Database`] if a row does not fit the type.
     #[track_caller]
     fn query_as<T: FromRow>(&mut self, sql: &str, params: Params<'_>) -> Result<Vec<T>>
     where
@@ -107,10 +109,10 @@ pub trait Executor {
         mapped(&self.query(sql, params)?)
     }
 
-    /// Runs a statement and returns the first column of its only row; `Option<T>` takes NULL.
+    /// Runs a statement and returns the first column of its only row. `Option<T>` accepts NULL.
     ///
     /// # Errors
-    /// As [`query_one`](Self::query_one); [`Error::Database`] if the column is of another type.
+    /// As for [`query_one`](Self::query_one); [`Error::Database`] if the column has another type.
     #[track_caller]
     fn query_scalar<T: FromSqlOwned>(&mut self, sql: &str, params: Params<'_>) -> Result<T>
     where
@@ -120,7 +122,7 @@ pub trait Executor {
     }
 }
 
-/// For types whose own methods have these names.
+/// For types that have methods of these names.
 macro_rules! by_own_methods {
     ($($type:ty),+) => {$(
         impl Executor for $type {
@@ -190,7 +192,7 @@ macro_rules! by_the_driver {
 
 by_the_driver!(postgres::Client, postgres::Transaction<'_>);
 
-/// For what dereferences to the driver's client.
+/// For types that dereference to the driver's client.
 macro_rules! by_its_client {
     ($($type:ty),+) => {$(
         impl Executor for $type {

@@ -1,12 +1,12 @@
-//! Rows as values of the application's own types.
+//! Conversion of rows to the application's own types.
 
 use postgres::Row;
 use postgres::types::FromSqlOwned;
 
-/// A type that can be made of a row.
+/// A type that can be built from a row.
 ///
-/// It is implemented for tuples of up to twelve values, which take the row's first columns in
-/// their order; further columns are ignored. For a type of your own, write it by hand:
+/// It is implemented for tuples of up to twelve values. They take the row's first columns in order,
+/// and ignore any further columns. Implement it by hand for types of your own:
 ///
 /// ```
 /// use millpond::FromRow;
@@ -32,10 +32,10 @@ use postgres::types::FromSqlOwned;
 /// }
 /// ```
 pub trait FromRow: Sized {
-    /// Makes a value of a row. Use [`Row::try_get`], which does not panic.
+    /// Builds a value from a row. Use [`Row::try_get`], which does not panic.
     ///
     /// # Errors
-    /// A column is missing, or of another type.
+    /// If a column is missing, or has another type.
     fn from_row(row: &Row) -> Result<Self, postgres::Error>;
 }
 

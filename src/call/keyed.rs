@@ -1,4 +1,4 @@
-//! Transactions with a key: done once, however often they are asked for.
+//! Transactions with a key: each key is done once, however often it is requested.
 
 use super::ledger_upkeep::keep_swept;
 use super::options::Call;
@@ -15,12 +15,13 @@ use postgres::types::ToSql;
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-/// What a call with a key came to.
+/// The result of a call with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keyed<T, A = Option<Vec<u8>>> {
-    /// Done, by this call.
+    /// This call did it.
     Done(T),
-    /// Done before, by another call with the same key; what was kept with it.
+    /// Another call with the same key did it before. Contains the answer that was stored with the
+    /// key.
     AlreadyDone(A),
 }
 
@@ -28,18 +29,24 @@ const NOT_A_COUNT: Error =
     Error::Misuse("the key was used before by a call that did not keep a number of rows");
 
 impl Pool {
-    /// As [`transaction`](Pool::transaction), and done once for each `key`: when the key was done before, the closure does not
-    /// run, and the answer kept then ([`Transaction::keep_answer`]) is returned. The closure's result decides over both, the
-    /// write and the key: what fails leaves the key free. What became of a lost COMMIT can always be found out here once the
-    /// database is back, also after a crash; a call that ended as [`Error::OutcomeUnknown`] may be repeated with its key.
+    /// Runs `work` in a transaction that is done once for each `key`.
     ///
-    /// Keys are any text; the application decides what makes two writes the same, and should put its name for the
-    /// operation into the key. They are kept for [`ledger_ttl`](crate::pool::Builder::ledger_ttl), in the table that
-    /// [`create_ledger`](Pool::create_ledger) makes. While another transaction has the key in hand, this one waits for it,
-    /// up to the statement timeout.
+    /// If the key was done before, the closure does not run, and the answer that was stored then
+    /// ([`Transaction::keep_answer`]) is returned. Otherwise this works like
+    /// [`transaction`](Pool::transaction). The write and the key are committed or rolled back
+    /// together: a call that fails leaves the key free. The outcome of a lost COMMIT can always be
+    /// found out once the database is reachable again, even after a crash. A call that ended as
+    /// [`Error::OutcomeUnknown`] may be repeated with its key.
+    ///
+    /// A key is any text. The application decides which writes are the same, and should include the
+    /// name of the operation in the key. Keys are kept for
+    /// [`ledger_ttl`](crate::pool::Builder::ledger_ttl), in the table that
+    /// [`create_ledger`](Pool::create_ledger) creates. While another transaction holds the key,
+    /// this one waits for it, at most for the statement timeout.
     ///
     /// # Errors
-    /// As [`transaction`](Pool::transaction); [`Error::Misuse`] when the table is not there, or is no ledger.
+    /// As for [`transaction`](Pool::transaction); [`Error::Misuse`] if the table does not exist, or
+    /// is not a ledger.
     #[track_caller]
     pub fn transaction_with_key<T, E: From<Error> + 'static>(
         &self,
@@ -49,11 +56,11 @@ impl Pool {
         self.call().transaction_with_key(key, work)
     }
 
-    /// Runs one statement as a [transaction with a key](Pool::transaction_with_key). The number of rows that it touched is
-    /// kept, and returned to whoever comes with the same key again.
+    /// Runs one statement as a [transaction with a key](Pool::transaction_with_key). The number of
+    /// rows that it affected is stored, and returned to later calls with the same key.
     ///
     /// # Errors
-    /// As [`transaction_with_key`](Pool::transaction_with_key).
+    /// As for [`transaction_with_key`](Pool::transaction_with_key).
     #[track_caller]
     pub fn execute_with_key(
         &self,
@@ -66,10 +73,10 @@ impl Pool {
 }
 
 impl Call<'_> {
-    /// As [`Pool::transaction_with_key`], with this call's options.
+    /// Same as [`Pool::transaction_with_key`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::transaction_with_key`].
+    /// As for [`Pool::transaction_with_key`].
     #[track_caller]
     pub fn transaction_with_key<T, E: From<Error> + 'static>(
         &self,
@@ -84,7 +91,7 @@ impl Call<'_> {
         let ledger = &self.pool.ledger();
         keep_swept(&self.pool.inner);
         let key = Key::of(key);
-        // From here on: the time that a connection took to come is no longer there.
+        // Measured from here, so that the time spent waiting for a connection counts as well.
         let until = self.key_wait.map(|wait| Instant::now() + wait);
         let done = self.run(Location::caller(), |session| {
             let wanted = Wanted {
@@ -107,10 +114,10 @@ impl Call<'_> {
         done.map_err(|error| raised.give_back(error))
     }
 
-    /// As [`Pool::execute_with_key`], with this call's options.
+    /// Same as [`Pool::execute_with_key`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::execute_with_key`].
+    /// As for [`Pool::execute_with_key`].
     #[track_caller]
     pub fn execute_with_key(
         &self,
@@ -189,9 +196,11 @@ impl Wanted<'_> {
         Ledger::claimed(self.key, &answer)
     }
 
-    /// What can be seen was committed on this server; it counts when the synchronous standbys have it, too.
+    /// Returns the answer of an earlier call. Its row is visible, so it is committed on this
+    /// server; it counts as done only once the synchronous standbys have it, too.
     fn done_before<T>(&self, session: &mut Session, answer: Option<Vec<u8>>) -> Result<Keyed<T>> {
-        // The other's level is not known; whoever writes with the same key most likely has the same.
+        // The `synchronous_commit` of the earlier call is unknown. A call with the same key most
+        // likely uses the same.
         let level = session.sync_commit();
         session.rollback()?;
         let deadline = self.limits.until();

@@ -1,7 +1,10 @@
-//! The ledger is made, and swept. Rows are deleted when they are older than the ledger's time to live: some at a time, by one pool at a time. How old
-//! a row is, the database's clock says. That may be set, or be another server's after a failover: so no row goes that was
-//! written in the time that the sweeping process has itself seen go by, as long as this is less than the time to live. (A
-//! process that starts after the clock was set ahead cannot know.)
+//! Creates and sweeps the ledger.
+//!
+//! Rows older than the ledger's time to live are deleted, in batches, by one pool at a time. A
+//! row's age is measured by the database's clock. That clock may be changed, or after a failover be
+//! the clock of another server. So a row is also kept if it was written during the time that the
+//! sweeping process has itself seen pass, as long as that is less than the time to live. (A process
+//! that starts after the clock was set ahead cannot know this.)
 
 use crate::commit::{Ledger, NOT_OURS, SWEEPING, longest};
 use crate::error::{Chain, Result};
@@ -14,14 +17,14 @@ use std::time::{Duration, Instant};
 
 /// Rows deleted in one transaction.
 const BATCH: i64 = 500;
-/// The first sweep comes a while after the first key, so that a start is not the moment for it.
+/// The first sweep is this long after the first key, so that it does not burden the start.
 const FIRST_SWEEP: Duration = Duration::from_secs(60);
-/// What an answer is waited for where no timeout says it.
+/// The longest wait for an answer if there is no query timeout.
 const UNLIMITED: Duration = Duration::from_secs(60);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 
-/// Has the table swept from now on.
+/// Starts the thread that sweeps the table, unless it runs already.
 pub(super) fn keep_swept(pool: &Arc<Inner>) {
     pool.sweeper.get_or_init(|| {
         let pool = Arc::downgrade(pool);
@@ -40,7 +43,7 @@ fn sweep_from_time_to_time(pool: &Weak<Inner>) {
     let mut longest = FIRST_SWEEP;
     while let Some(inner) = pool.upgrade() {
         let pause = (inner.shared.config.ledger_ttl / 24).clamp(SHORTEST_PAUSE, longest);
-        // The pool is held only while there is work, so that dropping it ends this thread.
+        // The pool is held only during a sweep, so that dropping the pool ends this thread.
         drop(inner);
         thread::park_timeout(pause);
         longest = LONGEST_PAUSE;
@@ -52,21 +55,21 @@ fn sweep_from_time_to_time(pool: &Weak<Inner>) {
         match pool.sweep_ledger() {
             Ok(Some(0) | None) => {}
             Ok(Some(rows)) => info!("swept the ledger rows={rows}"),
-            // The next time will do.
+            // The next sweep tries again.
             Err(e) => debug!("the ledger could not be swept: {}", Chain(&e)),
         }
     }
 }
 
 impl Pool {
-    /// Makes the ledger's schema and table where they are not there yet; it may be called at every start, by several
-    /// programs at once. Nothing else makes them.
+    /// Creates the ledger's schema and table if they do not exist. Safe to call at every start,
+    /// from several programs at once. Nothing else creates them.
     ///
     /// # Errors
-    /// As [`transaction`](Pool::transaction): the role needs the right to create them. [`Error::Misuse`](crate::Error::Misuse) where another table has the
-    /// ledger's name.
+    /// As for [`transaction`](Pool::transaction): the role needs the right to create them.
+    /// [`Error::Misuse`](crate::Error::Misuse) if another table has the ledger's name.
     pub fn create_ledger(&self) -> Result<()> {
-        // IF NOT EXISTS does not keep two who come at once apart.
+        // IF NOT EXISTS does not protect two concurrent calls from each other.
         let lock = format!("SELECT pg_advisory_xact_lock({SWEEPING}, 0)");
         let ddl = self.ledger_ddl();
         let is_a_strangers = self.ledger().is_a_strangers_sql();
@@ -81,13 +84,16 @@ impl Pool {
         })
     }
 
-    /// Deletes the keys that are older than [`ledger_ttl`](crate::pool::Builder::ledger_ttl), some at a time, and returns how
-    /// many. Their age is told by the database's clock, but none goes that was written within that time by the clock of this
-    /// process, as far as that has seen it. `None` where another program is at it. A pool that writes with keys does this by itself, about 24 times in
-    /// the life of a key.
+    /// Deletes the keys that are older than [`ledger_ttl`](crate::pool::Builder::ledger_ttl), in
+    /// batches, and returns how many.
+    ///
+    /// Returns `None` if another program is sweeping. The age of a key is measured by the
+    /// database's clock; but no key is deleted that, by the clock of this process and as far as it
+    /// has seen, was written within that time. A pool that writes with keys sweeps by itself, about
+    /// 24 times in the life of a key.
     ///
     /// # Errors
-    /// As [`transaction`](Pool::transaction), of which it runs several.
+    /// As for [`transaction`](Pool::transaction); a sweep runs several of them.
     pub fn sweep_ledger(&self) -> Result<Option<u64>> {
         let Ledger { table, .. } = self.ledger();
         let lock = format!(
@@ -99,8 +105,8 @@ impl Pool {
              WHERE at < least(now() - $1::bigint * interval '1 millisecond', \
              timestamptz 'epoch' + $2::bigint * interval '1 microsecond') ORDER BY at LIMIT $3 FOR UPDATE SKIP LOCKED)"
         );
-        // A row is there for as long as somebody may ask what became of its COMMIT: an answer waited for in vain, and the
-        // question behind that.
+        // A row must outlast the time in which the outcome of its COMMIT may be looked up: the
+        // longest wait for the COMMIT's answer, and then the look-up itself.
         let config = self.config();
         let asked_for = config.query_timeout.unwrap_or(UNLIMITED) + longest(config);
         let age = config.ledger_ttl.max(asked_for + Duration::from_secs(1));
@@ -128,8 +134,9 @@ impl Pool {
         }
     }
 
-    /// The statements by which [`create_ledger`](Pool::create_ledger) makes the table, for those who keep migrations. Each
-    /// role that writes with keys needs USAGE of the schema, and SELECT, INSERT, UPDATE and DELETE on the table.
+    /// Returns the statements with which [`create_ledger`](Pool::create_ledger) creates the table,
+    /// for use in migrations. Each role that writes with keys needs USAGE on the schema, and
+    /// SELECT, INSERT, UPDATE and DELETE on the table.
     pub fn ledger_ddl(&self) -> String {
         self.ledger().ddl()
     }

@@ -1,4 +1,4 @@
-//! Calls: a statement or a transaction, with its options, repeated where that is safe.
+//! Calls: one statement or transaction each, with its options, retried if that is safe.
 
 mod executor;
 mod from_row;

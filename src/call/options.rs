@@ -6,28 +6,32 @@ use postgres::IsolationLevel;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// More is for ever: the server takes no more, about 24 days.
+/// A longer timeout means no limit: the server accepts no larger one (about 24 days).
 const LONGEST_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
 impl Pool {
-    /// For one call: replaces both timeouts of a statement, the server's and ours; zero = off. The server's cannot be replaced
-    /// for what commits inside (`CALL`, `VACUUM`, ..): for a long one, `SET statement_timeout` on a [plain
+    /// Replaces, for one call, both timeouts of a statement, the server's and the pool's. Zero =
+    /// off. Fails as [`Error::QueryTimeout`](crate::Error::QueryTimeout).
+    ///
+    /// The server's timeout cannot be replaced for statements that commit inside (`CALL`, `VACUUM`,
+    /// ..). If such a statement takes long, run `SET statement_timeout` on a [plain
     /// connection](Pool::get), which is cleaned afterwards.
     pub fn with_timeout(&self, limit: Duration) -> Call<'_> {
         self.call().with_timeout(limit)
     }
 
-    /// For one call: replaces the retry policy.
+    /// Replaces the retry policy for one call.
     pub fn with_policy(&self, policy: RetryPolicy) -> Call<'_> {
         self.call().with_policy(policy)
     }
 
-    /// For one call: a moment by which it must have ended, with all its waiting, its attempts and their pauses, to within 550 ms.
+    /// Sets the moment by which one call must have ended, including all its waiting, its attempts
+    /// and the pauses between them, to within 550 ms. See [`Call::with_deadline`].
     pub fn with_deadline(&self, at: Instant) -> Call<'_> {
         self.call().with_deadline(at)
     }
 
-    /// A call with options.
+    /// Starts a call with options.
     pub fn call(&self) -> Call<'_> {
         Call {
             pool: self,
@@ -40,7 +44,8 @@ impl Pool {
     }
 }
 
-/// One call on a pool, with options of its own. Made by [`Pool::with_timeout`] and its like; may be used again.
+/// One call on a pool, with its own options. Created by [`Pool::with_timeout`] and similar methods;
+/// may be used more than once.
 #[derive(Clone)]
 #[must_use = "options do nothing before a statement is run with them"]
 pub struct Call<'p> {
@@ -64,7 +69,8 @@ impl fmt::Debug for Call<'_> {
 }
 
 impl Call<'_> {
-    /// Replaces both timeouts of a statement, the server's and ours; zero = off.
+    /// Replaces both timeouts of a statement, the server's and the pool's. Zero = off; see
+    /// [`Pool::with_timeout`].
     pub fn with_timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit.min(LONGEST_TIMEOUT));
         self
@@ -76,24 +82,30 @@ impl Call<'_> {
         self
     }
 
-    /// A moment by which the call must have ended, with all its waiting, its attempts and their pauses. It returns 550 ms
-    /// after that at the latest, also where the server is frozen: the server is given 500 ms to obey a cancel. In a call with a
-    /// deadline, the wait for a connection is bounded by it alone, and no attempt. Together with a timeout, what is left of
-    /// the time is the server's timeout of each attempt's transaction, too. A transaction that stands still for longer than
-    /// there is time is ended by the server (`idle_in_transaction_session_timeout`), also when this program has stopped.
+    /// Sets the moment by which the call must have ended, including all its waiting, its attempts
+    /// and the pauses between them.
+    ///
+    /// The call returns at most 550 ms after the deadline, even if the server is frozen: the server
+    /// has 500 ms to obey a cancel request. In a call with a deadline, only the deadline limits the
+    /// wait for a connection, and that wait does not count as an attempt. In a call that also has a
+    /// timeout, the remaining time is also the server's timeout for the transaction of each
+    /// attempt. The server ends a transaction that is idle for longer than the remaining time
+    /// (`idle_in_transaction_session_timeout`), even if this program has stopped.
     pub fn with_deadline(mut self, at: Instant) -> Self {
         self.deadline = Some(at);
         self
     }
 
-    /// How long from the beginning of the call a transaction with a key waits for another that has the key in hand, before it
-    /// ends as [`Error::KeyInUse`](crate::Error::KeyInUse). Without this, it waits up to the statement timeout, and ends as [`Error::QueryTimeout`](crate::Error::QueryTimeout).
+    /// Sets how long a transaction with a key waits, from the beginning of the call, for another
+    /// transaction that holds the key. Then it ends as [`Error::KeyInUse`](crate::Error::KeyInUse).
+    /// Without this option it waits for at most the statement timeout, and ends as
+    /// [`Error::QueryTimeout`](crate::Error::QueryTimeout).
     pub fn with_key_wait(mut self, limit: Duration) -> Self {
         self.key_wait = Some(limit.min(LONGEST_TIMEOUT));
         self
     }
 
-    /// The isolation level of its transaction.
+    /// Sets the isolation level of the call's transaction.
     pub fn isolation_level(mut self, level: IsolationLevel) -> Self {
         self.begin.isolation = match level {
             IsolationLevel::ReadUncommitted => Some("READ UNCOMMITTED"),
@@ -105,25 +117,28 @@ impl Call<'_> {
         self
     }
 
-    /// Its transaction is READ ONLY.
+    /// Makes the call's transaction READ ONLY.
     pub fn read_only(mut self) -> Self {
         self.begin.read_only = true;
         self
     }
 
-    /// A limit longer than the server's own needs the server's lifted, for this statement alone: a transaction with SET LOCAL
-    /// in the message that begins it, never a SET on the session. A shorter one is kept by us, at no cost.
+    /// Returns whether the statement needs a transaction of its own. If its limit is longer than
+    /// the server's, the server's must be raised for this statement alone: by SET LOCAL in the
+    /// message that begins a transaction, never by SET on the session. A shorter limit is enforced
+    /// by the pool, at no cost.
     pub(super) fn needs_transaction(&self, session: &Session) -> bool {
         let longer = match (self.timeout, session.server_timeout()) {
             (None, _) => false,
-            // Any limit may be in force there.
+            // The server's timeout is unknown: any limit may be in force.
             (Some(_), None) => true,
             (Some(limit), Some(server)) => !server.is_zero() && (limit.is_zero() || limit > server),
         };
         longer || self.begin.read_only || self.begin.isolation.is_some()
     }
 
-    /// In a transaction of its own, a call's timeout is the server's as well.
+    /// Returns the limits for a transaction of the call's own. There, the call's timeout is also
+    /// the server's.
     pub(super) fn limits_in_transaction(&self, session: &Session) -> Limits {
         let own = self
             .timeout_of_attempt()
@@ -135,13 +150,13 @@ impl Call<'_> {
         }
     }
 
-    /// The call's timeout, or what its deadline leaves of it.
+    /// Returns the call's timeout, or the time left until its deadline if that is shorter.
     fn timeout_of_attempt(&self) -> Option<Duration> {
         let timeout = self.timeout?;
         let Some(deadline) = self.deadline else {
             return Some(timeout);
         };
-        // The server's unit; zero would mean no limit.
+        // The server counts in milliseconds, and zero would mean no limit.
         let left = deadline
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1));
@@ -155,17 +170,17 @@ impl Call<'_> {
     pub(super) fn begin_with_timeout(&self) -> Begin {
         Begin {
             statement_timeout: self.timeout_of_attempt(),
-            // Later than our own deadline, which says better what was wrong.
+            // Later than the call's own deadline, whose error is more specific.
             idle_timeout: self
                 .deadline
                 .map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_secs(1)),
-            // A standby gives out no transaction numbers, and takes no writes.
+            // A standby assigns no transaction ids and takes no writes.
             read_only: self.begin.read_only || self.pool.config().reads_only(),
             ..self.begin
         }
     }
 
-    /// Outside a transaction of its own, the server's timeout stays as it is.
+    /// Returns the limits outside a transaction. The server's timeout stays as it is.
     pub(super) fn limits(&self, session: &Session) -> Limits {
         Limits {
             server: session.server_timeout().filter(|limit| !limit.is_zero()),

@@ -1,10 +1,10 @@
-//! A closure's error of the application's own type, on its way through the loop.
+//! The application's own error type, on its way from a closure through the retry loop.
 
 use crate::error::Error;
 use std::any::Any;
 use std::fmt;
 
-/// Keeps a closure's error while the loop works with an [`Error`] that stands in for it.
+/// Keeps a closure's error while the loop works with an [`Error`] in its place.
 pub(super) struct Raised<E>(Option<E>);
 
 impl<E: From<Error> + 'static> Raised<E> {
@@ -12,8 +12,8 @@ impl<E: From<Error> + 'static> Raised<E> {
         Raised(None)
     }
 
-    /// The error that the loop judges: the closure's own if it is an [`Error`], else a stand-in
-    /// that says `why`.
+    /// Returns the error that the loop judges: the closure's own if it is an [`Error`], else a
+    /// stand-in with the text `why`.
     pub fn stand_in(&mut self, error: E, why: impl FnOnce() -> Box<str>) -> Error {
         let mut slot = Some(error);
         let ours = (&mut slot as &mut dyn Any).downcast_mut::<Option<Error>>();
@@ -24,7 +24,7 @@ impl<E: From<Error> + 'static> Raised<E> {
         Error::application(StandIn(why()))
     }
 
-    /// The closure's own error if that is how the call ended; else the loop's error.
+    /// Returns the closure's own error if the call ended with it, else the loop's error.
     pub fn give_back(self, error: Error) -> E {
         match self.0 {
             Some(own) if is_stand_in(&error) => own,
@@ -33,7 +33,8 @@ impl<E: From<Error> + 'static> Raised<E> {
     }
 }
 
-/// An unknown outcome is none: it says more than the closure's error.
+/// Returns whether an error is a stand-in, alone or within [`Error::GaveUp`]. An unknown outcome is
+/// not: it says more than the closure's error.
 fn is_stand_in(error: &Error) -> bool {
     match error {
         Error::Application(inner) => inner.is::<StandIn>(),

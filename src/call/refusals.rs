@@ -1,4 +1,4 @@
-//! What is refused before it is sent, with what to do instead.
+//! Statements that are refused before they are sent, with a hint about what to do instead.
 
 use crate::error::{Error, Result};
 use crate::retry::{controls_transaction, copies_through_client};
@@ -6,7 +6,7 @@ use postgres::types::ToSql;
 
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// What its data go through the client with has calls of its own.
+/// Refuses a COPY whose data go through the client: there are separate methods for it.
 pub(super) fn refuse_copy(sql: &str) -> Result<()> {
     if copies_through_client(sql) {
         return Err(Error::Misuse(
@@ -16,7 +16,7 @@ pub(super) fn refuse_copy(sql: &str) -> Result<()> {
     Ok(())
 }
 
-/// The protocol counts them in 16 bits.
+/// Refuses more parameters than the protocol can count, which is in 16 bits.
 pub(super) fn refuse_too_many(params: Params<'_>) -> Result<()> {
     if params.len() > usize::from(u16::MAX) {
         return Err(Error::Misuse(
@@ -26,7 +26,8 @@ pub(super) fn refuse_too_many(params: Params<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A lone BEGIN would stay on a connection that the next caller gets, whose writes it would swallow.
+/// Refuses a lone BEGIN or COMMIT. A BEGIN would stay on the connection, and the writes of the next
+/// caller that gets it would not be committed.
 pub(super) fn refuse_control(sql: &str) -> Result<()> {
     refuse_copy(sql)?;
     if controls_transaction(sql) {

@@ -1,4 +1,4 @@
-//! What is made of rows.
+//! Conversion of a statement's rows to the results of calls.
 
 use super::from_row::FromRow;
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ pub(super) fn mapped<T: FromRow>(rows: &[Row]) -> Result<Vec<T>> {
     Ok(values.collect::<Result<_, _>>()?)
 }
 
-/// The first column of the only row.
+/// Returns the first column of the only row.
 pub(super) fn scalar<T: FromSqlOwned>(rows: Vec<Row>) -> Result<T> {
     Ok(exactly_one(rows)?.try_get(0)?)
 }

@@ -1,6 +1,7 @@
-//! The loop: it checks a session out, lets the work run, asks the verdict, pauses the thread, and starts over, until the work
-//! is done, the policy says stop, or the caller's deadline would be outlived. What may have taken effect is never repeated:
-//! it ends as [`Error::OutcomeUnknown`].
+//! The retry loop: checks out a session, lets the work run, asks for the verdict on an error,
+//! pauses, and starts over, until the work is done, the policy says stop, or the next attempt would
+//! be after the caller's deadline. A call that may have taken effect is never retried: it ends as
+//! [`Error::OutcomeUnknown`].
 
 use super::options::Call;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
@@ -12,11 +13,12 @@ use std::panic::Location;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// A session that may not write is opened anew after so long: the next may be allowed to, and all at once would be a storm.
+/// A session on a server that refuses writes is replaced once it is this old: a new one may be
+/// allowed to write. Replacing all at once would be a connection storm.
 const REOPENED_AFTER: Duration = Duration::from_secs(1);
 
 impl Call<'_> {
-    /// The loop.
+    /// Runs attempts until one succeeds or must not be followed by another.
     pub(super) fn run<T>(
         &self,
         place: &'static Location<'static>,
@@ -28,7 +30,7 @@ impl Call<'_> {
         let mut unfit = 0;
         loop {
             let done = match self.check_out(place) {
-                // It may have been had a little behind the deadline.
+                // The connection may have arrived a little after the deadline.
                 Ok(lease) if self.deadline.is_some_and(|at| Instant::now() >= at) => {
                     drop(lease);
                     let started = self.deadline.unwrap_or_else(Instant::now);
@@ -42,7 +44,8 @@ impl Call<'_> {
                     lease.attempt = attempts;
                     let done =
                         attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease));
-                    // Somebody took away what the driver had prepared there. That is no attempt: another session is had.
+                    // The statements that the driver had prepared there were deallocated. This does
+                    // not count as an attempt: the next session is tried at once.
                     if done.as_ref().is_err_and(Stop::is_for_want_of_statements)
                         && lease.is_closing()
                         && unfit < self.pool.config().max_size
@@ -108,15 +111,16 @@ impl Call<'_> {
         }
     }
 
-    /// After a failover, a session may be on what is a standby now, which refuses writes: then nothing was done, and
-    /// another server may do it.
+    /// After a failover, a session's server may now be a standby, which refuses writes. Then
+    /// nothing was done, and another server may do it.
     fn unless_demoted(&self, stop: Stop, session: &mut Session) -> Stop {
         let meant_to_write = !self.begin.read_only && !self.pool.config().reads_only();
         if stop.refused_write && meant_to_write {
             let shared = &self.pool.inner.shared;
             shared.was_refused_a_write.store(true, Ordering::Relaxed);
         }
-        // What commits inside may have done so since a promotion: there, only what the server is now tells.
+        // A statement that commits inside may have committed before the refusal, if there was a
+        // promotion in between. So for it, only the server's present role counts.
         let inside = matches!(
             stop.error,
             Error::Database {
@@ -128,7 +132,7 @@ impl Call<'_> {
             return stop;
         }
         if !session.is_on_standby(!inside) {
-            // What new sessions are told of writing is not told to old ones.
+            // A change of `default_transaction_read_only` may reach new sessions only.
             if session.age() > REOPENED_AFTER {
                 session.close_for(CloseReason::FailedOver);
             }
@@ -136,7 +140,8 @@ impl Call<'_> {
         }
         session.close_for(CloseReason::FailedOver);
         let opener = &self.pool.inner.opener;
-        // Of a lone server that was a standby from the start, new sessions are no better.
+        // If there is only one server, and it was a standby from the start, new sessions would not
+        // help.
         if !session.identity().standby || opener.may_lead_elsewhere() {
             opener.leave_server(session.generation());
         }
@@ -163,7 +168,7 @@ impl Call<'_> {
         if !matches!(verdict.repeat, Repeat::NeverSent | Repeat::RolledBack) {
             return Next::Return;
         }
-        // With a deadline, that wait was bounded by it, and it has passed.
+        // With a deadline, that wait lasted until the deadline.
         let waited_to_the_end =
             matches!(error, Error::Checkout(e) if e.reason == CheckoutFailure::Timeout);
         if waited_to_the_end && self.deadline.is_some() {
@@ -177,7 +182,8 @@ impl Call<'_> {
         if self.deadline.is_some_and(|at| Instant::now() + pause >= at) {
             return Next::GiveUp(GaveUpReason::Deadline);
         }
-        // The first retry is free; so is what never reached the server: one opener guards a database that is away.
+        // The first retry is free. So is a retry of an attempt that never reached the server: while
+        // the database is down, the opener limits the attempts to connect.
         let draws = retry > 0 && verdict.repeat != Repeat::NeverSent;
         if draws && !self.pool.inner.budget.spend() {
             warn!("no retry: the retry budget of the pool is empty");
@@ -190,24 +196,24 @@ impl Call<'_> {
 
 enum Next {
     Pause(Duration),
-    /// Not to be repeated.
+    /// The call must not be retried.
     Return,
-    /// It could be repeated, and will not be.
+    /// The call could be retried, but will not be.
     GiveUp(GaveUpReason),
 }
 
-/// Why an attempt ended, and what that means for the next.
+/// Why an attempt ended, and what follows for the next one.
 pub(super) struct Stop {
     pub error: Error,
     pub verdict: Verdict,
-    /// The server's code for what went wrong.
+    /// The SQLSTATE that the server sent.
     pub sqlstate: Option<SqlState>,
-    /// A write was refused where none was declared read only (25006).
+    /// A write was refused (25006) in a transaction that was not declared read only.
     pub refused_write: bool,
 }
 
 impl Stop {
-    /// The call is not repeated, whatever the error proves. An unknown outcome stays one.
+    /// Stops the call from being retried, regardless of the error. An unknown outcome remains one.
     pub fn for_good(mut self) -> Stop {
         if self.verdict.repeat != Repeat::Ambiguous {
             self.verdict.repeat = Repeat::Permanent;
@@ -216,7 +222,7 @@ impl Stop {
         self
     }
 
-    /// A prepared statement was not there (26000), and nothing was done.
+    /// Returns whether a prepared statement was missing (26000) and nothing was done.
     fn is_for_want_of_statements(&self) -> bool {
         let gone = self.error.sqlstate() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME);
         gone && matches!(self.verdict.repeat, Repeat::NeverSent | Repeat::RolledBack)

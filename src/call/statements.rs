@@ -1,4 +1,4 @@
-//! One statement in a call.
+//! Calls of one statement.
 
 use super::from_row::FromRow;
 use super::options::Call;
@@ -17,38 +17,44 @@ use std::ops::ControlFlow;
 use std::panic::Location;
 
 impl Pool {
-    /// Runs any one statement and returns its rows. Repeated only when it provably took no effect.
+    /// Runs one statement of any kind and returns its rows. It is retried only if it is certain
+    /// that it had no effect.
     ///
-    /// A warm call costs one round trip: the statement is prepared once per connection. A parameter `$1` takes a Rust value
-    /// that fits the type which the server expects there ([`postgres::types::ToSql`]).
+    /// A statement costs one round trip once a connection has prepared it. A parameter `$1` takes a
+    /// Rust value that fits the type that the server expects there ([`postgres::types::ToSql`]).
     ///
     /// # Errors
-    /// [`Error::OutcomeUnknown`] when it was sent and its answer lost; else the last attempt's error, in
-    /// [`Error::GaveUp`] when there was more than one.
+    /// [`Error::OutcomeUnknown`] if the statement was sent and its answer was lost; else the last
+    /// attempt's error, within [`Error::GaveUp`] if there was more than one attempt.
     #[track_caller]
     pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
         self.call().query(sql, params)
     }
 
-    /// Runs any one statement and returns its only row; else as [`query`](Pool::query).
+    /// Runs one statement of any kind and returns its only row. Otherwise like
+    /// [`query`](Pool::query).
     ///
     /// # Errors
-    /// As [`query`](Pool::query); [`Error::Misuse`] when there is no row or more than one, and then a write was done all the same.
+    /// As for [`query`](Pool::query); [`Error::Misuse`] if there is no row, or more than one. A
+    /// write has been done in that case.
     #[track_caller]
     pub fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row> {
         self.call().query_one(sql, params)
     }
 
-    /// Runs any one statement and returns its row, if there is one; else as [`query`](Pool::query).
+    /// Runs one statement of any kind and returns its row, if there is one. Otherwise like
+    /// [`query`](Pool::query).
     ///
     /// # Errors
-    /// As [`query`](Pool::query); [`Error::Misuse`] when there is more than one row, and then a write was done all the same.
+    /// As for [`query`](Pool::query); [`Error::Misuse`] if there is more than one row. A write has
+    /// been done in that case.
     #[track_caller]
     pub fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>> {
         self.call().query_opt(sql, params)
     }
 
-    /// Runs any one statement and returns its rows as values; else as [`query`](Pool::query).
+    /// Runs one statement of any kind and converts its rows to values of type `T`. Otherwise like
+    /// [`query`](Pool::query).
     ///
     /// ```no_run
     /// # let pool = millpond::Pool::builder().build().unwrap();
@@ -57,14 +63,15 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// As [`query`](Pool::query); [`Error::Database`] if a row does not fit the type, and then a
-    /// write was done all the same.
+    /// As for [`query`](Pool::query); [`Error::Database`] if a row does not fit the type. A write
+    /// has been done in that case.
     #[track_caller]
     pub fn query_as<T: FromRow>(&self, sql: &str, params: Params<'_>) -> Result<Vec<T>> {
         self.call().query_as(sql, params)
     }
 
-    /// Runs any one statement and returns the first column of its only row; `Option<T>` takes NULL.
+    /// Runs one statement of any kind and returns the first column of its only row. `Option<T>`
+    /// accepts NULL.
     ///
     /// ```no_run
     /// # let pool = millpond::Pool::builder().build().unwrap();
@@ -73,19 +80,19 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// As [`query_one`](Pool::query_one); [`Error::Database`] if the column is of another type,
-    /// and then a write was done all the same.
+    /// As for [`query_one`](Pool::query_one); [`Error::Database`] if the column has another type. A
+    /// write has been done in that case.
     #[track_caller]
     pub fn query_scalar<T: FromSqlOwned>(&self, sql: &str, params: Params<'_>) -> Result<T> {
         self.call().query_scalar(sql, params)
     }
 
-    /// Runs a statement in a transaction of its own and passes its rows to `each` as they come,
-    /// until there are no more or `each` breaks off: for more rows than fit into memory. The
-    /// statement's limit covers all of it, including the time that `each` takes.
+    /// Runs a statement in its own transaction and passes its rows to `each` as they arrive, until
+    /// there are no more or `each` breaks.
     ///
-    /// It is repeated like [`query`](Pool::query), but only until the first row was passed on: no
-    /// row is passed on twice.
+    /// Use it for results that do not fit into memory. The statement's limit covers the whole call,
+    /// including the time that `each` takes. The statement is retried like [`query`](Pool::query),
+    /// but only until the first row was passed on: no row is passed on twice.
     ///
     /// ```no_run
     /// use std::ops::ControlFlow;
@@ -99,7 +106,8 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// As [`query`](Pool::query), and what `each` returns; then the statement is rolled back.
+    /// As for [`query`](Pool::query); an error of `each` is returned as it is, and the statement is
+    /// rolled back.
     #[track_caller]
     pub fn query_each(
         &self,
@@ -110,30 +118,34 @@ impl Pool {
         self.call().query_each(sql, params, each)
     }
 
-    /// Runs several statements without parameters, separated by semicolons, in one [transaction](Pool::transaction). Never build
-    /// this text from values.
+    /// Runs several statements without parameters, separated by semicolons, in one
+    /// [transaction](Pool::transaction). Never build this text from values.
     ///
     /// # Errors
-    /// As [`transaction`](Pool::transaction).
+    /// As for [`transaction`](Pool::transaction).
     #[track_caller]
     pub fn batch_execute(&self, sql: &str) -> Result<()> {
         self.call().batch_execute(sql)
     }
 
-    /// Runs any one statement and returns the number of rows that it touched; else as [`query`](Pool::query).
+    /// Runs one statement of any kind and returns the number of rows that it affected. Otherwise
+    /// like [`query`](Pool::query).
     ///
     /// # Errors
-    /// As [`query`](Pool::query).
+    /// As for [`query`](Pool::query).
     #[track_caller]
     pub fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64> {
         self.call().execute(sql, params)
     }
 
-    /// Runs a statement that only reads. Repeated also when its answer was lost, and then in a READ ONLY transaction: a write
-    /// passed by mistake is refused there and reported as [`Error::OutcomeUnknown`], never done twice.
+    /// Runs a statement that only reads.
+    ///
+    /// It is retried even if its answer was lost, and then in a READ ONLY transaction: a write that
+    /// is passed by mistake is refused there and reported as [`Error::OutcomeUnknown`], and is
+    /// never done twice.
     ///
     /// # Errors
-    /// As [`query`](Pool::query).
+    /// As for [`query`](Pool::query).
     #[track_caller]
     pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
         self.call().read(sql, params)
@@ -141,10 +153,10 @@ impl Pool {
 }
 
 impl Call<'_> {
-    /// As [`Pool::query`].
+    /// Same as [`Pool::query`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::query`].
+    /// As for [`Pool::query`].
     #[track_caller]
     pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
         refuse_too_many(params)?;
@@ -153,46 +165,46 @@ impl Call<'_> {
         })
     }
 
-    /// As [`Pool::query_one`].
+    /// Same as [`Pool::query_one`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::query_one`].
+    /// As for [`Pool::query_one`].
     #[track_caller]
     pub fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row> {
         exactly_one(self.query(sql, params)?)
     }
 
-    /// As [`Pool::query_opt`].
+    /// Same as [`Pool::query_opt`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::query_opt`].
+    /// As for [`Pool::query_opt`].
     #[track_caller]
     pub fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>> {
         at_most_one(self.query(sql, params)?)
     }
 
-    /// As [`Pool::query_as`].
+    /// Same as [`Pool::query_as`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::query_as`].
+    /// As for [`Pool::query_as`].
     #[track_caller]
     pub fn query_as<T: FromRow>(&self, sql: &str, params: Params<'_>) -> Result<Vec<T>> {
         mapped(&self.query(sql, params)?)
     }
 
-    /// As [`Pool::query_scalar`].
+    /// Same as [`Pool::query_scalar`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::query_scalar`].
+    /// As for [`Pool::query_scalar`].
     #[track_caller]
     pub fn query_scalar<T: FromSqlOwned>(&self, sql: &str, params: Params<'_>) -> Result<T> {
         scalar(self.query(sql, params)?)
     }
 
-    /// As [`Pool::query_each`].
+    /// Same as [`Pool::query_each`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::query_each`].
+    /// As for [`Pool::query_each`].
     #[track_caller]
     pub fn query_each(
         &self,
@@ -209,19 +221,19 @@ impl Call<'_> {
         })
     }
 
-    /// As [`Pool::batch_execute`].
+    /// Same as [`Pool::batch_execute`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::transaction`].
+    /// As for [`Pool::transaction`].
     #[track_caller]
     pub fn batch_execute(&self, sql: &str) -> Result<()> {
         self.transaction(|tx| tx.batch_execute(sql))
     }
 
-    /// As [`Pool::execute`].
+    /// Same as [`Pool::execute`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::query`].
+    /// As for [`Pool::query`].
     #[track_caller]
     pub fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64> {
         refuse_too_many(params)?;
@@ -230,13 +242,13 @@ impl Call<'_> {
         })
     }
 
-    /// As [`Pool::read`].
+    /// Same as [`Pool::read`], with this call's options.
     ///
     /// # Errors
-    /// As [`Pool::query`].
+    /// As for [`Pool::query`].
     #[track_caller]
     pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
-        // What READ ONLY does not keep from being done twice.
+        // READ ONLY does not stop these from taking effect twice.
         if commits_inside(sql) || writes_large_objects(sql) {
             return self.query(sql, params);
         }
@@ -245,7 +257,7 @@ impl Call<'_> {
         let mut lost = false;
         self.run(Location::caller(), |session| {
             let limits = self.limits(session);
-            // Where it needs a transaction it is a READ ONLY one: a standby has no others.
+            // If it needs a transaction, that is a READ ONLY one: a standby offers no other.
             let begin = Begin {
                 read_only: true,
                 ..self.begin_with_timeout()
@@ -260,14 +272,14 @@ impl Call<'_> {
             };
             answer.map_err(|error| {
                 if lost && error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
-                    // It writes, and the attempt whose answer was lost may have done so.
+                    // The statement writes, and the attempt whose answer was lost may have done so.
                     return Stop::from(Error::OutcomeUnknown {
                         source: Box::new(error),
                     });
                 }
                 let verdict = error.verdict();
                 match verdict.repeat {
-                    // A read that was cut off at its deadline has no outcome that anybody could want to know.
+                    // A read that was cut at its deadline has no outcome worth knowing.
                     Repeat::Ambiguous if error.is_timeout() => Stop {
                         verdict: Verdict {
                             repeat: Repeat::Permanent,
@@ -300,7 +312,7 @@ impl Call<'_> {
         self.run(Location::caller(), |session| {
             let limits = self.limits(session);
             let result = if inside {
-                // Not for a transaction.
+                // It cannot run inside a transaction.
                 work(session, Phase::CommitsInside, &limits)
             } else if self.needs_transaction(session) {
                 let limits = self.limits_in_transaction(session);

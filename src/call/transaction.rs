@@ -1,9 +1,11 @@
-//! Transactions: the closure runs, the transaction commits, and the whole of it is repeated where that is safe.
+//! Transactions: the closure runs, the transaction commits, and all of it is retried if that is
+//! safe.
 //!
-//! A transaction begins in one message and commits in one. A statement that failed inside leaves PostgreSQL's transaction
-//! aborted; should the closure swallow that error, the commit still fails (see `Session::commit`), and the swallowed error is
-//! what the caller gets. Where the answer to COMMIT is lost, it is found out what became of it (`commit`); only where that
-//! cannot be known is the outcome unknown, and then nothing is repeated.
+//! A transaction takes one message to begin and one to commit. A failed statement aborts
+//! PostgreSQL's transaction. If the closure swallows that error, the commit still fails (see
+//! `Session::commit`), and the caller gets the swallowed error. If the answer to COMMIT is lost,
+//! `commit` finds out whether it took effect. The outcome is unknown only if that is impossible,
+//! and then nothing is retried.
 
 use super::from_row::FromRow;
 use super::options::Call;
@@ -23,12 +25,16 @@ use std::ops::ControlFlow;
 use std::panic::Location;
 
 impl Pool {
-    /// Runs `work` in a transaction and commits it. The closure may run more than once: when the transaction was rolled back
-    /// for a reason that may pass (a deadlock, a serialization failure, a lost connection), the whole of it is repeated, so
-    /// whatever it does besides the database must bear that. An error that it returns rolls back.
+    /// Runs `work` in a transaction and commits it. An error that the closure returns rolls it
+    /// back.
+    ///
+    /// The closure may run more than once: if the transaction was rolled back for a reason that may
+    /// pass (a deadlock, a serialization failure, a lost connection), all of it is retried. So
+    /// everything that the closure does outside the database must tolerate repetition.
     ///
     /// # Errors
-    /// The closure's error; the database's; [`Error::OutcomeUnknown`] when the answer to COMMIT was lost.
+    /// The closure's error; the database's error; [`Error::OutcomeUnknown`] if the answer to COMMIT
+    /// was lost.
     #[track_caller]
     pub fn transaction<T, E: From<Error> + 'static>(
         &self,
@@ -39,10 +45,11 @@ impl Pool {
 }
 
 impl Call<'_> {
-    /// As [`Pool::transaction`], with this call's options; its timeout is that of each statement.
+    /// Same as [`Pool::transaction`], with this call's options. The call's timeout applies to each
+    /// statement.
     ///
     /// # Errors
-    /// As [`Pool::transaction`].
+    /// As for [`Pool::transaction`].
     #[track_caller]
     pub fn transaction<T, E: From<Error> + 'static>(
         &self,
@@ -51,8 +58,8 @@ impl Call<'_> {
         self.transaction_until(&Cell::new(false), work)
     }
 
-    /// A transaction that is repeated only until the closure sets `settled`: what it has done then
-    /// must not be done again.
+    /// Runs a transaction that is retried only until the closure sets `settled`: what the closure
+    /// has done by then must not be done again.
     #[track_caller]
     pub(super) fn transaction_until<T, E: From<Error> + 'static>(
         &self,
@@ -79,9 +86,10 @@ impl Call<'_> {
         done.map_err(|error| raised.give_back(error))
     }
 
-    /// What the failed statement says about repeating counts, also where the closure made an error of its own of it; but
-    /// misuse stays misuse, and what ended its own transaction is not repeated. An error that no statement of it made is
-    /// another call's, which repeated what it could.
+    /// Decides whether a failed attempt may be retried. The verdict on the failed statement counts,
+    /// even if the closure turned it into an error of its own; but misuse remains misuse, and a
+    /// transaction that the closure itself ended is not retried. An error that none of the
+    /// transaction's statements caused comes from another call, which has made its own retries.
     pub(super) fn judge(error: Error, ended: Ended) -> Stop {
         let verdict = error.verdict();
         let failure = match ended {
@@ -105,7 +113,7 @@ impl Call<'_> {
     }
 }
 
-/// One run of a closure, and what it left.
+/// The result of one run of a closure.
 pub(super) struct Run<T> {
     pub result: Result<T>,
     pub ended: Ended,
@@ -115,11 +123,11 @@ pub(super) struct Run<T> {
 /// What made a closure fail, if it did.
 #[derive(Default)]
 pub(super) enum Ended {
-    /// It did not, or did not run.
+    /// It did not fail, or did not run.
     #[default]
     Well,
     ByStatement(Failure),
-    /// It returned an error of its own.
+    /// It returned its own error.
     ByClosure,
 }
 
@@ -154,7 +162,7 @@ impl<T> Run<T> {
             })
         });
         let result = match (result, &failure) {
-            // A statement failed and the closure went on: nothing of this can be committed.
+            // A statement failed and the closure continued: none of this can be committed.
             (Ok(_), Some(Failure { text, sqlstate, .. })) => Err(Error::TransactionAborted {
                 cause: text.clone(),
                 sqlstate: sqlstate.clone(),
@@ -182,17 +190,18 @@ impl<T> Run<T> {
 pub(super) struct Failure {
     verdict: Verdict,
     sqlstate: Option<SqlState>,
-    /// For the caller, should the closure have swallowed the error itself.
+    /// For the caller, if the closure swallows the error itself.
     text: Box<str>,
 }
 
-/// A transaction under way. COMMIT and ROLLBACK are not its business: the closure's result decides.
+/// A running transaction. The closure's result decides whether it is committed or rolled back;
+/// COMMIT and ROLLBACK as statements are refused.
 pub struct Transaction<'s> {
     session: &'s mut Session,
     limits: Limits,
     failure: Option<Failure>,
     savepoints: u32,
-    /// A closure behind a savepoint panicked.
+    /// A closure inside a savepoint panicked.
     unwound: bool,
     keyed: bool,
     answer: Option<Vec<u8>>,
@@ -210,7 +219,8 @@ impl Transaction<'_> {
     /// Runs a statement and returns its rows.
     ///
     /// # Errors
-    /// The database's. The transaction is aborted then; only a savepoint around the statement saves it.
+    /// The database's error. The transaction is then aborted, unless a savepoint encloses the
+    /// statement.
     pub fn query(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.run_one(sql, params, |session, limits| {
             session.query(sql, params, Phase::InTransaction, limits)
@@ -220,7 +230,7 @@ impl Transaction<'_> {
     /// Runs a statement and returns its only row.
     ///
     /// # Errors
-    /// As [`query`](Self::query), and when there is no row or more than one.
+    /// As for [`query`](Self::query); [`Error::Misuse`] if there is no row, or more than one.
     pub fn query_one(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Row> {
         exactly_one(self.query(sql, params)?)
     }
@@ -228,15 +238,15 @@ impl Transaction<'_> {
     /// Runs a statement and returns its row, if there is one.
     ///
     /// # Errors
-    /// As [`query`](Self::query), and when there is more than one row.
+    /// As for [`query`](Self::query); [`Error::Misuse`] if there is more than one row.
     pub fn query_opt(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>> {
         at_most_one(self.query(sql, params)?)
     }
 
-    /// Runs a statement and returns its rows as values.
+    /// Runs a statement and converts its rows to values of type `T`.
     ///
     /// # Errors
-    /// As [`query`](Self::query); [`Error::Database`] if a row does not fit the type.
+    /// As for [`query`](Self::query); [`Error::Database`] if a row does not fit the type.
     pub fn query_as<T: FromRow>(
         &mut self,
         sql: &str,
@@ -245,10 +255,10 @@ impl Transaction<'_> {
         mapped(&self.query(sql, params)?)
     }
 
-    /// Runs a statement and returns the first column of its only row; `Option<T>` takes NULL.
+    /// Runs a statement and returns the first column of its only row. `Option<T>` accepts NULL.
     ///
     /// # Errors
-    /// As [`query_one`](Self::query_one); [`Error::Database`] if the column is of another type.
+    /// As for [`query_one`](Self::query_one); [`Error::Database`] if the column has another type.
     pub fn query_scalar<T: FromSqlOwned>(
         &mut self,
         sql: &str,
@@ -257,21 +267,24 @@ impl Transaction<'_> {
         scalar(self.query(sql, params)?)
     }
 
-    /// Runs a statement and returns the number of rows that it touched.
+    /// Runs a statement and returns the number of rows that it affected.
     ///
     /// # Errors
-    /// As [`query`](Self::query).
+    /// As for [`query`](Self::query).
     pub fn execute(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64> {
         self.run_one(sql, params, |session, limits| {
             session.execute(sql, params, Phase::InTransaction, limits)
         })
     }
 
-    /// Runs a statement and hands its rows over as they come, until there are no more or `each` breaks off; for what is too
-    /// much to be held at once. The statement's limit covers all of it, the time that `each` takes included.
+    /// Runs a statement and passes its rows to `each` as they arrive, until there are no more or
+    /// `each` breaks.
+    ///
+    /// Use it for results that do not fit into memory. The statement's limit covers the whole call,
+    /// including the time that `each` takes.
     ///
     /// # Errors
-    /// As [`query`](Self::query), and what `each` returns.
+    /// As for [`query`](Self::query); an error of `each` is returned as it is.
     pub fn query_each(
         &mut self,
         sql: &str,
@@ -291,11 +304,12 @@ impl Transaction<'_> {
         refused.map_or(Ok(()), Err)
     }
 
-    /// Runs a `COPY .. FROM STDIN` with what `fill` writes, and returns the number of rows. An error that `fill` returns
-    /// fails the COPY, and with it the transaction. The statement's limit covers all of it.
+    /// Runs a `COPY .. FROM STDIN` with the data that `fill` writes, and returns the number of
+    /// rows. The statement's limit covers the whole call.
     ///
     /// # Errors
-    /// As [`query`](Self::query), and what `fill` returns.
+    /// As for [`query`](Self::query). An error of `fill` is returned as it is; it fails the COPY,
+    /// and with it the transaction.
     pub fn copy_in(
         &mut self,
         sql: &str,
@@ -306,8 +320,9 @@ impl Transaction<'_> {
         })
     }
 
-    /// Runs a `COPY .. TO STDOUT` and lets `take` read what comes. The statement's limit covers all of it. What `take`
-    /// leaves unread is skipped; after an error of `take`, the connection is closed instead.
+    /// Runs a `COPY .. TO STDOUT` and lets `take` read the data. The statement's limit covers the
+    /// whole call. Data that `take` leaves unread are skipped; if `take` fails, the connection is
+    /// closed instead.
     ///
     /// ```no_run
     /// # let pool = millpond::Pool::builder().build().unwrap();
@@ -322,7 +337,7 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`query`](Self::query), and what `take` returns.
+    /// As for [`query`](Self::query); an error of `take` is returned as it is.
     pub fn copy_out<T>(
         &mut self,
         sql: &str,
@@ -333,20 +348,22 @@ impl Transaction<'_> {
         })
     }
 
-    /// Runs several statements without parameters, separated by semicolons. Never build this text from values.
+    /// Runs several statements without parameters, separated by semicolons. Never build this text
+    /// from values.
     ///
     /// # Errors
-    /// As [`query`](Self::query).
+    /// As for [`query`](Self::query).
     pub fn batch_execute(&mut self, sql: &str) -> Result<()> {
         self.run(sql, |session, limits| {
             session.batch_execute(sql, Phase::InTransaction, limits)
         })
     }
 
-    /// Runs `work` behind a savepoint: when it returns an error, what it did is undone, and the transaction goes on.
+    /// Runs `work` inside a savepoint. If it returns an error, its effects are undone and the
+    /// transaction continues.
     ///
     /// # Errors
-    /// The closure's, and the database's.
+    /// The closure's error, and the database's.
     pub fn savepoint<T, E: From<Error>>(
         &mut self,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
@@ -355,7 +372,7 @@ impl Transaction<'_> {
         let name = format!("millpond_{}", self.savepoints);
         self.control(&format!("SAVEPOINT {name}"))?;
         let failed_before = self.failure.is_some();
-        // Where it unwinds, half of it is done, and nobody undoes it.
+        // If the closure panics, its effects are incomplete and not undone.
         self.unwound = true;
         let result = work(self);
         self.unwound = false;
@@ -366,7 +383,7 @@ impl Transaction<'_> {
         }
         let undone = self.control(&format!("ROLLBACK TO SAVEPOINT {name}"));
         match (result, undone) {
-            // Trouble with the rollback never hides the first error.
+            // A failed rollback never hides the first error.
             (Err(first), Err(_)) => Err(first),
             (Ok(_), Err(trouble)) => Err(trouble.into()),
             (result, Ok(())) => {
@@ -384,7 +401,8 @@ impl Transaction<'_> {
         }
     }
 
-    /// Keeps this with the key, for whoever comes with the same one again; committed with the rest.
+    /// Stores an answer with the key, for later calls with the same key. It is committed with the
+    /// transaction.
     ///
     /// # Errors
     /// [`Error::Misuse`] in a transaction without a key.
@@ -411,7 +429,7 @@ impl Transaction<'_> {
         work(self.session, &self.limits).map_err(|error| self.note(error))
     }
 
-    /// A statement with rows, or a count of them.
+    /// Runs a statement that returns rows, or a count of them.
     fn run_one<T>(
         &mut self,
         sql: &str,
@@ -423,7 +441,8 @@ impl Transaction<'_> {
         self.run(sql, work)
     }
 
-    /// A statement of ours around the closure's: words and integers only.
+    /// Runs a statement that the pool adds around the closure's. Its text contains only words and
+    /// integers of the pool's own.
     fn control(&mut self, sql: &str) -> Result<()> {
         let limits = self.limits;
         self.session

@@ -1,4 +1,4 @@
-//! Setting a pool up.
+//! The options of a pool, and how it is built from them.
 
 use super::checkout::{Inner, Pool};
 use super::housekeeping;
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Options of a pool. [`build`](Builder::build) returns at once, also while the database is down.
+/// Options of a pool. [`build`](Builder::build) returns at once, even if the database is down.
 #[derive(Default)]
 #[must_use = "nothing happens before build()"]
 pub struct Builder {
@@ -31,7 +31,7 @@ pub struct Builder {
     bad_url: Option<String>,
 }
 
-/// The settings of [`Config::from_env`](crate::Config::from_env), or any others.
+/// Takes the settings of [`Config::from_env`](crate::Config::from_env), or any others.
 impl From<PoolConfig> for Builder {
     fn from(config: PoolConfig) -> Builder {
         Builder {
@@ -41,8 +41,9 @@ impl From<PoolConfig> for Builder {
     }
 }
 
-/// The driver's settings of a connection, and the defaults of everything else. As with a URL,
-/// [`build`](Builder::build) refuses what would be weakened silently, such as `sslmode=require`.
+/// Takes the driver's settings of a connection, and the defaults for everything else. As with a
+/// URL, [`build`](Builder::build) refuses settings that it would have to weaken silently, such as
+/// `sslmode=require`.
 ///
 /// ```
 /// use millpond::pool::Builder;
@@ -66,14 +67,16 @@ impl fmt::Debug for Builder {
     }
 }
 
-/// A zero that means "off" or "never".
+/// Returns None for zero, which means "off" or "never".
 fn unless_zero(time: Duration) -> Option<Duration> {
     Some(time).filter(|t| !t.is_zero())
 }
 
 impl Builder {
-    /// Where the database is: a `postgresql://` URL or a `key=value` string. Several hosts may be named. `sslmode` may be
-    /// `disable` or `prefer` (which is plain: TLS is not built in). What is wrong with it is said by [`build`](Self::build).
+    /// Sets the database: a `postgresql://` URL or a `key=value` string, which may name several
+    /// hosts. No default: [`build`](Self::build) fails without it. `sslmode` may be `disable` or
+    /// `prefer` (which is plain: TLS is not built in). [`build`](Self::build) reports what is wrong
+    /// with the URL.
     pub fn database_url(self, url: &str) -> Self {
         self.with_database(url.parse())
     }
@@ -86,145 +89,178 @@ impl Builder {
         self
     }
 
-    /// Most connections of the pool. Default 20; 1 to 10000. The server should allow three more: for
-    /// the health probe, for a second attempt where one gets no answer, and for finding out about a lost commit.
-    /// Each takes up to five files of the process: where fewer than that may be open when the pool is built, beside an eighth
-    /// for the rest of the process, the pool is as large as fits, which is logged.
+    /// Sets the most connections of the pool. Default 20; [`build`](Self::build) refuses values
+    /// outside 1 to 10000.
+    ///
+    /// The server should allow three more: one for the health probe, one for a second attempt to
+    /// connect while the first gets no answer, and one for looking up the outcome of a lost COMMIT.
+    /// Each connection takes up to five open files. If the process may not open that many when the
+    /// pool is built, after an eighth is reserved for the rest of the process, the pool is made as
+    /// large as fits, and a warning is logged.
     pub fn max_size(mut self, connections: u32) -> Self {
         self.config.max_size = connections;
         self
     }
 
-    /// Idle connections kept ready. Default 2, or `max_size` where that is smaller; at most `max_size`.
+    /// Sets the number of idle connections that are kept ready. Default 2, or `max_size` if that is
+    /// smaller; 0 = none. [`build`](Self::build) refuses more than `max_size`.
     pub fn min_idle(mut self, connections: u32) -> Self {
         self.config.min_idle = Some(connections);
         self
     }
 
-    /// Upper bound on one check-out: waiting in line plus validation; and on opening one connection: name, TCP, handshake and
-    /// authentication. Default 2 s; zero is refused. Fails as [`Error::Checkout`](crate::Error::Checkout).
+    /// Sets the limit for one check-out (waiting in line plus validation), and for opening one
+    /// connection (name, TCP, handshake and authentication). Default 2 s; [`build`](Self::build)
+    /// refuses zero. A check-out that takes longer fails as
+    /// [`Error::Checkout`](crate::Error::Checkout).
     pub fn connection_timeout(mut self, limit: Duration) -> Self {
         self.config.connection_timeout = limit;
         self
     }
 
-    /// How long a connection above the minimum may be idle before it is closed. Default 30 s; zero = for ever.
+    /// Sets how long a connection above the minimum may be idle before it is closed. Default 30 s;
+    /// zero = forever.
     pub fn idle_timeout(mut self, time: Duration) -> Self {
         self.config.idle_timeout = unless_zero(time);
         self
     }
 
-    /// The age at which a connection is retired, less up to 10 % jitter; one in use when it comes back. Default 30 min; zero =
-    /// never.
+    /// Sets the age at which a connection is retired, less up to 10 % jitter. A connection in use
+    /// is retired at its check-in. Default 30 min; zero = never.
     pub fn max_lifetime(mut self, age: Duration) -> Self {
         self.config.max_lifetime = unless_zero(age);
         self
     }
 
-    /// How often a connection is checked out before it is retired. Default 7500; 0 = without end.
+    /// Sets after how many check-outs a connection is retired. Default 7500; 0 = never.
     pub fn max_uses(mut self, uses: u64) -> Self {
         self.config.max_uses = uses;
         self
     }
 
-    /// Most threads in line; one more is refused at once, as [`Error::Checkout`](crate::Error::Checkout). Default 1000.
+    /// Sets the most threads that may wait in line. A further thread is refused at once, as
+    /// [`Error::Checkout`](crate::Error::Checkout). Default 1000; with 0, a thread may wait only
+    /// for a connection that can still be opened.
     pub fn max_waiting(mut self, threads: usize) -> Self {
         self.config.max_waiting = threads;
         self
     }
 
-    /// PostgreSQL's `statement_timeout` of every connection (manual, section 20.11). Default 5 s; zero = off. Fails as
-    /// [`Error::QueryTimeout`](crate::Error::QueryTimeout).
+    /// Sets PostgreSQL's `statement_timeout` for every connection (manual, section 20.11). Default
+    /// 5 s; zero = off. Fails as [`Error::QueryTimeout`](crate::Error::QueryTimeout).
     pub fn statement_timeout(mut self, limit: Duration) -> Self {
         self.config.statement_timeout = unless_zero(limit);
         self.config.statement_timeout_wins = true;
         self
     }
 
-    /// Our own deadline of one statement, which also holds when the server is frozen or unreachable: a cancel request at the
-    /// deadline, and the connection is cut 500 ms later (not over a Unix socket). Default 5 s; zero = off. Fails as
+    /// Sets the pool's own deadline for one statement. It also holds if the server is frozen or
+    /// unreachable: a cancel request is sent at the deadline, and the connection is cut 500 ms
+    /// later (not over a Unix socket). Default 5 s; zero = off. Fails as
     /// [`Error::QueryTimeout`](crate::Error::QueryTimeout).
     pub fn query_timeout(mut self, limit: Duration) -> Self {
         self.config.query_timeout = unless_zero(limit);
         self
     }
 
-    /// Prepared statements kept per connection. Default 256; 0 = unnamed statements only, as behind a [pooler](Self::pooler).
+    /// Sets how many prepared statements are kept per connection. Default 256; 0 = unnamed
+    /// statements only, as behind a [pooler](Self::pooler). [`build`](Self::build) refuses more
+    /// than 100000.
     pub fn statement_cache(mut self, statements: usize) -> Self {
         self.config.statement_cache = statements;
         self
     }
 
-    /// When what was left on a connection is taken away. Default [`Reset::Auto`]: after a statement whose text shows that it
-    /// may leave something (`SET`, `set_config(.., false)`, `pg_advisory_lock`, `CREATE TEMP`, `LISTEN`, `PREPARE`, `DO`, ..),
-    /// and after a plain check-out that was used. Where functions or procedures of the application's own do such things
-    /// inside, say [`Reset::Always`]. A library that was loaded, or a connection of dblink's, costs the session.
+    /// Sets when the state that was left on a connection is removed.
+    ///
+    /// Default [`Reset::Auto`]: after a statement whose text shows that it may leave state (`SET`,
+    /// `set_config(.., false)`, `pg_advisory_lock`, `CREATE TEMP`, `LISTEN`, `PREPARE`, `DO`, ..),
+    /// and after a plain check-out that was used. Use [`Reset::Always`] if functions or procedures
+    /// of the application do such things inside. A session that loaded a library, or opened a
+    /// connection of dblink's, is closed instead.
     pub fn reset(mut self, reset: Reset) -> Self {
         self.config.reset = reset;
         self
     }
 
-    /// Whether a connection pooler, such as PgBouncer, stands between. Default [`Pooler::Auto`], or what `pgbouncer=` in the
-    /// URL says. Behind one, in session mode as in transaction mode: statements are not prepared by name; nothing is set on
-    /// a connection, but inside transactions, so that [`statement_timeout`](Self::statement_timeout) holds there only and
-    /// [`query_timeout`](Self::query_timeout) everywhere; a connection that was lent out raw is closed; and what became of
-    /// a COMMIT whose answer was lost is found out for [writes with a key](Pool::transaction_with_key) alone.
+    /// Sets whether a connection pooler, such as PgBouncer, stands between the pool and the server.
     ///
-    /// A pooler that hands its clients the server's own process numbers (pgpool-II) cannot be told from the server: say
-    /// [`Pooler::On`] there. A relay that forwards a Unix socket over TCP looks like a pooler: say [`Pooler::Off`].
+    /// Default [`Pooler::Auto`], or what `pgbouncer=` in the URL says. Behind a pooler, in session
+    /// mode as well as in transaction mode:
+    ///
+    /// - Statements are not prepared by name.
+    /// - Settings are made only inside transactions, never on a connection. So
+    ///   [`statement_timeout`](Self::statement_timeout) holds only there, and
+    ///   [`query_timeout`](Self::query_timeout) everywhere.
+    /// - A plain connection that was checked out is closed at its check-in.
+    /// - The outcome of a COMMIT whose answer was lost can be found out only for [writes with a
+    ///   key](Pool::transaction_with_key).
+    ///
+    /// A pooler that gives its clients the server's own process numbers (pgpool-II) cannot be told
+    /// from the server: use [`Pooler::On`] there. A relay that forwards a Unix socket over TCP
+    /// looks like a pooler: use [`Pooler::Off`].
     pub fn pooler(mut self, pooler: Pooler) -> Self {
         self.config.pooler = Some(pooler);
         self
     }
 
-    /// `application_name`, as `pg_stat_activity` shows it. Default: the program's file name.
+    /// Sets `application_name`, as `pg_stat_activity` shows it. Default: the program's file name.
     pub fn application_name(mut self, name: impl Into<String>) -> Self {
         self.config.application_name = Some(name.into());
         self
     }
 
-    /// When calls are repeated. Default: [`RetryPolicy::default`].
+    /// Sets how often calls are retried, and after which pauses. Default: [`RetryPolicy::default`].
+    /// A call that used up its retries fails as [`Error::GaveUp`](crate::Error::GaveUp).
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.config.retry = policy;
         self
     }
 
-    /// Once no connection could be opened for this long, check-outs fail at once with the cause, until one opens. Default
-    /// 10 s; zero = at the first failure.
+    /// Sets the time without a successful connection after which check-outs fail at once. They fail
+    /// as [`Error::Checkout`](crate::Error::Checkout), with the cause, until a connection is
+    /// opened. Default 10 s; zero = at the first failure.
     pub fn fail_fast_after(mut self, time: Duration) -> Self {
         self.config.fail_fast_after = time;
         self
     }
 
-    /// A statement that takes longer is logged, its text without values. Default 500 ms; zero = off.
+    /// Sets the duration above which a statement is logged, its text without values. Default 500
+    /// ms; zero = off.
     pub fn slow_query(mut self, limit: Duration) -> Self {
         self.config.slow_query = unless_zero(limit);
         self
     }
 
-    /// Warns, with the place of check-out, when a connection is held longer. Default zero = off.
+    /// Sets the time after which a warning is logged for a connection that is still checked out. It
+    /// names the place of the check-out. Default zero = off.
     pub fn leak_threshold(mut self, time: Duration) -> Self {
         self.config.leak_threshold = unless_zero(time);
         self
     }
 
-    /// The schema of the table in which [transactions with a key](Pool::transaction_with_key) take note of their keys. Default
-    /// `millpond`; small letters, digits and underscores. [`Pool::create_ledger`] makes it.
+    /// Sets the schema of the table in which [transactions with a key](Pool::transaction_with_key)
+    /// record their keys. Default `millpond`. [`build`](Self::build) accepts small letters, digits
+    /// and underscores. [`Pool::create_ledger`] creates the schema and the table.
     pub fn ledger_schema(mut self, name: impl Into<String>) -> Self {
         self.config.ledger_schema = name.into();
         self
     }
 
-    /// How long a key is kept, at least. Default 24 h; zero is refused. One that somebody may still ask for, because the answer
-    /// to its COMMIT was lost, is kept for longer: [`query_timeout`](Self::query_timeout) (or a minute) and twice
-    /// [`connection_timeout`](Self::connection_timeout), at least 4 s. Pools with one ledger should agree on these.
+    /// Sets how long a key is kept, at least. Default 24 h; [`build`](Self::build) refuses zero.
+    ///
+    /// A key is kept for longer while the outcome of its COMMIT may still be looked up, because the
+    /// answer was lost: for [`query_timeout`](Self::query_timeout) (or a minute) plus twice
+    /// [`connection_timeout`](Self::connection_timeout), at least 4 s. Pools that share a ledger
+    /// should have the same values.
     pub fn ledger_ttl(mut self, time: Duration) -> Self {
         self.config.ledger_ttl = time;
         self
     }
 
-    /// Runs once for each new connection, before it is used (`SET search_path`, `SET ROLE`), and again after a connection that
-    /// was lent out raw was reset. An error counts as a failure to open.
+    /// Runs `work` once on each new connection before it is used (`SET search_path`, `SET ROLE`),
+    /// and again after a plain connection was reset at its check-in. An error counts as a failure
+    /// to open the connection.
     pub fn on_connect<F>(mut self, work: F) -> Self
     where
         F: Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync + 'static,
@@ -233,16 +269,18 @@ impl Builder {
         self
     }
 
-    /// Tells this observer what happens to connections. May be called more than once.
+    /// Adds an observer, which is told what happens to connections. May be called more than once.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observers.push(observer);
         self
     }
 
-    /// Builds the pool and returns at once: connections are opened in the background, and as long as that takes. A pool belongs
-    /// to the process that built it: in a child that was forked, each call ends as
-    /// [`Error::Misuse`](crate::Error::Misuse), and nothing that it drops touches the parent's connections. So daemonize, then
-    /// build.
+    /// Builds the pool and returns at once. Connections are opened in the background, however long
+    /// that takes.
+    ///
+    /// A pool belongs to the process that built it. In a forked child, each call fails as
+    /// [`Error::Misuse`](crate::Error::Misuse), and dropping the pool there does not touch the
+    /// parent's connections. So daemonize first, then build.
     ///
     /// # Errors
     /// [`BuildError::Settings`] with every setting that cannot work, by the names of this builder's
@@ -286,12 +324,12 @@ impl Builder {
         ));
         let opener = Arc::new(Opener::new(Arc::clone(&shared), hosts));
         let config = &shared.config;
-        // Without a thread it panics (scheduled-thread-pool 0.2.7).
+        // r2d2 panics if it cannot start a thread (scheduled-thread-pool 0.2.7).
         let r2d2 = caught(|| {
             r2d2::Pool::builder()
                 .max_size(config.max_size)
                 .connection_timeout(config.connection_timeout)
-                // These are ours; see the head of the pool's module.
+                // The pool does these itself; see `pool/mod.rs`.
                 .min_idle(Some(0))
                 .max_lifetime(None)
                 .idle_timeout(None)
@@ -302,7 +340,8 @@ impl Builder {
         });
         let r2d2 = r2d2.map_err(|panic| {
             shared.watchdog.stop();
-            // The system's own word is in the panic's; it says the same once more.
+            // The system's error is only in the text of the panic. Starting another thread
+            // returns the same error once more.
             let refused = std::thread::Builder::new().spawn(|| {}).err();
             BuildError::Thread(refused.unwrap_or_else(|| std::io::Error::other(panic)))
         })?;
@@ -370,7 +409,7 @@ impl std::error::Error for BuildError {
 }
 
 impl Pool {
-    /// Sets a pool up; every option has the default of the README's table.
+    /// Starts with the defaults of the README's table.
     pub fn builder() -> Builder {
         Builder::default()
     }

@@ -1,4 +1,4 @@
-//! The pool, and checking out of it.
+//! The pool, and the check-out of sessions.
 
 use super::line::{Arrival, Line, Outcome};
 use super::manager::Manager;
@@ -22,7 +22,7 @@ use std::time::Instant;
 
 pub(super) type Held = r2d2::PooledConnection<Manager>;
 
-/// A pool of connections to one database. Cloning is cheap and gives the same pool.
+/// A pool of connections to one database. Cloning is cheap and returns a handle to the same pool.
 #[derive(Clone)]
 pub struct Pool {
     pub(crate) inner: Arc<Inner>,
@@ -31,24 +31,25 @@ pub struct Pool {
 pub(crate) struct Inner {
     pub shared: Arc<Shared>,
     pub opener: Arc<Opener>,
-    /// Sweeps the ledger, and is woken when the pool closes.
+    /// The thread that sweeps the ledger. It is woken when the pool closes.
     pub sweeper: OnceLock<Thread>,
     pub budget: Budget,
     pub(super) probe: Probe,
     pub(super) line: Arc<Line<Held>>,
     pub(super) r2d2: r2d2::Pool<Manager>,
-    /// The most connections there may be: a copy of the line's, for a look without its lock.
+    /// The most connections there may be. A copy of the line's value, which is read without its
+    /// lock.
     pub(super) max: AtomicUsize,
-    /// Sessions that threads hold, for the warning before they run out.
+    /// The number of sessions that are checked out, for the warning before none is left.
     pub(super) out: AtomicUsize,
     pub(super) warned_at: AtomicU64,
-    /// Which of the idle ones are looked at next, where they are many.
+    /// Where the next check of the idle connections starts; used if there are many.
     pub(super) next_look: AtomicUsize,
     pub(super) start: Instant,
     pub(super) housekeeper: Mutex<Option<Thread>>,
-    /// Signalled when a session is gone or back, for a drain that waits.
+    /// Signalled when a session is closed or checked in, for a drain that waits.
     pub(super) returned: (Mutex<()>, Condvar),
-    /// How the drain went; whoever closes the pool first fills it.
+    /// The result of the drain. The first call that closes the pool sets it.
     pub(super) report: OnceLock<Report>,
 }
 
@@ -73,32 +74,33 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// The settings in force.
+    /// Returns the settings in force.
     pub fn config(&self) -> &crate::config::PoolConfig {
         &self.inner.shared.config
     }
 
-    /// The pool's figures at this moment. Never waits for the database.
+    /// Returns the pool's figures at this moment. Never waits for the database.
     pub fn stats(&self) -> Stats {
         self.inner.stats()
     }
 
-    /// True while check-outs fail at once, because no connection could be opened for a while.
+    /// Returns true while check-outs fail at once because no connection could be opened for a
+    /// while.
     pub fn is_failing_fast(&self) -> bool {
         self.inner.hopeless().is_some()
     }
 
-    /// True once a connection has been opened.
+    /// Returns true once a connection has been opened.
     pub fn has_connected(&self) -> bool {
         self.inner.opener.has_connected.load(Ordering::SeqCst)
     }
 
-    /// True from the moment the pool begins to close.
+    /// Returns true from the moment the pool begins to close.
     pub fn is_closed(&self) -> bool {
         self.inner.shared.closing.load(Ordering::SeqCst)
     }
 
-    /// Checks a session out for whoever stands at `place`, waiting until `deadline`.
+    /// Checks out a session for the caller at `place`, waiting until `deadline`.
     pub(crate) fn check_out_at(
         &self,
         deadline: Option<Instant>,
@@ -115,13 +117,14 @@ impl Pool {
 impl Inner {
     pub(super) fn stats(&self) -> Stats {
         if self.shared.process.is_another() {
-            // Its locks may have been held when the process was forked.
+            // Its locks may have been held when the process forked.
             return Stats::default();
         }
         let line = self.line.figures();
         let spares = self.r2d2.state().idle_connections as usize;
         let max = line.max;
-        // The figures are taken one after the other: what moves on in between is counted once.
+        // The figures are read one after the other. A connection that changes its state in between
+        // must not be counted twice.
         let active = line.active.min(max);
         let idle = (line.idle + spares).min(max - active);
         let opening = self.opener.attempts.count().min(max - active - idle);
@@ -149,7 +152,7 @@ impl Inner {
             let held = match self.line.arrive(spent_before) {
                 Arrival::Ready(held) => held,
                 Arrival::Queued { place, room } => {
-                    // With every connection out there is nothing to do but to wait for one to come back.
+                    // If all connections are checked out, the thread can only wait for a check-in.
                     let hopeless = if room {
                         self.fetch_for_the_line()
                     } else {
@@ -177,7 +180,8 @@ impl Inner {
                     self.hand_out(&mut lease, started, place);
                     return Ok(lease);
                 }
-                // The session was spent; the next one is had ahead of the line, where this thread has been before.
+                // The session was unusable. The next one comes from the head of the line: this
+                // thread has waited already.
                 Err(()) if deadline.is_some_and(|at| Instant::now() >= at) => {
                     return refuse(CheckoutFailure::Timeout);
                 }
@@ -186,21 +190,21 @@ impl Inner {
         }
     }
 
-    /// Gets connections for those in line: what r2d2 has at once, else an opener is sent for one. Says why nobody should wait
-    /// for that: the database has been away for long, or refuses whoever comes while no connection is out that could come
-    /// back.
+    /// Obtains connections for the waiters: takes those that r2d2 has ready, else has an opener
+    /// open one. Returns a reason if waiting for it is pointless: the database has been unreachable
+    /// for long, or refuses connections while none is checked out that could be returned.
     fn fetch_for_the_line(&self) -> Option<CheckoutFailure> {
         self.feed_spares();
         let hopeless = self.hopeless();
         match hopeless {
             None => self.line.call_opener(),
-            // Somebody has to find the database when it is back.
+            // One opener has to find out when the database is reachable again.
             Some(_) => self.line.owe_one(),
         }
         hopeless
     }
 
-    /// Why nobody should wait for a connection, where none is there.
+    /// Returns why waiting for a connection is pointless while none is idle; None if it is not.
     fn hopeless(&self) -> Option<CheckoutFailure> {
         let refused = || {
             let last_error = self.opener.gate.last_error();
@@ -214,7 +218,7 @@ impl Inner {
         }
     }
 
-    /// Gives the line what r2d2 has opened for openers that did not wait for it any more.
+    /// Passes to the line the connections that r2d2 opened for openers that had stopped waiting.
     pub(super) fn feed_spares(&self) {
         while let Some(spare) = self.r2d2.try_get() {
             self.opener.demand.taken();
@@ -250,7 +254,7 @@ impl Inner {
         self.warn_when_short();
     }
 
-    /// At most once a minute, when more than 80 % are checked out.
+    /// Warns, at most once a minute, if more than 80 % of the connections are checked out.
     fn warn_when_short(&self) {
         let (out, max) = (
             self.out.load(Ordering::Relaxed),
@@ -304,11 +308,11 @@ impl Inner {
     }
 }
 
-/// A checked-out session; it comes back when this is dropped.
+/// A checked-out session. Dropping it checks the session in.
 pub(crate) struct Lease {
     pub(super) inner: Arc<Inner>,
     pub(super) held: Option<Held>,
-    /// Its thread was panicking already when it came: this is a part of the clearing up.
+    /// The thread was already panicking at the check-out: the session is used to clean up.
     pub(super) panicking: bool,
 }
 

@@ -1,5 +1,4 @@
-//! What an application may ask of a running pool: to wait until it is ready, to replace its
-//! connections, to be of another size.
+//! Control of a running pool: wait until it is ready, replace its connections, change its size.
 
 use super::checkout::{Inner, Pool};
 use crate::error::{CheckoutFailure, Error, Result};
@@ -10,13 +9,15 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a pool that is waited for is looked at.
+/// The pause between two checks of whether the pool is ready.
 const LOOK: Duration = Duration::from_millis(10);
 
 impl Pool {
-    /// Waits until a connection can be checked out and as many are open as are kept ready
-    /// ([`min_idle`](crate::pool::Builder::min_idle)), at most for `timeout`. An application that
-    /// calls it at its start fails early, and with the reason, if the database is not there.
+    /// Waits until the pool is ready: a connection can be checked out, and as many are open as are
+    /// kept ready ([`min_idle`](crate::pool::Builder::min_idle)). Waits at most for `timeout`.
+    ///
+    /// An application that calls this at its start fails early and with the reason if the database
+    /// is unreachable.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -27,7 +28,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`Error::Checkout`], with the last reason why no connection could be opened: at once if it
-    /// will not pass by itself (a wrong password), else when the time is up.
+    /// does not pass by itself (a wrong password), else after `timeout`.
     #[track_caller]
     pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
         let (place, started) = (Location::caller(), Instant::now());
@@ -51,10 +52,12 @@ impl Pool {
         Ok(())
     }
 
-    /// Replaces all connections that are open now: idle ones are closed at once, those in use when
-    /// they come back. For what only new connections see: a role's settings, a changed
-    /// `on_connect`, another server behind a name. In the log and in the metrics, the reason of
-    /// these closes is `evicted`.
+    /// Replaces all connections that are open now. Idle ones are closed at once, those in use at
+    /// their check-in.
+    ///
+    /// Use it for changes that only new connections see: a role's settings, a changed `on_connect`,
+    /// another server behind a name. In the log and in the metrics, the reason of these closes is
+    /// `evicted`.
     ///
     /// ```no_run
     /// # let pool = millpond::Pool::builder().build().unwrap();
@@ -70,9 +73,10 @@ impl Pool {
     }
 
     /// Changes the most connections there may be, from 1 to the
-    /// [`max_size`](crate::pool::Builder::max_size) that the pool was built with. Idle connections
-    /// beyond it are closed at once, those in use when they come back (`evicted`); threads in line
-    /// are served by those that stay.
+    /// [`max_size`](crate::pool::Builder::max_size) that the pool was built with.
+    ///
+    /// Surplus connections are closed (`evicted`): idle ones at once, those in use at their
+    /// check-in. Waiters are served by the remaining connections.
     ///
     /// ```no_run
     /// # let pool = millpond::Pool::builder().build().unwrap();
@@ -101,7 +105,7 @@ impl Pool {
     }
 }
 
-/// The database may be there in time, though check-outs fail at once now.
+/// Check-outs fail at once now, but the database may be reachable before the timeout.
 fn may_pass(error: &Error) -> bool {
     let Error::Checkout(e) = error else {
         return false;
@@ -111,13 +115,13 @@ fn may_pass(error: &Error) -> bool {
 }
 
 impl Inner {
-    /// As many connections are open as are kept ready.
+    /// Returns whether as many connections are open as are kept ready.
     fn has_minimum(&self) -> bool {
         let stats = self.stats();
         stats.idle + stats.active >= stats.min_idle
     }
 
-    /// Why a connection that has come back has no place.
+    /// Returns why there is no place for a connection that was checked in.
     pub(super) fn why_unwanted(&self) -> CloseReason {
         match self.shared.closing.load(Ordering::SeqCst) {
             true => CloseReason::Drained,

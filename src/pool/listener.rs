@@ -1,5 +1,5 @@
 //! Listening to notifications (`LISTEN`, `NOTIFY`; PostgreSQL's manual, chapter "Asynchronous
-//! Notification"), on a connection beside the pool's that is opened again when it is lost.
+//! Notification"), on a connection outside the pool that is reopened when it is lost.
 
 use super::checkout::{Inner, Pool};
 use super::hedge::Purpose;
@@ -16,30 +16,31 @@ use std::time::{Duration, Instant};
 
 pub use postgres::Notification;
 
-/// How long one wait for the server lasts: a pool that closes is noticed between two of them.
+/// The length of one wait for the server. Between two waits, the listener checks whether the pool
+/// is closing.
 const SLICE: Duration = Duration::from_millis(250);
-/// A connection that was silent for this long is asked whether its server is still there.
+/// After this much silence, the connection is validated.
 const ASK_AFTER: Duration = Duration::from_secs(10);
 /// The longest name of a channel, in bytes (`NAMEDATALEN` - 1).
 const LONGEST_NAME: usize = 63;
 
-/// What a [`Listener`] was told.
+/// What [`Listener::next`] returns.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Heard {
     /// A notification: its channel, its payload, and the process that sent it.
     Notification(Notification),
-    /// The connection was lost and is back: notifications may have been missed. Read again what
-    /// they stand for.
+    /// The connection was lost and reopened: notifications may have been missed. Read again the
+    /// data that they stand for.
     Gap,
 }
 
-/// Listens to channels. Made by [`Pool::listen`].
+/// Listens to channels. Created by [`Pool::listen`].
 ///
-/// It has a connection of its own, which does not count among those of the pool. When that is lost,
-/// it is opened again, and [`Heard::Gap`] says that something may have been missed meanwhile. The
-/// server keeps nothing for listeners that are away, so whatever must not be lost belongs into a
-/// table, and the notification only says that it is there.
+/// It has its own connection, which does not count in the pool. If that is lost, it is reopened,
+/// and [`Heard::Gap`] says that notifications may have been missed. The server stores nothing for
+/// disconnected listeners. So data that must not be lost belong in a table, and the notification
+/// only says that they are there.
 pub struct Listener {
     inner: Arc<Inner>,
     place: &'static Location<'static>,
@@ -49,8 +50,8 @@ pub struct Listener {
 }
 
 impl Pool {
-    /// Listens to these channels, named as in `pg_notify`: letters keep their case. Returns once the
-    /// server has begun to listen, within `connection_timeout`.
+    /// Listens to these channels, named as in `pg_notify`: letters keep their case. Returns once
+    /// the server has begun to listen, within `connection_timeout`.
     ///
     /// ```no_run
     /// use millpond::pool::Heard;
@@ -75,9 +76,9 @@ impl Pool {
     ///
     /// # Errors
     /// [`Error::Checkout`] if no connection could be opened; [`Error::Database`] if the server
-    /// refuses to listen, as a standby does; [`Error::Misuse`] behind a pooler in front of the
-    /// server, where a connection is not a session, and for a name that is empty, longer than 63
-    /// bytes, or contains a zero byte.
+    /// refuses to listen, as a standby does; [`Error::Misuse`] behind a pooler, where a connection
+    /// is not a session, and for a name that is empty, longer than 63 bytes, or contains a zero
+    /// byte.
     #[track_caller]
     pub fn listen<I>(&self, channels: I) -> Result<Listener>
     where
@@ -113,13 +114,15 @@ impl Pool {
 }
 
 impl Listener {
-    /// Waits for the next notification, at most for `timeout`; `None` when that has passed, also if
-    /// the database has been away all the while. Zero takes what has arrived already. If the
-    /// connection has to be opened again, it may take `connection_timeout` longer.
+    /// Waits for the next notification, at most for `timeout`. Zero returns only what has arrived
+    /// already.
+    ///
+    /// Returns `None` after the timeout, even if the database was unreachable all the time. If the
+    /// connection must be reopened, this may take `connection_timeout` longer.
     ///
     /// # Errors
     /// [`Error::Checkout`] once the pool is closed, or if the database refuses the connection for a
-    /// reason that will not pass by itself; [`Error::Database`] if the server refuses to listen.
+    /// reason that does not pass by itself; [`Error::Database`] if the server refuses to listen.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<Heard>> {
         self.inner.shared.may_block_here()?;
         let started = Instant::now();
@@ -153,7 +156,8 @@ impl Listener {
         }
     }
 
-    /// Opens the connection and begins to listen. False if the database is not there until then.
+    /// Opens the connection and begins to listen. Returns false if that was impossible until the
+    /// deadline.
     fn connect(&mut self, until: Instant) -> Result<bool> {
         let started = Instant::now();
         let opened = self

@@ -1,4 +1,4 @@
-//! What an application may be told of its connections and statements.
+//! Observers: how an application follows what happens to its connections and statements.
 
 use crate::error::{Error, OpenError};
 use crate::metrics::CloseReason;
@@ -8,10 +8,10 @@ use postgres::error::DbError;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Told what happens to connections and statements; every method does nothing by default.
+/// Is told what happens to connections and statements. Every method does nothing by default.
 ///
-/// The methods are called outside locks, on the thread that did the work, which waits for them:
-/// they should be quick. A panic ends there and is logged.
+/// The methods are called outside locks, on the thread that did the work. It waits for them, so
+/// they should be quick. A panic is caught and logged.
 ///
 /// ```
 /// use millpond::pool::{Observer, StatementEvent};
@@ -28,20 +28,21 @@ use std::time::Duration;
 /// let builder = millpond::Pool::builder().observer(std::sync::Arc::new(Slowest(Default::default())));
 /// ```
 pub trait Observer: Send + Sync {
-    /// A connection was opened, in this time.
+    /// A connection was opened; it took this time.
     fn opened(&self, _connection: u64, _took: Duration) {}
     /// A connection was checked out after this wait.
     fn checked_out(&self, _connection: u64, _waited: Duration) {}
-    /// A connection came back after this time.
+    /// A connection was checked in after this time.
     fn checked_in(&self, _connection: u64, _used: Duration) {}
     /// A connection was closed.
     fn closed(&self, _connection: u64, _reason: CloseReason, _age: Duration, _uses: u64) {}
     /// A connection could not be opened.
     fn open_failed(&self, _error: &OpenError) {}
-    /// A statement of a call has ended, or the BEGIN or COMMIT of one. Statements on a plain client
-    /// from [`get`](crate::Pool::get) are not seen.
+    /// A statement of a call has ended, or its BEGIN or COMMIT. Statements on a plain client from
+    /// [`get`](crate::Pool::get) are not reported.
     fn statement(&self, _event: &StatementEvent<'_>) {}
-    /// The server sent a notice or a warning (`RAISE NOTICE` and so on). Its text may hold values.
+    /// The server sent a notice or a warning (`RAISE NOTICE` and so on). Its text may contain
+    /// values.
     fn notice(&self, _connection: u64, _notice: &DbError) {}
 }
 
@@ -53,11 +54,11 @@ pub struct StatementEvent<'a> {
     pub connection: u64,
     /// The statement's text, without its parameters.
     pub sql: &'a str,
-    /// From sending it to the end of its answer.
+    /// The time from sending the statement to the end of its answer.
     pub took: Duration,
-    /// The rows that it returned or touched, if it succeeded and they were counted.
+    /// The rows that it returned or affected, if it succeeded and they were counted.
     pub rows: Option<u64>,
-    /// Which attempt of its call it belongs to, from 1.
+    /// The number of the attempt of its call, from 1.
     pub attempt: u32,
     /// Why it failed.
     pub error: Option<&'a Error>,
@@ -72,7 +73,7 @@ impl Observers {
         Observers(all.into())
     }
 
-    /// Tells each of them.
+    /// Calls each observer. A panic is caught and logged.
     pub fn tell(&self, tell: impl Fn(&dyn Observer)) {
         for observer in &*self.0 {
             if let Err(panic) = caught(|| tell(&**observer)) {

@@ -1,4 +1,4 @@
-//! Plain connections: the driver's client, on which a caller runs whatever statements it likes.
+//! Plain connections: the driver's client, on which the caller runs any statements.
 
 use super::checkout::{Lease, Pool};
 use super::line::{Arrival, Outcome};
@@ -13,8 +13,11 @@ use std::panic::Location;
 use std::time::{Duration, Instant};
 
 impl Pool {
-    /// Checks a connection out, waiting up to `connection_timeout`. What runs on it is not retried, and has no deadline but the
-    /// server's `statement_timeout`; when it comes back it is rolled back and cleaned of whatever was left on it.
+    /// Checks out a connection, waiting up to `connection_timeout`.
+    ///
+    /// Statements on it are not retried, and have no deadline other than the server's
+    /// `statement_timeout`. At the check-in, an open transaction is rolled back, and the state that
+    /// was left on the connection is removed.
     ///
     /// # Errors
     /// [`Error::Checkout`], with the reason and the pool's figures.
@@ -23,10 +26,10 @@ impl Pool {
         self.get_timeout(self.config().connection_timeout)
     }
 
-    /// The same, waiting up to `timeout`.
+    /// Checks out a connection, waiting up to `timeout`. Otherwise like [`get`](Pool::get).
     ///
     /// # Errors
-    /// As [`get`](Pool::get).
+    /// As for [`get`](Pool::get).
     #[track_caller]
     pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
         self.check_out_at(
@@ -36,8 +39,11 @@ impl Pool {
         .map(|lease| PooledConnection { lease })
     }
 
-    /// A connection that is idle now, or none; one is opened then for whoever asks next. Waits for nothing but a sign of life
-    /// from a connection that was not heard of for a while, and for the cleaning of one on which something was left.
+    /// Checks out a connection that is idle now. Returns `None` if there is none; one is then
+    /// opened for the next call.
+    ///
+    /// This waits only for the validation of a connection on which the server has not answered for
+    /// a while, and for the clean-up of one on which state was left.
     #[track_caller]
     pub fn try_get(&self) -> Option<PooledConnection> {
         if self.inner.shared.may_block_here().is_err() {
@@ -49,7 +55,7 @@ impl Pool {
                 Arrival::Ready(held) => held,
                 Arrival::Queued { place, .. } => {
                     self.inner.feed_spares();
-                    // For whoever comes next.
+                    // For the next call.
                     self.inner.line.owe_one();
                     let now = Deadline(Some(Instant::now()));
                     match self.inner.line.wait(&place, &now) {
@@ -69,20 +75,21 @@ impl Pool {
     }
 }
 
-/// A connection that was checked out with [`Pool::get`]; it goes back to the pool when this is dropped.
+/// A connection that was checked out with [`Pool::get`]. Dropping it checks it in.
 pub struct PooledConnection {
     lease: Lease,
 }
 
 impl PooledConnection {
-    /// The connection's number in the log.
+    /// Returns the connection's number in the log.
     pub fn id(&self) -> u64 {
         self.lease.id()
     }
 
-    /// Takes the connection out of the pool, for work that lasts: it no longer counts, and the pool
-    /// may open another in its place. Whatever is set on it stays. It is closed when the result is
-    /// dropped; [`Pool::close`] does not wait for it.
+    /// Takes the connection out of the pool, for long work.
+    ///
+    /// It no longer counts in the pool, which may open another in its place. Its settings stay as
+    /// they are. It is closed when the result is dropped; [`Pool::close`] does not wait for it.
     ///
     /// ```no_run
     /// # let pool = millpond::Pool::builder().build().unwrap();
@@ -119,14 +126,14 @@ impl DerefMut for PooledConnection {
     }
 }
 
-/// A connection that was taken out of its pool with [`PooledConnection::detach`]; it is closed when
-/// this is dropped.
+/// A connection that was taken out of its pool with [`PooledConnection::detach`]. Dropping it
+/// closes it.
 pub struct DetachedConnection {
     session: Session,
 }
 
 impl DetachedConnection {
-    /// The connection's number in the log.
+    /// Returns the connection's number in the log.
     pub fn id(&self) -> u64 {
         self.session.id()
     }

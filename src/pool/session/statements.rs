@@ -1,4 +1,4 @@
-//! Runs statements, under their limits.
+//! Runs statements within their limits.
 
 use super::kept::{Kept, are_as_described};
 use super::life::Session;
@@ -15,12 +15,13 @@ use postgres::{Client, Row, Statement};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The driver finds it by itself where a statement is prepared by name.
+/// The error for a wrong number of parameters. The driver itself checks the number if a statement
+/// is prepared by name.
 pub(super) const WRONG_COUNT: Error =
     Error::Misuse("the statement takes another number of parameters than were given");
 
 impl Session {
-    /// Runs a statement and returns its rows. `phase` says what it means when its answer is lost.
+    /// Runs a statement and returns its rows. `phase` says what a lost answer means.
     pub fn query(
         &mut self,
         sql: &str,
@@ -41,14 +42,14 @@ impl Session {
             })?
             .ok_or(WRONG_COUNT)?;
         if !are_as_described(&rows) {
-            // Too late for these; the next call looks its types up again, on whatever session.
+            // Too late for these rows. The next call looks the types up again, on any session.
             self.do_not_keep(sql);
             self.forget(sql);
         }
         Ok(rows)
     }
 
-    /// Runs a statement and returns the number of rows that it touched.
+    /// Runs a statement and returns the number of rows that it affected.
     pub fn execute(
         &mut self,
         sql: &str,
@@ -77,9 +78,12 @@ impl Session {
         })
     }
 
-    /// Runs `named` with the prepared statement, or `unnamed` where none are kept; nothing where that takes another number of
-    /// parameters. What was known of the text may be stale: a table or a type was changed, or the statement taken away by a
-    /// DEALLOCATE. Then it is prepared again, once; inside a transaction, which that has aborted, by the next attempt.
+    /// Runs `named` with the prepared statement, or `unnamed` if this session keeps none. Returns
+    /// None if the unnamed statement takes another number of parameters.
+    ///
+    /// What was known of the text may be stale: a table or a type was changed, or DEALLOCATE
+    /// removed the statement. Then the statement is prepared once more. Inside a transaction, which
+    /// the failure has aborted, the next attempt does that.
     fn with_statement<T>(
         &mut self,
         sql: &str,
@@ -95,7 +99,7 @@ impl Session {
             let prepared = prepared.map_err(|e| self.not_prepared(e, phase))?;
             let (result, text, known) = if let Some((kept, known)) = prepared {
                 self.take_note(&kept.facts);
-                // A preparation may have asked for types, with statements that complete.
+                // The preparation may have looked types up, with statements that completed.
                 self.begin_request();
                 let result = named(&mut self.client, &kept.statement);
                 (result, Text::Prepared(kept), known)
@@ -124,7 +128,8 @@ impl Session {
             let stale_plan = symptom == Symptom::StalePlan;
             if !may_be_stale(&symptom, known) {
                 if again {
-                    // It was not that: the next call with this text prepares it, and runs it once.
+                    // The cause was not stale knowledge. The next call with this text prepares it
+                    // anew and runs it once.
                     self.do_not_keep(sql);
                 }
                 return Err((error, phase));
@@ -132,9 +137,11 @@ impl Session {
             let undone = match self.tracked().wire.progress() {
                 _ if never_sent => true,
                 Progress::NothingSent | Progress::Sent => true,
-                // Where nobody looks: behind a statement without a name the driver may ask for the types of its rows.
+                // The answer was not tracked. After an unnamed statement the driver may look up the
+                // types of its rows, so the failure may come from that.
                 Progress::Unseen => matches!(text, Text::Prepared(_)),
-                // It is done, or may be; what failed was the driver's own, behind it.
+                // The statement was done, or may have been; the error comes from what the driver
+                // did after it.
                 Progress::Completed | Progress::Answered => false,
             };
             self.forget(sql);
@@ -144,7 +151,7 @@ impl Session {
             if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME)
                 && let Some(statements) = &mut self.statements
             {
-                // One that is gone is seldom alone.
+                // If one statement is gone, the others most likely are, too.
                 statements.forget_all();
             }
             let inside = matches!(phase, Phase::InTransaction | Phase::CommitsInside);
@@ -153,7 +160,7 @@ impl Session {
             }
             if again {
                 if stale_plan {
-                    // What the session knows cannot be put right.
+                    // The session's cached plan cannot be repaired.
                     self.close_for(CloseReason::Broken);
                 }
                 return Err((error, phase));
@@ -164,7 +171,7 @@ impl Session {
             }
             if never_sent {
                 let mistaken = self.expects_still(sql, text.params());
-                // Of the request itself nothing was sent.
+                // Nothing of the request itself was sent.
                 self.begin_request();
                 if mistaken {
                     return Err((error, phase));
@@ -174,7 +181,7 @@ impl Session {
         }
     }
 
-    /// Runs `work` under the limits, measures it, and draws the consequences of a failure.
+    /// Runs `work` within the limits, measures it, and acts on a failure.
     pub(super) fn timed<T>(
         &mut self,
         sql: &str,
@@ -190,13 +197,13 @@ impl Session {
             });
         }
         if self.is_closing() {
-            // A cancel is on its way, or the deadline fired in the moment of the last answer.
+            // A cancel request is on its way, or the deadline passed just as the last answer came.
             return Err(Error::TransactionAborted {
                 cause: "its connection was given up at a deadline".into(),
                 sqlstate: Some(SqlState::QUERY_CANCELED),
             });
         }
-        // What was said to another is not said of this.
+        // Clears a warning that belongs to an earlier statement.
         self.gave_up_on_standbys();
         self.begin_request();
         let started = Instant::now();
@@ -225,7 +232,7 @@ impl Session {
             self.hear(started + took);
         }
         if cancelled {
-            // The signal may still arrive, and would hit the next statement.
+            // The cancel signal may still arrive, and would hit the next statement.
             self.close_for(CloseReason::Broken);
         }
         let result = match result {
@@ -276,7 +283,8 @@ impl Session {
             },
             None => Error::in_phase(phase, source),
         };
-        // It is done, and its rows are lost to something that the driver did behind it.
+        // The statement was done, but its rows are lost: the driver failed in a request of its own
+        // after it.
         let lone = matches!(asked, Phase::Statement | Phase::CommitsInside);
         if lone && progress == Progress::Answered {
             self.close_for(CloseReason::Broken);
@@ -303,14 +311,16 @@ impl Text {
     }
 }
 
-/// Whether an error may come of what was known of a text, instead of the text: `known` before this call.
+/// Returns whether an error may be caused by stale knowledge of a text, instead of by the text.
+/// `known` says that the knowledge is from before this call.
 fn may_be_stale(symptom: &Symptom<'_>, known: bool) -> bool {
     match symptom {
         Symptom::StalePlan => true,
         Symptom::BadCall => known,
         Symptom::Server(code) => {
             **code == SqlState::INVALID_SQL_STATEMENT_NAME
-                // It was right when it was prepared: names, types and what is done with them; or the value's form.
+                // These were correct when the text was prepared: the names, the types and their
+                // operations; or the form of a value.
                 || known
                     && ((code.code().starts_with("42") && **code != SqlState::INSUFFICIENT_PRIVILEGE)
                         || **code == SqlState::INVALID_BINARY_REPRESENTATION

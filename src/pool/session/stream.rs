@@ -1,5 +1,5 @@
-//! Statements whose rows or data pass one by one. Their limit is that of the whole, the caller's part included: the server's
-//! own statement timeout counts the same way.
+//! Statements whose rows or data are passed on one by one. Their limit covers the whole call,
+//! including the time that the caller takes, as the server's own statement timeout does.
 
 use super::life::Session;
 use super::statements::{Typed, WRONG_COUNT, with_types};
@@ -13,13 +13,15 @@ use postgres::{CopyInWriter, Row};
 use std::io::{self, BufRead, Read, Write};
 use std::ops::ControlFlow;
 
-/// One at a time in each transaction: whoever reads its rows has the transaction.
+/// One name is enough: a transaction has at most one, since the code that reads the rows has
+/// borrowed the transaction.
 const CURSOR: &str = "millpond_each";
-/// Rows that are on their way at once.
+/// The number of rows fetched at once.
 const AT_ONCE: usize = 256;
 
 impl Session {
-    /// Runs a statement and hands over its rows as they come, until there are no more or `each` has enough of them.
+    /// Runs a statement and passes its rows to `each` as they arrive, until there are no more or
+    /// `each` breaks.
     pub fn query_each(
         &mut self,
         sql: &str,
@@ -58,7 +60,7 @@ impl Session {
             let passed = pass();
             session.rows = Some(count);
             passed.map_err(|e| {
-                // What is known of it may be stale.
+                // What is known of the text may be stale.
                 session.forget(sql);
                 (e, phase)
             })
@@ -66,7 +68,8 @@ impl Session {
         .ok_or(WRONG_COUNT)
     }
 
-    /// With a cursor, so that what `each` has no use for is not computed, nor waited for. Three round trips for few rows.
+    /// Fetches the rows through a cursor, so that rows that `each` does not want are neither
+    /// computed nor waited for. Takes three round trips if there are few rows.
     fn fetch_each(
         &mut self,
         sql: &str,
@@ -93,7 +96,7 @@ impl Session {
         }
     }
 
-    /// Runs a COPY FROM STDIN with what `fill` writes. Returns the number of rows.
+    /// Runs a COPY FROM STDIN with the data that `fill` writes. Returns the number of rows.
     pub fn copy_in(
         &mut self,
         sql: &str,
@@ -112,7 +115,7 @@ impl Session {
                 let Copying { writer, lost } = copying;
                 match (lost, filled) {
                     (Some(lost), _) => Err(lost),
-                    // Not finished, it is undone when the writer is dropped.
+                    // A COPY that is not finished is undone when the writer is dropped.
                     (None, Err(error)) => {
                         refused = Some(error);
                         Ok(0)
@@ -127,7 +130,7 @@ impl Session {
         refused.map_or(Ok(rows), Err)
     }
 
-    /// Runs a COPY TO STDOUT and lets `take` read it.
+    /// Runs a COPY TO STDOUT and lets `take` read the data.
     pub fn copy_out<T>(
         &mut self,
         sql: &str,
@@ -154,17 +157,18 @@ impl Session {
             }
         })?;
         if taken.is_err() {
-            // The rest of the rows is still on its way.
+            // The remaining rows are still on their way.
             self.close_for(CloseReason::Broken);
         }
         taken
     }
 }
 
-/// What a COPY is read through; keeps the driver's error, which the caller sees as one of reading.
+/// The reader of a COPY. Keeps the driver's error; the caller sees an I/O error of the read.
 struct Reading<'r, R> {
     reader: &'r mut R,
-    /// The driver's reader fails when it is read beyond its end (postgres 0.19.14).
+    /// The data have ended: the driver's reader fails if it is read beyond its end (postgres
+    /// 0.19.14).
     ended: bool,
     lost: Option<postgres::Error>,
 }
@@ -199,7 +203,7 @@ impl<R: BufRead> BufRead for Reading<'_, R> {
     }
 }
 
-/// Takes the driver's error out of one of the standard library's, which stands in for it.
+/// Moves the driver's error out of an I/O error into `lost`. Returns an I/O error in its place.
 fn driver_error(lost: &mut Option<postgres::Error>, error: io::Error) -> io::Error {
     match error.downcast::<postgres::Error>() {
         Ok(error) => {
@@ -210,7 +214,7 @@ fn driver_error(lost: &mut Option<postgres::Error>, error: io::Error) -> io::Err
     }
 }
 
-/// What a COPY is filled through; keeps the driver's error, which the caller sees as one of writing.
+/// The writer of a COPY. Keeps the driver's error; the caller sees an I/O error of the write.
 struct Copying<'c> {
     writer: CopyInWriter<'c>,
     lost: Option<postgres::Error>,
