@@ -72,10 +72,10 @@ impl Pool {
         // IF NOT EXISTS does not protect two concurrent calls from each other.
         let lock = format!("SELECT pg_advisory_xact_lock({SWEEPING}, 0)");
         let ddl = self.ledger_ddl();
-        let is_a_strangers = self.ledger().is_a_strangers_sql();
+        let belongs_to_another = self.ledger().belongs_to_another_sql();
         self.transaction(|tx| {
             tx.batch_execute(&lock)?;
-            if let Some(row) = tx.query_opt(&is_a_strangers, &[])?
+            if let Some(row) = tx.query_opt(&belongs_to_another, &[])?
                 && row.try_get(0)?
             {
                 return Err(NOT_OURS);

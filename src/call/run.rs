@@ -142,7 +142,7 @@ impl Call<'_> {
         let opener = &self.pool.inner.opener;
         // If there is only one server, and it was a standby from the start, new sessions would not
         // help.
-        if !session.identity().standby || opener.may_lead_elsewhere() {
+        if !session.backend().standby || opener.may_lead_elsewhere() {
             opener.leave_server(session.generation());
         }
         Stop {

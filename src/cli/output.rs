@@ -13,7 +13,7 @@ const MOST_LINES: usize = 2048;
 /// A longer line is cut.
 const LONGEST_LINE: usize = 8192;
 /// How long the program waits at its end for its lines to be written.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
 /// Lines for standard error, written by a thread of their own. Lines that do not fit are dropped
 /// and counted in a later line.
@@ -86,7 +86,7 @@ impl Waiter {
     pub fn wait(&self) {
         let (done, is_done) = mpsc::sync_channel(1);
         if self.0.try_send(Message::Done(done)).is_ok() {
-            let _ = is_done.recv_timeout(LAST_WORDS);
+            let _ = is_done.recv_timeout(FLUSH_LIMIT);
         }
     }
 }
@@ -132,7 +132,7 @@ pub(super) fn complain(text: &str) {
     };
     match thread::Builder::new().spawn(write) {
         Ok(_) => {
-            let _ = is_done.recv_timeout(LAST_WORDS);
+            let _ = is_done.recv_timeout(FLUSH_LIMIT);
         }
         // Without a thread: the line may be about just that.
         Err(_) => drop(io::stderr().write_all(line.as_bytes())),

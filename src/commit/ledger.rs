@@ -99,7 +99,7 @@ impl Ledger {
     }
 
     /// Returns a query whose first value is true if the table exists and is not a ledger.
-    pub fn is_a_strangers_sql(&self) -> String {
+    pub fn belongs_to_another_sql(&self) -> String {
         format!(
             "SELECT count(*) < 5 FROM pg_attribute WHERE attrelid = to_regclass('{}') \
              AND attname IN ('key', 'attempt', 'state', 'answer', 'at') HAVING to_regclass('{0}') IS NOT NULL",

@@ -45,7 +45,7 @@ use super::ledger::{Claim, Entry, Ledger};
 use crate::config::PoolConfig;
 use crate::error::{Chain, Error};
 use crate::pool::{
-    BACKEND_START, Identity, Incarnation, Limits, LostTransaction, Pool, Purpose, Session,
+    BACKEND_START, Backend, Incarnation, Limits, LostTransaction, Pool, Purpose, Session,
     SyncCommit, first_value,
 };
 use crate::retry::Symptom;
@@ -143,7 +143,7 @@ impl<'c> LostCommit<'c> {
         let worth = started + longest(self.pool.config());
         let deadline = self.deadline.map_or(worth, |at| at.min(worth));
         let may_be_known = self.claim.is_some()
-            || (self.transaction.xid.is_some() && self.transaction.identity.incarnation.is_some());
+            || (self.transaction.xid.is_some() && self.transaction.backend.incarnation.is_some());
         let outcome = if may_be_known {
             self.ask_until(deadline)
         } else {
@@ -178,7 +178,7 @@ impl<'c> LostCommit<'c> {
         while let Ok(mut session) = open() {
             // A standby may be promoted in a moment, or another host may be the primary by now:
             // open a new connection.
-            while !session.identity().standby && !session.is_closing() {
+            while !session.backend().standby && !session.is_closing() {
                 match self.ask(&mut session, deadline) {
                     Ok(Some(outcome)) => return outcome,
                     Ok(None) => {}
@@ -225,7 +225,7 @@ impl<'c> LostCommit<'c> {
         let outcome = match (
             self.claim,
             self.transaction.xid,
-            &self.transaction.identity.incarnation,
+            &self.transaction.backend.incarnation,
         ) {
             (Some((ledger, claim)), _, _) => {
                 let entry = match ledger.settle(claim, session, deadline) {
@@ -264,9 +264,9 @@ impl<'c> LostCommit<'c> {
         session: &mut Session,
         deadline: Instant,
     ) -> Result<bool, postgres::Error> {
-        let Identity {
+        let Backend {
             pid, backend_start, ..
-        } = self.transaction.identity;
+        } = self.transaction.backend;
         // If a role may not see the start time of another role's backend, that backend counts as
         // ours: at worst the outcome stays unknown.
         let old = format!(
@@ -308,7 +308,7 @@ fn ask_by_number(
     before: &Incarnation,
     deadline: Instant,
 ) -> Result<Option<Outcome>, postgres::Error> {
-    let Some(now) = session.identity().incarnation.clone() else {
+    let Some(now) = session.backend().incarnation.clone() else {
         // The role has lost the right to read the incarnation.
         return Ok(Some(Outcome::Unknown));
     };

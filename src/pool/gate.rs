@@ -80,7 +80,7 @@ impl Gate {
         }
     }
 
-    pub fn opened(&self) {
+    pub fn note_opened(&self) {
         let mut state = self.lock();
         if let Some(down) = state.down.take()
             && down.logged_at.is_some()
@@ -93,7 +93,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    pub fn failed(&self, error: Arc<OpenError>, started: Instant, pause: Duration) {
+    pub fn note_failed(&self, error: Arc<OpenError>, started: Instant, pause: Duration) {
         let now = Instant::now();
         let mut state = self.lock();
         if state.opened_at.is_some_and(|at| at > started) {

@@ -195,8 +195,8 @@ impl<T> Attempt<T> {
         unpoison(self.inner.lock())
     }
 
-    /// Records the wire over which the attempt goes on.
-    pub fn goes_over(&self, wire: &Arc<wire::Handle>) {
+    /// Sets the wire that the attempt uses from now on.
+    pub fn set_wire(&self, wire: &Arc<wire::Handle>) {
         let mut inner = self.lock();
         if inner.found.is_some() {
             wire.abort();

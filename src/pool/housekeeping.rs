@@ -7,7 +7,7 @@ use super::line::Line;
 use super::manager::Manager;
 use super::opener::Opener;
 use super::ready::aside;
-use super::session::{Session, UPKEEP};
+use super::session::{HOUSEKEEPING, Session};
 use crate::metrics::CloseReason;
 use crate::sync::{caught, unpoison};
 use log::{error, warn};
@@ -67,7 +67,7 @@ fn keep(pool: &Weak<Inner>) {
     let mut next_sweep = Instant::now();
     // The pool is held only while there is work, so that dropping the pool ends this thread.
     while let Some(inner) = pool.upgrade() {
-        let pause = tick(&inner);
+        let pause = pause_between_passes(&inner);
         let due = Instant::now() >= next_sweep;
         let work = caught(|| {
             inner.clean_idle();
@@ -91,7 +91,7 @@ fn keep(pool: &Weak<Inner>) {
 
 /// Returns the pause between two passes: a quarter of the shortest time that must be kept, at least
 /// 10 ms and at most [`LOOK_AT_IDLE`].
-fn tick(inner: &Inner) -> Duration {
+fn pause_between_passes(inner: &Inner) -> Duration {
     let config = &inner.shared.config;
     let shortest = [
         config.idle_timeout,
@@ -111,7 +111,7 @@ impl Inner {
     fn clean_idle(self: &Arc<Self>) {
         while let Some(held) = self.line.check_out_idle(|held| held.is_dirty()) {
             // A connection that cannot be cut must not block the housekeeper.
-            let until = Instant::now() + UPKEEP;
+            let until = Instant::now() + HOUSEKEEPING;
             let _ = aside(self.lease(held), Some(until), |session| session.clean(None));
         }
     }
@@ -124,7 +124,7 @@ impl Inner {
         let dead = self.line.take_idle(usize::MAX, |held| {
             let now = in_turn.contains(&nth);
             nth += 1;
-            now && !held.is_dirty() && held.has_ended()
+            now && !held.is_dirty() && held.check_for_end()
         });
         let next = if nth > in_turn.end { in_turn.end } else { 0 };
         self.next_look.store(next, Ordering::Relaxed);

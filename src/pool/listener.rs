@@ -3,7 +3,7 @@
 
 use super::checkout::{Inner, Pool};
 use super::hedge::Purpose;
-use super::session::{Session, UPKEEP};
+use super::session::{HOUSEKEEPING, Session};
 use crate::error::{CheckoutFailure, Error, OpenError, Result};
 use crate::metrics::CloseReason;
 use crate::sync::LONGEST;
@@ -180,7 +180,7 @@ impl Listener {
                 "behind a pooler nothing can be listened to: connect to the server itself",
             ));
         }
-        match session.ask(&self.sql, Instant::now() + UPKEEP) {
+        match session.ask(&self.sql, Instant::now() + HOUSEKEEPING) {
             Ok(_) => {
                 self.session = Some(session);
                 Ok(true)

@@ -16,6 +16,7 @@
 //! A session is dropped before its place in the line is freed: otherwise r2d2 would lose the
 //! wake-up for the next thread that opens a connection.
 
+mod backend;
 mod blocking;
 mod builder;
 mod cancel;
@@ -30,7 +31,6 @@ mod doors;
 mod gate;
 mod hedge;
 mod housekeeping;
-mod identity;
 mod limits;
 mod line;
 mod listener;
@@ -64,8 +64,8 @@ pub use plain::{DetachedConnection, PooledConnection};
 pub use probe::ProbeError;
 pub use report::Report;
 
+pub(crate) use backend::{BACKEND_START, Backend, Incarnation, first_row, first_value};
 pub(crate) use checkout::{Inner, Lease};
 pub(crate) use hedge::Purpose;
-pub(crate) use identity::{BACKEND_START, Identity, Incarnation, first_row, first_value};
 pub(crate) use limits::{Limits, as_server_ms};
 pub(crate) use session::{Begin, Finish, LostTransaction, Session, SyncCommit};

@@ -5,10 +5,10 @@
 //! `gate`). So the database is not flooded with attempts, and is found at once when it is back. An
 //! attempt that gets no answer is overtaken by another (see `hedge`).
 
+use super::backend::Backend;
 use super::demand::Demand;
 use super::gate::Gate;
 use super::hedge::{self, Attempt, Attempts, Opens, Purpose};
-use super::identity::Identity;
 use super::names::Names;
 use super::pooler::{Seen, refuses_options};
 use super::session::Session;
@@ -164,7 +164,7 @@ impl Opener {
                 () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
             };
             let refused = error.is_refusal();
-            self.gate.failed(error, started, pause);
+            self.gate.note_failed(error, started, pause);
             drop(turn);
             if refused && let Some(tell) = self.on_refused.get() {
                 tell();
@@ -207,7 +207,7 @@ impl Opener {
                 purpose,
                 attempt,
             ) {
-                Ok(mut session) if wants_primary && session.identity().standby => {
+                Ok(mut session) if wants_primary && session.backend().standby => {
                     session.close_for(CloseReason::FailedOver);
                     standby.get_or_insert(at);
                 }
@@ -285,7 +285,7 @@ impl Opener {
         let armed = registration.arm(Some(started + limit), Plan::Abort);
         let wire = Arc::clone(&registration.tracked.wire);
         if let Some(attempt) = attempt {
-            attempt.goes_over(&wire);
+            attempt.set_wire(&wire);
             // The close sets `closing` before it cuts the wires, and this thread has registered its
             // wire before it reads `closing`: so either the close is seen here, or the close sees
             // this wire.
@@ -332,8 +332,8 @@ impl Opener {
             Err(panic) => Err(out_of_files().map_or(OpenError::Panicked(panic), OpenError::Files)),
         };
         let mut client = opened?;
-        let mut identity = match Identity::read(&mut client) {
-            Ok(identity) => identity,
+        let mut backend = match Backend::read(&mut client) {
+            Ok(backend) => backend,
             Err(_) if wire.is_aborted() => return Err(OpenError::Timeout(limit)),
             Err(e) => return Err(OpenError::Driver(e)),
         };
@@ -343,28 +343,28 @@ impl Opener {
             port: host.get_ports().first().copied(),
             since: started.elapsed(),
         };
-        if let Some(how) = seen.betrays_pooler(&identity) {
+        if let Some(how) = seen.betrays_pooler(&backend) {
             self.shared.note_pooler(how);
         } else if self.shared.sends_options()
-            && self.shared.asked_for_timeout() != Some(identity.statement_timeout)
+            && self.shared.asked_for_timeout() != Some(backend.statement_timeout)
         {
             self.shared.note_pooler("it drops startup options");
         }
-        if !identity.standby {
+        if !backend.standby {
             self.primary_at.store(self.shared.now(), Ordering::Relaxed);
         }
-        self.note_incarnation(&identity);
-        self.note_risks(&identity);
-        if let Some(reading) = identity.clock() {
+        self.note_incarnation(&backend);
+        self.note_risks(&backend);
+        if let Some(reading) = backend.clock() {
             self.shared.database_clock.note(Instant::now(), reading);
         }
         if self.shared.sets_timeout() {
-            identity.statement_timeout = self.shared.config.statement_timeout.unwrap_or_default();
+            backend.statement_timeout = self.shared.config.statement_timeout.unwrap_or_default();
         }
-        self.note_timeout(&identity);
+        self.note_timeout(&backend);
         self.shared
             .hides_warnings
-            .fetch_or(identity.hides_warnings, Ordering::Relaxed);
+            .fetch_or(backend.hides_warnings, Ordering::Relaxed);
         registration.tracked.set_cancel(client.cancel_token(), tcp);
         let restored = match purpose {
             Purpose::Use => caught(|| self.shared.restore(&mut client)),
@@ -389,7 +389,7 @@ impl Opener {
         self.attempts.note_opened(took);
         Ok(Session::new(
             client,
-            identity,
+            backend,
             registration,
             Arc::clone(&self.shared),
             generation,
@@ -399,8 +399,8 @@ impl Opener {
 
     /// Warns once if the server's own timeout is not the one that was asked for: poolers drop or
     /// refuse it.
-    fn note_timeout(&self, identity: &Identity) {
-        let in_force = identity.statement_timeout;
+    fn note_timeout(&self, backend: &Backend) {
+        let in_force = backend.statement_timeout;
         let asked_for = match self.shared.asked_for_timeout() {
             Some(asked_for) if asked_for != in_force => asked_for,
             _ => return,
@@ -422,8 +422,8 @@ impl Opener {
 
     /// Warns once if the outcome of a lost commit cannot be found out on this server, unless the
     /// URL asks for a server that takes no writes.
-    fn note_incarnation(&self, identity: &Identity) {
-        if identity.incarnation.is_none()
+    fn note_incarnation(&self, backend: &Backend) {
+        if backend.incarnation.is_none()
             && !self.shared.is_pooled()
             && !self.shared.config.reads_only()
             && !self.warned_of_incarnation.swap(true, Ordering::Relaxed)
@@ -436,10 +436,10 @@ impl Opener {
     }
 
     /// Warns once if a write that was reported as committed may be lost in a crash.
-    fn note_risks(&self, identity: &Identity) {
-        let risks = &identity.risks;
+    fn note_risks(&self, backend: &Backend) {
+        let risks = &backend.risks;
         if !risks.is_empty()
-            && !identity.standby
+            && !backend.standby
             && !self.warned_of_risks.swap(true, Ordering::Relaxed)
         {
             warn!(
@@ -474,7 +474,7 @@ impl Opens for Opener {
 
     fn note_opened(&self) {
         self.has_connected.store(true, Ordering::SeqCst);
-        self.gate.opened();
+        self.gate.note_opened();
     }
 }
 

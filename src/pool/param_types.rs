@@ -31,7 +31,7 @@ pub(crate) struct Described {
     pub facts: Facts,
     at: Instant,
     /// The types of its rows that each client's driver must look up for itself.
-    unusual: Vec<Oid>,
+    needs_look_up: Vec<Oid>,
 }
 
 /// What is known of the texts that a pool has sent.
@@ -120,7 +120,10 @@ pub(crate) struct LookUps {
 impl LookUps {
     /// Returns whether this client can read the statement's rows without a look-up.
     pub fn cover(&self, described: &Described) -> bool {
-        described.unusual.iter().all(|oid| self.known.contains(oid))
+        described
+            .needs_look_up
+            .iter()
+            .all(|oid| self.known.contains(oid))
     }
 
     /// Has the server describe a statement, and the driver look up the types that it does not know.
@@ -143,16 +146,16 @@ impl LookUps {
             params: statement.params().to_vec(),
             facts: Facts::of(sql),
             at: Instant::now(),
-            unusual: unusual(&statement),
+            needs_look_up: types_to_look_up(&statement),
         };
-        let of_params = described.params.iter().any(is_unusual);
+        let of_params = described.params.iter().any(needs_look_up);
         // The statement is closed: that message is sent with the next one.
         drop(statement);
-        if shared && (of_params || !described.unusual.is_empty()) {
+        if shared && (of_params || !described.needs_look_up.is_empty()) {
             // The returned names are of statements that are closed already.
             let _ = self.note_statements(client)?;
         }
-        self.known.extend(&described.unusual);
+        self.known.extend(&described.needs_look_up);
         Ok(described)
     }
 
@@ -214,13 +217,16 @@ impl LookUps {
 }
 
 /// Returns whether the driver must look up this type.
-pub(super) fn is_unusual(ty: &Type) -> bool {
+pub(super) fn needs_look_up(ty: &Type) -> bool {
     Type::from_oid(ty.oid()).is_none()
 }
 
-fn unusual(statement: &Statement) -> Vec<Oid> {
+fn types_to_look_up(statement: &Statement) -> Vec<Oid> {
     let types = statement.columns().iter().map(postgres::Column::type_);
-    types.filter(|ty| is_unusual(ty)).map(Type::oid).collect()
+    types
+        .filter(|ty| needs_look_up(ty))
+        .map(Type::oid)
+        .collect()
 }
 
 /// A statement that the driver has prepared.

@@ -1,6 +1,6 @@
 //! Detects a connection pooler between the pool and the server, from what is known of a connection.
 
-use super::identity::Identity;
+use super::backend::Backend;
 use crate::retry::Symptom;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) struct Seen {
 impl Seen {
     /// Returns how a pooler shows itself, by a comparison with what the server sees on its side;
     /// None if there is none. A plain relay is not a pooler.
-    pub fn betrays_pooler(&self, server: &Identity) -> Option<&'static str> {
+    pub fn betrays_pooler(&self, server: &Backend) -> Option<&'static str> {
         /// Tolerance for two clocks, which may be adjusted slightly in between.
         const SLACK: Duration = Duration::from_millis(5);
         match self.told {

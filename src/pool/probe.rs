@@ -4,8 +4,8 @@
 //! Callers within 250 ms share one answer, and no caller waits longer than 800 ms: the probe runs
 //! on a thread that can be left behind.
 
+use super::backend::first_value;
 use super::hedge::Purpose;
-use super::identity::first_value;
 use super::opener::Opener;
 use super::session::Session;
 use crate::error::{Chain, OpenError};

@@ -1,9 +1,9 @@
 //! The state that the sessions of a pool share and may read. This module does not depend on
 //! sessions, nor on the code that opens them.
 
+use super::backend::first_value;
 use super::blocking;
 use super::clock::DatabaseClock;
-use super::identity::first_value;
 use super::limits::as_server_ms;
 use super::observer::{Observer, Observers};
 use super::param_types::Descriptions;

@@ -301,7 +301,7 @@ fn refuse_what_is_not_ours(
         Some(row) => Some(row.try_get(0)?),
         None => None,
     };
-    let ledger = tx.query_opt(&pool.ledger().is_a_strangers_sql(), &[])?;
+    let ledger = tx.query_opt(&pool.ledger().belongs_to_another_sql(), &[])?;
     if let Some(row) = ledger
         && row.try_get(0)?
     {

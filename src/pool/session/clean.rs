@@ -1,6 +1,6 @@
 //! Removes the state that a user of the raw connection left on a session.
 
-use super::life::{Session, upkeep_until};
+use super::life::{Session, housekeeping_until};
 use crate::error::{Chain, Error};
 use crate::metrics::CloseReason;
 use crate::pool::watchdog::Plan;
@@ -27,14 +27,14 @@ impl Session {
         if self.shared.is_pooled() {
             // A transaction left open would end together with the client connection, and the pooler
             // would close its server connection, too.
-            let until = Some(upkeep_until(deadline));
+            let until = Some(housekeeping_until(deadline));
             if let Err(e) = self.bounded(until, |s| s.client.batch_execute("ROLLBACK")) {
                 debug!("conn={} could not be rolled back: {}", self.id(), Chain(&e));
             }
             self.close_for(CloseReason::LeakedState);
             return false;
         }
-        let until = upkeep_until(deadline);
+        let until = housekeeping_until(deadline);
         let cleaned = self.clean_up(until).and_then(|()| self.restore(until));
         if let Err(e) = cleaned {
             debug!("conn={} could not be cleaned up: {}", self.id(), Chain(&e));
@@ -42,7 +42,7 @@ impl Session {
                 true => CloseReason::Broken,
                 false => CloseReason::LeakedState,
             });
-        } else if !self.has_ended() {
+        } else if !self.check_for_end() {
             self.dirty = false;
         }
         !self.is_closing() && !self.dirty

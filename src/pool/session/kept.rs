@@ -1,7 +1,7 @@
 //! What a session knows about the statements that it runs: those that it keeps prepared, the facts
 //! that their texts show, and the search path that their names are resolved with.
 
-use crate::pool::param_types::is_unusual;
+use crate::pool::param_types::needs_look_up;
 use crate::retry::Facts;
 use postgres::types::{FromSql, Kind, Type};
 use postgres::{Row, Statement};
@@ -26,11 +26,11 @@ pub(super) struct Kept {
 impl Kept {
     pub fn new(statement: Statement, facts: Facts) -> Kept {
         let columns = statement.columns().iter().map(postgres::Column::type_);
-        let unusual = statement.params().iter().chain(columns).any(is_unusual);
-        let may_change = unusual || !statement.params().is_empty();
+        let has_own_types = statement.params().iter().chain(columns).any(needs_look_up);
+        let may_change = has_own_types || !statement.params().is_empty();
         Kept {
             looked_up: may_change.then(Instant::now),
-            has_own_types: unusual,
+            has_own_types,
             statement,
             facts,
         }
@@ -56,7 +56,7 @@ pub(super) fn are_as_described(rows: &[Row]) -> bool {
     let columns = first.columns().iter().map(postgres::Column::type_);
     columns
         .enumerate()
-        .filter(|(_, ty)| is_unusual(ty))
+        .filter(|(_, ty)| needs_look_up(ty))
         .all(|(at, ty)| {
             rows.iter().all(|row| match row.try_get(at) {
                 Ok(Some(Raw(value))) => is_of(ty, value),
@@ -88,7 +88,9 @@ fn is_of(ty: &Type, value: &[u8]) -> bool {
         Kind::Enum(labels) => labels.iter().any(|label| label.as_bytes() == value),
         Kind::Composite(fields) => number(value, 0) == i32::try_from(fields.len()).ok(),
         Kind::Domain(inner) => is_of(inner, value),
-        Kind::Array(inner) if is_unusual(inner) => elements(value).all(|value| is_of(inner, value)),
+        Kind::Array(inner) if needs_look_up(inner) => {
+            elements(value).all(|value| is_of(inner, value))
+        }
         _ => true,
     }
 }

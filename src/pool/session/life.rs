@@ -7,7 +7,7 @@ use super::kept::{Kept, SearchPath};
 use super::link::Link;
 use super::words::SyncCommit;
 use crate::metrics::CloseReason;
-use crate::pool::identity::{Identity, first_value};
+use crate::pool::backend::{Backend, first_value};
 use crate::pool::param_types::LookUps;
 use crate::pool::shared::Shared;
 use crate::pool::texts::Texts;
@@ -25,11 +25,11 @@ use std::time::{Duration, Instant};
 
 /// Limit for the Terminate message that closes a connection. It is only written into a socket
 /// buffer, so a longer wait would not help.
-const GOODBYE: Duration = Duration::from_millis(100);
+const CLOSE_LIMIT: Duration = Duration::from_millis(100);
 /// Limit for a request that the pool makes on its own behalf: a validation, a clean-up.
-pub(crate) const UPKEEP: Duration = Duration::from_secs(1);
+pub(crate) const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// Limit for a look (see [`Session::has_ended`]), which does not normally wait.
+/// Limit for a look (see [`Session::check_for_end`]), which does not normally wait.
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
 
 /// Least lifetime of a connection: with a shorter one it could expire before it is used.
@@ -66,11 +66,11 @@ pub(crate) struct Session {
     /// Session state may have been left on it and not been cleaned up yet.
     pub(super) dirty: bool,
     /// A statement left state that a clean-up does not remove.
-    pub(super) has_traces: bool,
+    pub(super) leaves_traces: bool,
     /// A call is running on it, or has unwound.
     pub(super) in_call: bool,
     pub(super) in_transaction: bool,
-    pub(super) identity: Identity,
+    pub(super) backend: Backend,
     /// The id of the current transaction, if it may write.
     pub(super) xid: Option<u64>,
     /// The driver has its own prepared statements on this connection.
@@ -96,7 +96,7 @@ pub(crate) struct Session {
 impl Session {
     pub fn new(
         client: Client,
-        identity: Identity,
+        backend: Backend,
         registration: Registration,
         shared: Arc<Shared>,
         generation: u64,
@@ -128,10 +128,10 @@ impl Session {
             generation,
             closing: None,
             dirty: false,
-            has_traces: false,
+            leaves_traces: false,
             in_call: false,
             in_transaction: false,
-            identity,
+            backend,
             xid: None,
             driver_looks_up: false,
             reads_only: false,
@@ -213,7 +213,7 @@ impl Session {
 
     /// Reads what the server has sent without a request, and does not wait for more. Returns true
     /// if the server has ended the connection. Notifications are discarded.
-    pub fn has_ended(&mut self) -> bool {
+    pub fn check_for_end(&mut self) -> bool {
         if !self.tracked().wire.ask_for_look() {
             // There is no wire to look at: a broken connection is found at its validation.
             return self.is_lost();
@@ -310,7 +310,7 @@ impl Session {
     pub fn settle(&mut self, now: Instant) {
         self.last_used = now;
         self.search_path = SearchPath::Own;
-        if self.has_traces {
+        if self.leaves_traces {
             self.close_for(CloseReason::LeakedState);
         }
         if self.in_transaction && self.closing.is_none() && self.rollback().is_err() {
@@ -340,7 +340,9 @@ impl Session {
 
     /// Validates the connection with an empty query, at most until `deadline`.
     pub fn validate(&mut self, deadline: Option<Instant>) -> Result<(), postgres::Error> {
-        let result = self.bounded(Some(upkeep_until(deadline)), |s| s.client.batch_execute(""));
+        let result = self.bounded(Some(housekeeping_until(deadline)), |s| {
+            s.client.batch_execute("")
+        });
         if result.is_err() {
             self.close_for(CloseReason::Broken);
         }
@@ -351,11 +353,11 @@ impl Session {
     /// `None` = not known.
     pub fn server_timeout(&self) -> Option<Duration> {
         let known = !self.shared.is_pooled();
-        known.then_some(self.identity.statement_timeout)
+        known.then_some(self.backend.statement_timeout)
     }
 
-    pub fn identity(&self) -> &Identity {
-        &self.identity
+    pub fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// Returns true if the server is a standby. An open transaction is rolled back first. With
@@ -365,10 +367,10 @@ impl Session {
         if self.is_closing() || (self.in_transaction && self.rollback().is_err()) {
             return false;
         }
-        if or_was && self.identity.standby {
+        if or_was && self.backend.standby {
             return true;
         }
-        let answer = self.ask("SELECT pg_is_in_recovery()", upkeep_until(None));
+        let answer = self.ask("SELECT pg_is_in_recovery()", housekeeping_until(None));
         answer.is_ok_and(|messages| first_value(&messages) == Some("t"))
     }
 
@@ -394,8 +396,8 @@ impl Session {
     }
 }
 
-pub(super) fn upkeep_until(deadline: Option<Instant>) -> Instant {
-    let own = Instant::now() + UPKEEP;
+pub(super) fn housekeeping_until(deadline: Option<Instant>) -> Instant {
+    let own = Instant::now() + HOUSEKEEPING;
     deadline.map_or(own, |at| at.min(own))
 }
 
@@ -419,7 +421,7 @@ impl Drop for Session {
             // registration is dropped after it.
             self.client
                 .registration()
-                .arm_for_good(Some(Instant::now() + GOODBYE), Plan::Abort);
+                .arm_for_good(Some(Instant::now() + CLOSE_LIMIT), Plan::Abort);
         }
         if !self.announced {
             return;

@@ -14,5 +14,5 @@ mod stream;
 mod transaction;
 mod words;
 
-pub(crate) use life::{Session, UPKEEP};
+pub(crate) use life::{HOUSEKEEPING, Session};
 pub(crate) use words::{Begin, Finish, LostTransaction, SyncCommit};

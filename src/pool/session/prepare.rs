@@ -4,7 +4,7 @@
 use super::kept::{Kept, SearchPath};
 use super::life::Session;
 use crate::metrics::CloseReason;
-use crate::pool::identity::first_value;
+use crate::pool::backend::first_value;
 use crate::pool::param_types::Described;
 use crate::retry::{Facts, Leaves, Phase};
 use postgres::error::SqlState;
@@ -85,7 +85,7 @@ impl Session {
     /// Notes what a statement may leave behind, before it is sent.
     pub(super) fn take_note(&mut self, facts: &Facts) {
         self.dirty |= facts.leaves > Leaves::Nothing;
-        self.has_traces |= facts.leaves == Leaves::Traces;
+        self.leaves_traces |= facts.leaves == Leaves::Traces;
         if !self.in_transaction {
             return;
         }

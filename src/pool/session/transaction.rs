@@ -7,7 +7,7 @@ use super::words::{
 };
 use crate::error::Error;
 use crate::metrics::CloseReason;
-use crate::pool::identity::{first_row, first_value};
+use crate::pool::backend::{first_row, first_value};
 use crate::pool::limits::Limits;
 use crate::pool::watchdog::CANCEL_GRACE;
 use crate::retry::Phase;
@@ -53,13 +53,13 @@ impl Session {
         }
         self.hides_warnings = text("client_min_messages") == Some("error");
         let pid = text("pid").and_then(|pid| pid.parse::<i32>().ok());
-        self.in_own_backend = pid == Some(self.identity.pid);
+        self.in_own_backend = pid == Some(self.backend.pid);
         if pid.is_some() && !self.in_own_backend {
             self.shared
                 .note_pooler("another process answers than before");
         }
         // Only a primary assigns transaction ids.
-        self.identity.standby &= self.xid.is_none();
+        self.backend.standby &= self.xid.is_none();
         Ok(answer)
     }
 
@@ -155,7 +155,7 @@ impl Session {
     /// Returns what is known of the current transaction, whose COMMIT was sent and not answered.
     pub fn lost_transaction(&self) -> LostTransaction {
         LostTransaction {
-            identity: self.identity.clone(),
+            backend: self.backend.clone(),
             // Behind a pooler, the process number and the transaction id may belong to another
             // client by now.
             xid: self

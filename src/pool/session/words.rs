@@ -1,7 +1,7 @@
 //! The statements that begin and end a transaction.
 
 use crate::error::Error;
-use crate::pool::identity::Identity;
+use crate::pool::backend::Backend;
 use crate::pool::limits::as_server_ms;
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ pub(crate) struct Finish {
 
 /// What must be known of a transaction to find out what became of it.
 pub(crate) struct LostTransaction {
-    pub identity: Identity,
+    pub backend: Backend,
     /// None behind a pooler.
     pub xid: Option<u64>,
     /// What the commit waits for.

@@ -1,10 +1,10 @@
-//! The identity of a session's backend and server. `commit::resolve` explains what it is used for.
+//! What a session records of its backend and its server. `commit::resolve` explains the use.
 
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
-pub(crate) struct Identity {
+pub(crate) struct Backend {
     pub pid: i32,
     /// Microseconds since 1970, by the server's clock.
     pub backend_start: i64,
@@ -36,11 +36,11 @@ pub(crate) struct Incarnation {
 /// A backend's start in a form that no setting of a session changes.
 pub(crate) const BACKEND_START: &str = "(extract(epoch FROM backend_start) * 1000000)::bigint";
 
-impl Identity {
-    /// Reads the identity in one round trip. If the role may not read all of it, a second query
-    /// omits the incarnation, so that the session can still be used. The functions under the views
-    /// are called directly: a new backend takes 2 ms for them, and 4 ms for the views.
-    pub fn read(client: &mut Client) -> Result<Identity, postgres::Error> {
+impl Backend {
+    /// Reads it in one round trip. If the role may not read all of it, a second query omits the
+    /// incarnation, so that the session can still be used. The functions under the views are called
+    /// directly: a new backend takes 2 ms for them, and 4 ms for the views.
+    pub fn read(client: &mut Client) -> Result<Backend, postgres::Error> {
         // As the login role: another role may not even read the entry of its own backend.
         let who = format!(
             "SET LOCAL ROLE NONE; SELECT pid, {BACKEND_START} AS backend_start, pg_is_in_recovery() AS standby, \
@@ -80,7 +80,7 @@ impl Identity {
         let number = |column| text(column).and_then(|t| t.parse::<i64>().ok());
         let is_true = |column| text(column).as_deref() == Some("t");
         let span = |column| number(column).map_or(0, i64::unsigned_abs);
-        Ok(Identity {
+        Ok(Backend {
             pid: number("pid")
                 .and_then(|n| i32::try_from(n).ok())
                 .unwrap_or(0),
