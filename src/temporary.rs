@@ -66,7 +66,7 @@ pub(crate) fn make() -> io::Result<TempDir> {
             Err(e) => refused.push(format!("{}: {e}", place.display())),
         }
     }
-    let what = "no temporary directory could be made; set TMPDIR to one that can be written, with a short path";
+    let what = "cannot create a temporary directory; set TMPDIR to one that is writable, with a short path";
     Err(io::Error::other(format!("{what} ({})", refused.join(", "))))
 }
 
@@ -87,8 +87,14 @@ fn sweep(place: &Path) {
         let path = entry.path();
         if is_left_over(&path) {
             match fs::remove_dir_all(&path) {
-                Ok(()) => debug!("{} was left behind, and is taken away", path.display()),
-                Err(e) => debug!("{} is left behind: {e}", path.display()),
+                Ok(()) => debug!(
+                    "removed {}, which an earlier run left behind",
+                    path.display()
+                ),
+                Err(e) => debug!(
+                    "cannot remove {}, which an earlier run left behind: {e}",
+                    path.display()
+                ),
             }
         }
     }

@@ -26,7 +26,7 @@ pub enum Keyed<T, A = Option<Vec<u8>>> {
 }
 
 const NOT_A_COUNT: Error =
-    Error::Misuse("the key was used before by a call that did not keep a number of rows");
+    Error::Misuse("the key was used before by a call that stored no number of rows");
 
 impl Pool {
     /// Runs `work` in a transaction that is done once for each `key`.
@@ -187,7 +187,7 @@ impl Wanted<'_> {
             .begin(&self.begin, &claim, &self.limits)
             .map_err(|error| match error.sqlstate() {
                 Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => Error::Misuse(
-                    "the ledger's table is not there; create_ledger makes it, in the schema that ledger_schema names",
+                    "the ledger's table does not exist; create_ledger creates it, in the schema that ledger_schema names",
                 ),
                 Some(&SqlState::UNDEFINED_COLUMN) => NOT_OURS,
                 Some(&SqlState::LOCK_NOT_AVAILABLE) if self.wait.is_some() => Error::KeyInUse,

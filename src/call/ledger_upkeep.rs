@@ -32,7 +32,7 @@ pub(super) fn keep_swept(pool: &Arc<Inner>) {
         match sweeper.spawn(move || sweep_from_time_to_time(&pool)) {
             Ok(handle) => handle.thread().clone(),
             Err(e) => {
-                warn!("no thread to sweep the ledger: {e}");
+                warn!("cannot start a thread to sweep the ledger: {e}");
                 thread::current()
             }
         }
@@ -56,7 +56,7 @@ fn sweep_from_time_to_time(pool: &Weak<Inner>) {
             Ok(Some(0) | None) => {}
             Ok(Some(rows)) => info!("swept the ledger rows={rows}"),
             // The next sweep tries again.
-            Err(e) => debug!("the ledger could not be swept: {}", Chain(&e)),
+            Err(e) => debug!("cannot sweep the ledger: {}", Chain(&e)),
         }
     }
 }

@@ -10,7 +10,7 @@ pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 pub(super) fn refuse_copy(sql: &str) -> Result<()> {
     if copies_through_client(sql) {
         return Err(Error::Misuse(
-            "COPY FROM STDIN runs through copy_in of a transaction, COPY TO STDOUT through copy_out",
+            "use a transaction's copy_in for COPY FROM STDIN, and its copy_out for COPY TO STDOUT",
         ));
     }
     Ok(())
@@ -32,7 +32,7 @@ pub(super) fn refuse_control(sql: &str) -> Result<()> {
     refuse_copy(sql)?;
     if controls_transaction(sql) {
         return Err(Error::Misuse(
-            "a transaction is not begun or ended by a statement of its own; use transaction()",
+            "a lone statement cannot begin or end a transaction; use transaction()",
         ));
     }
     Ok(())

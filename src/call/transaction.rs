@@ -158,7 +158,7 @@ impl<T> Run<T> {
         let result = result.map_err(|error| {
             raised.stand_in(error, || match &failure {
                 Some(failure) => failure.text.clone(),
-                None => "the closure returned an error of its own".into(),
+                None => "the closure returned its own error".into(),
             })
         });
         let result = match (result, &failure) {
@@ -168,7 +168,7 @@ impl<T> Run<T> {
                 sqlstate: sqlstate.clone(),
             }),
             (Ok(_), None) if unwound => Err(Error::TransactionAborted {
-                cause: "a closure behind a savepoint panicked".into(),
+                cause: "a closure inside a savepoint panicked".into(),
                 sqlstate: None,
             }),
             (result, _) => result,
@@ -392,7 +392,7 @@ impl Transaction<'_> {
                 }
                 match result {
                     Ok(_) => {
-                        let why = "a statement failed behind the savepoint and was undone";
+                        let why = "a statement inside the savepoint failed and was undone";
                         Err(Error::Misuse(why).into())
                     }
                     error => error,
@@ -409,7 +409,7 @@ impl Transaction<'_> {
     pub fn keep_answer(&mut self, answer: impl Into<Vec<u8>>) -> Result<()> {
         if !self.keyed {
             return Err(Error::Misuse(
-                "an answer is kept with a key, and this transaction has none",
+                "an answer is stored with a key, and this transaction has none",
             ));
         }
         self.answer = Some(answer.into());
@@ -423,7 +423,7 @@ impl Transaction<'_> {
     ) -> Result<T> {
         if controls_transaction(sql) {
             return Err(self.note(Error::Misuse(
-                "a transaction is ended by its closure's result, not by a statement",
+                "a statement cannot end this transaction; the closure's result does",
             )));
         }
         work(self.session, &self.limits).map_err(|error| self.note(error))

@@ -24,8 +24,8 @@ pub(super) fn print(config: &Config) -> Result<(), Failure> {
 /// A line about each variable that looks like a setting and is not one.
 pub(super) fn unknown_settings(config: &Config) -> Vec<String> {
     let told = config.unknown.iter().map(|(name, meant)| match meant {
-        Some(meant) => format!("{name} is no setting; is {meant} meant?"),
-        None => format!("{name} is no setting"),
+        Some(meant) => format!("{name} is not a setting; did you mean {meant}?"),
+        None => format!("{name} is not a setting"),
     });
     told.collect()
 }

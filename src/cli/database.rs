@@ -28,7 +28,7 @@ pub(super) fn is_private(config: &Config) -> Result<bool, Failure> {
         )),
         PrivateDatabase::Auto => {
             let public = if config.pghost_set {
-                "PGHOST is set, which is not read"
+                "PGHOST is set (millpond does not read it)"
             } else if !config.http.addr.ip().is_loopback() {
                 "HTTP_ADDR is not loopback"
             } else if config.http.api_token.is_some() {
@@ -74,9 +74,12 @@ pub(super) fn keep_private(config: &mut Config) -> Result<Kept, Failure> {
                 Some(server) => match server.revive() {
                     Ok(false) => {}
                     Ok(true) => {
-                        error!("the private PostgreSQL had ended by itself, and was started again");
+                        error!("the private PostgreSQL ended unexpectedly and was restarted");
                     }
-                    Err(e) => error!("the private PostgreSQL has ended: {}", Chain(&e)),
+                    Err(e) => error!(
+                        "the private PostgreSQL ended unexpectedly and cannot be restarted: {}",
+                        Chain(&e)
+                    ),
                 },
             }
         }

@@ -103,7 +103,7 @@ fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, mut to: impl W
             count => {
                 let _ = writeln!(
                     to,
-                    "[{count} lines of the log were dropped: nobody read them in time]"
+                    "[{count} log lines were dropped: standard error was not read in time]"
                 );
             }
         }
@@ -195,7 +195,7 @@ mod tests {
         writer.join().unwrap();
         let text = String::from_utf8(reader.0.text.lock().unwrap().clone()).unwrap();
         assert!(
-            text.starts_with("line 0\n") && text.contains("lines of the log were dropped"),
+            text.starts_with("line 0\n") && text.contains("log lines were dropped"),
             "{text:.200}"
         );
         assert!(text.lines().all(|l| l.len() <= LONGEST_LINE));

@@ -78,7 +78,7 @@ fn serve(
         .map_err(|e| match e.kind() {
             // The error when the system refuses a thread; a port never causes it.
             ErrorKind::WouldBlock => Failure::because(format!(
-                "the system refuses this program more threads ({e}): lower HTTP_WORKERS, which is {}, or raise the limit \
+                "the system does not allow this program more threads ({e}): lower HTTP_WORKERS, which is {}, or raise the limit \
                  (ulimit -u or -v, or pids.max of its control group)",
                 config.http_workers()
             )),
@@ -180,7 +180,7 @@ fn refuse_open_studio(config: &Config) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Settings(format!(
-        "HTTP_ADDR is {}, so that anybody on the network could use the studio's API; set API_TOKEN, \
+        "HTTP_ADDR is {}, so anyone on the network could use the studio's API; set API_TOKEN, \
          or STUDIO_API=off, or API_ALLOW_ANONYMOUS=on, or a loopback HTTP_ADDR",
         http.addr
     )))

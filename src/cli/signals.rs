@@ -49,6 +49,6 @@ pub(super) fn leave_hangup_ignored() {
     if ignored.is_some_and(|ignored| ignored & hangup != 0)
         && let Err(e) = SigSet::from(Signal::SIGHUP).thread_block()
     {
-        debug!("SIGHUP is not ignored: {e}");
+        debug!("cannot ignore SIGHUP: {e}");
     }
 }

@@ -35,7 +35,7 @@ pub(crate) const SWEEPING: i32 = 0x6d70_6c64;
 
 /// The error if a table of another program has the ledger's name.
 pub(crate) const NOT_OURS: Error = Error::Misuse(
-    "the table of the ledger's name is not a ledger; choose another schema (ledger_schema), or rename that table",
+    "a table with the ledger's name exists but is not a ledger; choose another schema (ledger_schema), or rename that table",
 );
 
 /// A ledger, identified by its table.
@@ -156,7 +156,7 @@ impl Ledger {
             (None, Some(_)) => Ok(Claimed::Done(value("answer").and_then(unhex))),
             // The row was swept between the two statements: the next attempt finds none.
             (None, None) => Err(Error::TransactionAborted {
-                cause: "the key expired in this moment".into(),
+                cause: "the key expired while it was being claimed".into(),
                 sqlstate: Some(SqlState::T_R_SERIALIZATION_FAILURE),
             }),
         }

@@ -184,17 +184,23 @@ impl<'c> LostCommit<'c> {
                     Ok(None) => {}
                     Err(e) if e.as_db_error().is_none() || is_over(&e) => {
                         debug!(
-                            "the connection that asks for a lost commit broke: {}",
+                            "the connection that looks up a lost COMMIT broke: {}",
                             Chain(&e)
                         );
                         break;
                     }
                     // The next attempt would get the same error.
                     Err(e) if is_forbidden(&e) => {
-                        warn!("a lost commit may not be asked for: {}", Chain(&e));
+                        warn!(
+                            "the role may not look up the outcome of a lost COMMIT: {}",
+                            Chain(&e)
+                        );
                         return Outcome::Unknown;
                     }
-                    Err(e) => debug!("asking for a lost commit failed: {}", Chain(&e)),
+                    Err(e) => debug!(
+                        "looking up the outcome of a lost COMMIT failed: {}",
+                        Chain(&e)
+                    ),
                 }
                 if !pause_before(deadline) {
                     return Outcome::Unknown;
@@ -233,7 +239,10 @@ impl<'c> LostCommit<'c> {
                         Ok(()) => ledger.settle(claim, session, deadline)?,
                         Err(Error::Database { source, .. }) => return Err(source),
                         Err(other) => {
-                            warn!("a lost commit cannot be asked for: {}", Chain(&other));
+                            warn!(
+                                "cannot look up the outcome of a lost COMMIT: {}",
+                                Chain(&other)
+                            );
                             return Ok(Some(Outcome::Unknown));
                         }
                     },

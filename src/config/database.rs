@@ -209,7 +209,7 @@ impl Database {
         }
         let empty = |h: &Host| matches!(h, Host::Tcp(name) if name.is_empty());
         if config.get_hosts().iter().any(empty) {
-            return Err("names a host that is empty".into());
+            return Err("names an empty host".into());
         }
         Ok(Database { config, pooler })
     }
@@ -265,7 +265,7 @@ fn explain(error: &postgres::Error, text: &str, url: bool) -> String {
     if cause.starts_with("invalid value for option") {
         return match quoted {
             "sslmode" => {
-                "has an sslmode that is not offered: takes disable or prefer (TLS is not built in)"
+                "has an sslmode that is not supported: takes disable or prefer (TLS is not built in)"
                     .into()
             }
             _ => format!("has a bad value for {quoted}"),
@@ -280,8 +280,10 @@ fn explain(error: &postgres::Error, text: &str, url: bool) -> String {
             ""
         };
         return match (plain, name) {
-            (true, name) if !name.is_empty() => format!("has a parameter that is not known: {name}"),
-            _ => "has a parameter that is not known (a value with blanks must stand in single quotes)".into(),
+            (true, name) if !name.is_empty() => format!("has an unknown parameter: {name}"),
+            _ => {
+                "has an unknown parameter (a value with blanks must stand in single quotes)".into()
+            }
         };
     }
     "cannot be parsed; takes a postgresql:// URL or a key=value string".into()
@@ -371,7 +373,7 @@ mod tests {
             ("postgresql://u:s3cret@h/d?sslrootcert=x", "sslrootcert"),
             ("host=h colour=red", "colour"),
             ("host=h password=s3 cret", "cannot be parsed"),
-            ("host=h password=s3 cret=1", "not known (a value"),
+            ("host=h password=s3 cret=1", "unknown parameter (a value"),
             ("user=u", "no host"),
             ("host=a,b,c port=1,2", "3 hosts but 2 ports"),
             ("host=h port=many", "bad value for port"),

@@ -179,7 +179,7 @@ impl PoolConfig {
             !wait.is_zero(),
             name("connection_timeout", "DB_CONNECTION_TIMEOUT_MS"),
             "0".into(),
-            "at least 1: no limit is not offered".into(),
+            "at least 1; waiting without a limit is not supported".into(),
         );
         if let Some(first) = self.retry.initial_delay {
             let longest = self.retry.max_delay;
@@ -204,7 +204,7 @@ impl PoolConfig {
             !self.ledger_ttl.is_zero(),
             "ledger_ttl",
             "0".into(),
-            "at least 1 ms: a key that is not kept is of no use".into(),
+            "at least 1 ms".into(),
         );
         let growth = self.retry.multiplier;
         expect(

@@ -221,7 +221,7 @@ fn read_dot_env(
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return match path.is_symlink() {
-                true => Err("is a link to a file that is not there".into()),
+                true => Err("is a link to a missing file".into()),
                 false => Ok(BTreeMap::new()),
             };
         }

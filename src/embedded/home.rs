@@ -90,7 +90,7 @@ impl Home {
                 let home = Home::at(dir)?;
                 if home.dir != absolute(dir)? {
                     warn!(
-                        "the private database is in {}: its user cannot reach {}",
+                        "the private database is in {}: the server's user cannot reach {}",
                         home.dir.display(),
                         dir.display()
                     );
@@ -141,12 +141,12 @@ impl Home {
             .recursive(true)
             .mode(mode)
             .create(&self.dir);
-        made.tried(|| format!("{} could not be made", self.dir.display()))?;
+        made.tried(|| format!("{} could not be created", self.dir.display()))?;
         if self.user.is_some() {
             let open = fs::set_permissions(&self.dir, Permissions::from_mode(mode));
             open.tried(|| {
                 format!(
-                    "{} could not be opened for the server's user",
+                    "could not make {} accessible to the server's user",
                     self.dir.display()
                 )
             })?;
@@ -174,8 +174,12 @@ impl Home {
         let Some(user) = &self.user else {
             return Ok(());
         };
-        chown(path, Some(user.uid), Some(user.gid))
-            .tried(|| format!("{} could not be given to the server's user", path.display()))
+        chown(path, Some(user.uid), Some(user.gid)).tried(|| {
+            format!(
+                "could not make the server's user the owner of {}",
+                path.display()
+            )
+        })
     }
 
     /// Locks the directory, which one program at a time may use. If a killed program has left its
@@ -206,7 +210,7 @@ impl Home {
                 Err(TryLockError::WouldBlock) => {
                     if !std::mem::replace(&mut told, true) {
                         info!(
-                            "waiting for the server in {} to stop, whose program is gone",
+                            "waiting for the server in {} to stop; the program that started it has ended",
                             self.dir.display()
                         );
                     }
@@ -284,7 +288,7 @@ impl Home {
     ) -> Result<(), EmbeddedError> {
         let what = || {
             format!(
-                "the data in {} could not be given a new password",
+                "could not set a new password for the data in {}",
                 self.data().display()
             )
         };
@@ -336,10 +340,10 @@ impl Home {
         let fresh = self
             .dir
             .join(format!("{HALF_MADE}{:08x}", fastrand::u32(..)));
-        let what = || format!("{} could not be made", fresh.display());
+        let what = || format!("{} could not be created", fresh.display());
         DirBuilder::new().mode(0o700).create(&fresh).tried(what)?;
         self.give_to_server(&fresh)?;
-        info!("making a private database in {}", self.data().display());
+        info!("creating a private database in {}", self.data().display());
         let mut command = self.command(programs.dir.join("initdb"));
         command
             .arg("-D")
@@ -365,7 +369,7 @@ impl Home {
             let _ = fs::remove_dir_all(&fresh);
             return Err(EmbeddedError::Failed {
                 what: format!(
-                    "initdb failed ({}): no private database was made, and the next start tries again",
+                    "initdb failed ({}): no private database was created; the next start tries again",
                     output.status
                 ),
                 printed,
@@ -402,12 +406,12 @@ impl Home {
 /// Returns a new password for the server's role.
 pub(super) fn new_password() -> Result<String, EmbeddedError> {
     let mut random = [0u8; 16];
-    getrandom::fill(&mut random).tried(|| "the system has no random numbers".into())?;
+    getrandom::fill(&mut random).tried(|| "cannot read random numbers".into())?;
     Ok(hex(&random))
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf, EmbeddedError> {
-    std::path::absolute(dir).tried(|| format!("{} is no path", dir.display()))
+    std::path::absolute(dir).tried(|| format!("{} is not a valid path", dir.display()))
 }
 
 /// Returns whether a process exists. This includes processes of other users, which we may not

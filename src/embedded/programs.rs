@@ -33,12 +33,12 @@ impl Programs {
         }
         match (best, wanted) {
             (None, _) => Err(EmbeddedError::NotInstalled(match named {
-                Some(dir) => format!("there is no postgres and initdb in {}", dir.display()),
+                Some(dir) => format!("{} does not contain postgres and initdb", dir.display()),
                 None => "its programs were not found on PATH or in the usual places".into(),
             })),
             (Some((version, _)), Some(wanted)) => Err(EmbeddedError::NotInstalled(format!(
-                "the data were made by PostgreSQL {wanted}, but only {version} is here: install PostgreSQL {wanted}, or move \
-                 the directory away to begin anew"
+                "the data were created by PostgreSQL {wanted}, but only {version} is here: install PostgreSQL {wanted}, or move \
+                 the directory away to start with an empty database"
             ))),
             (Some((version, _)), None) if version < OLDEST => Err(EmbeddedError::NotInstalled(
                 format!("PostgreSQL {version} is too old"),
@@ -138,7 +138,7 @@ mod tests {
             .unwrap()
             .to_string();
         assert!(
-            error.contains(&format!("made by PostgreSQL {}", version + 1)),
+            error.contains(&format!("created by PostgreSQL {}", version + 1)),
             "{error}"
         );
     }

@@ -97,7 +97,7 @@ impl PrivateServer {
                 let password = new_password()?;
                 if there {
                     warn!(
-                        "the password of the private database is not in {} any more: it is given a new one",
+                        "the password file {} is missing: setting a new password",
                         home.password().display()
                     );
                     home.set_password(&password, &programs, &options.settings, &lock)?;
@@ -281,7 +281,7 @@ impl PrivateServer {
             };
             let lock = lock
                 .try_clone()
-                .tried(|| "the lock could not be passed on".into())?;
+                .tried(|| "could not pass the lock on to the server".into())?;
             match self.launch(port, lock) {
                 Ok(running) => {
                     self.port = port;

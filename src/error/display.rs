@@ -39,9 +39,9 @@ impl fmt::Display for Error {
             Error::OutcomeUnknown { .. } => {
                 f.write_str("the outcome is unknown: the write may have been done, or not")
             }
-            Error::KeyInUse => f.write_str("another transaction has the key in hand"),
+            Error::KeyInUse => f.write_str("another transaction holds the key"),
             Error::NotReplicated => f.write_str(
-                "the server gave up its wait for a synchronous standby: the write is done there, and may be lost with it",
+                "the server stopped waiting for a synchronous standby: the write is committed there, and may be lost with that server",
             ),
             Error::GaveUp {
                 attempts, reason, ..
@@ -90,7 +90,7 @@ impl fmt::Display for CheckoutError {
         match self.reason {
             CheckoutFailure::Timeout => write!(f, "no connection within {:.1?}", self.waited)?,
             CheckoutFailure::LineFull => write!(f, "too many threads in line for a connection")?,
-            CheckoutFailure::FailingFast => write!(f, "the database is away")?,
+            CheckoutFailure::FailingFast => write!(f, "the database is unreachable")?,
             CheckoutFailure::Refused => write!(f, "the database refuses the pool's connections")?,
             CheckoutFailure::Closed => write!(f, "the pool is closed")?,
         }
@@ -122,7 +122,9 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OpenError::Driver(_) => f.write_str("could not open a connection"),
-            OpenError::Timeout(limit) => write!(f, "the server did not let us in within {limit:?}"),
+            OpenError::Timeout(limit) => {
+                write!(f, "the server did not complete the login within {limit:?}")
+            }
             OpenError::Resolve(_) => f.write_str("the host's name could not be resolved"),
             OpenError::OnConnect(_) => f.write_str("on_connect failed"),
             OpenError::OnConnectTimeout(limit) => {

@@ -20,7 +20,7 @@ impl fmt::Display for GaveUpReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             GaveUpReason::MaxRetries => "no retries left",
-            GaveUpReason::Deadline => "no time left for another",
+            GaveUpReason::Deadline => "no time left for another attempt",
             GaveUpReason::Budget => "the pool's retry budget is empty",
         })
     }

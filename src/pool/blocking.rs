@@ -30,8 +30,8 @@ pub(super) fn is_forbidden() -> bool {
 
 /// The error of a call on a thread that must not block.
 pub(super) const MISUSE: Error = Error::Misuse(
-    "the pool blocks, which a thread that drives an asynchronous runtime must not: call it on a thread for blocking work \
-     (tokio: spawn_blocking)",
+    "this call blocks, and must not run on a thread that drives an asynchronous runtime; run it on a thread for blocking \
+     work (tokio: spawn_blocking)",
 );
 
 #[cfg(test)]

@@ -305,7 +305,7 @@ impl Builder {
         let fit = fd_limit::connections_that_fit(config.max_size as usize) as u32;
         if fit < config.max_size {
             warn!(
-                "too few files may be open for max_size={} connections (DB_POOL_MAX): using {fit} at most; raise the limit (ulimit -n)",
+                "the limit of open files is too low for max_size={} connections (DB_POOL_MAX): using at most {fit}; raise the limit (ulimit -n)",
                 config.max_size
             );
             config.max_size = fit;

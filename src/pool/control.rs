@@ -93,7 +93,7 @@ impl Pool {
         }
         if !(1..=self.config().max_size).contains(&connections) {
             return Err(Error::Misuse(
-                "a pool is resized to between 1 and the max_size that it was built with",
+                "a pool's size must be between 1 and the max_size that it was built with",
             ));
         }
         self.inner

@@ -109,7 +109,7 @@ impl Gate {
         if error.is_for_want_of_room() {
             let said = state.full.as_ref().map(|full| full.logged_at);
             if is_due(said) {
-                warn!("there is no room for another connection: {cause}");
+                warn!("cannot open another connection, the limit is reached: {cause}");
             }
             state.full = Some(Full {
                 at: now,
@@ -118,7 +118,7 @@ impl Gate {
             });
         } else if is_due(logged_at) {
             match logged_at {
-                None => warn!("could not open a connection, trying on: {cause}"),
+                None => warn!("cannot open a connection, retrying: {cause}"),
                 Some(_) => warn!(
                     "no connection could be opened for {:.0?}: {cause}",
                     now - since

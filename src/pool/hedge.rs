@@ -250,7 +250,7 @@ pub(super) fn begin<O: Opens>(opener: &Arc<O>, purpose: Purpose) -> UnderWay<'_,
             .spawn(work)
         {
             Ok(_) => state.is_hedging = true,
-            Err(e) => warn!("no thread for a hedged attempt: {e}"),
+            Err(e) => warn!("cannot start a thread for a hedged attempt: {e}"),
         }
     }
     drop(state);

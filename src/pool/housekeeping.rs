@@ -57,7 +57,7 @@ fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Opener
                 }
             }
             Ok(Err(_)) => {}
-            Err(panic) => error!("an opener panicked and goes on: {panic}"),
+            Err(panic) => error!("an opener thread panicked and continues: {panic}"),
         }
         line.opener_done();
     }
@@ -79,7 +79,7 @@ fn keep(pool: &Weak<Inner>) {
             }
         });
         if let Err(panic) = work {
-            error!("the pool's housekeeping panicked and goes on: {panic}");
+            error!("the housekeeper panicked and continues: {panic}");
         }
         if due {
             next_sweep = Instant::now() + pause;

@@ -146,7 +146,7 @@ impl Listener {
             }
             let silent = session.heard_at().elapsed() >= ASK_AFTER;
             if session.is_lost() || silent && session.validate(None).is_err() {
-                warn!("lost the connection that listens: conn={}", session.id());
+                warn!("lost a listener's connection: conn={}", session.id());
                 session.close_for(CloseReason::Broken);
                 self.inner.shared.note_trouble();
                 self.session = None;
@@ -177,7 +177,7 @@ impl Listener {
         };
         if self.inner.shared.is_pooled() {
             return Err(Error::Misuse(
-                "behind a pooler nothing can be listened to: connect to the server itself",
+                "LISTEN does not work behind a pooler: connect to the server itself",
             ));
         }
         match session.ask(&self.sql, Instant::now() + HOUSEKEEPING) {

@@ -315,7 +315,7 @@ impl Opener {
             };
             let opened = connect(false)?;
             info!(
-                "startup options are refused, as poolers do: {}",
+                "the server refuses startup options, as poolers do; connected without them: {}",
                 Chain(&refused)
             );
             self.shared.without_options.store(true, Ordering::Relaxed);
@@ -413,8 +413,8 @@ impl Opener {
             false => format!("{limit:?}"),
         };
         warn!(
-            "statement_timeout is {} on the server, not {} as was asked for: a pooler keeps it from the server, or the \
-             server sets its own; a lone statement is stopped by DB_QUERY_TIMEOUT_MS alone",
+            "statement_timeout is {} on the server instead of {}: a pooler dropped it, or the server overrides it; \
+             outside transactions only DB_QUERY_TIMEOUT_MS limits a statement",
             shown(in_force),
             shown(asked_for)
         );
@@ -429,8 +429,8 @@ impl Opener {
             && !self.warned_of_incarnation.swap(true, Ordering::Relaxed)
         {
             warn!(
-                "what becomes of a commit whose answer is lost cannot be found out here: \
-                 a standby, or a role that may not read pg_control_system, pg_walfile_name and pg_stat_wal"
+                "the outcome of a lost COMMIT cannot be determined on this server: \
+                 it is a standby, or the role may not read pg_control_system, pg_walfile_name and pg_stat_wal"
             );
         }
     }
@@ -443,7 +443,7 @@ impl Opener {
             && !self.warned_of_risks.swap(true, Ordering::Relaxed)
         {
             warn!(
-                "the server runs with {risks}: a crash of it may take the last writes that were reported as done"
+                "the server runs with {risks}: a server crash may lose the last writes that were reported as committed"
             );
         }
     }
@@ -465,7 +465,7 @@ impl Opens for Opener {
         match self.open(until, patience, purpose, None) {
             Ok(session) => Some(session),
             Err(e) => {
-                debug!("a hedged attempt found nothing: {}", Chain(&e));
+                debug!("a hedged attempt failed: {}", Chain(&e));
                 std::thread::sleep(HEDGE_AGAIN);
                 None
             }

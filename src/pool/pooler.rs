@@ -28,7 +28,7 @@ impl Seen {
             // A relay that looks like a pooler is taken for one; a wrong guess in the other
             // direction would cost more.
             None if server.over_tcp != self.over_tcp || server.port != self.port => {
-                Some("the server was reached in another way than we went")
+                Some("the server sees another port or transport than the one used")
             }
             None => None,
         }

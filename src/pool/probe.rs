@@ -143,7 +143,7 @@ impl Probe {
             if let Err(e) = self.send(opener, until) {
                 // The lack of a thread says nothing about the database: probe on this thread, whose
                 // wire is cut in time.
-                warn!("no thread for the health probe: {e}");
+                warn!("cannot start a thread for the health probe: {e}");
                 drop(inner);
                 self.state.ask_now(opener, until);
                 inner = self.state.lock();
@@ -219,7 +219,7 @@ impl State {
         let mut inner = self.lock();
         let was_up = inner.last.as_ref().is_none_or(|(_, last)| last.is_ok());
         match &reading {
-            Ok(_) if !was_up => info!("the health probe is answered again"),
+            Ok(_) if !was_up => info!("the health probe succeeds again"),
             Err((what, _)) if was_up => warn!("the health probe fails: {what}"),
             _ => {}
         }

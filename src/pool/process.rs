@@ -19,5 +19,5 @@ impl Process {
 
 /// The error of a call in another process.
 pub(super) const MISUSE: Error = Error::Misuse(
-    "the pool was made by another process, whose connections these are: build one after the fork (daemonize, then build)",
+    "this pool belongs to the parent process; build a new pool after the fork (daemonize, then build)",
 );

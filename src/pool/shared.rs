@@ -164,8 +164,8 @@ impl Shared {
             return;
         }
         info!(
-            "a pooler stands between us and the server ({how}): statements are not prepared, nothing is set on its \
-             connections, and only a write with a key can be asked for once its answer was lost"
+            "connected through a pooler ({how}): no prepared statements, no session settings, and the outcome of a lost \
+             COMMIT is known only for writes with a key"
         );
     }
 

@@ -60,7 +60,7 @@ impl Watchdog {
                 // If the thread ended with a panic, no deadline would be enforced any more: start
                 // over.
                 while catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
-                    error!("the watchdog panicked and goes on");
+                    error!("the watchdog panicked and continues");
                 }
             })?;
         let _ = watchdog.thread.set(handle.thread().clone());

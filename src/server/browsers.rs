@@ -33,12 +33,12 @@ pub(super) fn refuses(
     let are_named = all("Origin").next().is_some() && all("Origin").all(is_named);
     match () {
         () if only_loopback && !host.is_none_or(is_loopback) => {
-            Some("without API_TOKEN this API is for localhost alone, and the Host says so")
+            Some("without API_TOKEN this API serves only requests whose Host is localhost")
         }
         () if are_named => None,
-        () if is_cross_site || !all("Origin").all(is_own) => Some(
-            "pages of other sites may not use this API; HTTP_CORS_ORIGINS names those that may",
-        ),
+        () if is_cross_site || !all("Origin").all(is_own) => {
+            Some("pages of other sites may not use this API unless HTTP_CORS_ORIGINS lists them")
+        }
         () => None,
     }
 }

@@ -74,7 +74,7 @@ impl Response {
         match serde_json::to_writer(&mut text, body) {
             Ok(()) => Response::bytes(status, content_type, text),
             Err(e) => {
-                error!("an answer could not be written as JSON: {e}");
+                error!("cannot serialize a response as JSON: {e}");
                 Problem::internal().into()
             }
         }
@@ -138,7 +138,7 @@ impl Problem {
 
     /// 500, without a reason: that is in the log.
     pub fn internal() -> Problem {
-        Problem::plain(500, "something went wrong on our side")
+        Problem::plain(500, "an internal error occurred")
     }
 
     /// 500: a write may have been done, or not.
@@ -152,7 +152,7 @@ impl Problem {
 
     /// 502: the request was lost before a worker had it.
     pub(crate) fn lost() -> Problem {
-        Problem::plain(502, "the request was lost on our side; nothing was done")
+        Problem::plain(502, "an internal error lost the request; nothing was done")
     }
 
     /// 503: no worker had the request.
@@ -237,7 +237,7 @@ fn problem_for(error: &Error) -> Problem {
         Error::GaveUp {
             reason: GaveUpReason::Deadline,
             ..
-        } => timeout("the request's time is spent"),
+        } => timeout("the request exceeded its time limit"),
         Error::GaveUp { source, .. } => problem_for(source),
         Error::QueryTimeout { .. } | Error::TransactionAborted { .. } if error.is_timeout() => {
             timeout("the database did not answer in time")

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 pub(super) fn render(response: &Response, id: &str, head_only: bool) -> Vec<u8> {
     let status = response.status;
     if !(200..1000).contains(&status) {
-        error!("{status} is no status of an answer: it is sent as 500");
+        error!("{status} is not a valid response status: sending 500");
         return render(&Problem::internal().into(), id, head_only);
     }
     let has_body = !matches!(status, 204 | 304);

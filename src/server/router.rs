@@ -164,7 +164,7 @@ impl Router {
         names.sort_unstable();
         names.dedup();
         match () {
-            () if method == "HEAD" => Some("HEAD leads where GET does"),
+            () if method == "HEAD" => Some("HEAD is served by the route of GET"),
             () if method.is_empty()
                 || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') =>
             {
@@ -180,13 +180,13 @@ impl Router {
                     "a part is either fixed, as a URL has it, or {name}, in letters, digits and underscores",
                 )
             }
-            () if names.len() < all => Some("a name stands twice in it"),
+            () if names.len() < all => Some("it contains a name twice"),
             () if self
                 .routes
                 .iter()
                 .any(|route| route.method == method && same_paths(route.pattern, pattern)) =>
             {
-                Some("there is such a route already")
+                Some("this route exists already")
             }
             () => None,
         }
@@ -354,7 +354,7 @@ mod tests {
         for (method, pattern, why) in [
             ("get", "/x", "in capitals"),
             ("", "/x", "in capitals"),
-            ("HEAD", "/x", "where GET does"),
+            ("HEAD", "/x", "by the route of GET"),
             ("GET", "notes", "begins with a slash"),
             ("GET", "", "begins with a slash"),
             ("GET", "/x/{*rest}", "either fixed"),
@@ -362,7 +362,7 @@ mod tests {
             ("GET", "/x/{a}b", "either fixed"),
             ("GET", "/x?y", "either fixed"),
             ("GET", "/x y", "either fixed"),
-            ("GET", "/{a}/{a}", "stands twice"),
+            ("GET", "/{a}/{a}", "a name twice"),
             ("GET", "/things/{other}", "already"),
         ] {
             let router = router().route(method, pattern, Lane::Api, Access::Open, ok);

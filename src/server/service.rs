@@ -64,7 +64,7 @@ impl Service {
     ) -> Result<Arc<Route>, (&'static str, Problem)> {
         match self.router.find(method, path) {
             Found::Route(route) if path.contains('%') && route.params(path).is_none() => {
-                let told = "what is percent-encoded in the path is no UTF-8";
+                let told = "the percent-encoded path is not UTF-8";
                 Err((route.pattern, Problem::plain(400, told)))
             }
             Found::Route(route) if self.may_enter(route.access, headers) => {
@@ -74,11 +74,11 @@ impl Service {
                 }
             }
             Found::Route(route) => {
-                let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");
+                let told = Problem::plain(401, "a token is required: Authorization: Bearer ..");
                 Err((route.pattern, told.header("WWW-Authenticate", "Bearer")))
             }
             Found::OtherMethods(allow) => {
-                let told = format!("{method} is not for this path");
+                let told = format!("{method} is not allowed for this path");
                 let told = Problem::plain(405, told).header("Allow", allow.join(", "));
                 Err(("", told))
             }

@@ -27,7 +27,7 @@ pub(super) fn serve(
     let request = match incoming.read(exchange.meta_mut(), &route) {
         Ok(request) => request,
         Err(e) => {
-            debug!("a request was lost on its way: {e}");
+            debug!("a request could not be read from its lane: {e}");
             return exchange.give_up(Problem::lost());
         }
     };

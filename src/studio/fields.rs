@@ -41,9 +41,8 @@ impl Fields {
         let body = Body { known }
             .deserialize(&mut from)
             .and_then(|body| from.end().map(|()| body));
-        let body = body.map_err(|e| {
-            Problem::plain(400, format!("the body is no JSON that is taken here: {e}"))
-        })?;
+        let body =
+            body.map_err(|e| Problem::plain(400, format!("the body is not acceptable JSON: {e}")))?;
         let Some(fields) = body else {
             let mut wrong = Wrong::default();
             wrong.add_body("takes an object");
@@ -139,7 +138,7 @@ pub(super) fn expect_type(request: &Request, wanted: &str) -> Result<(), Problem
     }
     Err(Problem::plain(
         415,
-        format!("the body must be {wanted}, and its Content-Type say so"),
+        format!("the body must be {wanted}, with a matching Content-Type"),
     ))
 }
 
@@ -237,12 +236,12 @@ impl<'de> Visitor<'de> for Body<'_> {
         while let Some(name) = from.next_key::<String>()? {
             if !self.known.contains(&name.as_str()) {
                 from.next_value::<IgnoredAny>()?;
-                unknown.add_field(&name, "is not known here");
+                unknown.add_field(&name, "is unknown");
                 continue;
             }
             let Flat(value) = from.next_value()?;
             if given.insert(name, value).is_some() {
-                return Err(A::Error::custom("a name stands twice in it"));
+                return Err(A::Error::custom("it contains a name twice"));
             }
         }
         let wrong = Wrong::default();
@@ -336,7 +335,7 @@ impl Parameters {
         };
         for (name, value) in form_urlencoded::parse(request.query.as_bytes()) {
             if read.given.insert(name.to_string(), value.into()).is_some() {
-                read.wrong(&name, "stands twice");
+                read.wrong(&name, "is given more than once");
             }
         }
         read
@@ -379,7 +378,7 @@ impl Parameters {
     /// Fails when anything was wrong, or is unknown.
     pub fn finish(mut self) -> Result<(), Problem> {
         for name in std::mem::take(&mut self.given).keys() {
-            self.wrong(name, "is not known here");
+            self.wrong(name, "is unknown");
         }
         self.wrong.refuse("some parameters are wrong")
     }

@@ -52,7 +52,7 @@ struct Line<'r> {
 pub(super) fn import(studio: &Studio, request: &Request) -> Result<Response, Problem> {
     expect_type(request, "text/csv")?;
     let content = std::str::from_utf8(&request.body)
-        .map_err(|_| Problem::plain(400, "the body is no UTF-8"))?;
+        .map_err(|_| Problem::plain(400, "the body is not UTF-8"))?;
     check(content)?;
     studio.write(request, content, |tx| {
         let imported = reserve(tx, content)?;
@@ -216,7 +216,11 @@ fn reserve(tx: &mut Transaction<'_>, content: &str) -> Result<u64> {
                  AND numrange(r.studio_id, r.studio_id, '[]') && numrange(i.studio_id, i.studio_id, '[]') \
                  AND tstzrange(r.starts_at, r.ends_at, '[)') && tstzrange(i.starts_at, i.ends_at, '[)'))";
     let are_taken = |tx: &mut Transaction<'_>| {
-        let lines = wrong_lines(tx, taken, "the studio is taken for a part of that time")?;
+        let lines = wrong_lines(
+            tx,
+            taken,
+            "the studio is already reserved for part of that time",
+        )?;
         match lines.count() {
             0 => Ok(()),
             _ => Err(refuse(listed(overlap(), lines))),

@@ -190,7 +190,7 @@ pub(super) fn pay(studio: &Studio, request: &Request) -> Result<Response, Proble
 }
 
 fn already_paid() -> Problem {
-    Problem::of_kind(409, "already-paid", "this invoice was paid before")
+    Problem::of_kind(409, "already-paid", "this invoice has already been paid")
 }
 
 fn cancelled() -> Problem {

@@ -121,7 +121,7 @@ mod tests {
                 assert!(document.pointer(&to[1..]).is_some(), "{to}");
             }
             if let Some(name) = value["operationId"].as_str() {
-                assert!(names.insert(name), "{name} stands twice");
+                assert!(names.insert(name), "{name} is there twice");
             }
             all.extend(value.as_array().into_iter().flatten());
             all.extend(value.as_object().into_iter().flat_map(|o| o.values()));

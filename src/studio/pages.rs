@@ -42,12 +42,8 @@ impl Page {
             filters,
         };
         if let Some(cursor) = cursor {
-            let stale = || {
-                Problem::plain(
-                    400,
-                    "the cursor is none of ours, or belongs to other filters",
-                )
-            };
+            let stale =
+                || Problem::plain(400, "the cursor is invalid, or was made for other filters");
             let id = cursor
                 .get(..16)
                 .and_then(|id| i64::from_str_radix(id, 16).ok());

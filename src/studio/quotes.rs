@@ -161,13 +161,17 @@ pub(super) fn accept(studio: &Studio, request: &Request) -> Result<Response, Pro
 }
 
 fn already_accepted() -> Problem {
-    Problem::of_kind(409, "already-accepted", "this quote was accepted before")
+    Problem::of_kind(
+        409,
+        "already-accepted",
+        "this quote has already been accepted",
+    )
 }
 
 fn quote_expired() -> Problem {
     Problem::of_kind(
         409,
         "quote-expired",
-        "this quote is no longer good; ask for a new one",
+        "this quote has expired; request a new one",
     )
 }

@@ -28,7 +28,7 @@ pub(super) fn overlap() -> Problem {
     Problem::of_kind(
         409,
         "overlap",
-        "the studio is taken for a part of that time; choose another time or another studio",
+        "the studio is already reserved for part of that time; choose another time or another studio",
     )
 }
 
@@ -58,7 +58,7 @@ pub(super) fn already_invoiced() -> Problem {
     Problem::of_kind(
         409,
         "already-invoiced",
-        "there is an invoice for this reservation",
+        "this reservation already has an invoice",
     )
 }
 

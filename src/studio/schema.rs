@@ -82,27 +82,27 @@ pub enum SchemaError {
 impl fmt::Display for SchemaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SchemaError::Migration(_) => f.write_str("the studio's schema could not be made"),
+            SchemaError::Migration(_) => f.write_str("the studio's schema could not be created"),
             SchemaError::Newer { found, known } => write!(
                 f,
-                "the studio's schema is of version {found}, and this program knows versions up to {known}: \
+                "the studio's schema has version {found}, but this program supports versions up to {known}: \
                  run a newer millpond"
             ),
             SchemaError::Encoding(found) => write!(
                 f,
-                "the studio needs a database with the encoding UTF8, and this one has {found}: \
+                "the studio needs a database with the encoding UTF8, but this one has {found}: \
                  CREATE DATABASE .. ENCODING 'UTF8' TEMPLATE template0"
             ),
             SchemaError::NotOurs { table } => write!(
                 f,
-                "the table {table} is there, and nothing says that it is the studio's: rename it, or use a database without one"
+                "the table {table} exists but was not created by the studio: rename it, or use a database without one"
             ),
             SchemaError::Incomplete { table } => write!(
                 f,
-                "the table {table} is gone, and with it what it held: restore it from a backup"
+                "the table {table} and its data are missing: restore it from a backup"
             ),
             SchemaError::Closed => {
-                f.write_str("the pool was closed before the studio's schema was there")
+                f.write_str("the pool was closed before the studio's schema was ready")
             }
         }
     }
@@ -136,7 +136,7 @@ impl Studio {
                 }
                 thread::sleep(LOOK_AFTER);
             }
-            warn!("the studio's schema is gone: it is made again");
+            warn!("the studio's schema is missing: creating it again");
             self.ready.store(false, Ordering::SeqCst);
         }
     }
@@ -199,7 +199,7 @@ impl Studio {
                 Err(e) if takes_no_writes(&*e) => {
                     if !std::mem::replace(&mut told, true) {
                         warn!(
-                            "the database takes no writes: the studio's schema is made as soon as it does"
+                            "the database takes no writes: the studio's schema will be created once it does"
                         );
                     }
                     // The open connections lead to a standby, which will get the schema a little

@@ -138,14 +138,14 @@ impl Studio {
 fn replay(digest: &str, kept: Option<Vec<u8>>) -> Result<Response, Problem> {
     let kept = kept.and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
     let Some(kept) = kept else {
-        error!("the ledger holds an answer that is none of ours");
+        error!("the ledger contains an answer in an unknown format");
         return Err(Problem::internal());
     };
     if kept.request != digest {
         return Err(Problem::of_kind(
             422,
             "key-reused",
-            "this Idempotency-Key was used for another request; take a new one",
+            "this Idempotency-Key was used for another request; use a new one",
         ));
     }
     Ok(Response::from(kept.answer).header("Idempotency-Replayed", "true"))
@@ -173,7 +173,7 @@ fn key_of(request: &Request) -> Result<Option<String>, Problem> {
     if !(1..=255).contains(&bare.len()) || !printable || all.next().is_some() {
         return Err(Problem::plain(
             400,
-            "Idempotency-Key takes 1 to 255 printable ASCII characters, once",
+            "Idempotency-Key must be sent once, with 1 to 255 printable ASCII characters",
         ));
     }
     Ok(Some(bare.to_owned()))

@@ -117,7 +117,7 @@ mod tests {
         for name in ["x", &"\u{1}".repeat(1 << 20), &"ä/~".repeat(1000)] {
             let mut wrong = Wrong::default();
             for _ in 0..100_000 {
-                wrong.add_field(name, "is not known here");
+                wrong.add_field(name, "is unknown");
             }
             let all = wrong.count();
             let problem = wrong.refuse("some fields are wrong").unwrap_err();

@@ -420,7 +420,7 @@ fn the_studio_is_served_with_its_schema_or_not_at_all() {
     assert_eq!(ended.status.code(), Some(1));
     let said = stderr(&ended);
     assert!(
-        said.contains("the studio's schema could not be made")
+        said.contains("the studio's schema could not be created")
             && said.contains("permission denied"),
         "{said}"
     );
@@ -672,7 +672,10 @@ fn without_file_descriptors_for_more_the_connections_that_are_open_do_the_work()
         .unwrap();
     let said = stderr(&limited);
     assert!(limited.status.success(), "{said}");
-    assert!(said.contains("too few files may be open"), "{said}");
+    assert!(
+        said.contains("the limit of open files is too low"),
+        "{said}"
+    );
     assert!(!said.contains("panicked"), "{said}");
 }
 
@@ -918,7 +921,7 @@ fn a_server_on_an_ipv6_address_is_asked_too() {
         .unwrap();
     assert!(child.wait().unwrap().success());
     assert!(
-        said.contains("DB_POOL_MXA is no setting; is DB_POOL_MAX meant?"),
+        said.contains("DB_POOL_MXA is not a setting; did you mean DB_POOL_MAX?"),
         "{said}"
     );
 }
@@ -974,7 +977,7 @@ fn a_database_that_is_made_anew_gets_its_schema_again() {
         http::get(addr, "/api/studios").status == 200
     });
     assert!(
-        serving.log().contains("it is made again"),
+        serving.log().contains("creating it again"),
         "{}",
         serving.log()
     );
@@ -997,7 +1000,7 @@ fn a_private_server_that_was_killed_is_started_again_and_that_is_said() {
     let before = pid().unwrap();
     assert!(super::servers::signal(before, "KILL"));
     eventually("it was started again", || {
-        serving.log().contains("was started again") && pid() != Some(before)
+        serving.log().contains("was restarted") && pid() != Some(before)
     });
     let addr = ([127, 0, 0, 1], serving.port).into();
     eventually("it serves again", || {

@@ -51,7 +51,7 @@ fn daemonize_with_a_pool(url: &str) {
         tx.query("SELECT 1", &[])
     });
     let refused = |what: &str, result: Result<(), Error>| match result {
-        Err(Error::Misuse(why)) => assert!(why.contains("another process"), "{what}: {why}"),
+        Err(Error::Misuse(why)) => assert!(why.contains("parent process"), "{what}: {why}"),
         other => panic!("{what}: {other:?}"),
     };
     let open = || backends(&mut admin(url), APPLICATION).len();

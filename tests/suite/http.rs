@@ -609,7 +609,7 @@ fn routes_that_could_never_be_reached_are_refused_by_name() {
         "{said}"
     );
     assert!(
-        said.contains("GET /metrics: there is such a route already"),
+        said.contains("GET /metrics: this route exists already"),
         "{said}"
     );
 }

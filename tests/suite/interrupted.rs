@@ -512,7 +512,7 @@ fn an_initdb_that_is_killed_is_told_of_and_run_anew() {
     assert_eq!(ended.ends(), Some(1));
     eventually("it is said", || ended.log().contains("millpond: "));
     let said = ended.log();
-    let sentence = "initdb failed (signal: 9 (SIGKILL)): no private database was made, and the next start tries again";
+    let sentence = "initdb failed (signal: 9 (SIGKILL)): no private database was created; the next start tries again";
     assert!(said.contains(sentence), "{said}");
     stages.stop_at("none");
     serves_in(&dir, &stages.vars());
@@ -579,7 +579,7 @@ fn a_private_database_whose_password_is_lost_gets_a_new_one() {
     let file = |name: &str| dir.path().join(".millpond").join(name);
     let mended = || {
         let log = serves_in(&dir, &vars);
-        assert!(log.contains("it is given a new one"), "{log}");
+        assert!(log.contains("setting a new password"), "{log}");
         assert!(log.contains("the studio's schema is up to date"), "{log}");
     };
     fs::write(file("password"), "").unwrap();
@@ -602,5 +602,5 @@ fn a_private_database_whose_password_is_lost_gets_a_new_one() {
     assert!(has_ended(waiting));
     is_tidy(&dir);
     let log = serves_in(&dir, &vars);
-    assert!(!log.contains("it is given a new one"), "{log}");
+    assert!(!log.contains("setting a new password"), "{log}");
 }

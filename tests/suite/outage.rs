@@ -318,8 +318,10 @@ fn a_role_without_room_for_more_is_the_cause_and_no_outage() {
     let said = log_lines(&format!("too many connections for role \"{role}\""));
     let of_room = said
         .iter()
-        .filter(|l| l.starts_with("WARN there is no room"));
+        .filter(|l| l.starts_with("WARN cannot open another connection"));
     assert_eq!(of_room.count(), 1, "{said:?}");
-    let others = said.iter().filter(|l| l.contains("trying on"));
+    let others = said
+        .iter()
+        .filter(|l| l.contains("cannot open a connection, retrying"));
     assert_eq!(others.count(), 0, "{said:?}");
 }

@@ -74,7 +74,7 @@ impl Drop for Link {
         let take = |both: &Mutex<Option<_>>| unpoison(both.lock()).take();
         if let Err(e) = closer.spawn(move || drop(take(&theirs))) {
             // The server ends the connection when this process ends.
-            warn!("no thread to close a connection on: {e}");
+            warn!("cannot start a thread to close a connection: {e}");
             std::mem::forget(take(&both));
         }
     }

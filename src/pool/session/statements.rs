@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// The error for a wrong number of parameters. The driver itself checks the number if a statement
 /// is prepared by name.
 pub(super) const WRONG_COUNT: Error =
-    Error::Misuse("the statement takes another number of parameters than were given");
+    Error::Misuse("the number of parameters does not match the statement");
 
 impl Session {
     /// Runs a statement and returns its rows. `phase` says what a lost answer means.
@@ -199,7 +199,7 @@ impl Session {
         if self.is_closing() {
             // A cancel request is on its way, or the deadline passed just as the last answer came.
             return Err(Error::TransactionAborted {
-                cause: "its connection was given up at a deadline".into(),
+                cause: "its connection was cut at a deadline".into(),
                 sqlstate: Some(SqlState::QUERY_CANCELED),
             });
         }

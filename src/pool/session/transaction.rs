@@ -56,7 +56,7 @@ impl Session {
         self.in_own_backend = pid == Some(self.backend.pid);
         if pid.is_some() && !self.in_own_backend {
             self.shared
-                .note_pooler("another process answers than before");
+                .note_pooler("a different server process answers than before");
         }
         // Only a primary assigns transaction ids.
         self.backend.standby &= self.xid.is_none();
@@ -122,7 +122,7 @@ impl Session {
     fn ended_inside(&mut self) -> Error {
         self.close_for(CloseReason::LeakedState);
         Error::Misuse(
-            "the transaction was ended by a statement of its own closure; what that committed stays",
+            "a statement in the closure ended the transaction; what it committed stays committed",
         )
     }
 

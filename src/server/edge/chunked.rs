@@ -86,7 +86,7 @@ impl Chunked {
                 },
                 Next::Trailer => {
                     let left = LONGEST_HEAD - self.trailer;
-                    let too_long = refusal(431, "what follows the last chunk is too long");
+                    let too_long = refusal(431, "the trailer section is too long");
                     let Some(line) = line(rest, left, too_long)? else {
                         return Ok(false);
                     };
@@ -97,7 +97,7 @@ impl Chunked {
                     }
                     // A trailer field, which is ignored.
                     if !line.contains(&b':') || line[0].is_ascii_whitespace() {
-                        return Err(refusal(400, "what follows the last chunk is no field"));
+                        return Err(refusal(400, "a trailer is not a valid field"));
                     }
                 }
             }

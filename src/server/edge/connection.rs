@@ -206,7 +206,7 @@ impl Connection {
                     self.may_be_proxied = false;
                     return Step::Refuse(framing::refusal(
                         400,
-                        "this is no header of the PROXY protocol",
+                        "this is not a PROXY protocol header",
                     ));
                 }
                 Begin::Request => self.may_be_proxied = false,

@@ -123,7 +123,7 @@ impl Dispatch {
             return;
         }
         if let Err(e) = self.waker.wake() {
-            log::warn!("the edge cannot be woken: {e}");
+            log::warn!("cannot wake the event loop: {e}");
         }
     }
 

@@ -106,7 +106,7 @@ impl EventLoop {
     /// Runs until `over` is set. After a panic it starts over, without the clients that it had.
     pub fn run(&mut self) {
         while catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
-            error!("the edge panicked, and starts over");
+            error!("the event loop panicked and starts over");
             for key in self.clients.keys() {
                 self.close(key);
             }
@@ -161,7 +161,7 @@ impl EventLoop {
         if let Err(e) = self.poll.poll(events, pause)
             && e.kind() != ErrorKind::Interrupted
         {
-            error!("the edge cannot wait for its sockets: {e}");
+            error!("the event loop cannot wait for its sockets: {e}");
             std::thread::sleep(ACCEPT_AGAIN);
         }
         self.more = false;
@@ -331,7 +331,7 @@ impl EventLoop {
     fn takes(&self, route: &Route, head: &Head) -> Result<(), Problem> {
         let lane = route.lane;
         if lane == Lane::Health && head.has_body() {
-            Err(Problem::plain(413, "no body is taken here"))
+            Err(Problem::plain(413, "this path does not accept a body"))
         } else if route.instant {
             // It needs no worker, so the line does not matter.
             Ok(())
@@ -415,11 +415,11 @@ impl EventLoop {
             exchange.give_up(Problem::no_worker());
         }
         for key in self.clients.take_late(now) {
-            let detail = "the request did not come to its end in time";
+            let detail = "the request was not complete in time";
             self.end(key, Problem::plain(408, detail));
         }
         while let Some(key) = self.clients.largest_beyond_the_limit() {
-            warn!("too much is sent at once: a request is refused");
+            warn!("too many bytes of requests at once: refusing the largest");
             self.end(key, too_much());
         }
     }
@@ -436,7 +436,10 @@ impl EventLoop {
 }
 
 fn too_much() -> Problem {
-    Problem::unavailable("overloaded", "too much is being sent at once")
+    Problem::unavailable(
+        "overloaded",
+        "the server is receiving too much data at once",
+    )
 }
 
 fn draining() -> Problem {
@@ -449,7 +452,7 @@ fn new_key() -> Option<String> {
     match getrandom::fill(&mut random) {
         Ok(()) => Some(format!("{:032x}", u128::from_be_bytes(random))),
         Err(e) => {
-            error!("no random numbers: {e}");
+            error!("cannot read random numbers: {e}");
             None
         }
     }

@@ -148,7 +148,7 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
         Err(httparse::Error::Version) if names_a_version(head) => {
             return Err(refusal(505, "this server speaks HTTP/1.1 and HTTP/1.0"));
         }
-        _ => return Err(refusal(400, "this is no HTTP request")),
+        _ => return Err(refusal(400, "this is not an HTTP request")),
     }
     let old = request.version == Some(0);
     let mut framing = Framing::default();
@@ -203,7 +203,7 @@ fn parse(head: &[u8], longest_body: usize) -> Result<Head, Refusal> {
             // If it was left out, a write could be done twice.
             let key = value.ok_or(refusal(
                 400,
-                "Idempotency-Key takes 1 to 255 printable ASCII characters, once",
+                "Idempotency-Key must be sent once, with 1 to 255 printable ASCII characters",
             ))?;
             read.idempotency_key = Some(key.to_owned());
         } else if is("Forwarded") {
@@ -292,13 +292,13 @@ impl Framing {
     /// The length of the body, and whether it comes in chunks.
     fn body(&self, old: bool, longest: usize) -> Result<(usize, bool), Refusal> {
         if self.hosts > 1 || (self.hosts == 0 && !old) {
-            return Err(refusal(400, "a request names its Host, once"));
+            return Err(refusal(400, "a request must have exactly one Host"));
         }
         let codings: Vec<_> = self.codings.iter().map(String::as_str).collect();
         match codings[..] {
             [] => {}
             _ if old || self.length.is_some() => {
-                let why = "Transfer-Encoding is not for HTTP/1.0, nor beside a Content-Length";
+                let why = "Transfer-Encoding is not allowed in HTTP/1.0, nor with a Content-Length";
                 return Err(refusal(400, why));
             }
             ["chunked"] => return Ok((0, true)),

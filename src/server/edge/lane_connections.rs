@@ -284,13 +284,13 @@ impl LaneConnections {
             while Arc::strong_count(&lane) > 1 {
                 let mut lane = unpoison(lane.lock());
                 let connected = lane.running.connect().or_else(|e| {
-                    warn!("lane {} is built anew: {e}", lane.plan.name);
+                    warn!("rebuilding lane {}: {e}", lane.plan.name);
                     lane.running = lane.plan.start()?;
                     lane.running.connect()
                 });
                 match connected {
                     Ok(stream) => {
-                        info!("a connection to lane {} is mended", lane.plan.name);
+                        info!("reconnected to lane {}", lane.plan.name);
                         return done(stream, lane.running.wakeup());
                     }
                     Err(e) => {
@@ -305,7 +305,7 @@ impl LaneConnections {
             .name("millpond-mend".into())
             .spawn(reopen);
         if let Err(e) = spawned {
-            warn!("no thread to mend a connection to a lane: {e}");
+            warn!("cannot start a thread to reconnect to a lane: {e}");
         }
     }
 }

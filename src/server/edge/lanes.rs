@@ -213,7 +213,7 @@ impl Lanes {
             match self.install(lane, index, reopened.stream, registry) {
                 Ok(()) => self.send_next(lane, registry),
                 Err(e) => {
-                    warn!("a mended connection cannot be listened to: {e}");
+                    warn!("cannot watch a reopened connection to a lane: {e}");
                     self.reopen(lane, index);
                 }
             }

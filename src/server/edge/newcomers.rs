@@ -12,7 +12,7 @@ pub(super) fn keep_out(listener: &TcpListener) -> bool {
     #[cfg(target_os = "linux")]
     match linux::drop_syns(listener) {
         Ok(()) => return false,
-        Err(e) => log::debug!("newcomers are not kept out by a filter: {e}"),
+        Err(e) => log::debug!("cannot filter out new connections: {e}"),
     }
     #[cfg(target_os = "linux")]
     return linux::require_hops(listener, u8::MAX);

@@ -55,7 +55,10 @@ fn a_reservation_is_made_found_and_cancelled() {
     let refused = served.post("/api/reservations", &inside);
     assert_eq!((refused.status, kind(&refused).as_str()), (409, "overlap"));
     assert!(
-        refused.json()["detail"].as_str().unwrap().contains("taken"),
+        refused.json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("already reserved"),
         "{refused:?}"
     );
     let mut elsewhere = inside.clone();

@@ -205,7 +205,7 @@ fn a_table_of_its_name_that_is_not_its_own_is_named() {
         let served = Served::start(&db.url, &[]);
         let error = served.studio.migrate().unwrap_err().to_string();
         assert!(
-            error.contains(&format!("the table studio.{name} is there")),
+            error.contains(&format!("the table studio.{name} exists but")),
             "{error}"
         );
     }
@@ -268,5 +268,8 @@ fn a_ledger_that_is_gone_is_made_again_and_a_table_that_is_gone_is_named() {
         .unwrap();
     let next = Served::start(&db.url, &[]);
     let error = next.studio.migrate().unwrap_err().to_string();
-    assert!(error.contains("studio.quotes is gone"), "{error}");
+    assert!(
+        error.contains("studio.quotes and its data are missing"),
+        "{error}"
+    );
 }
