@@ -95,7 +95,7 @@ fn a_url_that_asks_for_tls_is_refused_before_a_byte_leaves() {
     ] {
         let url = format!("{}?{asks}", proxy.url(&db.url));
         let errors = super::support::pool(&url).build().unwrap_err().to_string();
-        assert!(errors.contains("DATABASE_URL"), "{errors}");
+        assert!(errors.contains("database_url"), "{errors}");
         assert!(errors.contains("sslmode"), "{errors}");
     }
     assert_eq!(proxy.accepted(), 0);
