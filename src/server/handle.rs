@@ -1,15 +1,14 @@
 //! The running server: starts the edge with its lanes, and shuts both down.
 
-use super::edge::{Dispatch, Edge, LAST_CLIENTS, MOST_LANE_CONNECTIONS};
-use super::lane::Plan;
-use super::router::{Lane, Router};
+use super::edge::{Edge, LAST_CLIENTS};
+use super::lane::{MOST_LANE_CONNECTIONS, Size};
+use super::router::{Lane, PerLane, Router};
+use super::routes;
 use super::service::Service;
 use super::shutdown::{DrainReport, Phase, PhaseFlag};
-use super::{routes, worker};
 use crate::config::HttpConfig;
 use crate::fd_limit;
 use crate::pool::Pool;
-use crate::temporary::Temporary;
 use log::info;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -71,40 +70,29 @@ impl Server {
             let said = router.problems().join("; ");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, said));
         }
+        let sizes = PerLane {
+            // Requests never wait for a health worker for long, so all of them may be sent ahead.
+            health: Size {
+                workers: HEALTH_WORKERS,
+                at_once: HEALTH_WORKERS,
+                ahead: HEALTH_LINE,
+                queue: HEALTH_LINE,
+            },
+            api: Size {
+                workers,
+                at_once: most,
+                ahead: workers,
+                queue: config.queue,
+            },
+        };
         let service = Arc::new(Service {
             router,
             phase: Arc::clone(&phase),
             config,
             pool: pool.clone(),
         });
-        let lanes = |dispatch: &Arc<Dispatch>, dir: &Arc<Temporary>| {
-            let plan = |name, workers, at_once, ahead, lane| {
-                let (service, dispatch) = (Arc::clone(&service), Arc::clone(dispatch));
-                Plan {
-                    name,
-                    workers,
-                    at_once,
-                    ahead,
-                    coming: dispatch.coming(lane),
-                    serve: Arc::new(move |incoming, wakeup| {
-                        worker::serve(&service, incoming, &dispatch, wakeup);
-                    }),
-                    dir: Arc::clone(dir),
-                }
-            };
-            (
-                plan(
-                    "health",
-                    HEALTH_WORKERS,
-                    HEALTH_WORKERS,
-                    HEALTH_LINE,
-                    Lane::Health,
-                ),
-                plan("api", workers, most, workers, Lane::Api),
-            )
-        };
         let others = Server::files(most, workers);
-        let edge = Edge::start(Arc::clone(&service), inherited, lanes, others)?;
+        let edge = Edge::start(service, inherited, sizes, others)?;
         info!("listening on http://{}", edge.addr());
         Ok(Server { pool, phase, edge })
     }

@@ -1,6 +1,6 @@
-//! Requests, responses and problems as the routes see them. Apart from `lane/` the only file that
-//! names tiny_http, which has the reason phrases.
+//! Requests, responses and problems as the routes see them.
 
+use super::reason::reason;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
 use log::{error, warn};
 use postgres::error::SqlState;
@@ -160,6 +160,16 @@ impl Problem {
         Problem::unavailable("timeout", "the request waited too long for a worker")
     }
 
+    /// 503: the server stops, and has not begun with the request.
+    pub(crate) fn draining() -> Problem {
+        Problem::unavailable("draining", "the server is shutting down")
+    }
+
+    /// 503: all clients together send too much.
+    pub(crate) fn too_much() -> Problem {
+        Problem::unavailable("overloaded", "too much is being sent at once")
+    }
+
     /// 503, to be tried again after a second.
     pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Problem {
         Problem::of_kind(503, kind, detail).header("Retry-After", "1")
@@ -281,15 +291,5 @@ pub(super) fn request_id(given: Option<&str>) -> String {
     match given.filter(good) {
         Some(id) => id.to_owned(),
         None => format!("{:016x}", fastrand::u64(..)),
-    }
-}
-
-/// The reason phrase of a status line.
-pub(super) fn reason(status: u16) -> &'static str {
-    match status {
-        // The names of RFC 9110.
-        413 => "Content Too Large",
-        422 => "Unprocessable Content",
-        _ => tiny_http::StatusCode(status).default_reason_phrase(),
     }
 }

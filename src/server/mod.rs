@@ -6,15 +6,18 @@
 
 mod browsers;
 mod edge;
+mod exchange;
 mod handle;
 mod http;
+mod in_flight;
+mod inbox;
 mod lane;
+mod reason;
 mod render;
 mod router;
 mod routes;
 mod service;
 mod shutdown;
-mod worker;
 
 pub use handle::Server;
 pub use http::{Problem, Request, Response};

@@ -1,6 +1,7 @@
 //! A response as bytes on the wire. Pure, but for the date.
 
-use super::http::{Problem, Response, reason};
+use super::http::{Problem, Response};
+use super::reason::reason;
 use log::error;
 use std::fmt::Write as _;
 use std::time::SystemTime;

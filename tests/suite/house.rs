@@ -179,6 +179,17 @@ fn nobody_reaches_through_the_walls_of_the_pool() {
 }
 
 #[test]
+fn nobody_but_the_lanes_names_tiny_http() {
+    let names = |(name, code): (String, String)| {
+        let is_named = without_comments(&code).contains("tiny_http");
+        is_named.then_some(name)
+    };
+    let named: Vec<_> = sources().into_iter().filter_map(names).collect();
+    let inside = |name: &String| name.starts_with("server/lane/");
+    assert!(!named.is_empty() && named.iter().all(inside), "{named:?}");
+}
+
+#[test]
 fn a_file_can_be_read_in_one_sitting() {
     let all = sources();
     let lines = |code: &str| code.lines().count();

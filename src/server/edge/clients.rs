@@ -1,35 +1,31 @@
-//! The clients' connections: accepts them up to a limit, makes room for new ones, and closes those
-//! that take too long. What a request leads to is the event loop's to decide.
+//! The clients' connections: their events, their answers and their limits. How they come in stands in
+//! `accept`, what a request leads to in `admission`.
 
 use super::connection::{Connection, State, Step};
-use super::dispatch::{ClientKey, Done, PendingRequest};
 use super::forwarded;
 use super::framing::Head;
 use super::listener::Listener;
 use crate::config::HttpConfig;
 use crate::fd_limit;
 use crate::server::browsers;
+use crate::server::exchange::{Exchange, PendingRequest};
 use crate::server::http::{Problem, request_id};
-use crate::server::lane::RequestMeta;
+use crate::server::inbox::{ClientKey, Done, Inbox};
 use crate::server::render::{closing, render};
 use crate::server::service::{AccessEntry, Service};
-use log::{debug, warn};
+use log::warn;
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use slab::Slab;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Pause before accepting again, while the system has no file for a client and nobody makes room.
-pub(super) const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
-/// Pause before accepting again after any other error.
-const AFTER_ERROR: Duration = Duration::from_millis(100);
 /// The most bytes of unfinished bodies that all clients together may have sent, and as many again
 /// of everything else. Above that, the client that has sent the most is refused.
 const MOST_BUFFERED: usize = 64 << 20;
@@ -38,18 +34,19 @@ const MOST_BUFFERED: usize = 64 << 20;
 const LEAST_CLIENTS: usize = 8;
 
 pub(super) struct Clients {
-    all: Slab<Connection>,
-    listener: Listener,
-    service: Arc<Service>,
+    pub(super) all: Slab<Connection>,
+    pub(super) listener: Listener,
+    pub(super) service: Arc<Service>,
+    inbox: Arc<Inbox>,
     /// The token of the client with key 0; the others follow.
-    first_token: usize,
-    most: usize,
-    last_serial: u64,
+    pub(super) first_token: usize,
+    pub(super) most: usize,
+    pub(super) last_serial: u64,
     /// When to accept again, while accepting has to wait.
-    accept_at: Option<Instant>,
+    pub(super) accept_at: Option<Instant>,
     /// An accepted client that waits until another makes room. Those behind it wait in the
     /// listener's backlog.
-    at_the_door: Option<(TcpStream, SocketAddr)>,
+    pub(super) at_the_door: Option<(TcpStream, SocketAddr)>,
     /// Lent to each connection that reads, so that idle ones hold no memory.
     scratch: Box<[u8]>,
 }
@@ -68,21 +65,23 @@ impl Clients {
     /// beside the `others`.
     pub fn new(
         listener: Listener,
-        service: Arc<Service>,
+        inbox: Arc<Inbox>,
         others: usize,
         first_token: usize,
     ) -> Clients {
+        let service = Arc::clone(&inbox.service);
         let wanted = service.config.max_connections;
         let fit = fd_limit::limit().map_or(wanted, |limit| {
             limit.saturating_sub(others).max(LEAST_CLIENTS)
         });
         if fit < wanted {
-            warn!("the limit of open files allows at most {fit} client connections");
+            warn!("open files are limited: {fit} connections of clients at most");
         }
         Clients {
             all: Slab::new(),
             listener,
             service,
+            inbox,
             first_token,
             most: wanted.min(fit),
             last_serial: 0,
@@ -124,92 +123,6 @@ impl Clients {
     /// Whether the client is still connected, and its key has not passed to another.
     pub fn knows(&self, (key, serial): ClientKey) -> bool {
         self.get(key).is_some_and(|c| c.serial == serial)
-    }
-
-    // --- coming and going
-
-    /// Accepts the next client, which the caller goes on with; `None` once there are no more, or
-    /// accepting has to wait. `is_draining` leaves the clients of an inherited listener to the next
-    /// server.
-    pub fn accept(&mut self, is_draining: bool, registry: &Registry) -> Option<usize> {
-        self.accept_at = None;
-        loop {
-            let next = match self.at_the_door.take() {
-                Some(waiting) => Ok(waiting),
-                None if self.listener.is_inherited() && is_draining => return None,
-                None => self.listener.accept(),
-            };
-            match next {
-                Ok(next) if self.all.len() >= self.most && !self.make_room(registry) => {
-                    debug!(
-                        "no room for {}: every connection has a request in flight",
-                        next.1
-                    );
-                    self.at_the_door = Some(next);
-                    self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
-                    return None;
-                }
-                Ok((socket, peer)) => match self.welcome(socket, peer, registry) {
-                    Ok(key) => return Some(key),
-                    Err(e) => warn!("cannot watch a client's connection: {e}"),
-                },
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
-                Err(e) if is_lack_of_files(&e) => {
-                    if !self.make_room(registry) {
-                        debug!("no file descriptor is free for a client: {e}");
-                        self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
-                        return None;
-                    }
-                }
-                // The client has gone again.
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        ErrorKind::ConnectionAborted | ErrorKind::Interrupted
-                    ) =>
-                {
-                    debug!("a client was not accepted: {e}");
-                }
-                Err(e) => {
-                    warn!("cannot accept clients: {e}");
-                    self.accept_at = Some(Instant::now() + AFTER_ERROR);
-                    return None;
-                }
-            }
-        }
-    }
-
-    /// When to accept again, if accepting has to wait.
-    pub fn accept_at(&self) -> Option<Instant> {
-        self.accept_at
-    }
-
-    fn welcome(
-        &mut self,
-        mut socket: TcpStream,
-        peer: SocketAddr,
-        registry: &Registry,
-    ) -> io::Result<usize> {
-        let entry = self.all.vacant_entry();
-        let key = entry.key();
-        let token = Token(self.first_token + key);
-        registry.register(&mut socket, token, Interest::READABLE)?;
-        self.last_serial += 1;
-        let config = &self.service.config;
-        entry.insert(Connection::new(socket, peer.ip(), self.last_serial, config));
-        Ok(key)
-    }
-
-    /// Closes the connection that has been idle for longest; false if all have a request in flight.
-    fn make_room(&mut self, registry: &Registry) -> bool {
-        let expendable = self.all.iter().filter(|(_, c)| c.is_expendable());
-        // Clients that do not take their answer come last.
-        let longest = expendable.min_by_key(|(_, c)| (c.blocked, c.since));
-        let longest = longest.map(|(key, _)| key);
-        if let Some(key) = longest {
-            self.close(key, registry);
-        }
-        longest.is_some()
     }
 
     pub fn close(&mut self, key: usize, registry: &Registry) {
@@ -280,49 +193,40 @@ impl Clients {
 
     // --- requests and answers
 
-    /// A client's request, to be answered; `None` if the client is gone.
-    pub fn pending(
-        &self,
-        key: usize,
-        head: Head,
-        pattern: &'static str,
-        made_key: Option<String>,
-    ) -> Option<PendingRequest> {
+    /// A client's request, to be answered; `None` if the client is gone. `pattern` is that of its
+    /// route, or empty.
+    pub fn exchange(&self, key: usize, head: Head, pattern: &'static str) -> Option<Exchange> {
         let connection = self.get(key)?;
         // Bytes that have come already raise no event.
         let has_more = connection.buffered() > 0 || connection.readable;
         connection.attention.store(has_more, Ordering::SeqCst);
         let config = self.config();
         let arrived = Instant::now();
-        let writes = head.writes();
-        let path = head.path().to_owned();
         let page = browsers::named_page(&head.headers, &config.cors_origins);
-        let meta = RequestMeta {
+        let pending = PendingRequest {
+            client: (key, connection.serial),
+            socket: Arc::clone(&connection.socket),
+            attention: Arc::clone(&connection.attention),
+            close: head.close,
+            writes: head.writes(),
+            pattern,
             arrived,
-            for_pages: browsers::may_read(page, &config.cors_origins),
             deadline: arrived + config.request_timeout,
-            client: forwarded::client(
+            address: forwarded::client(
                 connection.peer,
                 &head.forwarded_for,
                 &config.trusted_proxies,
             ),
             id: request_id(head.request_id.as_deref()),
-            headers: head.headers,
-            key_was_made: made_key.is_some(),
-            key: made_key.or(head.idempotency_key).unwrap_or_default(),
-        };
-        Some(PendingRequest {
-            client: (key, connection.serial),
-            socket: Arc::clone(&connection.socket),
-            attention: Arc::clone(&connection.attention),
-            close: head.close,
-            writes,
-            pattern,
-            path,
+            for_pages: browsers::may_read(page, &config.cors_origins),
             method: head.method,
-            meta,
+            target: head.target,
+            headers: head.headers,
+            key: head.idempotency_key.unwrap_or_default(),
+            key_was_made: false,
             ticket: None,
-        })
+        };
+        Some(Exchange::new(&self.inbox, pending))
     }
 
     /// Goes on with a client whose request was answered. Returns its key, unless it is gone.
@@ -421,10 +325,4 @@ impl Clients {
     pub fn are_at_rest(&self) -> bool {
         self.at_the_door.is_none() && self.all.iter().all(|(_, c)| c.is_at_rest())
     }
-}
-
-/// The program or the system has no file left.
-fn is_lack_of_files(error: &io::Error) -> bool {
-    let codes = [Some(nix::libc::EMFILE), Some(nix::libc::ENFILE)];
-    codes.contains(&error.raw_os_error())
 }

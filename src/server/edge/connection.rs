@@ -1,11 +1,12 @@
 //! A client's connection: its input, its output and its deadline. It reads and writes without
-//! blocking. What a request leads to is the event loop's to decide.
+//! blocking. What a request leads to is decided in `admission`.
 
 use super::chunked::Chunked;
 use super::framing::{self, Head, Refusal};
-use super::in_flight::Ticket;
+use super::output::{self, Output};
 use super::proxied::{self, Begin};
 use crate::config::HttpConfig;
+use crate::server::in_flight::Ticket;
 use crate::server::router::Route;
 use mio::net::TcpStream;
 use std::io::{self, ErrorKind, Read, Write};
@@ -22,11 +23,6 @@ const LINGER: Duration = Duration::from_secs(10);
 const SILENT: Duration = Duration::from_secs(1);
 /// How long a new connection is not closed to make room for another.
 const NEWCOMER: Duration = Duration::from_millis(500);
-/// A client must take at least this much of its answer in each `write_timeout`.
-const MARK: i64 = 16 * 1024;
-/// The average of so many times counts: a receiver's system tells of what was read once there is room for a whole segment
-/// again, which has 64 KiB on loopback.
-const MOST_MARKS: i64 = 4;
 
 pub(super) struct Connection {
     /// Shared with the worker that answers.
@@ -55,11 +51,7 @@ pub(super) struct Connection {
     /// Bytes of the input that were read, and are not a whole head.
     seen: usize,
     eof: bool,
-    output: Vec<u8>,
-    written: usize,
-    /// How much of its answer the client had taken at the last check; set once the socket first
-    /// takes no more.
-    had_taken: Option<i64>,
+    output: Output,
     close: bool,
     /// The rest of a refused request may still come.
     more_to_come: bool,
@@ -128,9 +120,7 @@ impl Connection {
             input: Vec::new(),
             seen: 0,
             eof: false,
-            output: Vec::new(),
-            written: 0,
-            had_taken: None,
+            output: Output::default(),
             close: false,
             more_to_come: false,
             ticket: None,
@@ -333,9 +323,7 @@ impl Connection {
         ticket: Option<Ticket>,
         limits: &HttpConfig,
     ) {
-        self.output = output;
-        self.written = 0;
-        self.had_taken = None;
+        self.output = Output::new(output);
         if close {
             // What is behind it is not read.
             self.more_to_come |= !self.input.is_empty();
@@ -345,26 +333,20 @@ impl Connection {
         self.ticket = ticket;
         // Refused before it was complete.
         self.more_to_come |= matches!(self.state, State::Head | State::Body(_));
-        let patience = limits.write_timeout * MOST_MARKS as u32;
+        let patience = limits.write_timeout * output::MOST_MARKS;
         self.enter(State::Answering, Some(patience));
     }
 
     fn write(&mut self, limits: &HttpConfig) -> Step {
-        while self.written < self.output.len() {
-            match (&*self.socket).write(&self.output[self.written..]) {
-                Ok(0) => return Step::Close,
-                Ok(written) => self.written += written,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    let taken = self.taken();
-                    self.had_taken.get_or_insert(taken);
-                    self.blocked = true;
-                    return Step::Wait;
-                }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Step::Close,
+        match self.output.write(&self.socket) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.blocked = true;
+                return Step::Wait;
             }
+            Err(_) => return Step::Close,
         }
-        self.output = Vec::new();
+        self.output = Output::default();
         self.ticket = None;
         if !self.close {
             self.kept = true;
@@ -381,23 +363,15 @@ impl Connection {
         Step::Go
     }
 
-    /// How many of the written bytes have left this system, less what it still holds of earlier
-    /// answers.
-    fn taken(&self) -> i64 {
-        self.written as i64 - i64::from(queued(&self.socket))
-    }
-
     /// Whether its time is over. While its answer is written, only if it takes too little of it.
     pub fn is_late(&mut self, now: Instant, limits: &HttpConfig) -> bool {
         if self.deadline.is_none_or(|at| now < at) {
             return false;
         }
-        if let (State::Answering, Some(had_taken)) = (&self.state, self.had_taken) {
-            let taken = self.taken();
-            let marks = ((taken - had_taken) / MARK).clamp(0, MOST_MARKS);
+        if let State::Answering = self.state {
+            let marks = self.output.take_marks(&self.socket);
             if marks > 0 {
-                self.had_taken = Some(taken);
-                self.deadline = Some(now + limits.write_timeout * marks as u32);
+                self.deadline = Some(now + limits.write_timeout * marks);
                 return false;
             }
         }
@@ -421,23 +395,4 @@ impl Connection {
             Err(_) => Step::Close,
         }
     }
-}
-
-/// The bytes that the system holds for the peer, including its overhead. Writability is no measure:
-/// the system reports it only once a third of the buffer is free, which may be megabytes.
-#[cfg(target_os = "linux")]
-fn queued(socket: &TcpStream) -> u32 {
-    use nix::libc::{self, SK_MEMINFO_WMEM_QUEUED, SOL_SOCKET, c_int};
-    use nix::{getsockopt_impl, sockopt_impl};
-    /// As in asm-generic/socket.h. On platforms with another value the call fails.
-    const SO_MEMINFO: c_int = 55;
-    sockopt_impl!(MemoryInfo, GetOnly, SOL_SOCKET, SO_MEMINFO, [u32; 9]);
-    let figures = nix::sys::socket::getsockopt(socket, MemoryInfo);
-    figures.map_or(0, |figures| figures[SK_MEMINFO_WMEM_QUEUED as usize])
-}
-
-/// Not known on this platform.
-#[cfg(not(target_os = "linux"))]
-fn queued(_: &TcpStream) -> u32 {
-    0
 }

@@ -1,18 +1,18 @@
-//! The loop: waits for events, drives each client's connection step by step, admits or refuses its
-//! requests, and keeps everybody to their time.
+//! The loop: waits for events, drives each client's connection step by step, and keeps everybody to
+//! their time. What a request leads to stands in `admission`.
 
-use super::chunked::Chunked;
-use super::clients::{ACCEPT_AGAIN, Clients, Reaction};
-use super::connection::{Admitted, Step};
-use super::dispatch::{Dispatch, Exchange, Shared};
-use super::framing::{Head, Refusal};
-use super::lanes::Lanes;
+use super::accept::ACCEPT_AGAIN;
+use super::clients::{Clients, Reaction};
+use super::connection::Step;
 use super::listener::Listener;
 use crate::server::http::Problem;
-use crate::server::lane::{Plan, SLOW};
-use crate::server::router::{Lane, PerLane, Route};
+use crate::server::in_flight::InFlight;
+use crate::server::inbox::Inbox;
+use crate::server::lane::{Lanes, Size};
+use crate::server::router::{Lane, PerLane};
 use crate::server::service::Service;
 use crate::server::shutdown::Phase;
+use crate::temporary::Temporary;
 use log::{error, warn};
 use mio::{Events, Poll, Token, Waker};
 use std::io::{self, ErrorKind};
@@ -34,19 +34,25 @@ const CHECK_DEADLINES: Duration = Duration::from_millis(100);
 pub(crate) const LAST_CLIENTS: Duration = Duration::from_millis(500);
 /// How often the loop checks, at the end, whether there are any such clients left.
 const CHECK_LAST_CLIENTS: Duration = Duration::from_millis(10);
-/// A body of this size, that of the largest head, is taken however much others send.
-const SMALL_BODY: usize = 16 * 1024;
 /// The most steps that a client takes in a row, each of which reads 64 KiB at most. Then the others
 /// have their turn.
 const STEPS: usize = 16;
 
+/// What the event loop's thread shares with the server's handle.
+pub(super) struct Shared {
+    pub inbox: Arc<Inbox>,
+    /// The loop is to end.
+    pub over: AtomicBool,
+    pub in_flight: PerLane<Arc<InFlight>>,
+}
+
 pub(super) struct EventLoop {
-    poll: Poll,
-    clients: Clients,
-    lanes: Lanes,
-    service: Arc<Service>,
-    shared: Arc<Shared>,
-    phase: Phase,
+    pub(super) poll: Poll,
+    pub(super) clients: Clients,
+    pub(super) lanes: Lanes,
+    pub(super) service: Arc<Service>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) phase: Phase,
     /// Clients that can go on, and have let the others go first.
     in_turn: Vec<usize>,
     deadlines_checked_at: Instant,
@@ -55,27 +61,33 @@ pub(super) struct EventLoop {
 }
 
 impl EventLoop {
-    /// Opens the listener, and starts the lanes. `others` file descriptors are not for clients.
+    /// Opens the listener, and starts the lanes, whose sockets are in `dir`. `others` file
+    /// descriptors are not for clients.
     pub fn new(
         service: Arc<Service>,
         inherited: Option<TcpListener>,
-        lanes: impl FnOnce(&Arc<Dispatch>) -> (Plan, Plan),
+        sizes: PerLane<Size>,
+        dir: &Arc<Temporary>,
         others: usize,
     ) -> io::Result<EventLoop> {
         let poll = Poll::new()?;
         let registry = poll.registry();
         let listener = Listener::new(inherited, service.config.addr, registry, LISTENER)?;
         let waker = Waker::new(registry, WAKER)?;
-        let dispatch = Arc::new(Dispatch::new(waker, Arc::clone(&service)));
-        let plans = lanes(&dispatch);
+        let inbox = Arc::new(Inbox::new(waker, Arc::clone(&service)));
+        let lanes = Lanes::start(
+            sizes,
+            Arc::clone(&inbox),
+            dir,
+            registry,
+            FIRST_LANE_CONNECTION,
+        )?;
+        let clients = Clients::new(listener, Arc::clone(&inbox), others, lanes.end_token());
         let shared = Arc::new(Shared {
-            dispatch: Arc::clone(&dispatch),
+            inbox,
             over: AtomicBool::new(false),
             in_flight: PerLane::default(),
         });
-        let queue = service.config.queue;
-        let lanes = Lanes::start(plans, queue, dispatch, registry, FIRST_LANE_CONNECTION)?;
-        let clients = Clients::new(listener, Arc::clone(&service), others, lanes.end_token());
         Ok(EventLoop {
             poll,
             clients,
@@ -99,6 +111,12 @@ impl EventLoop {
         self.lanes.api_connections()
     }
 
+    /// How many requests were sent to a lane that no worker has taken.
+    #[cfg(test)]
+    pub fn waiting(&self) -> impl Fn(Lane) -> usize + Send + use<> {
+        self.lanes.waiting()
+    }
+
     pub fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
@@ -106,13 +124,11 @@ impl EventLoop {
     /// Runs until `over` is set. After a panic it starts over, without the clients that it had.
     pub fn run(&mut self) {
         while catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
-            error!("the event loop panicked and starts over");
+            error!("the edge panicked, and starts over");
             for key in self.clients.keys() {
                 self.close(key);
             }
         }
-        // The exchanges in the table hold the table.
-        self.shared.dispatch.clear();
     }
 
     fn serve(&mut self) {
@@ -150,7 +166,7 @@ impl EventLoop {
             // The last look: a request may be there already.
             self.drive_if_idle(key);
             if self.clients.is_within_request(key) {
-                self.clients.refuse(key, draining());
+                self.clients.refuse(key, Problem::draining());
                 self.drive(key);
             }
         }
@@ -161,12 +177,12 @@ impl EventLoop {
         if let Err(e) = self.poll.poll(events, pause)
             && e.kind() != ErrorKind::Interrupted
         {
-            error!("the event loop cannot wait for its sockets: {e}");
+            error!("the edge cannot wait for its sockets: {e}");
             std::thread::sleep(ACCEPT_AGAIN);
         }
         self.more = false;
-        self.shared.dispatch.mark_awake();
-        let done = self.shared.dispatch.take_done();
+        self.shared.inbox.mark_awake();
+        let done = self.shared.inbox.take_done();
         // First, so that a client that asks again finds the room that its last request has left.
         self.lanes.refill(self.poll.registry());
         for done in done {
@@ -204,13 +220,14 @@ impl EventLoop {
 
     /// How long the next poll may block.
     fn pause(&self) -> Option<Duration> {
-        match () {
-            () if self.more => Some(Duration::ZERO),
-            () if self.lanes.are_coming() => Some(SLOW),
+        if self.more {
+            return Some(Duration::ZERO);
+        }
+        self.lanes.may_sleep().or(match () {
             () if self.clients.accept_at().is_some() => Some(ACCEPT_AGAIN),
             () if !self.clients.is_empty() => Some(CHECK_DEADLINES),
             () => None,
-        }
+        })
     }
 
     fn accept(&mut self) {
@@ -220,7 +237,7 @@ impl EventLoop {
         }
     }
 
-    fn close(&mut self, key: usize) {
+    pub(super) fn close(&mut self, key: usize) {
         self.clients.close(key, self.poll.registry());
     }
 
@@ -251,176 +268,28 @@ impl EventLoop {
                 Step::Close => return self.close(key),
                 Step::Refuse(refusal) => self.refuse(key, refusal),
                 Step::Admit(head) => self.admit(key, head),
-                Step::Request(admitted, body) => self.hand_on(key, admitted, &body),
+                Step::Request(admitted, body) => self.submit(key, admitted, &body),
             }
         }
         self.in_turn.push(key);
         self.more = true;
     }
 
-    // --- requests
-
-    /// Decides by a request's head whether its body is read.
-    fn admit(&mut self, key: usize, mut head: Box<Head>) {
-        let preflight = self
-            .service
-            .preflight(&head.method, head.path(), &head.headers);
-        if let (Some(response), Some(connection)) = (preflight, self.clients.get_mut(key)) {
-            head.close |= !connection.skip_body(&head);
-            if let Some(pending) = self.clients.pending(key, *head, "", None) {
-                Exchange::new(&self.shared.dispatch, pending, None).answer_instead(response);
-            }
-            return;
-        }
-        let route = self
-            .service
-            .admit(&head.method, head.path(), &head.headers)
-            .and_then(|route| match self.takes(&route, &head) {
-                Ok(()) => Ok(route),
-                Err(problem) => Err((route.pattern, problem)),
-            });
-        let Some(connection) = self.clients.get_mut(key) else {
-            return;
-        };
-        match route {
-            Ok(route) if route.instant => self.answer_at_once(key, *head, &route),
-            Ok(route) => {
-                let waits = head.expects_continue && connection.buffered() == 0;
-                let ticket = self.shared.in_flight.of(route.lane).enter();
-                let chunked = head.chunked.then(Chunked::default);
-                let admitted = Admitted {
-                    head,
-                    route,
-                    ticket,
-                    chunked,
-                };
-                connection.read_body(admitted, &self.service.config);
-                if waits && matches!(connection.ask_for_body(), Step::Close) {
-                    self.close(key);
-                }
-            }
-            Err((pattern, problem)) => {
-                head.close |= !connection.skip_body(&head);
-                self.refuse_request(key, *head, pattern, problem);
-            }
-        }
-    }
-
-    /// Answers in place of a worker, since the handler never waits.
-    fn answer_at_once(&mut self, key: usize, head: Head, route: &Route) {
-        let (method, path) = (head.method.clone(), head.path().to_owned());
-        let query = head
-            .target
-            .get(path.len() + 1..)
-            .unwrap_or_default()
-            .to_owned();
-        let Some(mut pending) = self.clients.pending(key, head, route.pattern, None) else {
-            return;
-        };
-        let request = pending.meta.request(method, path, query, Vec::new(), route);
-        let answer = catch_unwind(AssertUnwindSafe(|| (route.handler)(&request)));
-        let response = match answer {
-            Ok(Ok(response)) => response,
-            Ok(Err(problem)) => problem.into_response(Some(&request.id)),
-            Err(_) => Problem::internal().into_response(Some(&request.id)),
-        };
-        Exchange::new(&self.shared.dispatch, pending, None).answer_instead(response);
-    }
-
-    /// Whether a request is taken now.
-    fn takes(&self, route: &Route, head: &Head) -> Result<(), Problem> {
-        let lane = route.lane;
-        if lane == Lane::Health && head.has_body() {
-            Err(Problem::plain(413, "this path does not accept a body"))
-        } else if route.instant {
-            // It needs no worker, so the line does not matter.
-            Ok(())
-        } else if lane == Lane::Api && self.phase == Phase::Draining {
-            Err(draining())
-        } else if (head.chunked || head.body > SMALL_BODY) && !self.clients.has_room_for(head.body)
-        {
-            Err(too_much())
-        } else {
-            self.has_room(lane)
-        }
-    }
-
-    fn has_room(&self, lane: Lane) -> Result<(), Problem> {
-        if !self.lanes.has_room(lane) {
-            let detail = "too many requests are in line";
-            Err(Problem::unavailable("overloaded", detail))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Answers what cannot be read as a request, and reads nothing behind it.
-    fn refuse(&mut self, key: usize, refusal: Refusal) {
-        let problem = Problem::plain(refusal.status, refusal.detail);
-        self.clients.refuse(key, problem);
-    }
-
-    /// Answers in place of a worker. The loop goes on with the client in its next round, after the
-    /// others.
-    fn refuse_request(&mut self, key: usize, head: Head, pattern: &'static str, problem: Problem) {
-        if let Some(pending) = self.clients.pending(key, head, pattern, None) {
-            Exchange::new(&self.shared.dispatch, pending, None).give_up(problem);
-        }
-    }
-
-    /// Hands a whole request to its lane.
-    fn hand_on(&mut self, key: usize, admitted: Admitted, body: &[u8]) {
-        let Admitted {
-            head,
-            route,
-            ticket,
-            ..
-        } = admitted;
-        let lane = route.lane;
-        // The line may have filled up while the body came. A drain does not stop a request that was
-        // admitted before it.
-        if let Err(problem) = self.has_room(lane) {
-            return self.refuse_request(key, *head, route.pattern, problem);
-        }
-        let made_key = match &head.idempotency_key {
-            None if head.writes() => match new_key() {
-                None => {
-                    return self.refuse_request(key, *head, route.pattern, Problem::internal());
-                }
-                made => made,
-            },
-            _ => None,
-        };
-        let number = self.lanes.next_number();
-        let bytes = head.for_lane(number, body);
-        let Some(mut pending) = self.clients.pending(key, *head, route.pattern, made_key) else {
-            return;
-        };
-        pending.ticket = Some(ticket);
-        let registry = self.poll.registry();
-        self.lanes.hand_on(number, pending, route, bytes, registry);
-        // A worker that became free before it could see the line does not wake the loop.
-        self.more |= self.lanes.has_line(lane);
-    }
-
     // --- time
 
     fn check_deadlines(&mut self, now: Instant) {
         let clients = &self.clients;
-        let stale = self.lanes.take_stale(|lane, pending| {
-            let late = lane == Lane::Api && now >= pending.meta.deadline;
-            late || !clients.knows(pending.client)
+        self.lanes.give_up_stale(|lane, exchange| {
+            let is_late = lane == Lane::Api && now >= exchange.deadline();
+            is_late || !clients.knows(exchange.client())
         });
-        for exchange in stale {
-            exchange.give_up(Problem::no_worker());
-        }
         for key in self.clients.take_late(now) {
-            let detail = "the request was not complete in time";
+            let detail = "the request did not come to its end in time";
             self.end(key, Problem::plain(408, detail));
         }
         while let Some(key) = self.clients.largest_beyond_the_limit() {
-            warn!("too many bytes of requests at once: refusing the largest");
-            self.end(key, too_much());
+            warn!("too much is sent at once: a request is refused");
+            self.end(key, Problem::too_much());
         }
     }
 
@@ -431,29 +300,6 @@ impl EventLoop {
             self.drive(key);
         } else {
             self.close(key);
-        }
-    }
-}
-
-fn too_much() -> Problem {
-    Problem::unavailable(
-        "overloaded",
-        "the server is receiving too much data at once",
-    )
-}
-
-fn draining() -> Problem {
-    Problem::unavailable("draining", "the server is shutting down")
-}
-
-/// A key that cannot be guessed: it gives access to the answer that is stored with it.
-fn new_key() -> Option<String> {
-    let mut random = [0; 16];
-    match getrandom::fill(&mut random) {
-        Ok(()) => Some(format!("{:032x}", u128::from_be_bytes(random))),
-        Err(e) => {
-            error!("cannot read random numbers: {e}");
-            None
         }
     }
 }

@@ -6,9 +6,7 @@
 //! heads of any size. Rules: RFC 9112, sections 2.2, 3, 5 and 6.
 
 use super::forwarded;
-use crate::server::lane::NUMBER;
 use std::borrow::Cow;
-use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str;
 
@@ -62,24 +60,6 @@ pub struct Head {
 impl Head {
     pub fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
-    }
-
-    /// The request as it is sent to a lane, under its number in the dispatch table. The client's
-    /// headers stay in that table: tiny_http would read them once more, byte by byte.
-    pub fn for_lane(&self, number: u64, body: &[u8]) -> Vec<u8> {
-        let (method, target) = (&self.method, &self.target);
-        let mut bytes = Vec::with_capacity(method.len() + target.len() + body.len() + 96);
-        // Writing to memory does not fail.
-        let _ = write!(
-            bytes,
-            "{method} {target} HTTP/1.1\r\n{NUMBER}: {number}\r\n"
-        );
-        if !body.is_empty() {
-            let _ = write!(bytes, "Content-Length: {}\r\n", body.len());
-        }
-        bytes.extend_from_slice(b"\r\n");
-        bytes.extend_from_slice(body);
-        bytes
     }
 
     /// A body follows.
@@ -392,6 +372,7 @@ fn is_name(name: &str) -> bool {
 mod tests {
     use super::super::chunked::Chunked;
     use super::*;
+    use crate::server::lane::to_bytes;
 
     fn read(input: &str) -> Result<Option<Head>, u16> {
         head(input.as_bytes(), 0, 1000).map_err(|refusal| refusal.status)
@@ -570,7 +551,7 @@ mod tests {
         );
         // To a lane, none of them: what a client calls its number is not taken for one.
         assert_eq!(
-            String::from_utf8(head.for_lane(7, b"abcdefghijkl")).unwrap(),
+            String::from_utf8(to_bytes(&head.method, &head.target, 7, b"abcdefghijkl")).unwrap(),
             "POST /a?b=c HTTP/1.1\r\nDesk: 7\r\nContent-Length: 12\r\n\r\nabcdefghijkl"
         );
         for (target, path) in [
@@ -697,7 +678,7 @@ mod tests {
                 (rest[..read.body].to_vec(), &rest[read.body..])
             };
             let seen = (read.method.clone(), read.target.clone(), body.clone());
-            all.push((seen, read.for_lane(1, &body)));
+            all.push((seen, to_bytes(&read.method, &read.target, 1, &body)));
             if read.close {
                 return all;
             }

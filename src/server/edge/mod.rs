@@ -15,31 +15,27 @@
 //! alone, so one that is refused costs neither a body nor a worker. A request that the line has no
 //! room for is refused at once. The event loop never blocks on anything but its sockets.
 
+mod accept;
+mod admission;
 mod chunked;
 mod clients;
 mod connection;
-mod dispatch;
 mod event_loop;
 mod forwarded;
 mod framing;
-mod in_flight;
-mod lane_connections;
-mod lanes;
 mod listener;
 mod newcomers;
+mod output;
 mod proxied;
 
-pub(super) use dispatch::Dispatch;
 pub(super) use event_loop::LAST_CLIENTS;
-pub(super) use lane_connections::MOST_LANE_CONNECTIONS;
 
-use super::lane::Plan;
-use super::router::Lane;
+use super::in_flight::InFlight;
+use super::lane::Size;
+use super::router::{Lane, PerLane};
 use super::service::Service;
 use crate::temporary::Temporary;
-use dispatch::Shared;
-use event_loop::EventLoop;
-use in_flight::InFlight;
+use event_loop::{EventLoop, Shared};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -60,17 +56,16 @@ pub(super) struct Edge {
 }
 
 impl Edge {
-    /// Listens, and serves with the lanes (health, api), whose workers find their requests in the
-    /// dispatch table. `others` file descriptors are reserved for other uses.
+    /// Listens, and serves with lanes of these sizes. `others` file descriptors are reserved for
+    /// other uses.
     pub fn start(
         service: Arc<Service>,
         inherited: Option<TcpListener>,
-        lanes: impl FnOnce(&Arc<Dispatch>, &Arc<Temporary>) -> (Plan, Plan),
+        sizes: PerLane<Size>,
         others: usize,
     ) -> io::Result<Edge> {
         let dir = Arc::new(Temporary::new()?);
-        let lanes = |dispatch: &_| lanes(dispatch, &dir);
-        let mut event_loop = EventLoop::new(service, inherited, lanes, others)?;
+        let mut event_loop = EventLoop::new(service, inherited, sizes, &dir, others)?;
         let (addr, shared) = (event_loop.addr()?, event_loop.shared());
         let thread = thread::Builder::new()
             .name("millpond-edge".into())
@@ -94,14 +89,14 @@ impl Edge {
 
     /// Makes the event loop look at the phase.
     pub fn wake(&self) {
-        self.shared.dispatch.wake();
+        self.shared.inbox.wake();
     }
 }
 
 impl Drop for Edge {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        self.shared.dispatch.wake();
+        self.shared.inbox.wake();
         if let Some(thread) = self.thread.take() {
             // A panic has been logged already.
             let _ = thread.join();
@@ -120,13 +115,11 @@ impl Drop for Edge {
 
 #[cfg(test)]
 mod tests {
-    use super::event_loop::EventLoop;
     use super::*;
     use crate::config::HttpConfig;
     use crate::pool::Pool;
     use crate::server::http::{Request, Response};
     use crate::server::router::{Access, Router};
-    use crate::server::worker;
     use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::sync::mpsc::{self, Sender};
@@ -162,13 +155,17 @@ mod tests {
         }
     }
 
-    /// An edge whose lanes are sent one request ahead; and the connections to the api lane, for the
-    /// test to break.
+    /// An edge whose lanes are sent one request ahead; the connections to the api lane, for the
+    /// test to break; and how many requests wait for a worker.
     fn edge(
         workers: usize,
         gate: &Arc<Gate>,
         dir: &Arc<Temporary>,
-    ) -> (Edge, Vec<std::os::unix::net::UnixStream>) {
+    ) -> (
+        Edge,
+        Vec<std::os::unix::net::UnixStream>,
+        impl Fn(Lane) -> usize,
+    ) {
         let held = Arc::clone(gate);
         let handler = move |_: &Request| {
             held.pass();
@@ -188,24 +185,18 @@ mod tests {
             config,
             pool: nowhere.build().unwrap(),
         });
-        let lanes = |dispatch: &Arc<Dispatch>| {
-            let plan = |name, lane| {
-                let (service, dispatch) = (Arc::clone(&service), Arc::clone(dispatch));
-                Plan {
-                    name,
-                    workers,
-                    at_once: workers,
-                    ahead: 1,
-                    coming: dispatch.coming(lane),
-                    serve: Arc::new(move |incoming, wakeup| {
-                        worker::serve(&service, incoming, &dispatch, wakeup);
-                    }),
-                    dir: Arc::clone(dir),
-                }
-            };
-            (plan("health", Lane::Health), plan("api", Lane::Api))
+        let size = Size {
+            workers,
+            at_once: workers,
+            ahead: 1,
+            queue: service.config.queue,
         };
-        let mut event_loop = EventLoop::new(Arc::clone(&service), None, lanes, 0).unwrap();
+        let sizes = PerLane {
+            health: Size { queue: 1, ..size },
+            api: size,
+        };
+        let mut event_loop = EventLoop::new(Arc::clone(&service), None, sizes, dir, 0).unwrap();
+        let waiting = event_loop.waiting();
         let connections = event_loop.api_connections();
         let (addr, shared) = (event_loop.addr().unwrap(), event_loop.shared());
         let thread = Some(thread::spawn(move || event_loop.run()));
@@ -217,6 +208,7 @@ mod tests {
                 dir: Arc::clone(dir),
             },
             connections,
+            waiting,
         )
     }
 
@@ -239,7 +231,7 @@ mod tests {
         for (workers, gone_as_well) in [(1, false), (1, true), (4, false), (4, true)] {
             let gate = Arc::<Gate>::default();
             let dir = Arc::new(Temporary::new().unwrap());
-            let (edge, connections) = edge(workers, &gate, &dir);
+            let (edge, connections, waiting) = edge(workers, &gate, &dir);
             assert_eq!(connections.len(), workers);
             let (sender, answers) = mpsc::channel();
             let soon = Duration::from_secs(10);
@@ -249,7 +241,7 @@ mod tests {
             }
             ask(edge.addr(), "POST", &sender);
             let patience = Instant::now() + soon;
-            while edge.shared.dispatch.waiting(Lane::Api) == 0 {
+            while waiting(Lane::Api) == 0 {
                 assert!(Instant::now() < patience, "no request is sent ahead");
                 thread::yield_now();
             }

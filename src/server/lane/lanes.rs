@@ -1,11 +1,17 @@
-//! The lanes as the event loop sees them: hands requests on, sends more when workers become free,
+//! The lanes as the event loop sees them: takes whole requests, sends more when workers become free,
 //! and reopens connections that were lost.
 
-use super::dispatch::{Dispatch, Exchange, PendingRequest};
-use super::lane_connections::{LaneConnections, Lost, Waiting};
+use super::connection::Lost;
+use super::connections::{Connections, Waiting};
+use super::table::Table;
+use super::wire::to_bytes;
+use super::worker_wakeup::{SLOW, WorkerWakeup};
+use super::workers::{Plan, Size};
+use crate::server::exchange::Exchange;
 use crate::server::http::Problem;
-use crate::server::lane::{Plan, WorkerWakeup};
+use crate::server::inbox::Inbox;
 use crate::server::router::{Lane, PerLane, Route};
+use crate::temporary::Temporary;
 use log::warn;
 use mio::event::Event;
 use mio::{Registry, Token};
@@ -13,15 +19,20 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
 
 const BOTH: [Lane; 2] = [Lane::Health, Lane::Api];
 
-pub(super) struct Lanes {
-    connections: PerLane<LaneConnections>,
-    dispatch: Arc<Dispatch>,
+pub struct Lanes {
+    connections: PerLane<Connections>,
+    table: Arc<Table>,
+    inbox: Arc<Inbox>,
     /// The token of the first connection; the others follow, health before api.
     first_token: usize,
+    /// The number of the last request in the table.
     last_number: u64,
+    /// A worker that became free before it could see the line does not wake the loop.
+    look_again: bool,
     reopened: (Sender<Reopened>, Receiver<Reopened>),
 }
 
@@ -35,24 +46,33 @@ struct Reopened {
 }
 
 impl Lanes {
-    /// Starts the lanes (health, api) and connects to them. At most `queue` requests wait for the
-    /// api lane.
+    /// Starts the lanes and connects to them. `dir` is for their sockets.
     pub fn start(
-        (health, api): (Plan, Plan),
-        queue: usize,
-        dispatch: Arc<Dispatch>,
+        sizes: PerLane<Size>,
+        inbox: Arc<Inbox>,
+        dir: &Arc<Temporary>,
         registry: &Registry,
         first_token: usize,
     ) -> io::Result<Lanes> {
-        // Requests never wait for a health worker for long, so all of them may be sent ahead.
-        let line = health.ahead;
-        let (health, health_streams) = LaneConnections::start(health, line)?;
-        let (api, api_streams) = LaneConnections::start(api, queue)?;
+        let table = Arc::new(Table::new(Arc::clone(&inbox)));
+        let start = |lane, size| {
+            let (table, dir) = (Arc::clone(&table), Arc::clone(dir));
+            Connections::start(Plan {
+                lane,
+                size,
+                table,
+                dir,
+            })
+        };
+        let (health, health_streams) = start(Lane::Health, sizes.health)?;
+        let (api, api_streams) = start(Lane::Api, sizes.api)?;
         let mut lanes = Lanes {
             connections: PerLane { health, api },
-            dispatch,
+            table,
+            inbox,
             first_token,
             last_number: 0,
+            look_again: false,
             reopened: mpsc::channel(),
         };
         for (lane, streams) in [(Lane::Health, health_streams), (Lane::Api, api_streams)] {
@@ -67,6 +87,13 @@ impl Lanes {
     #[cfg(test)]
     pub fn api_connections(&self) -> Vec<UnixStream> {
         self.connections.api.second_handles()
+    }
+
+    /// How many requests were sent to a lane that no worker has taken.
+    #[cfg(test)]
+    pub fn waiting(&self) -> impl Fn(Lane) -> usize + Send + use<> {
+        let table = Arc::clone(&self.table);
+        move |lane| table.waiting(lane)
     }
 
     /// The first token behind those of the connections.
@@ -91,45 +118,54 @@ impl Lanes {
     }
 
     /// Whether a lane takes one more request.
-    pub fn has_room(&self, lane: Lane) -> bool {
-        let sent_ahead = self.dispatch.waiting(lane);
-        self.connections.of(lane).has_room(sent_ahead)
+    ///
+    /// # Errors
+    /// What to answer instead.
+    pub fn has_room(&self, lane: Lane) -> Result<(), Problem> {
+        let sent_ahead = self.table.waiting(lane);
+        match self.connections.of(lane).has_room(sent_ahead) {
+            true => Ok(()),
+            false => Err(Problem::unavailable(
+                "overloaded",
+                "too many requests are in line",
+            )),
+        }
     }
 
-    /// Whether requests wait in line for a lane.
-    pub fn has_line(&self, lane: Lane) -> bool {
-        self.connections.of(lane).has_line()
-    }
-
-    /// Whether requests were sent that no worker has taken yet.
-    pub fn are_coming(&self) -> bool {
-        let are_coming = |lane| self.connections.of(lane).wakeup.are_coming();
-        BOTH.into_iter().any(are_coming)
-    }
-
-    /// The number of the next request in the dispatch table.
-    pub fn next_number(&mut self) -> u64 {
-        self.last_number += 1;
-        self.last_number
-    }
-
-    /// Puts a request in line, and sends what there are workers for.
-    pub fn hand_on(
+    /// Takes a whole request: it is sent once there is a worker for it, and answered in any case.
+    pub fn submit(
         &mut self,
-        number: u64,
-        pending: PendingRequest,
+        exchange: Exchange,
         route: Arc<Route>,
-        bytes: Vec<u8>,
+        body: &[u8],
         registry: &Registry,
     ) {
         let lane = route.lane;
-        self.connections.of_mut(lane).queue(Waiting {
+        // The line may have filled up while the body came.
+        if let Err(problem) = self.has_room(lane) {
+            return exchange.give_up(problem);
+        }
+        self.last_number += 1;
+        let number = self.last_number;
+        let bytes = to_bytes(exchange.method(), exchange.target(), number, body);
+        self.connections.of_mut(lane).put_in_line(Waiting {
             number,
-            pending,
+            exchange,
             route,
             bytes,
         });
         self.send_next(lane, registry);
+        self.look_again |= self.connections.of(lane).has_line();
+    }
+
+    /// How long the loop may sleep before it must [refill](Self::refill); `None` is for good.
+    pub fn may_sleep(&self) -> Option<Duration> {
+        let are_coming = |lane| self.connections.of(lane).wakeup.are_coming();
+        match () {
+            () if self.look_again => Some(Duration::ZERO),
+            () if BOTH.into_iter().any(are_coming) => Some(SLOW),
+            () => None,
+        }
     }
 
     /// Sends the requests in line, as far as there are workers for them.
@@ -137,11 +173,11 @@ impl Lanes {
         while let Some((index, waiting)) = self.connections.of_mut(lane).next() {
             let Waiting {
                 number,
-                pending,
+                exchange,
                 route,
                 bytes,
             } = waiting;
-            self.dispatch.put(number, index, pending, route);
+            self.table.put(number, index, exchange, route);
             let token = self.token_of(lane, index);
             let connections = self.connections.of_mut(lane);
             if let Err(Lost) = connections.send(index, &bytes, registry, token) {
@@ -151,13 +187,14 @@ impl Lanes {
         let connections = self.connections.of(lane);
         connections.wakeup.call();
         let refill_below = connections.refill_below();
-        self.dispatch.set_refill_below(lane, refill_below);
+        self.table.set_refill_below(lane, refill_below);
     }
 
     /// Sends more requests if workers have become free. Wakes parked workers if others are slow.
     pub fn refill(&mut self, registry: &Registry) {
+        self.look_again = false;
         for lane in BOTH {
-            let freed = self.dispatch.take_freed(lane);
+            let freed = self.table.take_freed(lane);
             self.connections.of_mut(lane).add_free(freed);
             self.send_next(lane, registry);
         }
@@ -180,13 +217,11 @@ impl Lanes {
         warn!("a connection to the {lane:?} lane was lost");
         self.connections.of_mut(lane).drop_connection(index);
         self.reopen(lane, index);
-        for exchange in self.dispatch.take_lost(lane, index) {
-            exchange.give_up(Problem::lost());
-        }
+        self.table.give_up_lost(lane, index);
     }
 
     fn reopen(&mut self, lane: Lane, index: usize) {
-        let (done, dispatch) = (self.reopened.0.clone(), Arc::clone(&self.dispatch));
+        let (done, inbox) = (self.reopened.0.clone(), Arc::clone(&self.inbox));
         self.connections.of_mut(lane).reopen(move |stream, wakeup| {
             // Fails if the server has stopped.
             let _ = done.send(Reopened {
@@ -195,7 +230,7 @@ impl Lanes {
                 stream,
                 wakeup,
             });
-            dispatch.wake();
+            inbox.wake();
         });
     }
 
@@ -232,18 +267,29 @@ impl Lanes {
         connections.install(index, stream, registry, token)
     }
 
-    /// Takes the stale requests back that no worker has taken yet, sent or in line.
-    pub fn take_stale(
-        &mut self,
-        is_stale: impl Fn(Lane, &PendingRequest) -> bool,
-    ) -> Vec<Exchange> {
-        let mut stale = self.dispatch.take_stale(&is_stale);
+    /// Gives up the stale requests that no worker has taken yet, sent or in line.
+    pub fn give_up_stale(&mut self, is_stale: impl Fn(Lane, &Exchange) -> bool) {
+        let mut stale = self.table.take_stale(&is_stale);
         for lane in BOTH {
             let connections = self.connections.of_mut(lane);
-            let in_line = connections.take_stale(|pending| is_stale(lane, pending));
-            let exchanges = in_line.into_iter();
-            stale.extend(exchanges.map(|pending| Exchange::new(&self.dispatch, pending, None)));
+            stale.extend(connections.take_stale(|exchange| is_stale(lane, exchange)));
         }
-        stale
+        for exchange in stale {
+            exchange.give_up(Problem::no_worker());
+        }
+    }
+}
+
+impl Drop for Lanes {
+    /// Answers what no worker has taken. A worker that is still busy outlives this, and with it the
+    /// table.
+    fn drop(&mut self) {
+        let mut left = self.table.take_all();
+        for lane in BOTH {
+            left.extend(self.connections.of_mut(lane).take_stale(|_| true));
+        }
+        for exchange in left {
+            exchange.give_up(Problem::draining());
+        }
     }
 }

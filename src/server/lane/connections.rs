@@ -1,0 +1,224 @@
+//! The connections to one lane, and the line of requests for its workers.
+//!
+//! A lane is sent one request for each worker, and some ahead, so that a worker that becomes free
+//! need not wait for the event loop. The other requests wait in line until half of those sent ahead
+//! are taken. A few connections are enough, since no answer comes back over them.
+
+use super::connection::{Connection, Lost};
+use super::worker_wakeup::WorkerWakeup;
+use super::workers::{Plan, Workers};
+use crate::server::exchange::Exchange;
+use crate::server::router::Route;
+use crate::sync::unpoison;
+use log::{info, warn};
+use mio::event::Event;
+use mio::{Registry, Token};
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// Pause between two attempts to reopen a connection.
+const REOPEN_AGAIN: Duration = Duration::from_millis(100);
+/// The most connections to a lane: while one carries a large body, the others go on.
+pub const MOST_LANE_CONNECTIONS: usize = 4;
+/// The most bytes of all requests that are in line or being sent.
+const MOST_BYTES: usize = 64 << 20;
+
+/// A request in line.
+pub(super) struct Waiting {
+    /// Its number in the table of sent requests.
+    pub number: u64,
+    pub exchange: Exchange,
+    pub route: Arc<Route>,
+    /// The request as it is sent.
+    pub bytes: Vec<u8>,
+}
+
+/// All connections to a lane, and its line.
+pub(super) struct Connections {
+    all: Vec<Connection>,
+    line: VecDeque<Waiting>,
+    /// The most requests that wait: in line, and sent ahead.
+    queue: usize,
+    bytes_in_line: usize,
+    ahead: usize,
+    /// How many more requests the lane may be sent.
+    free: usize,
+    /// Wakes the lane's workers.
+    pub wakeup: Arc<WorkerWakeup>,
+    lane: Arc<Mutex<Restartable>>,
+}
+
+/// The lane itself, which is rebuilt when it takes no connections.
+struct Restartable {
+    plan: Plan,
+    workers: Workers,
+}
+
+impl Connections {
+    /// Starts the lane and opens connections to it, which the caller [installs](Self::install).
+    pub fn start(plan: Plan) -> io::Result<(Connections, Vec<UnixStream>)> {
+        let workers = plan.start()?;
+        let size = plan.size;
+        let most = size.workers.min(MOST_LANE_CONNECTIONS);
+        let streams: io::Result<_> = (0..most).map(|_| workers.connect()).collect();
+        let ahead = size.ahead.min(size.queue);
+        let connections = Connections {
+            all: (0..most).map(|_| Connection::default()).collect(),
+            line: VecDeque::new(),
+            queue: size.queue,
+            bytes_in_line: 0,
+            ahead,
+            free: size.workers + ahead,
+            wakeup: workers.wakeup(),
+            lane: Arc::new(Mutex::new(Restartable { plan, workers })),
+        };
+        Ok((connections, streams?))
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    #[cfg(test)]
+    pub fn second_handles(&self) -> Vec<UnixStream> {
+        self.all
+            .iter()
+            .filter_map(Connection::second_handle)
+            .collect()
+    }
+
+    /// Puts an open connection in its place.
+    pub fn install(
+        &mut self,
+        index: usize,
+        stream: UnixStream,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<()> {
+        self.all[index] = Connection::open(stream, registry, token)?;
+        Ok(())
+    }
+
+    pub fn is_open(&self, index: usize) -> bool {
+        self.all[index].is_open()
+    }
+
+    /// Whether there is room for one more request, with `waiting` requests sent ahead.
+    pub fn has_room(&self, waiting: usize) -> bool {
+        let unsent: usize = self.all.iter().map(Connection::unsent).sum();
+        self.bytes_in_line + unsent < MOST_BYTES
+            && (self.free > 0 || self.line.len() + waiting < self.queue)
+    }
+
+    pub fn has_line(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// More requests should follow once fewer than this are left of those sent ahead; 0 while the
+    /// line is empty.
+    pub fn refill_below(&self) -> usize {
+        match self.has_line() {
+            true => self.ahead / 2 + 1,
+            false => 0,
+        }
+    }
+
+    pub fn put_in_line(&mut self, waiting: Waiting) {
+        self.bytes_in_line += waiting.bytes.len();
+        self.line.push_back(waiting);
+    }
+
+    /// Takes the next request out of the line, if there is a free worker, and picks its connection:
+    /// the first of the least busy ones, whose thread is probably still awake.
+    pub fn next(&mut self) -> Option<(usize, Waiting)> {
+        if self.free == 0 || self.line.is_empty() {
+            return None;
+        }
+        let open = self
+            .all
+            .iter()
+            .enumerate()
+            .filter(|(_, connection)| connection.is_open());
+        let (index, _) = open.min_by_key(|(_, connection)| connection.unsent())?;
+        let waiting = self.line.pop_front()?;
+        self.bytes_in_line -= waiting.bytes.len();
+        self.free -= 1;
+        Some((index, waiting))
+    }
+
+    pub fn send(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        registry: &Registry,
+        token: Token,
+    ) -> Result<(), Lost> {
+        self.all[index].send(bytes, registry, token)
+    }
+
+    /// Handles an event of a connection.
+    pub fn event(&mut self, index: usize, event: &Event, registry: &Registry) -> Result<(), Lost> {
+        self.all[index].event(event, registry)
+    }
+
+    /// Counts workers that have become free.
+    pub fn add_free(&mut self, more: usize) {
+        self.free += more;
+    }
+
+    /// Drops a broken connection; its place stays empty until it is reopened.
+    pub fn drop_connection(&mut self, index: usize) {
+        self.all[index] = Connection::default();
+    }
+
+    /// Takes the stale requests out of the line.
+    pub fn take_stale(&mut self, is_stale: impl Fn(&Exchange) -> bool) -> Vec<Exchange> {
+        let stays = |waiting: &Waiting| !is_stale(&waiting.exchange);
+        if self.line.iter().all(stays) {
+            return Vec::new();
+        }
+        let all = std::mem::take(&mut self.line);
+        let (stay, stale): (Vec<_>, Vec<_>) = all.into_iter().partition(stays);
+        self.line = stay.into();
+        self.bytes_in_line = self.line.iter().map(|waiting| waiting.bytes.len()).sum();
+        stale.into_iter().map(|waiting| waiting.exchange).collect()
+    }
+
+    /// Opens a connection again, on a thread of its own, and rebuilds the lane if it takes none.
+    /// `done` gets the connection and the wake-up of the lane that it leads to.
+    pub fn reopen(&self, done: impl FnOnce(UnixStream, Arc<WorkerWakeup>) + Send + 'static) {
+        let lane = Arc::clone(&self.lane);
+        let reopen = move || {
+            // Until it succeeds, or the server is gone.
+            while Arc::strong_count(&lane) > 1 {
+                let mut lane = unpoison(lane.lock());
+                let connected = lane.workers.connect().or_else(|e| {
+                    warn!("lane {} is built anew: {e}", lane.plan.name());
+                    lane.workers = lane.plan.start()?;
+                    lane.workers.connect()
+                });
+                match connected {
+                    Ok(stream) => {
+                        info!("a connection to lane {} is mended", lane.plan.name());
+                        return done(stream, lane.workers.wakeup());
+                    }
+                    Err(e) => {
+                        warn!("lane {} cannot be reached: {e}", lane.plan.name());
+                        drop(lane);
+                        thread::sleep(REOPEN_AGAIN);
+                    }
+                }
+            }
+        };
+        let spawned = thread::Builder::new()
+            .name("millpond-mend".into())
+            .spawn(reopen);
+        if let Err(e) = spawned {
+            warn!("no thread to mend a connection to a lane: {e}");
+        }
+    }
+}
