@@ -8,10 +8,11 @@
 //! - the connection is to be closed,
 //! - the client has sent more already.
 
-use super::http::{Problem, Request, Response};
+use super::http::{Problem, Response};
 use super::in_flight::Ticket;
 use super::inbox::{ClientKey, Done, Inbox};
 use super::render::{closing, render};
+use super::request::Request;
 use super::router::Route;
 use super::service::AccessEntry;
 use super::shutdown::Phase;

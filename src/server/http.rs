@@ -1,4 +1,4 @@
-//! Requests, responses and problems as the routes see them.
+//! Responses and problems, as the routes return them.
 
 use super::reason::reason;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
@@ -6,48 +6,7 @@ use log::{error, warn};
 use postgres::error::SqlState;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::net::IpAddr;
-use std::time::Instant;
-
-/// A complete request.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Request {
-    /// In capitals.
-    pub method: String,
-    /// Without the query.
-    pub path: String,
-    /// The text behind the question mark; empty if there is none.
-    pub query: String,
-    /// In the order in which they came.
-    pub headers: Vec<(String, String)>,
-    /// At most `HTTP_MAX_BODY_BYTES`.
-    pub body: Vec<u8>,
-    /// The client's address; behind a trusted proxy, the one that the proxy names.
-    pub client: IpAddr,
-    /// The client's `X-Request-Id` if it is well formed, else a generated one.
-    pub id: String,
-    /// A generated idempotency key; empty if the request cannot write, or brings its own key.
-    pub fallback_key: String,
-    /// When it must have been answered.
-    pub deadline: Instant,
-    pub(crate) params: Vec<(&'static str, String)>,
-}
-
-impl Request {
-    /// A header by name, in upper or lower case; the first if there are several.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        header(&self.headers, name)
-    }
-
-    /// The part of the path that `{name}` in the route's pattern matches.
-    pub fn param(&self, name: &str) -> Option<&str> {
-        self.params
-            .iter()
-            .find(|(n, _)| *n == name)
-            .map(|(_, v)| v.as_str())
-    }
-}
+use std::borrow::Cow;
 
 /// A response.
 #[derive(Clone, Debug)]
@@ -102,6 +61,18 @@ impl Response {
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Response {
         self.headers.push((name, value.into()));
         self
+    }
+
+    /// A header by name, in upper or lower case; the first if there are several.
+    pub fn header_value(&self, name: &str) -> Option<&str> {
+        let mut all = self.headers.iter();
+        all.find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The body as text, as tests read it; what is no UTF-8 in it is replaced by U+FFFD.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.body)
     }
 }
 
@@ -173,6 +144,11 @@ impl Problem {
     /// 503, to be tried again after a second.
     pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Problem {
         Problem::of_kind(503, kind, detail).header("Retry-After", "1")
+    }
+
+    /// The status code of the answer.
+    pub fn status(&self) -> u16 {
+        self.status
     }
 
     /// Adds a header to the answer.

@@ -1,6 +1,7 @@
 //! Finds the handler for a method and a path. Pure.
 
-use super::http::{Problem, Request, Response};
+use super::http::{Problem, Response};
+use super::request::Request;
 use std::sync::Arc;
 
 /// Which worker threads a route runs on.
@@ -94,6 +95,9 @@ impl Router {
     /// Adds a route. The method is in capitals, the pattern begins with a slash, and `{name}` in it
     /// matches one part of the path ([`Request::param`]). A route for GET answers HEAD as well. A
     /// server with a route that could never be reached does not start.
+    ///
+    /// What the handler needs, such as a [`Pool`](crate::Pool), it captures; many threads call it at
+    /// once. If it panics, the client gets a 500, and a write an `outcome-unknown`.
     pub fn route<F>(
         mut self,
         method: &'static str,
@@ -225,6 +229,39 @@ impl Router {
         move || conditions.iter().all(|holds| holds())
     }
 
+    /// Answers a request as the server would, on this thread and without sockets: finds the route,
+    /// calls its handler, and turns a problem into its response. For tests: it asks for no token,
+    /// knows no limits, adds none of the server's own headers, and has none of its own routes. A
+    /// handler that panics does so here.
+    ///
+    /// ```
+    /// use millpond::server::{Access, Lane, Request, Response, Router};
+    ///
+    /// let router = Router::new().route("GET", "/api/notes/{id}", Lane::Api, Access::Api, |request| {
+    ///     Ok(Response::json(200, &request.param("id")))
+    /// });
+    /// let response = router.respond(Request::builder("GET", "/api/notes/7").build());
+    /// assert_eq!((response.status, &*response.text()), (200, "\"7\""));
+    /// let response = router.respond(Request::builder("POST", "/api/notes/7").build());
+    /// assert_eq!((response.status, response.header_value("Allow")), (405, Some("GET, HEAD")));
+    /// ```
+    pub fn respond(&self, mut request: Request) -> Response {
+        let answer = self
+            .find(&request.method, &request.path)
+            .or_refuse(&request.method, &request.path)
+            .map_err(|(_, problem)| problem)
+            .and_then(|route| {
+                request.params = route.params(&request.path).unwrap_or_default();
+                (route.handler)(&request)
+            });
+        let mut response =
+            answer.unwrap_or_else(|problem| problem.into_response(Some(&request.id)));
+        if request.method == "HEAD" {
+            response.body.clear();
+        }
+        response
+    }
+
     /// Finds a route. HEAD takes the route of GET. If several patterns match, the one with the
     /// fewest open parts wins.
     pub(crate) fn find(&self, method: &str, path: &str) -> Found<'_> {
@@ -246,6 +283,30 @@ impl Router {
         match others.is_empty() {
             true => Found::Nothing,
             false => Found::OtherMethods(others),
+        }
+    }
+}
+
+impl<'r> Found<'r> {
+    /// The route, or the problem of a request without one: with the pattern of the route, which is
+    /// empty if none matched.
+    pub fn or_refuse(
+        self,
+        method: &str,
+        path: &str,
+    ) -> Result<&'r Arc<Route>, (&'static str, Problem)> {
+        match self {
+            Found::Route(route) if path.contains('%') && route.params(path).is_none() => {
+                let told = "what is percent-encoded in the path is no UTF-8";
+                Err((route.pattern, Problem::plain(400, told)))
+            }
+            Found::Route(route) => Ok(route),
+            Found::OtherMethods(allow) => {
+                let told = format!("{method} is not for this path");
+                let told = Problem::plain(405, told).header("Allow", allow.join(", "));
+                Err(("", told))
+            }
+            Found::Nothing => Err(("", Problem::plain(404, "there is nothing at this path"))),
         }
     }
 }

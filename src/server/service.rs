@@ -62,27 +62,14 @@ impl Service {
         path: &str,
         headers: &[(String, String)],
     ) -> Result<Arc<Route>, (&'static str, Problem)> {
-        match self.router.find(method, path) {
-            Found::Route(route) if path.contains('%') && route.params(path).is_none() => {
-                let told = "the percent-encoded path is not UTF-8";
-                Err((route.pattern, Problem::plain(400, told)))
-            }
-            Found::Route(route) if self.may_enter(route.access, headers) => {
-                match self.refuses_page(route.access, headers) {
-                    Some(why) => Err((route.pattern, Problem::plain(403, why))),
-                    None => Ok(Arc::clone(route)),
-                }
-            }
-            Found::Route(route) => {
-                let told = Problem::plain(401, "a token is required: Authorization: Bearer ..");
-                Err((route.pattern, told.header("WWW-Authenticate", "Bearer")))
-            }
-            Found::OtherMethods(allow) => {
-                let told = format!("{method} is not allowed for this path");
-                let told = Problem::plain(405, told).header("Allow", allow.join(", "));
-                Err(("", told))
-            }
-            Found::Nothing => Err(("", Problem::plain(404, "there is nothing at this path"))),
+        let route = self.router.find(method, path).or_refuse(method, path)?;
+        if !self.may_enter(route.access, headers) {
+            let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");
+            return Err((route.pattern, told.header("WWW-Authenticate", "Bearer")));
+        }
+        match self.refuses_page(route.access, headers) {
+            Some(why) => Err((route.pattern, Problem::plain(403, why))),
+            None => Ok(Arc::clone(route)),
         }
     }
 

@@ -131,9 +131,7 @@ impl Fields {
 
 /// Refuses a body of another type. The parameters of the type do not matter.
 pub(super) fn expect_type(request: &Request, wanted: &str) -> Result<(), Problem> {
-    let given = request.header("Content-Type").unwrap_or_default();
-    let essence = given.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case(wanted) {
+    if request.media_type().eq_ignore_ascii_case(wanted) {
         return Ok(());
     }
     Err(Problem::plain(
@@ -333,7 +331,7 @@ impl Parameters {
             given: BTreeMap::new(),
             wrong: Wrong::default(),
         };
-        for (name, value) in form_urlencoded::parse(request.query.as_bytes()) {
+        for (name, value) in request.query_pairs() {
             if read.given.insert(name.to_string(), value.into()).is_some() {
                 read.wrong(&name, "is given more than once");
             }

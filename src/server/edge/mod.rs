@@ -118,7 +118,8 @@ mod tests {
     use super::*;
     use crate::config::HttpConfig;
     use crate::pool::Pool;
-    use crate::server::http::{Request, Response};
+    use crate::server::http::Response;
+    use crate::server::request::Request;
     use crate::server::router::{Access, Router};
     use std::io::{Read, Write};
     use std::net::TcpStream;
