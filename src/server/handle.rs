@@ -1,5 +1,6 @@
 //! The running server: starts the edge with its lanes, and shuts both down.
 
+use super::checks::Checks;
 use super::edge::{Edge, LAST_CLIENTS};
 use super::lane::{MOST_LANE_CONNECTIONS, Size};
 use super::router::{Lane, PerLane, Router};
@@ -37,7 +38,8 @@ impl Server {
     /// is shown in `/health`.
     ///
     /// # Errors
-    /// The address cannot be bound, a thread cannot be started, or a route could never be reached.
+    /// The address cannot be bound, a thread cannot be started, a route could never be reached, or
+    /// two health checks have one name.
     pub fn start(
         config: HttpConfig,
         pool: Pool,
@@ -65,7 +67,8 @@ impl Server {
         let phase = Arc::<PhaseFlag>::default();
         let most = pool.config().max_size as usize;
         let workers = config.workers.unwrap_or(2 * most);
-        let router = routes::add_to(router, &pool, &phase, private);
+        let checks = Checks::start(router.checks())?;
+        let router = routes::add_to(router, &pool, checks, &phase, private);
         if !router.problems().is_empty() {
             let said = router.problems().join("; ");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, said));

@@ -80,6 +80,7 @@
 //! ```
 
 mod browsers;
+mod checks;
 mod edge;
 mod exchange;
 mod handle;

@@ -2,6 +2,7 @@
 
 use super::http::{Problem, Response};
 use super::request::Request;
+use std::fmt;
 use std::sync::Arc;
 
 /// Which worker threads a route runs on.
@@ -65,18 +66,27 @@ pub(crate) struct Route {
     pub instant: bool,
 }
 
-/// The routes of a server, and the conditions for them to be ready.
+/// The routes of a server, the conditions for them to be ready, and health checks beside that of the
+/// database.
 #[derive(Clone, Default)]
 pub struct Router {
     /// Routes with fewer open parts come first.
     routes: Vec<Arc<Route>>,
     conditions: Vec<Condition>,
+    checks: Vec<HealthCheck>,
     writes: bool,
     /// What is wrong with the routes.
     problems: Vec<String>,
 }
 
 type Condition = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// A health check of the application's own.
+#[derive(Clone)]
+pub(super) struct HealthCheck {
+    pub name: String,
+    pub run: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
 
 /// The result of a lookup.
 pub(crate) enum Found<'r> {
@@ -210,6 +220,47 @@ impl Router {
     pub fn ready_when(mut self, holds: impl Fn() -> bool + Send + Sync + 'static) -> Router {
         self.conditions.push(Arc::new(holds));
         self
+    }
+
+    /// Adds a health check to `/health`, which shows it under `checks` by its name. While one fails,
+    /// `/health` is 503 and `unhealthy`; `/health/db` and `/health/ready` are as without it.
+    ///
+    /// The check runs on a thread of its own, once at the start and then whenever somebody asks
+    /// `/health`; those who ask within 250 ms share a result. A run is waited for for 800 ms; if it
+    /// takes longer, the check is shown as `late`, with its last result, and fails if it has none, or
+    /// once the run takes longer than 10 s. A check that panics fails. The first 200
+    /// characters of an error are shown to everybody who asks: leave out hosts, users and secrets.
+    ///
+    /// A server with two checks of one name, or one without a name, does not start.
+    ///
+    /// ```
+    /// use millpond::server::Router;
+    /// use std::net::{Ipv4Addr, TcpStream};
+    /// use std::time::Duration;
+    ///
+    /// let router = Router::new().health_check("smtp", || {
+    ///     let relay = (Ipv4Addr::LOCALHOST, 25).into();
+    ///     let connected = TcpStream::connect_timeout(&relay, Duration::from_millis(500));
+    ///     connected.map(drop).map_err(|_| "the relay takes no connection")
+    /// });
+    /// ```
+    pub fn health_check<E: fmt::Display>(
+        mut self,
+        name: impl Into<String>,
+        check: impl Fn() -> Result<(), E> + Send + Sync + 'static,
+    ) -> Router {
+        let name = name.into();
+        if name.is_empty() || self.checks.iter().any(|check| check.name == name) {
+            let why = "a health check has a name of its own";
+            self.problems.push(format!("{name:?}: {why}"));
+        }
+        let run = Arc::new(move || check().map_err(|e| e.to_string()));
+        self.checks.push(HealthCheck { name, run });
+        self
+    }
+
+    pub(super) fn checks(&self) -> &[HealthCheck] {
+        &self.checks
     }
 
     /// Declares that routes write: `/health/ready` answers "database-read-only" while the database

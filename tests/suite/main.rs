@@ -18,6 +18,7 @@ mod failover;
 mod fork;
 mod frozen;
 mod health;
+mod health_checks;
 mod house;
 mod http;
 mod interrupted;

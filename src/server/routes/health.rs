@@ -4,6 +4,7 @@
 use super::format::{as_ms, timestamp};
 use crate::health::Health;
 use crate::pool::Pool;
+use crate::server::checks::{Checks, Report};
 use crate::server::http::Response;
 use crate::server::router::{Access, Lane, Router};
 use crate::server::shutdown::{Phase, PhaseFlag};
@@ -16,6 +17,9 @@ struct Body {
     status: &'static str,
     timestamp: String,
     database: DatabaseBody,
+    /// Absent without checks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checks: Option<Report>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     draining: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -46,17 +50,32 @@ struct DatabaseBody {
     read_only: bool,
 }
 
-pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, private: bool) -> Router {
-    let health = {
+pub(super) fn add_to(
+    router: Router,
+    pool: &Pool,
+    checks: Checks,
+    phase: &Arc<PhaseFlag>,
+    private: bool,
+) -> Router {
+    let answer = {
         let (pool, phase) = (pool.clone(), Arc::clone(phase));
-        move |_: &_| {
-            Ok(report(
-                &pool.health(),
-                pool.is_failing_fast(),
-                phase.get(),
-                private,
-            ))
+        move |health: Health, checks: Option<Report>| {
+            let failing_fast = pool.is_failing_fast();
+            Ok(report(&health, checks, failing_fast, phase.get(), private))
         }
+    };
+    let of_all = {
+        let (pool, answer) = (pool.clone(), answer.clone());
+        move |_: &_| {
+            // They run while the database is asked.
+            checks.ask();
+            let health = pool.health();
+            answer(health, checks.report())
+        }
+    };
+    let of_database = {
+        let pool = pool.clone();
+        move |_: &_| answer(pool.health(), None)
     };
     let ready = {
         let (pool, phase, condition) = (pool.clone(), Arc::clone(phase), router.condition());
@@ -77,22 +96,25 @@ pub(super) fn add_to(router: Router, pool: &Pool, phase: &Arc<PhaseFlag>, privat
         }
     };
     router
-        .route("GET", "/health", Lane::Health, Access::Open, health.clone())
-        .route("GET", "/health/db", Lane::Health, Access::Open, health)
+        .route("GET", "/health", Lane::Health, Access::Open, of_all)
+        .route("GET", "/health/db", Lane::Health, Access::Open, of_database)
         .instant_route("GET", "/health/live", Access::Open, |_| {
             Ok(Response::json(200, &json!({ "status": "alive" })))
         })
         .instant_route("GET", "/health/ready", Access::Open, ready)
 }
 
-fn report(health: &Health, failing_fast: bool, phase: Phase, private: bool) -> Response {
+fn report(
+    health: &Health,
+    checks: Option<Report>,
+    failing_fast: bool,
+    phase: Phase,
+    private: bool,
+) -> Response {
     let stats = &health.stats;
+    let healthy = health.healthy && checks.as_ref().is_none_or(Report::are_healthy);
     let body = Body {
-        status: if health.healthy {
-            "healthy"
-        } else {
-            "unhealthy"
-        },
+        status: if healthy { "healthy" } else { "unhealthy" },
         timestamp: timestamp(),
         database: DatabaseBody {
             healthy: health.healthy,
@@ -109,10 +131,11 @@ fn report(health: &Health, failing_fast: bool, phase: Phase, private: bool) -> R
             failing_fast,
             read_only: health.read_only,
         },
+        checks,
         draining: phase > Phase::Running,
         private,
     };
-    Response::json(if health.healthy { 200 } else { 503 }, &body)
+    Response::json(if healthy { 200 } else { 503 }, &body)
 }
 
 /// What lasts of the database's trouble.
