@@ -53,8 +53,9 @@ pub(super) fn named_page<'h>(headers: &'h [(String, String)], named: &[String]) 
     }
 }
 
-/// What lets the page of this origin, if it is one of those `named`, read an answer. A cache keeps the answers for each page
-/// apart, also for those that are not named (Fetch, "CORS protocol and HTTP caches").
+/// What lets the page of this origin, if it is one of those `named`, read an answer. A cache keeps
+/// the answers for each page apart, also for those that are not named (Fetch, "CORS protocol and
+/// HTTP caches").
 pub(super) fn may_read(page: Option<&str>, named: &[String]) -> Vec<(&'static str, String)> {
     let mut headers = Vec::new();
     if let Some(origin) = page {

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 /// All who ask within this time share one result, as with the probe of the database.
 const FRESH: Duration = Duration::from_millis(250);
-/// How long a run is waited for, from when it was asked for: all who ask meanwhile wait for the same
-/// moment, and those who ask later for none, so that a run that hangs does not fill the health lane.
-/// `/health` is to be answered within 900 ms; the database has as long, at the same time.
+/// How long a run is waited for, from when it was asked for: all who ask meanwhile wait for the
+/// same moment, and those who ask later for none, so that a run that hangs does not fill the health
+/// lane. `/health` is to be answered within 900 ms; the database has as long, at the same time.
 const LONGEST_WAIT: Duration = Duration::from_millis(800);
 /// A run that takes longer fails its check.
 const LONGEST_RUN: Duration = Duration::from_secs(10);

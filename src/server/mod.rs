@@ -6,8 +6,8 @@
 //!
 //! # Routes of one's own
 //!
-//! A handler takes a [`Request`] and returns a [`Response`], or a [`Problem`] in its place; an error
-//! of the pool becomes one by `?`. What it needs it captures.
+//! A handler takes a [`Request`] and returns a [`Response`], or a [`Problem`] in its place; an
+//! error of the pool becomes one by `?`. What it needs it captures.
 //!
 //! ```
 //! use millpond::config::HttpConfig;

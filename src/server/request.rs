@@ -80,8 +80,8 @@ impl Request {
     }
 
     /// Names and values of the query's parameters, in the order in which they came, decoded as a
-    /// form is (WHATWG URL, section 5.1): percent-encoding, a plus sign for a blank, U+FFFD for what
-    /// is no UTF-8.
+    /// form is (WHATWG URL, section 5.1): percent-encoding, a plus sign for a blank, U+FFFD for
+    /// what is no UTF-8.
     ///
     /// ```
     /// # use millpond::server::Request;
@@ -93,8 +93,8 @@ impl Request {
         form_urlencoded::parse(self.query.as_bytes())
     }
 
-    /// A parameter of the query by name, decoded as by [`query_pairs`](Self::query_pairs); the first
-    /// if there are several. A parameter without a value is empty.
+    /// A parameter of the query by name, decoded as by [`query_pairs`](Self::query_pairs); the
+    /// first if there are several. A parameter without a value is empty.
     pub fn query_param(&self, name: &str) -> Option<Cow<'_, str>> {
         let mut pairs = self.query_pairs();
         pairs.find(|(n, _)| n == name).map(|(_, value)| value)
@@ -124,9 +124,9 @@ impl Request {
     /// ```
     ///
     /// # Errors
-    /// 415 if `Content-Type` is neither `application/json` nor a type that ends with `+json`; 400 if
-    /// the body is no JSON; 422 `invalid-fields` if it is, and does not fit `T`. The details tell
-    /// where, and at most 200 characters of what, which may quote the body.
+    /// 415 if `Content-Type` is neither `application/json` nor a type that ends with `+json`; 400
+    /// if the body is no JSON; 422 `invalid-fields` if it is, and does not fit `T`. The details
+    /// tell where, and at most 200 characters of what, which may quote the body.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         let given = self.media_type().to_ascii_lowercase();
         if given != "application/json" && !given.ends_with("+json") {

@@ -1,4 +1,8 @@
 //! Finds the handler for a method and a path. Pure.
+//!
+//! Several patterns may match a path. The one with the fewest open parts wins; among equals the
+//! method decides, and each method names the open parts as it likes. A tree of routes, as matchit
+//! builds it, finds one pattern for a path, and would answer 405 where another one has the method.
 
 use super::http::{Problem, Response};
 use super::request::Request;
@@ -66,8 +70,8 @@ pub(crate) struct Route {
     pub instant: bool,
 }
 
-/// The routes of a server, the conditions for them to be ready, and health checks beside that of the
-/// database.
+/// The routes of a server, the conditions for them to be ready, and health checks beside that of
+/// the database.
 #[derive(Clone, Default)]
 pub struct Router {
     /// Routes with fewer open parts come first.
@@ -106,8 +110,8 @@ impl Router {
     /// matches one part of the path ([`Request::param`]). A route for GET answers HEAD as well. A
     /// server with a route that could never be reached does not start.
     ///
-    /// What the handler needs, such as a [`Pool`](crate::Pool), it captures; many threads call it at
-    /// once. If it panics, the client gets a 500, and a write an `outcome-unknown`.
+    /// What the handler needs, such as a [`Pool`](crate::Pool), it captures; many threads call it
+    /// at once. If it panics, the client gets a 500, and a write an `outcome-unknown`.
     pub fn route<F>(
         mut self,
         method: &'static str,
@@ -222,13 +226,13 @@ impl Router {
         self
     }
 
-    /// Adds a health check to `/health`, which shows it under `checks` by its name. While one fails,
-    /// `/health` is 503 and `unhealthy`; `/health/db` and `/health/ready` are as without it.
+    /// Adds a health check to `/health`, which shows it under `checks` by its name. While one
+    /// fails, `/health` is 503 and `unhealthy`; `/health/db` and `/health/ready` are as without it.
     ///
     /// The check runs on a thread of its own, once at the start and then whenever somebody asks
-    /// `/health`; those who ask within 250 ms share a result. A run is waited for for 800 ms; if it
-    /// takes longer, the check is shown as `late`, with its last result, and fails if it has none, or
-    /// once the run takes longer than 10 s. A check that panics fails. The first 200
+    /// `/health`; those who ask within 250 ms share a result. The answer waits for a run for 800
+    /// ms; if it takes longer, the check is shown as `late`, with its last result, and fails if it
+    /// has none, or once the run takes longer than 10 s. A check that panics fails. The first 200
     /// characters of an error are shown to everybody who asks: leave out hosts, users and secrets.
     ///
     /// A server with two checks of one name, or one without a name, does not start.
@@ -457,6 +461,26 @@ mod tests {
             "/Health",
         ] {
             assert!(matches!(router.find("GET", path), Found::Nothing), "{path}");
+        }
+    }
+
+    #[test]
+    fn among_patterns_with_as_many_open_parts_the_method_decides() {
+        let ok = |_: &Request| Ok(Response::bytes(200, "text/plain", ""));
+        let router = Router::new()
+            .route("GET", "/a/{x}/c", Lane::Api, Access::Api, ok)
+            .route("POST", "/a/b/{y}", Lane::Api, Access::Api, ok)
+            .route("POST", "/a/{z}/c", Lane::Api, Access::Api, ok);
+        assert!(router.problems().is_empty());
+        for (method, path, pattern) in [
+            ("GET", "/a/b/c", "/a/{x}/c"),
+            ("POST", "/a/b/c", "/a/b/{y}"),
+            ("POST", "/a/d/c", "/a/{z}/c"),
+        ] {
+            let Found::Route(route) = router.find(method, path) else {
+                panic!("{method} {path}")
+            };
+            assert_eq!(route.pattern, pattern);
         }
     }
 

@@ -21,7 +21,7 @@ impl Clients {
     pub fn accept(&mut self, is_draining: bool, registry: &Registry) -> Option<usize> {
         self.accept_at = None;
         loop {
-            let next = match self.at_the_door.take() {
+            let next = match self.next_client.take() {
                 Some(waiting) => Ok(waiting),
                 None if self.listener.is_inherited() && is_draining => return None,
                 None => self.listener.accept(),
@@ -32,7 +32,7 @@ impl Clients {
                         "no room for {}: every connection has a request in flight",
                         next.1
                     );
-                    self.at_the_door = Some(next);
+                    self.next_client = Some(next);
                     self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
                     return None;
                 }

@@ -87,7 +87,7 @@ impl EventLoop {
         {
             Err(Problem::too_much())
         } else {
-            self.lanes.has_room(lane)
+            self.lanes.admits(lane)
         }
     }
 

@@ -1,5 +1,5 @@
-//! The clients' connections: their events, their answers and their limits. How they come in stands in
-//! `accept`, what a request leads to in `admission`.
+//! The clients' connections: their events, their answers and their limits. `accept` takes clients
+//! in, `admission` decides on their requests.
 
 use super::connection::{Connection, State, Step};
 use super::forwarded;
@@ -46,7 +46,7 @@ pub(super) struct Clients {
     pub(super) accept_at: Option<Instant>,
     /// An accepted client that waits until another makes room. Those behind it wait in the
     /// listener's backlog.
-    pub(super) at_the_door: Option<(TcpStream, SocketAddr)>,
+    pub(super) next_client: Option<(TcpStream, SocketAddr)>,
     /// Lent to each connection that reads, so that idle ones hold no memory.
     scratch: Box<[u8]>,
 }
@@ -86,7 +86,7 @@ impl Clients {
             most: wanted.min(fit),
             last_serial: 0,
             accept_at: None,
-            at_the_door: None,
+            next_client: None,
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
         }
     }
@@ -318,11 +318,11 @@ impl Clients {
 
     /// Whether there is no client any more, and none waits to be accepted.
     pub fn are_gone(&self) -> bool {
-        self.at_the_door.is_none() && self.all.is_empty()
+        self.next_client.is_none() && self.all.is_empty()
     }
 
     /// Whether every client has had its answer, and none waits to be accepted.
     pub fn are_at_rest(&self) -> bool {
-        self.at_the_door.is_none() && self.all.iter().all(|(_, c)| c.is_at_rest())
+        self.next_client.is_none() && self.all.iter().all(|(_, c)| c.is_at_rest())
     }
 }

@@ -1,5 +1,5 @@
 //! A client's connection: its input, its output and its deadline. It reads and writes without
-//! blocking. What a request leads to is decided in `admission`.
+//! blocking. `admission` decides on its requests.
 
 use super::chunked::Chunked;
 use super::framing::{self, Head, Refusal};

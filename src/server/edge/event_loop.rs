@@ -1,5 +1,5 @@
-//! The loop: waits for events, drives each client's connection step by step, and keeps everybody to
-//! their time. What a request leads to stands in `admission`.
+//! The loop: waits for events, drives each client's connection step by step, and enforces
+//! deadlines. `admission` decides on the requests.
 
 use super::accept::ACCEPT_AGAIN;
 use super::clients::{Clients, Reaction};
@@ -142,8 +142,8 @@ impl EventLoop {
 
     /// The end: keeps new clients out, answers those that are connected, and refuses the requests
     /// that are still unfinished then. In a drain, idle connections are kept for that long, too: a
-    /// request that crosses the end of its connection is lost, and its client cannot know whether it
-    /// was done.
+    /// request that crosses the end of its connection is lost, and its client cannot know whether
+    /// it was done.
     fn answer_the_last(&mut self, events: &mut Events) {
         self.clients.keep_newcomers_out();
         let until = Instant::now() + LAST_CLIENTS;

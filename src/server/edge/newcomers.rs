@@ -61,9 +61,9 @@ mod linux {
     }
 
     /// Has the system drop what comes with fewer hops left than these, as a guard against distant
-    /// senders would (RFC 5082). Hosts send with 64 or 128, so that 255 keeps everybody out; and the
-    /// system looks at a SYN, but not at the last packet of a handshake. The connection inherits it.
-    /// True if at least one of IPv4 and IPv6 is guarded.
+    /// senders would (RFC 5082). Hosts send with 64 or 128, so that 255 keeps everybody out; and
+    /// the system looks at a SYN, but not at the last packet of a handshake. The connection
+    /// inherits it. True if at least one of IPv4 and IPv6 is guarded.
     pub fn require_hops(socket: &impl AsFd, least: u8) -> bool {
         sockopt_impl!(MinTtl, SetOnly, libc::IPPROTO_IP, libc::IP_MINTTL, c_int);
         sockopt_impl!(

@@ -5,8 +5,8 @@ use std::io::{self, ErrorKind, Write};
 
 /// A client must take at least this much of its answer in each `write_timeout`.
 const MARK: i64 = 16 * 1024;
-/// The average of so many times counts: a receiver's system tells of what was read once there is room for a whole segment
-/// again, which has 64 KiB on loopback.
+/// The average of so many times counts: a receiver's system tells of what was read once there is
+/// room for a whole segment again, which has 64 KiB on loopback.
 pub(super) const MOST_MARKS: u32 = 4;
 
 #[derive(Default)]

@@ -39,6 +39,7 @@ pub(super) struct Waiting {
 
 /// All connections to a lane, and its line.
 pub(super) struct Connections {
+    /// As many as at the start: a lost one leaves its place empty, so that an index stays good.
     all: Vec<Connection>,
     line: VecDeque<Waiting>,
     /// The most requests that wait: in line, and sent ahead.

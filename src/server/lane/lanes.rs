@@ -1,5 +1,5 @@
-//! The lanes as the event loop sees them: takes whole requests, sends more when workers become free,
-//! and reopens connections that were lost.
+//! The lanes as the event loop sees them: takes whole requests, sends more when workers become
+//! free, and reopens connections that were lost.
 
 use super::connection::Lost;
 use super::connections::{Connections, Waiting};
@@ -121,7 +121,7 @@ impl Lanes {
     ///
     /// # Errors
     /// What to answer instead.
-    pub fn has_room(&self, lane: Lane) -> Result<(), Problem> {
+    pub fn admits(&self, lane: Lane) -> Result<(), Problem> {
         let sent_ahead = self.table.waiting(lane);
         match self.connections.of(lane).has_room(sent_ahead) {
             true => Ok(()),
@@ -142,7 +142,7 @@ impl Lanes {
     ) {
         let lane = route.lane;
         // The line may have filled up while the body came.
-        if let Err(problem) = self.has_room(lane) {
+        if let Err(problem) = self.admits(lane) {
             return exchange.give_up(problem);
         }
         self.last_number += 1;

@@ -41,7 +41,7 @@ pub struct WorkerWakeup {
 }
 
 struct State {
-    /// Since when each worker is busy.
+    /// Since when each worker is busy, by its number.
     busy_since: Vec<Option<Instant>>,
     busy: usize,
     /// The worker that waits for the next request, or is about to.

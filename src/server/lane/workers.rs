@@ -1,6 +1,6 @@
-//! The workers of a lane: a tiny_http server on a private Unix socket, and the threads that take its
-//! requests. Only the edge can reach the socket. It opens its connections one after the other and
-//! proves each: tiny_http 0.12 leaves some connections of a burst without a thread.
+//! The workers of a lane: a tiny_http server on a private Unix socket, and the threads that take
+//! its requests. Only the edge can reach the socket. It opens its connections one after the other
+//! and proves each: tiny_http 0.12 leaves some connections of a burst without a thread.
 //!
 //! Over a connection the edge sends one request at a time. No answer comes back over it.
 

@@ -85,7 +85,8 @@ pub(super) fn add_to(
             let database = match pool.is_failing_fast() {
                 true => Database::Away,
                 false if writes && has_started && pool.was_read_only() => {
-                    // Of several hosts another may take them; the next who asks hears of it.
+                    // Another host may take writes. It is looked for now, and shows at the next
+                    // request.
                     pool.look_for_primary();
                     Database::ReadOnly
                 }
