@@ -252,4 +252,38 @@ mod tests {
             assert!(empty);
         }
     }
+    #[test]
+    fn what_no_worker_has_taken_at_the_end_is_told_that_it_never_ran() {
+        let gate = Arc::<Gate>::default();
+        let dir = Arc::new(Temporary::new().unwrap());
+        let (edge, _, _) = edge(1, &gate, &dir);
+        let (sender, answers) = mpsc::channel();
+        let soon = Duration::from_secs(10);
+        // One with the worker, one sent ahead, one in line.
+        ask(edge.addr(), "POST", &sender);
+        gate.wait_for(1);
+        ask(edge.addr(), "POST", &sender);
+        ask(edge.addr(), "POST", &sender);
+        let patience = Instant::now() + soon;
+        while edge.in_flight(Lane::Api).count() < 3 {
+            assert!(Instant::now() < patience, "three are in flight");
+            thread::yield_now();
+        }
+        drop(edge);
+        for _ in 0..2 {
+            let answer = answers.recv_timeout(soon).unwrap();
+            assert!(
+                answer.starts_with("HTTP/1.1 503 ") && answer.contains("urn:millpond:draining"),
+                "{answer}"
+            );
+        }
+        gate.open();
+        let answer = answers.recv_timeout(soon).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert_eq!(
+            gate.state.lock().unwrap().1,
+            1,
+            "what was refused never ran"
+        );
+    }
 }
