@@ -138,7 +138,10 @@ impl Problem {
 
     /// 503: all clients together send too much.
     pub(crate) fn too_much() -> Problem {
-        Problem::unavailable("overloaded", "too much is being sent at once")
+        Problem::unavailable(
+            "overloaded",
+            "the server is receiving too much data at once",
+        )
     }
 
     /// 503, to be tried again after a second.

@@ -48,7 +48,7 @@ impl Inbox {
             return;
         }
         if let Err(e) = self.waker.wake() {
-            log::warn!("the edge cannot be woken: {e}");
+            log::warn!("cannot wake the event loop: {e}");
         }
     }
 

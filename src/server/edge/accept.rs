@@ -38,12 +38,12 @@ impl Clients {
                 }
                 Ok((socket, peer)) => match self.welcome(socket, peer, registry) {
                     Ok(key) => return Some(key),
-                    Err(e) => warn!("a client cannot be listened to: {e}"),
+                    Err(e) => warn!("cannot watch a client's connection: {e}"),
                 },
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
                 Err(e) if is_lack_of_files(&e) => {
                     if !self.make_room(registry) {
-                        debug!("no file for a client: {e}");
+                        debug!("no file descriptor is free for a client: {e}");
                         self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
                         return None;
                     }
@@ -58,7 +58,7 @@ impl Clients {
                     debug!("a client was not accepted: {e}");
                 }
                 Err(e) => {
-                    warn!("no client can be accepted: {e}");
+                    warn!("cannot accept clients: {e}");
                     self.accept_at = Some(Instant::now() + AFTER_ERROR);
                     return None;
                 }

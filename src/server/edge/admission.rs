@@ -77,7 +77,7 @@ impl EventLoop {
     fn takes(&self, route: &Route, head: &Head) -> Result<(), Problem> {
         let lane = route.lane;
         if lane == Lane::Health && head.has_body() {
-            Err(Problem::plain(413, "no body is taken here"))
+            Err(Problem::plain(413, "this path does not accept a body"))
         } else if route.instant {
             // It needs no worker, so the line does not matter.
             Ok(())
@@ -135,7 +135,7 @@ fn new_key() -> Option<String> {
     match getrandom::fill(&mut random) {
         Ok(()) => Some(format!("{:032x}", u128::from_be_bytes(random))),
         Err(e) => {
-            error!("no random numbers: {e}");
+            error!("cannot read random numbers: {e}");
             None
         }
     }

@@ -75,7 +75,7 @@ impl Clients {
             limit.saturating_sub(others).max(LEAST_CLIENTS)
         });
         if fit < wanted {
-            warn!("open files are limited: {fit} connections of clients at most");
+            warn!("the limit of open files allows at most {fit} client connections");
         }
         Clients {
             all: Slab::new(),

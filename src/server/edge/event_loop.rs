@@ -124,7 +124,7 @@ impl EventLoop {
     /// Runs until `over` is set. After a panic it starts over, without the clients that it had.
     pub fn run(&mut self) {
         while catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
-            error!("the edge panicked, and starts over");
+            error!("the event loop panicked and starts over");
             for key in self.clients.keys() {
                 self.close(key);
             }
@@ -177,7 +177,7 @@ impl EventLoop {
         if let Err(e) = self.poll.poll(events, pause)
             && e.kind() != ErrorKind::Interrupted
         {
-            error!("the edge cannot wait for its sockets: {e}");
+            error!("the event loop cannot wait for its sockets: {e}");
             std::thread::sleep(ACCEPT_AGAIN);
         }
         self.more = false;
@@ -284,11 +284,11 @@ impl EventLoop {
             is_late || !clients.knows(exchange.client())
         });
         for key in self.clients.take_late(now) {
-            let detail = "the request did not come to its end in time";
+            let detail = "the request was not complete in time";
             self.end(key, Problem::plain(408, detail));
         }
         while let Some(key) = self.clients.largest_beyond_the_limit() {
-            warn!("too much is sent at once: a request is refused");
+            warn!("too many bytes of requests at once: refusing the largest");
             self.end(key, Problem::too_much());
         }
     }

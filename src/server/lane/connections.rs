@@ -198,13 +198,13 @@ impl Connections {
             while Arc::strong_count(&lane) > 1 {
                 let mut lane = unpoison(lane.lock());
                 let connected = lane.workers.connect().or_else(|e| {
-                    warn!("lane {} is built anew: {e}", lane.plan.name());
+                    warn!("rebuilding lane {}: {e}", lane.plan.name());
                     lane.workers = lane.plan.start()?;
                     lane.workers.connect()
                 });
                 match connected {
                     Ok(stream) => {
-                        info!("a connection to lane {} is mended", lane.plan.name());
+                        info!("reconnected to lane {}", lane.plan.name());
                         return done(stream, lane.workers.wakeup());
                     }
                     Err(e) => {
@@ -219,7 +219,7 @@ impl Connections {
             .name("millpond-mend".into())
             .spawn(reopen);
         if let Err(e) = spawned {
-            warn!("no thread to mend a connection to a lane: {e}");
+            warn!("cannot start a thread to reconnect to a lane: {e}");
         }
     }
 }

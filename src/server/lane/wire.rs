@@ -42,7 +42,7 @@ impl Incoming {
             return Some(Incoming { raw, number });
         }
         if let Err(e) = raw.respond(tiny_http::Response::empty(204)) {
-            debug!("a proof was not delivered: {e}");
+            debug!("the answer to a lane's self-test was not delivered: {e}");
         }
         None
     }

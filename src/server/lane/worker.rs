@@ -38,7 +38,7 @@ fn run(
     let body = match incoming.read_body() {
         Ok(body) => body,
         Err(e) => {
-            debug!("a request was lost on its way: {e}");
+            debug!("a request could not be read from its lane: {e}");
             return Some(Err(Problem::lost()));
         }
     };

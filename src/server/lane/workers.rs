@@ -101,12 +101,12 @@ impl Shared {
                     let serve = |incoming| worker::serve(incoming, &self.table, &self.wakeup);
                     let served = catch_unwind(AssertUnwindSafe(|| Incoming::of(raw).map(serve)));
                     if served.is_err() {
-                        error!("a worker panicked over a request");
+                        error!("a worker panicked while it handled a request");
                     }
                 }
                 // Its connections stay. The lane is rebuilt when a new one is needed.
                 Err(e) if !self.wakeup.is_closed() => {
-                    warn!("a lane takes no new connections: {e}");
+                    warn!("a lane cannot accept new connections: {e}");
                     self.deaf.store(true, Ordering::SeqCst);
                 }
                 Err(_) => {}
