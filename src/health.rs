@@ -1,4 +1,4 @@
-//! Does the database answer, and how is the pool?
+//! The health check: whether the database answers, and the pool's figures.
 
 use crate::metrics::Stats;
 use crate::pool::{Pool, ProbeError};
@@ -11,16 +11,15 @@ use std::time::Duration;
 pub struct Health {
     /// The database answered within 800 ms.
     pub healthy: bool,
-    /// The time of one round trip; none when it did not answer.
+    /// The time of one round trip; `None` if the database did not answer.
     pub latency: Option<Duration>,
-    /// The database answers, and takes no writes: a standby, or its administrator wants it so.
+    /// The database answers but takes no writes: it is a standby, or was made read only.
     pub read_only: bool,
     /// What is wrong.
     pub error: Option<ProbeError>,
-    /// The server's code for it, where the server said one.
+    /// The SQLSTATE, if the server sent one.
     pub sqlstate: Option<String>,
-    /// The server had no room for the probe, while the pool has working connections: that is
-    /// healthy.
+    /// The server had no room for the probe, but the pool has working connections. This is healthy.
     pub probe_refused: bool,
     /// The pool's figures.
     pub stats: Stats,
@@ -28,8 +27,8 @@ pub struct Health {
 
 impl Pool {
     /// Asks the database for a sign of life, on a connection outside the pool, so that a saturated
-    /// pool on a live database is healthy. Returns within 800 ms; all who ask within 250 ms share
-    /// one answer.
+    /// pool on a live database is healthy. Returns within 800 ms. All calls within 250 ms share one
+    /// answer.
     pub fn health(&self) -> Health {
         let reading = self.probe();
         let stats = self.stats();

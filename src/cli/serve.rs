@@ -6,7 +6,7 @@ use listenfd::ListenFd;
 use log::{info, warn};
 use millpond::config::Config;
 use millpond::pool::{Builder, Pool};
-use millpond::server::{Router, Server};
+use millpond::server::{DatabaseKind, Router, Server};
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -47,7 +47,11 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     } else {
         None
     };
-    let outcome = serve(&config, inherited, private, stop, &stopped);
+    let database = match private {
+        true => DatabaseKind::Private,
+        false => DatabaseKind::External,
+    };
+    let outcome = serve(&config, inherited, database, stop, &stopped);
     // The private server stops after the pool has closed.
     drop(server);
     outcome
@@ -61,7 +65,7 @@ fn tell(stop: &Sender<Stop>, reason: Stop) {
 fn serve(
     config: &Config,
     inherited: Option<TcpListener>,
-    private: bool,
+    database: DatabaseKind,
     stop: Sender<Stop>,
     stopped: &Receiver<Stop>,
 ) -> Result<(), Failure> {
@@ -74,7 +78,7 @@ fn serve(
         pool.close(http.shutdown_timeout);
         return reason;
     }
-    let server = Server::start_on(inherited, http, pool, router, private)
+    let server = Server::start_on(inherited, http, pool, router, database)
         .map_err(|e| match e.kind() {
             // The error when the system refuses a thread; a port never causes it.
             ErrorKind::WouldBlock => Failure::because(format!(

@@ -1,6 +1,7 @@
 //! The running server: starts the edge with its lanes, and shuts both down.
 
 use super::checks::Checks;
+use super::database_kind::DatabaseKind;
 use super::edge::{Edge, LAST_CLIENTS};
 use super::lane::{MOST_LANE_CONNECTIONS, Size};
 use super::router::{Lane, PerLane, Router};
@@ -11,6 +12,7 @@ use crate::config::HttpConfig;
 use crate::fd_limit;
 use crate::pool::Pool;
 use log::info;
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -33,9 +35,17 @@ pub struct Server {
     edge: Edge,
 }
 
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("addr", &self.addr())
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Server {
-    /// Listens on `config.addr`, with the given routes and those for health and metrics. `private`
-    /// is shown in `/health`.
+    /// Listens on `config.addr`, with the given routes and those for health and metrics.
     ///
     /// # Errors
     /// The address cannot be bound, a thread cannot be started, a route could never be reached, or
@@ -44,9 +54,9 @@ impl Server {
         config: HttpConfig,
         pool: Pool,
         router: Router,
-        private: bool,
+        database: DatabaseKind,
     ) -> io::Result<Server> {
-        Server::start_on(None, config, pool, router, private)
+        Server::start_on(None, config, pool, router, database)
     }
 
     /// Like [`start`](Self::start), but on an inherited listener, if there is one: clients that
@@ -59,7 +69,7 @@ impl Server {
         mut config: HttpConfig,
         pool: Pool,
         router: Router,
-        private: bool,
+        database: DatabaseKind,
     ) -> io::Result<Server> {
         if let Some(listener) = &inherited {
             config.addr = listener.local_addr()?;
@@ -68,7 +78,7 @@ impl Server {
         let most = pool.config().max_size as usize;
         let workers = config.workers.unwrap_or(2 * most);
         let checks = Checks::start(router.checks())?;
-        let router = routes::add_to(router, &pool, checks, &phase, private);
+        let router = routes::add_to(router, &pool, checks, &phase, database);
         if !router.problems().is_empty() {
             let said = router.problems().join("; ");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, said));
@@ -128,14 +138,16 @@ impl Server {
     /// most `timeout`, and a moment more if requests must be cut.
     pub fn shut_down(self, delay: Duration, timeout: Duration) -> DrainReport {
         // The edge's own end comes behind it.
-        let deadline = Instant::now() + timeout - LAST_CLIENTS.min(timeout / 4);
+        let started = Instant::now();
+        let time = timeout.saturating_sub(LAST_CLIENTS.min(timeout / 4));
+        let deadline = started + time;
         self.enter(Phase::Unready);
         thread::sleep(delay.min(timeout));
         self.enter(Phase::Draining);
         let api = self.edge.in_flight(Lane::Api);
         // The pool needs the rest of the time to cancel what still runs.
         let grace = (timeout / 4).min(Duration::from_secs(2));
-        if !api.wait_until_empty(deadline - grace.min(timeout)) {
+        if !api.wait_until_empty(started + time.saturating_sub(grace)) {
             info!("requests still in flight: {}", api.count());
         }
         let pool = self

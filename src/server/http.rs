@@ -10,6 +10,7 @@ use std::borrow::Cow;
 
 /// A response.
 #[derive(Clone, Debug)]
+#[must_use]
 #[non_exhaustive]
 pub struct Response {
     /// The status code.
@@ -78,6 +79,7 @@ impl Response {
 
 /// An error in the format of RFC 9457.
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct Problem {
     status: u16,
     /// The part of the type behind `urn:millpond:`; `None` is `about:blank`.

@@ -11,7 +11,7 @@
 //!
 //! ```
 //! use millpond::config::HttpConfig;
-//! use millpond::server::{Access, Lane, Problem, Request, Response, Router, Server};
+//! use millpond::server::{Access, DatabaseKind, Lane, Problem, Request, Response, Router, Server};
 //! use millpond::{Pool, postgres};
 //! use serde::{Deserialize, Serialize};
 //!
@@ -65,7 +65,7 @@
 //!
 //! fn serve(pool: Pool) -> std::io::Result<Server> {
 //!     let router = routes(&pool);
-//!     Server::start(HttpConfig::default(), pool, router, false)
+//!     Server::start(HttpConfig::default(), pool, router, DatabaseKind::External)
 //! }
 //!
 //! // A test of the handlers needs neither a socket nor, for what they refuse, a database.
@@ -81,6 +81,7 @@
 
 mod browsers;
 mod checks;
+mod database_kind;
 mod edge;
 mod exchange;
 mod handle;
@@ -96,6 +97,7 @@ mod routes;
 mod service;
 mod shutdown;
 
+pub use database_kind::DatabaseKind;
 pub use handle::Server;
 pub use http::{Problem, Response};
 pub use request::{Request, RequestBuilder};

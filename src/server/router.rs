@@ -19,7 +19,7 @@ pub enum Lane {
 }
 
 /// A value for each lane.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct PerLane<T> {
     pub health: T,
     pub api: T,
@@ -73,6 +73,7 @@ pub(crate) struct Route {
 /// The routes of a server, the conditions for them to be ready, and health checks beside that of
 /// the database.
 #[derive(Clone, Default)]
+#[must_use]
 pub struct Router {
     /// Routes with fewer open parts come first.
     routes: Vec<Arc<Route>>,
@@ -98,6 +99,18 @@ pub(crate) enum Found<'r> {
     /// The path exists, with these methods.
     OtherMethods(Vec<&'static str>),
     Nothing,
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let routes = self
+            .routes
+            .iter()
+            .map(|route| (route.method, route.pattern));
+        f.debug_struct("Router")
+            .field("routes", &routes.collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Router {
@@ -352,12 +365,12 @@ impl<'r> Found<'r> {
     ) -> Result<&'r Arc<Route>, (&'static str, Problem)> {
         match self {
             Found::Route(route) if path.contains('%') && route.params(path).is_none() => {
-                let told = "what is percent-encoded in the path is no UTF-8";
+                let told = "the percent-encoded path is not UTF-8";
                 Err((route.pattern, Problem::plain(400, told)))
             }
             Found::Route(route) => Ok(route),
             Found::OtherMethods(allow) => {
-                let told = format!("{method} is not for this path");
+                let told = format!("{method} is not allowed for this path");
                 let told = Problem::plain(405, told).header("Allow", allow.join(", "));
                 Err(("", told))
             }

@@ -64,7 +64,7 @@ impl Service {
     ) -> Result<Arc<Route>, (&'static str, Problem)> {
         let route = self.router.find(method, path).or_refuse(method, path)?;
         if !self.may_enter(route.access, headers) {
-            let told = Problem::plain(401, "this needs a token: Authorization: Bearer ..");
+            let told = Problem::plain(401, "a token is required: Authorization: Bearer ..");
             return Err((route.pattern, told.header("WWW-Authenticate", "Bearer")));
         }
         match self.refuses_page(route.access, headers) {

@@ -2,7 +2,7 @@
 
 use super::http::{Answer, Client, get, settings};
 use super::support::{MS, SECOND, database, eventually};
-use millpond::server::{Access, Lane, Response, Router, Server};
+use millpond::server::{Access, DatabaseKind, Lane, Response, Router, Server};
 use millpond::{Config, Pool};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -50,7 +50,8 @@ pub fn edge(vars: &[(&str, &str)]) -> Edge {
         .route("POST", "/api/secret", Lane::Api, Access::Api, count.clone())
         .route("GET", "/api/sleep", Lane::Api, Access::Open, sleep)
         .route("GET", "/api/long", Lane::Api, Access::Open, long);
-    let server = Server::start(settings(vars), pool.clone(), router, false).unwrap();
+    let server =
+        Server::start(settings(vars), pool.clone(), router, DatabaseKind::External).unwrap();
     let addr = server.addr();
     Edge {
         server,
@@ -804,9 +805,8 @@ fn a_drain_ends_kept_connections_between_requests() {
 /// What became of a client that comes for one request: the status, or nothing where nobody listens any more.
 fn one_request(addr: SocketAddr, path: &str) -> Result<Option<u16>, std::io::Error> {
     let wait = Duration::from_millis(2500);
-    let mut stream = match TcpStream::connect_timeout(&addr, wait) {
-        Ok(stream) => stream,
-        Err(_) => return Ok(None),
+    let Ok(mut stream) = TcpStream::connect_timeout(&addr, wait) else {
+        return Ok(None);
     };
     stream.set_read_timeout(Some(20 * SECOND))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");

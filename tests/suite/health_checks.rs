@@ -3,7 +3,7 @@
 use super::http::{Answer, get, settings};
 use super::support::{MS, SECOND, database, eventually};
 use millpond::Pool;
-use millpond::server::{Router, Server};
+use millpond::server::{DatabaseKind, Router, Server};
 use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 fn serve(router: Router) -> Server {
     let pool = database().pool().build().unwrap();
-    let server = Server::start(settings(&[]), pool.clone(), router, false).unwrap();
+    let server =
+        Server::start(settings(&[]), pool.clone(), router, DatabaseKind::External).unwrap();
     eventually("the database is there", || pool.health().healthy);
     server
 }
@@ -188,7 +189,12 @@ fn checks_have_names_of_their_own() {
     for names in [&["a", "a"][..], &[""]] {
         let add = |router: Router, name: &&str| router.health_check(*name, || Ok::<(), String>(()));
         let router = names.iter().fold(Router::new(), add);
-        let refused = Server::start(settings(&[]), pool().build().unwrap(), router, false);
+        let refused = Server::start(
+            settings(&[]),
+            pool().build().unwrap(),
+            router,
+            DatabaseKind::External,
+        );
         let why = refused.err().unwrap().to_string();
         assert!(why.contains("a name of its own"), "{why}");
     }

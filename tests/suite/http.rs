@@ -3,7 +3,7 @@
 use super::support::{Database, MS, SECOND, database, eventually, server as private};
 use millpond::config::HttpConfig;
 use millpond::embedded::Stop;
-use millpond::server::{Access, DrainReport, Lane, Response, Router, Server};
+use millpond::server::{Access, DatabaseKind, DrainReport, Lane, Response, Router, Server};
 use millpond::{Config, Pool};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
@@ -160,7 +160,13 @@ fn serve(db: &Database, max: u32, vars: &[(&str, &str)]) -> (Server, Pool) {
         .query_timeout(Duration::ZERO)
         .build()
         .unwrap();
-    let server = Server::start(settings(vars), pool.clone(), slow_routes(&pool), false).unwrap();
+    let server = Server::start(
+        settings(vars),
+        pool.clone(),
+        slow_routes(&pool),
+        DatabaseKind::External,
+    )
+    .unwrap();
     (server, pool)
 }
 
@@ -205,7 +211,13 @@ fn health_has_the_fields_that_people_rely_on() {
 fn health_is_503_while_the_database_is_down_and_live_is_not() {
     let mut database = private(&[]);
     let pool = super::support::pool(&database.url()).build().unwrap();
-    let server = Server::start(settings(&[]), pool.clone(), Router::new(), true).unwrap();
+    let server = Server::start(
+        settings(&[]),
+        pool.clone(),
+        Router::new(),
+        DatabaseKind::Private,
+    )
+    .unwrap();
     eventually("it is ready", || {
         get(server.addr(), "/health/ready").status == 200
     });
@@ -246,7 +258,7 @@ fn readiness_waits_for_the_first_connection() {
     let pool = super::support::pool(&format!("postgresql://u:p@127.0.0.1:{unused}/d"))
         .build()
         .unwrap();
-    let server = Server::start(settings(&[]), pool, Router::new(), false).unwrap();
+    let server = Server::start(settings(&[]), pool, Router::new(), DatabaseKind::External).unwrap();
     let ready = get(server.addr(), "/health/ready");
     assert_eq!(
         (ready.status, ready.json()["status"].as_str()),
@@ -559,7 +571,7 @@ fn an_embedders_answers_are_sent_as_they_are_meant() {
             let what = request.param("what").unwrap_or_default();
             Ok(Response::bytes(200, "text/plain", what))
         });
-    let server = Server::start(settings(&[]), nowhere(), router, false).unwrap();
+    let server = Server::start(settings(&[]), nowhere(), router, DatabaseKind::External).unwrap();
     let addr = server.addr();
     for (path, line, has_length, body) in rows {
         let answer = get(addr, path);
@@ -600,7 +612,7 @@ fn routes_that_could_never_be_reached_are_refused_by_name() {
     let router = Router::new()
         .route("get", "/notes", Lane::Api, Access::Open, ok)
         .route("GET", "/metrics", Lane::Api, Access::Open, ok);
-    let refused = Server::start(settings(&[]), nowhere(), router, false)
+    let refused = Server::start(settings(&[]), nowhere(), router, DatabaseKind::External)
         .err()
         .unwrap();
     let said = refused.to_string();
@@ -626,7 +638,8 @@ fn pages_of_other_sites_are_refused_unless_they_are_named() {
         "HTTP_CORS_ORIGINS",
         "https://app.example,http://other.example:8080",
     )];
-    let server = Server::start(settings(&vars), nowhere(), router(), false).unwrap();
+    let server =
+        Server::start(settings(&vars), nowhere(), router(), DatabaseKind::External).unwrap();
     let addr = server.addr();
     let raw = |method: &str, headers: &str| {
         send(
@@ -678,7 +691,8 @@ fn pages_of_other_sites_are_refused_unless_they_are_named() {
     );
     // A token keeps them out by itself; what is refused for want of it, a page that is named may read.
     let vars = [vars[0], ("API_TOKEN", "t")];
-    let server = Server::start(settings(&vars), nowhere(), router(), false).unwrap();
+    let server =
+        Server::start(settings(&vars), nowhere(), router(), DatabaseKind::External).unwrap();
     let ask = |headers: &str| {
         send(
             server.addr(),
@@ -706,7 +720,13 @@ fn who_asks_whether_it_lives_does_not_wait_behind_those_who_ask_for_the_database
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let database = private(&[]);
     let pool = super::support::pool(&database.url()).build().unwrap();
-    let server = Server::start(settings(&[]), pool, Router::new().that_writes(), false).unwrap();
+    let server = Server::start(
+        settings(&[]),
+        pool,
+        Router::new().that_writes(),
+        DatabaseKind::External,
+    )
+    .unwrap();
     let addr = server.addr();
     eventually("it is ready", || get(addr, "/health/ready").status == 200);
     // The probe has its connection, and asks nothing: one that is opened meanwhile might not be frozen.

@@ -78,7 +78,7 @@ impl Drop for Edge {
             thread::sleep(Duration::from_millis(1));
         }
         if let Err(e) = std::fs::remove_dir_all(self.dir.path()) {
-            log::warn!("{} is left: {e}", self.dir.path().display());
+            log::warn!("cannot remove {}: {e}", self.dir.path().display());
         }
     }
 }

@@ -5,6 +5,7 @@ use super::format::{as_ms, timestamp};
 use crate::health::Health;
 use crate::pool::Pool;
 use crate::server::checks::{Checks, Report};
+use crate::server::database_kind::DatabaseKind;
 use crate::server::http::Response;
 use crate::server::router::{Access, Lane, Router};
 use crate::server::shutdown::{Phase, PhaseFlag};
@@ -55,13 +56,13 @@ pub(super) fn add_to(
     pool: &Pool,
     checks: Checks,
     phase: &Arc<PhaseFlag>,
-    private: bool,
+    database: DatabaseKind,
 ) -> Router {
     let answer = {
         let (pool, phase) = (pool.clone(), Arc::clone(phase));
         move |health: Health, checks: Option<Report>| {
             let failing_fast = pool.is_failing_fast();
-            Ok(report(&health, checks, failing_fast, phase.get(), private))
+            Ok(report(&health, checks, failing_fast, phase.get(), database))
         }
     };
     let of_all = {
@@ -110,7 +111,7 @@ fn report(
     checks: Option<Report>,
     failing_fast: bool,
     phase: Phase,
-    private: bool,
+    database: DatabaseKind,
 ) -> Response {
     let stats = &health.stats;
     let healthy = health.healthy && checks.as_ref().is_none_or(Report::are_healthy);
@@ -134,7 +135,7 @@ fn report(
         },
         checks,
         draining: phase > Phase::Running,
-        private,
+        private: database == DatabaseKind::Private,
     };
     Response::json(if healthy { 200 } else { 503 }, &body)
 }

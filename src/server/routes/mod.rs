@@ -9,6 +9,7 @@ use super::checks::Checks;
 use super::router::Router;
 use super::shutdown::PhaseFlag;
 use crate::pool::Pool;
+use crate::server::database_kind::DatabaseKind;
 use std::sync::Arc;
 
 /// Adds health, metrics, and a page with links to them.
@@ -17,8 +18,8 @@ pub(super) fn add_to(
     pool: &Pool,
     checks: Checks,
     phase: &Arc<PhaseFlag>,
-    private: bool,
+    database: DatabaseKind,
 ) -> Router {
-    let router = health::add_to(router, pool, checks, phase, private);
+    let router = health::add_to(router, pool, checks, phase, database);
     start::add_to(metrics::add_to(router, pool))
 }

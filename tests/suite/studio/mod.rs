@@ -9,7 +9,7 @@ mod schema;
 use super::http::{Answer, Client};
 use super::support::{Database, admin, database};
 use millpond::pool::Builder;
-use millpond::server::{Router, Server};
+use millpond::server::{DatabaseKind, Router, Server};
 use millpond::studio::{SCHEMA, Studio};
 use millpond::{Config, Pool};
 use serde_json::{Value, json};
@@ -37,7 +37,8 @@ impl Served {
         let studio = Studio::new(pool.clone(), &config.studio_currency);
         let studio = studio.with_workers(config.http.workers.unwrap_or(40));
         let router = studio.routes(Router::new());
-        let server = Server::start(config.http, pool.clone(), router, false).unwrap();
+        let server =
+            Server::start(config.http, pool.clone(), router, DatabaseKind::External).unwrap();
         let addr = server.addr();
         Served {
             pool,
