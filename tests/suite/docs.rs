@@ -1,6 +1,7 @@
 //! The documentation says what the program does.
 
 use millpond::{Config, config};
+use std::path::Path;
 
 fn read(name: &str) -> String {
     std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
@@ -84,4 +85,41 @@ fn the_readme_has_every_variable_with_its_default() {
             );
         }
     }
+}
+
+#[test]
+fn every_message_that_the_readme_explains_is_one_that_is_said() {
+    let readme = read("README.md");
+    let (_, table) = readme.split_once("### What to do when ..").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let said = sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")));
+    let first_cells = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let mut explained = 0;
+    for message in first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
+        // What changes from one to the next stands as dots, or as N.
+        for part in message.split("..").flat_map(|part| part.split(" N ")) {
+            assert!(
+                said.contains(part.trim()),
+                "nothing says {part:?} ({message})"
+            );
+            explained += 1;
+        }
+    }
+    assert!(explained > 10, "{explained}");
+}
+
+/// The text of every Rust file in a folder.
+fn sources(dir: &Path) -> String {
+    let mut all = String::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all += &sources(&path);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            all += &std::fs::read_to_string(&path).unwrap();
+        }
+    }
+    all
 }

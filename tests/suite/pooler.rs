@@ -150,12 +150,15 @@ fn a_pooler_is_seen_and_nothing_is_set_on_what_it_shares() {
         for options in [DROPS_OPTIONS, "# options are refused"] {
             let (server, pgbouncer) = behind(&[mode, options, "default_pool_size=1"]);
             let url = pgbouncer.url(&server);
-            let seen = log_lines("a pooler stands between").len();
+            let seen = log_lines("connected through a pooler").len();
             let warned = log_lines("statement_timeout is off on the server").len();
             let pool = pool(&url).max_size(1).build().unwrap();
             pool.create_ledger().unwrap();
             pool.execute("SELECT 1", &[]).unwrap();
-            assert!(log_lines("a pooler stands between").len() > seen, "{mode}");
+            assert!(
+                log_lines("connected through a pooler").len() > seen,
+                "{mode}"
+            );
             assert!(
                 log_lines("statement_timeout is off on the server").len() > warned,
                 "{mode} {options}: the timeout is not in force"
