@@ -122,6 +122,34 @@ pub trait Executor {
     }
 }
 
+/// For an executor behind a reference, such as `&mut dyn Executor`.
+impl<E: Executor + ?Sized> Executor for &mut E {
+    #[track_caller]
+    fn query(&mut self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        (**self).query(sql, params)
+    }
+
+    #[track_caller]
+    fn execute(&mut self, sql: &str, params: Params<'_>) -> Result<u64> {
+        (**self).execute(sql, params)
+    }
+
+    #[track_caller]
+    fn batch_execute(&mut self, sql: &str) -> Result<()> {
+        (**self).batch_execute(sql)
+    }
+
+    #[track_caller]
+    fn query_each(
+        &mut self,
+        sql: &str,
+        params: Params<'_>,
+        each: &mut dyn FnMut(Row) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        (**self).query_each(sql, params, each)
+    }
+}
+
 /// For types that have methods of these names.
 macro_rules! by_own_methods {
     ($($type:ty),+) => {$(

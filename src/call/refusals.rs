@@ -1,7 +1,7 @@
 //! Statements that are refused before they are sent, with a hint about what to do instead.
 
 use crate::error::{Error, Result};
-use crate::retry::{controls_transaction, copies_through_client};
+use crate::retry::{controls_transaction, copies_through, copies_through_client};
 use postgres::types::ToSql;
 
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -14,6 +14,17 @@ pub(super) fn refuse_copy(sql: &str) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Refuses what is no COPY in this direction: the driver would give up the connection over it.
+pub(super) fn refuse_unless_copy(sql: &str, stream: &str) -> Result<()> {
+    if copies_through(sql, stream) {
+        return Ok(());
+    }
+    Err(Error::Misuse(match stream {
+        "STDIN" => "copy_in takes a COPY .. FROM STDIN",
+        _ => "copy_out takes a COPY .. TO STDOUT",
+    }))
 }
 
 /// Refuses more parameters than the protocol can count, which is in 16 bits.

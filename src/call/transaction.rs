@@ -10,7 +10,7 @@
 use super::from_row::FromRow;
 use super::options::Call;
 use super::raised::Raised;
-use super::refusals::{Params, refuse_copy, refuse_too_many};
+use super::refusals::{Params, refuse_copy, refuse_too_many, refuse_unless_copy};
 use super::rows::{at_most_one, exactly_one, mapped, scalar};
 use super::run::Stop;
 use crate::commit::transact;
@@ -284,7 +284,8 @@ impl Transaction<'_> {
     /// including the time that `each` takes.
     ///
     /// # Errors
-    /// As for [`query`](Self::query); an error of `each` is returned as it is.
+    /// As for [`query`](Self::query); an error of `each` is returned as it is, and does not by itself
+    /// fail the transaction. If `each` breaks, what the statement has done until then stays.
     pub fn query_each(
         &mut self,
         sql: &str,
@@ -308,13 +309,14 @@ impl Transaction<'_> {
     /// rows. The statement's limit covers the whole call.
     ///
     /// # Errors
-    /// As for [`query`](Self::query). An error of `fill` is returned as it is; it fails the COPY,
-    /// and with it the transaction.
+    /// As for [`query`](Self::query), and [`Error::Misuse`] for any other statement. An error of
+    /// `fill` is returned as it is; it fails the COPY, and with it the transaction.
     pub fn copy_in(
         &mut self,
         sql: &str,
         fill: impl FnOnce(&mut dyn std::io::Write) -> Result<()>,
     ) -> Result<u64> {
+        refuse_unless_copy(sql, "STDIN").map_err(|error| self.note(error))?;
         self.run(sql, |session, limits| {
             session.copy_in(sql, Phase::InTransaction, limits, fill)
         })
@@ -337,12 +339,15 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// As for [`query`](Self::query); an error of `take` is returned as it is.
+    /// As for [`query`](Self::query), and [`Error::Misuse`] for any other statement. An error of
+    /// `take` is returned as it is; since the connection is closed, it fails the transaction, also
+    /// inside a savepoint.
     pub fn copy_out<T>(
         &mut self,
         sql: &str,
         take: impl FnOnce(&mut dyn std::io::BufRead) -> Result<T>,
     ) -> Result<T> {
+        refuse_unless_copy(sql, "STDOUT").map_err(|error| self.note(error))?;
         self.run(sql, |session, limits| {
             session.copy_out(sql, Phase::InTransaction, limits, take)
         })

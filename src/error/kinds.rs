@@ -22,7 +22,7 @@ pub enum Error {
     /// statement had no effect, unless it commits inside. A write whose connection had to be cut
     /// ends as [`Error::OutcomeUnknown`] around this.
     QueryTimeout {
-        /// The limit that was passed.
+        /// The limit that was passed; if it was the call's deadline, the time that the statement ran.
         limit: Duration,
         /// The first 100 characters of the statement.
         sql: Box<str>,

@@ -4,7 +4,7 @@
 use super::checkout::{Inner, Pool};
 use super::hedge::Purpose;
 use super::session::{HOUSEKEEPING, Session};
-use crate::error::{CheckoutFailure, Error, OpenError, Result};
+use crate::error::{CheckoutFailure, Error, Result};
 use crate::metrics::CloseReason;
 use crate::sync::LONGEST;
 use log::warn;
@@ -41,6 +41,8 @@ pub enum Heard {
 /// and [`Heard::Gap`] says that notifications may have been missed. The server stores nothing for
 /// disconnected listeners. So data that must not be lost belong in a table, and the notification
 /// only says that they are there.
+///
+/// A listener keeps its pool: [`Pool::close`] ends it, dropping the pool does not.
 pub struct Listener {
     inner: Arc<Inner>,
     place: &'static Location<'static>,
@@ -106,7 +108,8 @@ impl Pool {
         };
         listener.inner.shared.may_block_here()?;
         let started = Instant::now();
-        match listener.connect(started + self.config().connection_timeout)? {
+        let until = started + self.config().connection_timeout;
+        match listener.connect(until, Some(until))? {
             true => Ok(listener),
             false => Err(listener.refuse(CheckoutFailure::Timeout, started)),
         }
@@ -117,8 +120,9 @@ impl Listener {
     /// Waits for the next notification, at most for `timeout`. Zero returns only what has arrived
     /// already.
     ///
-    /// Returns `None` after the timeout, even if the database was unreachable all the time. If the
-    /// connection must be reopened, this may take `connection_timeout` longer.
+    /// Returns `None` after the timeout, even if the database was unreachable all the time. An
+    /// attempt to reopen the connection that gets no answer may take `connection_timeout` longer, and
+    /// asking a silent server whether it is there a second longer.
     ///
     /// # Errors
     /// [`Error::Checkout`] once the pool is closed, or if the database refuses the connection for a
@@ -134,8 +138,7 @@ impl Listener {
             }
             let left = until.saturating_duration_since(Instant::now());
             let Some(session) = &mut self.session else {
-                let limit = self.inner.shared.config.connection_timeout;
-                match self.connect(Instant::now() + limit)? {
+                match self.connect(until, None)? {
                     true => return Ok(Some(Heard::Gap)),
                     false if left.is_zero() => return Ok(None),
                     false => continue,
@@ -156,43 +159,57 @@ impl Listener {
         }
     }
 
-    /// Opens the connection and begins to listen. Returns false if that was impossible until the
-    /// deadline.
-    fn connect(&mut self, until: Instant) -> Result<bool> {
+    /// Opens the connection and begins to listen. Returns false if the database was not there until
+    /// then; an attempt under way may take until `attempt`, or as long as opening one may.
+    fn connect(&mut self, until: Instant, attempt: Option<Instant>) -> Result<bool> {
         let started = Instant::now();
-        let opened = self
-            .inner
-            .opener
-            .open_when_possible(Some(until), Purpose::Use);
-        let mut session = match opened {
-            Ok(session) => session,
-            Err(OpenError::Closed) if !self.inner.shared.closing.load(Ordering::SeqCst) => {
-                let cause = self.inner.opener.gate.last_error();
-                return match cause.is_some_and(|cause| cause.is_permanent()) {
+        let (shared, opener) = (&self.inner.shared, &self.inner.opener);
+        let mut session = loop {
+            // A turn that is free now is taken even if there is no time left.
+            let now = Instant::now() + Duration::from_millis(1);
+            // What will not pass by itself is not waited for.
+            let refused = opener.gate.last_error().is_some_and(|e| e.is_permanent());
+            let wait = if refused { now } else { until.max(now) };
+            let turn = opener.gate.turn(&shared.closing, Some(wait));
+            if shared.closing.load(Ordering::SeqCst) {
+                return Err(self.refuse(CheckoutFailure::Closed, started));
+            }
+            let Some(turn) = turn else {
+                return match refused {
                     true => Err(self.refuse(CheckoutFailure::Refused, started)),
                     false => Ok(false),
                 };
+            };
+            match opener.open_in_turn(turn, attempt, Purpose::Use) {
+                Ok(session) => break session,
+                Err(e) if e.is_permanent() => {
+                    return Err(self.refuse(CheckoutFailure::Refused, started));
+                }
+                Err(_) if Instant::now() >= until => return Ok(false),
+                Err(_) => {}
             }
-            Err(_) => return Err(self.refuse(CheckoutFailure::Closed, started)),
         };
-        if self.inner.shared.is_pooled() {
-            return Err(Error::Misuse(
+        let listening = match shared.is_pooled() {
+            true => Err(Error::Misuse(
                 "LISTEN does not work behind a pooler: connect to the server itself",
-            ));
+            )),
+            false => match session.ask(&self.sql, Instant::now() + HOUSEKEEPING) {
+                Ok(_) => Ok(true),
+                Err(e) if e.code().is_some() && !session.is_lost() => {
+                    Err(Error::before_any_effect(e))
+                }
+                Err(_) => {
+                    session.close_for(CloseReason::Broken);
+                    Ok(false)
+                }
+            },
+        };
+        match listening {
+            Ok(true) => self.session = Some(session),
+            // Closed for no fault of its own, unless it broke.
+            _ => session.close_for(CloseReason::Detached),
         }
-        match session.ask(&self.sql, Instant::now() + HOUSEKEEPING) {
-            Ok(_) => {
-                self.session = Some(session);
-                Ok(true)
-            }
-            Err(source) if source.code().is_some() && !session.is_lost() => {
-                Err(Error::before_any_effect(source))
-            }
-            Err(_) => {
-                session.close_for(CloseReason::Broken);
-                Ok(false)
-            }
-        }
+        listening
     }
 
     fn refuse(&self, reason: CheckoutFailure, started: Instant) -> Error {

@@ -52,6 +52,7 @@ mod shared;
 mod startup;
 mod texts;
 mod tracked;
+mod warnings;
 mod watchdog;
 mod wire;
 

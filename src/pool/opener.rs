@@ -7,7 +7,7 @@
 
 use super::backend::Backend;
 use super::demand::Demand;
-use super::gate::Gate;
+use super::gate::{Gate, Turn};
 use super::hedge::{self, Attempt, Attempts, Opens, Purpose};
 use super::names::Names;
 use super::pooler::{Seen, refuses_options};
@@ -19,7 +19,7 @@ use super::wire::Connector;
 use crate::error::{Chain, OpenError, is_out_of_files};
 use crate::metrics::CloseReason;
 use crate::sync::caught;
-use log::{debug, info, warn};
+use log::{debug, info};
 use postgres::NoTls;
 use postgres::config::{Host, LoadBalanceHosts};
 use postgres::error::SqlState;
@@ -32,9 +32,9 @@ use std::time::{Duration, Instant};
 /// Pause between two attempts while the database is down.
 const RETRY_EVERY: Duration = Duration::from_millis(25);
 /// Pause if the server is up but has no room, and if `on_connect` panicked.
-const RETRY_FULL: Duration = Duration::from_millis(250);
+const RETRY_LATER: Duration = Duration::from_millis(250);
 /// Pause if the next attempt will most likely fail as well.
-const RETRY_PERMANENT: Duration = Duration::from_secs(3);
+const RETRY_REFUSED: Duration = Duration::from_secs(3);
 /// Pause between a hedged attempt without an answer and the next.
 const HEDGE_AGAIN: Duration = Duration::from_millis(25);
 
@@ -58,9 +58,9 @@ pub(crate) struct Opener {
     primary_at: AtomicU64,
     names: Names,
     next_id: AtomicU64,
-    warned_of_timeout: AtomicBool,
-    warned_of_incarnation: AtomicBool,
-    warned_of_risks: AtomicBool,
+    pub(super) warned_of_timeout: AtomicBool,
+    pub(super) warned_of_incarnation: AtomicBool,
+    pub(super) warned_of_risks: AtomicBool,
 }
 
 impl Opener {
@@ -126,51 +126,65 @@ impl Opener {
         purpose: Purpose,
     ) -> Result<Session, OpenError> {
         while let Some(turn) = self.gate.turn(&self.shared.closing, deadline) {
-            if purpose == Purpose::Use
-                && let Some(mut session) = self.attempts.take_spare()
-            {
-                session.announce();
+            if let Ok(session) = self.open_in_turn(turn, deadline, purpose) {
                 return Ok(session);
-            }
-            let started = Instant::now();
-            let limit = started + self.shared.config.connection_timeout;
-            let attempt = hedge::begin(self, purpose);
-            let until = deadline.map_or(limit, |at| at.min(limit));
-            let result = self.open(until, Duration::MAX, purpose, Some(&attempt));
-            let result = result.or_else(|e| attempt.take_found().ok_or(e));
-            drop(attempt);
-            let error = match result {
-                Ok(mut session) => {
-                    self.note_opened();
-                    session.announce();
-                    return Ok(session);
-                }
-                // The close has cut this attempt, so its error says nothing about the database.
-                Err(_) if self.shared.closing.load(Ordering::SeqCst) => {
-                    return Err(OpenError::Closed);
-                }
-                Err(e) => Arc::new(e),
-            };
-            let code = error.sqlstate().map_or("", SqlState::code);
-            self.shared
-                .metrics
-                .connect_failures
-                .with_label_values(&[code])
-                .inc();
-            self.shared.observe(|o| o.open_failed(&error));
-            let pause = match () {
-                () if error.is_refusal() => RETRY_PERMANENT,
-                () if error.is_permanent() || error.is_for_want_of_room() => RETRY_FULL,
-                () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
-            };
-            let refused = error.is_refusal();
-            self.gate.note_failed(error, started, pause);
-            drop(turn);
-            if refused && let Some(tell) = self.on_refused.get() {
-                tell();
             }
         }
         Err(OpenError::Closed)
+    }
+
+    /// Makes one attempt to open a connection, in this thread's turn.
+    pub fn open_in_turn(
+        self: &Arc<Self>,
+        turn: Turn<'_>,
+        deadline: Option<Instant>,
+        purpose: Purpose,
+    ) -> Result<Session, Arc<OpenError>> {
+        if purpose == Purpose::Use
+            && let Some(mut session) = self.attempts.take_spare()
+        {
+            session.announce();
+            return Ok(session);
+        }
+        let started = Instant::now();
+        let limit = started + self.shared.config.connection_timeout;
+        let attempt = hedge::begin(self, purpose);
+        let until = deadline.map_or(limit, |at| at.min(limit));
+        let result = self.open(until, Duration::MAX, purpose, Some(&attempt));
+        let result = result.or_else(|e| attempt.take_found().ok_or(e));
+        drop(attempt);
+        let error = match result {
+            Ok(mut session) => {
+                self.note_opened();
+                session.announce();
+                return Ok(session);
+            }
+            // The close has cut this attempt, so its error says nothing about the database.
+            Err(_) if self.shared.closing.load(Ordering::SeqCst) => {
+                return Err(Arc::new(OpenError::Closed));
+            }
+            Err(e) => Arc::new(e),
+        };
+        let code = error.sqlstate().map_or("", SqlState::code);
+        self.shared
+            .metrics
+            .connect_failures
+            .with_label_values(&[code])
+            .inc();
+        self.shared.observe(|o| o.open_failed(&error));
+        let pause = match () {
+            () if error.is_refusal() => RETRY_REFUSED,
+            () if error.is_permanent() || error.is_for_want_of_room() => RETRY_LATER,
+            () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
+        };
+        self.gate.note_failed(Arc::clone(&error), started, pause);
+        drop(turn);
+        if error.is_refusal()
+            && let Some(tell) = self.on_refused.get()
+        {
+            tell();
+        }
+        Err(error)
     }
 
     /// Opens a connection to the first host that accepts one, beginning with the last host that
@@ -395,57 +409,6 @@ impl Opener {
             generation,
             took,
         ))
-    }
-
-    /// Warns once if the server's own timeout is not the one that was asked for: poolers drop or
-    /// refuse it.
-    fn note_timeout(&self, backend: &Backend) {
-        let in_force = backend.statement_timeout;
-        let asked_for = match self.shared.asked_for_timeout() {
-            Some(asked_for) if asked_for != in_force => asked_for,
-            _ => return,
-        };
-        if self.warned_of_timeout.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let shown = |limit: Duration| match limit.is_zero() {
-            true => "off".to_owned(),
-            false => format!("{limit:?}"),
-        };
-        warn!(
-            "statement_timeout is {} on the server instead of {}: a pooler dropped it, or the server overrides it; \
-             outside transactions only DB_QUERY_TIMEOUT_MS limits a statement",
-            shown(in_force),
-            shown(asked_for)
-        );
-    }
-
-    /// Warns once if the outcome of a lost commit cannot be found out on this server, unless the
-    /// URL asks for a server that takes no writes.
-    fn note_incarnation(&self, backend: &Backend) {
-        if backend.incarnation.is_none()
-            && !self.shared.is_pooled()
-            && !self.shared.config.reads_only()
-            && !self.warned_of_incarnation.swap(true, Ordering::Relaxed)
-        {
-            warn!(
-                "the outcome of a lost COMMIT cannot be determined on this server: \
-                 it is a standby, or the role may not read pg_control_system, pg_walfile_name and pg_stat_wal"
-            );
-        }
-    }
-
-    /// Warns once if a write that was reported as committed may be lost in a crash.
-    fn note_risks(&self, backend: &Backend) {
-        let risks = &backend.risks;
-        if !risks.is_empty()
-            && !backend.standby
-            && !self.warned_of_risks.swap(true, Ordering::Relaxed)
-        {
-            warn!(
-                "the server runs with {risks}: a server crash may lose the last writes that were reported as committed"
-            );
-        }
     }
 }
 

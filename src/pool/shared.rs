@@ -259,7 +259,12 @@ impl Shared {
 
     /// Returns the name shown in `pg_stat_activity`.
     pub fn application_name(&self) -> String {
-        self.config.application_name.clone().unwrap_or_else(|| {
+        let database = self.config.database.as_ref();
+        let given = self.config.application_name.clone().or_else(|| {
+            let name = database?.config().get_application_name()?;
+            Some(name.to_owned())
+        });
+        given.unwrap_or_else(|| {
             let program = std::env::args_os().next().map(std::path::PathBuf::from);
             let file = program
                 .as_deref()

@@ -9,7 +9,7 @@ mod verdict;
 pub(crate) use budget::Budget;
 pub use policy::RetryPolicy;
 pub(crate) use sql::{
-    Facts, Leaves, commits_inside, controls_transaction, copies_through_client,
+    Facts, Leaves, commits_inside, controls_transaction, copies_through, copies_through_client,
     writes_large_objects,
 };
 pub use verdict::Phase;

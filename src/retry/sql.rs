@@ -69,11 +69,16 @@ pub(crate) fn controls_transaction(sql: &str) -> bool {
 
 /// Returns whether a statement is a COPY whose data go through the client; it does not return rows.
 pub(crate) fn copies_through_client(sql: &str) -> bool {
+    copies_through(sql, "STDIN") || copies_through(sql, "STDOUT")
+}
+
+/// Returns whether a statement is a COPY from STDIN, or to STDOUT.
+pub(crate) fn copies_through(sql: &str, stream: &str) -> bool {
     let first = Keywords(sql).next();
     first.is_some_and(|word| word.eq_ignore_ascii_case("COPY"))
         && sql
             .split(|c: char| !c.is_ascii_alphabetic())
-            .any(|w| w.eq_ignore_ascii_case("STDIN") || w.eq_ignore_ascii_case("STDOUT"))
+            .any(|word| word.eq_ignore_ascii_case(stream))
 }
 
 /// The words at the start of a statement, without comments.

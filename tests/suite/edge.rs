@@ -416,7 +416,7 @@ fn a_key_that_is_no_ascii_is_refused_and_other_headers_do_not_matter() {
     };
     assert_eq!(with("Idempotency-Key: schlüssel"), [400]);
     assert_eq!(with("User-Agent: Zoë"), [200]);
-    assert_eq!(with("Desk: 1 1 1.1.1.1 a b"), [200]);
+    assert_eq!(with("Number: 1 1 1.1.1.1 a b"), [200]);
 }
 
 #[test]

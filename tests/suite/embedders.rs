@@ -145,6 +145,8 @@ fn a_helper_runs_inside_a_transaction_and_outside() {
     let mut tx = client.transaction().unwrap();
     assert_eq!(add(&mut tx, "the driver's transaction").unwrap(), 7);
     assert_eq!(count(&mut tx), 7);
+    let mut object: &mut dyn Executor = &mut tx;
+    assert_eq!(add(&mut object, "an object").unwrap(), 8);
     drop(tx);
     assert_eq!(
         add(&mut pool.get().unwrap().detach(), "detached").unwrap(),
@@ -282,6 +284,27 @@ fn a_copy_goes_out_whole_in_part_or_not_at_all() {
     let error = cut.unwrap_err();
     assert!(error.is_timeout(), "{error:?}");
     assert!(started.elapsed() < 5 * SECOND);
+    let before = pid(&pool);
+    for (sql, out) in [
+        ("SELECT 1", true),
+        ("COPY t FROM STDIN", true),
+        ("COPY t TO STDOUT", false),
+    ] {
+        let error = pool.transaction(|tx| match out {
+            true => tx.copy_out(sql, |_| Ok(0)),
+            false => tx.copy_in(sql, |_| Ok(())),
+        });
+        assert!(matches!(error, Err(Error::Misuse(_))), "{sql} {error:?}");
+    }
+    assert_eq!(pid(&pool), before, "misuse costs no connection");
+    let swallowed = pool.transaction(|tx| {
+        let _ = tx.copy_out(sql, |_| -> millpond::Result<()> {
+            Err(Error::Misuse("enough"))
+        });
+        tx.query_scalar::<i32>("SELECT 1", &[])
+    });
+    let error = swallowed.unwrap_err();
+    assert!(!error.is_timeout(), "there was no deadline: {error:?}");
     let bad = pool.transaction(|tx| tx.copy_out("COPY missing TO STDOUT", |_| Ok(())));
     assert_eq!(
         bad.unwrap_err().sqlstate(),
@@ -598,6 +621,11 @@ fn the_drivers_settings_make_a_pool_and_none_is_weakened() {
     let config = db.url.parse::<postgres::Config>().unwrap();
     let pool = Builder::from(config.clone()).max_size(2).build().unwrap();
     assert_eq!(pool.query_scalar::<i32>("SELECT 1", &[]).unwrap(), 1);
+    let mut named = config.clone();
+    named.application_name("named by the driver's settings");
+    let pool = Builder::from(named).build().unwrap();
+    let name: String = pool.query_scalar("SHOW application_name", &[]).unwrap();
+    assert_eq!(name, "named by the driver's settings");
     let mut secure = config;
     secure.ssl_mode(postgres::config::SslMode::Require);
     let error = Builder::from(secure).build().unwrap_err();

@@ -69,6 +69,8 @@ pub(crate) struct Session {
     pub(super) leaves_traces: bool,
     /// A call is running on it, or has unwound.
     pub(super) in_call: bool,
+    /// A deadline has passed on it.
+    pub(super) was_cancelled: bool,
     pub(super) in_transaction: bool,
     pub(super) backend: Backend,
     /// The id of the current transaction, if it may write.
@@ -130,6 +132,7 @@ impl Session {
             dirty: false,
             leaves_traces: false,
             in_call: false,
+            was_cancelled: false,
             in_transaction: false,
             backend,
             xid: None,

@@ -198,9 +198,16 @@ impl Session {
         }
         if self.is_closing() {
             // A cancel request is on its way, or the deadline passed just as the last answer came.
-            return Err(Error::TransactionAborted {
-                cause: "its connection was cut at a deadline".into(),
-                sqlstate: Some(SqlState::QUERY_CANCELED),
+            let at_deadline = self.was_cancelled || self.tracked().wire.is_aborted();
+            return Err(match at_deadline {
+                true => Error::TransactionAborted {
+                    cause: "its connection was cut at a deadline".into(),
+                    sqlstate: Some(SqlState::QUERY_CANCELED),
+                },
+                false => Error::TransactionAborted {
+                    cause: "its connection was given up after an earlier error".into(),
+                    sqlstate: None,
+                },
             });
         }
         // Clears a warning that belongs to an earlier statement.
@@ -218,6 +225,7 @@ impl Session {
         let result = work(self);
         self.in_call = false;
         let cancelled = armed.disarm();
+        self.was_cancelled |= cancelled;
         let took = started.elapsed();
         self.shared.metrics.operation.observe(took.as_secs_f64());
         if self

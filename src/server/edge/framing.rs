@@ -525,7 +525,7 @@ mod tests {
     fn what_is_good_is_handed_on_without_what_is_the_connections() {
         let head = read(
             "POST /a?b=c HTTP/1.1\r\nhost: a:80\r\nContent-Length: 12\r\nConnection: Keep-Alive, Close\r\n\
-             Expect: 100-Continue\r\nUpgrade: h2c\r\nDesk: 1\r\nUser-Agent: Zoë\r\nx-request-id: r1\r\n\
+             Expect: 100-Continue\r\nUpgrade: h2c\r\nNumber: 1\r\nUser-Agent: Zoë\r\nx-request-id: r1\r\n\
              Idempotency-Key:  \"k\" \r\nAccept: a\r\n\r\n",
         );
         let head = head.unwrap().unwrap();
@@ -541,7 +541,7 @@ mod tests {
         assert_eq!(head.idempotency_key.as_deref(), Some("\"k\""));
         let headers = [
             ("host", "a:80"),
-            ("Desk", "1"),
+            ("Number", "1"),
             ("Idempotency-Key", "\"k\""),
             ("Accept", "a"),
         ];
@@ -552,7 +552,7 @@ mod tests {
         // To a lane, none of them: what a client calls its number is not taken for one.
         assert_eq!(
             String::from_utf8(to_bytes(&head.method, &head.target, 7, b"abcdefghijkl")).unwrap(),
-            "POST /a?b=c HTTP/1.1\r\nDesk: 7\r\nContent-Length: 12\r\n\r\nabcdefghijkl"
+            "POST /a?b=c HTTP/1.1\r\nNumber: 7\r\nContent-Length: 12\r\n\r\nabcdefghijkl"
         );
         for (target, path) in [
             ("http://a", "/"),
@@ -635,7 +635,7 @@ mod tests {
         "Connection: close\r\n",
         "Connection: upgrade\r\n",
         "Expect: 100-continue\r\n",
-        "Desk: 1 2 3\r\n",
+        "Number: 1 2 3\r\n",
         "User-Agent: Zo\u{eb}\r\n",
         "Idempotency-Key: k\r\n",
         "X:\r\n",

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 /// The header with a request's number in the table of sent requests. Short, since tiny_http reads
 /// byte by byte.
-const NUMBER: &str = "Desk";
+const NUMBER: &str = "Number";
 
 /// A request as it is sent to a lane.
 pub fn to_bytes(method: &str, target: &str, number: u64, body: &[u8]) -> Vec<u8> {
