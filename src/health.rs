@@ -9,13 +9,14 @@ use std::time::Duration;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Health {
-    /// The database answered within 800 ms.
+    /// The database answered within 800 ms, or had no room for the probe only, while the pool has
+    /// working connections ([`probe_refused`](Self::probe_refused)).
     pub healthy: bool,
     /// The time of one round trip; `None` if the database did not answer.
     pub latency: Option<Duration>,
     /// The database answers but takes no writes: it is a standby, or was made read only.
     pub read_only: bool,
-    /// What is wrong.
+    /// What is wrong; `None` if it is healthy.
     pub error: Option<ProbeError>,
     /// The SQLSTATE, if the server sent one.
     pub sqlstate: Option<String>,

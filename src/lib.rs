@@ -1,9 +1,14 @@
 //! A PostgreSQL pool that stays calm, for synchronous Rust.
 //!
 //! Threads check connections out of a [`Pool`], and waiting threads are served in order. Statements
-//! are retried only if that is safe, and every call returns at its deadline, even if the server
-//! does not answer. The README shows the first steps; [`Pool::builder`] has every option with its
-//! default; [`Error`] says what went wrong and what can be done about it.
+//! are retried only if that is safe. A call with a deadline ends at most 550 ms after it, even if the
+//! server does not answer (not on a plain connection, nor over a Unix socket). [`Pool::builder`] has
+//! every option with its default; [`Error`] says what went wrong and what can be done about it;
+//! the page `recipes` has whole programs, [`coming_from_r2d2`] what changes in one on r2d2.
+//!
+//! The pool works with PostgreSQL 14 and newer, without TLS so far: a URL that insists on TLS is
+//! refused. A call blocks its thread: from asynchronous code, make it on a thread for blocking work
+//! (tokio: `spawn_blocking`); on a thread that drives a runtime, it is [`Error::Misuse`].
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,9 +27,9 @@
 //!                               a thread waits         check-out  │  │ check-in
 //!                                         │                       ▼  │ (straight to the longest waiter)
 //!                                         └────────────────────► active
-//!
-//!   idle    ──► closed: idle_timeout (above the minimum), max_lifetime, drained
-//!   active  ──► closed at check-in: broken, failed_over, max_lifetime, max_uses, leaked_state, drained
+//!   idle    ──► closed: idle_timeout (above the minimum), max_lifetime, broken, failed_over, evicted, drained
+//!   active  ──► closed at check-in: broken, failed_over, max_lifetime, max_uses, leaked_state, evicted, drained
+//!   active  ──► taken out: detached
 //! ```
 //!
 //! A connection is validated before it is used if it was idle for more than 500 ms, or if another
@@ -54,10 +59,12 @@
 //!
 //! # Features
 //!
-//! Without default features, this is only the pool. `env` reads its settings from the environment,
-//! `metrics` adds counters and histograms for Prometheus, `server` the HTTP server, `embedded` a
-//! private PostgreSQL for development and tests, `studio` the application that the pool was built
-//! for, and `cli` the program.
+//! By default, this is the whole program. With `default-features = false`, it is only the pool; `env`
+//! reads its settings from the environment, `metrics` adds counters and histograms for Prometheus,
+//! `serde` writes its figures, `chrono`, `jiff`, `serde_json` and `uuid` allow values of these crates
+//! as parameters and in rows, `server` adds the HTTP server, `embedded` a private PostgreSQL for
+//! development and tests, `studio` the application that the pool was built for, and `cli` the
+//! program.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -85,6 +92,7 @@ mod temporary;
 
 pub use call::{Call, Executor, FromRow, Keyed, Transaction};
 #[cfg(feature = "env")]
+#[doc(inline)]
 pub use config::Config;
 pub use config::ConfigErrors;
 pub use error::{Error, Result};

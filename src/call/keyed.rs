@@ -21,7 +21,8 @@ pub enum Keyed<T, A = Option<Vec<u8>>> {
     /// This call did it.
     Done(T),
     /// Another call with the same key did it before. Contains the answer that was stored with the
-    /// key.
+    /// key: bytes, or `None` if none was stored; for [`Pool::execute_with_key`], the number of
+    /// rows.
     AlreadyDone(A),
 }
 
@@ -43,6 +44,23 @@ impl Pool {
     /// [`ledger_ttl`](crate::pool::Builder::ledger_ttl), in the table that
     /// [`create_ledger`](Pool::create_ledger) creates. While another transaction holds the key,
     /// this one waits for it, at most for the statement timeout.
+    ///
+    /// ```no_run
+    /// use millpond::{Error, Keyed};
+    ///
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// let paid = pool.transaction_with_key("pay 7f3a", |tx| {
+    ///     let rows = tx.execute("UPDATE invoices SET paid_at = now() WHERE id = 1", &[])?;
+    ///     tx.keep_answer(format!("{rows} paid"))?;
+    ///     Ok::<_, Error>(rows)
+    /// })?;
+    /// match paid {
+    ///     Keyed::Done(rows) => println!("{rows} paid"),
+    ///     Keyed::AlreadyDone(Some(answer)) => println!("{}", String::from_utf8_lossy(&answer)),
+    ///     Keyed::AlreadyDone(None) => println!("paid before"),
+    /// }
+    /// # Ok::<_, Error>(())
+    /// ```
     ///
     /// # Errors
     /// As for [`transaction`](Pool::transaction); [`Error::Misuse`] if the table does not exist, or

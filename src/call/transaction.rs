@@ -33,8 +33,10 @@ impl Pool {
     /// everything that the closure does outside the database must tolerate repetition.
     ///
     /// # Errors
-    /// The closure's error; the database's error; [`Error::OutcomeUnknown`] if the answer to COMMIT
-    /// was lost.
+    /// The closure's error; the database's error, as for [`query`](Pool::query);
+    /// [`Error::TransactionAborted`] if the closure returned `Ok` although a statement had failed;
+    /// [`Error::OutcomeUnknown`] only if the answer to COMMIT was lost and the server cannot tell what
+    /// became of it.
     #[track_caller]
     pub fn transaction<T, E: From<Error> + 'static>(
         &self,
@@ -406,8 +408,8 @@ impl Transaction<'_> {
         }
     }
 
-    /// Stores an answer with the key, for later calls with the same key. It is committed with the
-    /// transaction.
+    /// Stores an answer with the key, for later calls with the same key, in place of one that was
+    /// stored before. It is committed with the transaction.
     ///
     /// # Errors
     /// [`Error::Misuse`] in a transaction without a key.

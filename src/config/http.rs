@@ -39,15 +39,18 @@ pub struct HttpConfig {
     pub cors_origins: Vec<String>,
     /// The bearer token that the studio's routes require; `None` = no token.
     pub api_token: Option<String>,
-    /// The bearer token that `/metrics`, `/api/metrics/*` and `/dashboard` require; `None` = no
+    /// The bearer token that `/metrics` and `/api/metrics/*` require; `None` = no
     /// token.
     pub metrics_token: Option<String>,
-    /// Whether the studio's routes may be served without a token on an address that is not
-    /// loopback.
+    /// Whether the program may serve routes without a token on an address that is not loopback. A
+    /// [`Server`](crate::server::Server) does not read it: without `api_token`, it serves them to
+    /// everybody who reaches it.
     pub allow_anonymous: bool,
-    /// Time between "not ready" and the drain. Default 0.
+    /// Time between "not ready" and the drain. Default 0. For the program; a
+    /// [`Server`](crate::server::Server) takes it as an argument of its `shut_down`.
     pub shutdown_delay: Duration,
-    /// Limit from the signal to the exit, including the delay. Default 8 s.
+    /// Limit from the signal to the exit, including the delay. Default 8 s. For the program, as
+    /// above.
     pub shutdown_timeout: Duration,
 }
 

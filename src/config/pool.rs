@@ -219,10 +219,11 @@ impl PoolConfig {
 
 /// When the state that was left on a connection is removed: settings, locks, temporary tables,
 /// subscriptions, prepared statements, cursors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
 pub enum Reset {
     /// After a statement whose text shows that it may leave state, and after a plain check-out that
     /// was used. What functions and procedures do inside is not noticed.
+    #[default]
     Auto,
     /// After every use. This takes a round trip, though seldom one that a thread waits for. Behind
     /// a pooler, the connection is closed instead.
@@ -230,9 +231,10 @@ pub enum Reset {
 }
 
 /// Whether a connection pooler, such as PgBouncer, stands between the pool and the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
 pub enum Pooler {
     /// It is detected: the process that the server named at the start is not the one that answers.
+    #[default]
     Auto,
     /// Yes: statements have no names, nothing is set on sessions, and the outcome of a lost COMMIT
     /// is known only with a key.

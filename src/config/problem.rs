@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Problem {
-    /// The name of the variable.
+    /// The environment variable, or the option of the builder.
     pub name: &'static str,
     /// Its value; `None` if that could be a secret.
     pub got: Option<String>,

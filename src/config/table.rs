@@ -420,6 +420,14 @@ impl PoolConfig {
     /// environment and from the file `.env` in the current directory; the environment overrides the
     /// file. Other variables may have any value.
     ///
+    /// ```no_run
+    /// use millpond::config::PoolConfig;
+    /// use millpond::pool::Builder;
+    ///
+    /// let pool = Builder::from(PoolConfig::from_env()?).build()?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// All variables with a bad value, at once.
     pub fn from_env() -> Result<PoolConfig, ConfigErrors> {

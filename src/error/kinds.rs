@@ -14,6 +14,20 @@ use std::time::Duration;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed.
+///
+/// Ask the predicates, which look through [`Error::GaveUp`] and [`Error::OutcomeUnknown`]:
+///
+/// ```no_run
+/// use millpond::error::Chain;
+///
+/// # let pool = millpond::Pool::builder().build().unwrap();
+/// match pool.execute("UPDATE studios SET open = true WHERE id = $1", &[&1i64]) {
+///     Ok(rows) => println!("{rows} opened"),
+///     Err(e) if e.is_outcome_unknown() => println!("look whether it was done: {}", Chain(&e)),
+///     Err(e) if e.is_retryable() => println!("not done, try again later: {}", Chain(&e)),
+///     Err(e) => println!("not done: {}", Chain(&e)),
+/// }
+/// ```
 #[non_exhaustive]
 pub enum Error {
     /// No connection was available. Nothing was sent to the database.
@@ -22,7 +36,7 @@ pub enum Error {
     /// statement had no effect, unless it commits inside. A write whose connection had to be cut
     /// ends as [`Error::OutcomeUnknown`] around this.
     QueryTimeout {
-        /// The limit that was passed; if it was the call's deadline, the time that the statement ran.
+        /// The limit that was exceeded; if it was the call's deadline, the time that the statement ran.
         limit: Duration,
         /// The first 100 characters of the statement.
         sql: Box<str>,
@@ -52,7 +66,8 @@ pub enum Error {
     /// done.
     KeyInUse,
     /// The server gave up waiting for a synchronous standby, which it reports in a warning only. The
-    /// write is committed on that server, and may be lost with it.
+    /// write is committed on that server, and may be lost with it. Callers find it as the source of
+    /// an [`Error::OutcomeUnknown`].
     NotReplicated,
     /// A statement of a transaction failed, and the closure returned `Ok` all the same. Nothing was
     /// committed.

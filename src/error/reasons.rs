@@ -4,7 +4,7 @@ use crate::retry::Phase;
 use std::fmt;
 
 /// Why a call that could have been repeated was not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GaveUpReason {
     /// The policy's retries are used up.
@@ -28,12 +28,13 @@ impl fmt::Display for GaveUpReason {
 
 /// What is known of a failed statement's effect, beyond what its [`Phase`](crate::retry::Phase)
 /// and the server's code tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Effect {
-    /// No more than they tell.
+    /// Nothing beyond what the phase and the server's code imply.
     ByPhase,
-    /// None: the server was asked, or its transaction cannot have committed.
+    /// The statement had no effect: the server confirmed it, or its transaction cannot have
+    /// committed.
     None,
 }
 
@@ -48,7 +49,7 @@ impl Effect {
 }
 
 /// What ended a wait for a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckoutFailure {
     /// No connection became available in time.

@@ -259,8 +259,14 @@ impl Builder {
     }
 
     /// Runs `work` once on each new connection before it is used (`SET search_path`, `SET ROLE`),
-    /// and again after a plain connection was reset at its check-in. An error counts as a failure
-    /// to open the connection.
+    /// and again after a plain connection was reset at its check-in. It has to end within
+    /// [`connection_timeout`](Self::connection_timeout). An error counts as a failure to open the
+    /// connection.
+    ///
+    /// ```
+    /// let builder = millpond::Pool::builder()
+    ///     .on_connect(|client| client.batch_execute("SET search_path = app"));
+    /// ```
     pub fn on_connect<F>(mut self, work: F) -> Self
     where
         F: Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync + 'static,

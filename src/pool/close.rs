@@ -23,7 +23,15 @@ impl Pool {
     /// Statements that still run shortly before `timeout` are cancelled, and connections that do
     /// not answer then are cut. A COMMIT on the wire is never cancelled. Returns within `timeout`,
     /// plus a little time for the cut. A second call changes nothing: it waits for the first, up to
-    /// its own `timeout`, and returns the report of the first once there is one.
+    /// its own `timeout`, and returns the report of the first once there is one, else a
+    /// report of zeros. A pool that is dropped without it closes its idle connections and waits for
+    /// none.
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// let report = pool.close(std::time::Duration::from_secs(5));
+    /// println!("{report}"); // drained=4 cancelled=0 aborted=0
+    /// ```
     pub fn close(&self, timeout: Duration) -> Report {
         self.inner.close(timeout)
     }

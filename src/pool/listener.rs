@@ -25,7 +25,7 @@ const ASK_AFTER: Duration = Duration::from_secs(10);
 const LONGEST_NAME: usize = 63;
 
 /// What [`Listener::next`] returns.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Heard {
     /// A notification: its channel, its payload, and the process that sent it.

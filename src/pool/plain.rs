@@ -39,8 +39,8 @@ impl Pool {
         .map(|lease| PooledConnection { lease })
     }
 
-    /// Checks out a connection that is idle now. Returns `None` if there is none; one is then
-    /// opened for the next call.
+    /// Checks out a connection that is idle now. Returns `None` if there is none, in which
+    /// case one is opened for the next call, and where [`get`](Pool::get) would fail at once.
     ///
     /// This waits only for the validation of a connection on which the server has not answered for
     /// a while, and for the clean-up of one on which state was left.
@@ -94,7 +94,8 @@ impl PooledConnection {
     /// ```no_run
     /// # let pool = millpond::Pool::builder().build().unwrap();
     /// let mut alone = pool.get()?.detach();
-    /// alone.batch_execute("SET statement_timeout = 0; VACUUM ANALYZE")?;
+    /// alone.batch_execute("SET statement_timeout = 0")?;
+    /// alone.batch_execute("VACUUM ANALYZE")?;
     /// # Ok::<_, millpond::Error>(())
     /// ```
     pub fn detach(self) -> DetachedConnection {

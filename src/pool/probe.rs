@@ -28,7 +28,7 @@ const SHARED_FOR: Duration = Duration::from_millis(250);
 
 /// Why the database did not answer. The texts are stable; host names, user names and the server's
 /// own texts appear only in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize),

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-/// How often a call is retried, and after which pauses.
+/// How often a call is retried, and how long the pauses are.
+///
+/// As the policy of a pool, `build` refuses a `multiplier` below 1 and an `initial_delay` longer
+/// than `max_delay`; as that of a call, they count as 1 and as `max_delay`.
 ///
 /// The pause before retry `n` (counted from 0) is `initial_delay x multiplier^n`, with 10 % jitter
 /// to either side, and never longer than `max_delay`. No retry begins after the caller's deadline.

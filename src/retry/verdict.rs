@@ -84,7 +84,7 @@ use std::error::Error as _;
 use std::io;
 
 /// How far the work had come when the error occurred.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
     /// A connection was being opened.

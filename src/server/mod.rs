@@ -4,7 +4,7 @@
 //! (health, metrics) and api. Each lane has its own worker threads, so a request that asks how the
 //! server is never waits behind one that needs the database.
 //!
-//! # Routes of one's own
+//! # Your own routes
 //!
 //! A handler takes a [`Request`] and returns a [`Response`], or a [`Problem`] in its place; an
 //! error of the pool becomes one by `?`. What it needs it captures.
