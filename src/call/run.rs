@@ -29,14 +29,14 @@ impl Call<'_> {
         let mut attempts = 1;
         let mut unfit = 0;
         loop {
+            let asked = Instant::now();
             let done = match self.check_out(place) {
                 // The connection may have arrived a little after the deadline.
                 Ok(lease) if self.deadline.is_some_and(|at| Instant::now() >= at) => {
                     drop(lease);
-                    let started = self.deadline.unwrap_or_else(Instant::now);
                     Err(Stop::from(inner.refuse(
                         CheckoutFailure::Timeout,
-                        started,
+                        asked,
                         place,
                     )))
                 }

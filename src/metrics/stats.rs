@@ -59,8 +59,9 @@ pub enum CloseReason {
     /// The application asked for it: [`Pool::evict`](crate::Pool::evict) or
     /// [`Pool::resize`](crate::Pool::resize).
     Evicted,
-    /// It was taken out of the pool:
-    /// [`PooledConnection::detach`](crate::pool::PooledConnection::detach).
+    /// It was taken out of the pool with
+    /// [`PooledConnection::detach`](crate::pool::PooledConnection::detach), or belonged to a
+    /// [`Listener`](crate::pool::Listener).
     Detached,
 }
 
