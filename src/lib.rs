@@ -120,6 +120,20 @@ pub mod for_cli {
     }
 }
 
+/// These stay what threads may share, or at least hand over.
+const _: () = {
+    const fn are_shared<T: Send + Sync>() {}
+    const fn are_sent<T: Send>() {}
+    are_shared::<Pool>();
+    are_shared::<Error>();
+    are_shared::<BuildError>();
+    are_shared::<pool::Builder>();
+    are_shared::<RetryPolicy>();
+    are_sent::<pool::PooledConnection>();
+    are_sent::<pool::DetachedConnection>();
+    are_sent::<pool::Listener>();
+};
+
 /// Compiles the README's code as a test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -406,12 +406,42 @@ fn what_cannot_be_listened_to_is_refused() {
     let mut config = wrong.config().clone();
     config.user("nobody_of_this_name");
     let pool = Builder::from(config).build().unwrap();
-    let error = pool.listen(["jobs"]).unwrap_err();
-    assert_eq!(
-        error.sqlstate(),
-        Some(&SqlState::INVALID_PASSWORD),
-        "{error:?}"
-    );
+    let started = Instant::now();
+    for _ in 0..3 {
+        let error = pool.listen(["jobs"]).unwrap_err();
+        assert_eq!(
+            error.sqlstate(),
+            Some(&SqlState::INVALID_PASSWORD),
+            "{error:?}"
+        );
+    }
+    let limit = 3 * pool.config().connection_timeout;
+    assert!(started.elapsed() < limit, "what is known is not waited for");
+}
+
+#[test]
+fn a_listener_without_a_server_keeps_to_its_time() {
+    let mut server = server(&[]);
+    let timeout = 5 * SECOND;
+    let pool = super::support::pool(&server.url()).connection_timeout(timeout);
+    let pool = pool.build().unwrap();
+    let mut listener = pool.listen(["jobs"]).unwrap();
+    server.stop(Stop::Fast);
+    eventually("the loss is noticed", || {
+        listener.next(Duration::ZERO).unwrap();
+        format!("{listener:?}").contains("connected: false")
+    });
+    let started = Instant::now();
+    for _ in 0..5 {
+        assert!(listener.next(Duration::ZERO).unwrap().is_none());
+    }
+    assert!(started.elapsed() < timeout, "{:?}", started.elapsed());
+    let started = Instant::now();
+    assert!(listener.next(SECOND).unwrap().is_none());
+    let waited = started.elapsed();
+    assert!((SECOND..timeout).contains(&waited), "{waited:?}");
+    server.start_again().unwrap();
+    assert!(matches!(heard(&mut listener), Heard::Gap));
 }
 
 /// A statement's text, rows, attempt, and the server's code if it failed.
