@@ -1,4 +1,5 @@
-//! One caller's trouble is that caller's alone: its panics, what it leaves behind, its calls inside calls.
+//! One caller's mistakes do not affect other callers: its panics, the state it leaves behind, and
+//! its calls inside other calls.
 
 use super::proxy::Proxy;
 use super::support::{
@@ -76,14 +77,15 @@ fn a_parameter_that_panics_costs_its_caller_the_connection_and_nobody_else_anyth
         for (nth, way) in ways.iter().enumerate() {
             assert!(panicked(way), "{nth}");
             pool.execute(insert, &[&1i32]).unwrap();
-            // Caught inside the closure, the connection is spent all the same.
+            // Even if the closure catches the panic, the connection is unusable.
             let caught = pool.transaction(|tx| {
                 assert!(panicked(|| tx.execute(insert, &[&Panics])));
                 tx.execute(insert, &[&2i32])
             });
             assert!(!caught.unwrap_err().is_outcome_unknown(), "{nth}");
         }
-        // A plain client whose borrower caught the panic itself is cleaned, or closed.
+        // If the borrower of a plain client catches the panic itself, the connection is cleaned or
+        // closed.
         let mut raw = pool.get().unwrap();
         assert!(panicked(|| raw.execute(insert, &[&Panics])));
         drop(raw);
@@ -126,7 +128,8 @@ fn where_a_thread_may_not_block_every_call_says_so_and_no_drop_panics() {
     let theirs = pool.clone();
     let worker = runtime.spawn(async move {
         calls(theirs.clone());
-        // What was checked out elsewhere may be given back here, and the pool closed: dropped as it is, and while unwinding.
+        // A connection that was checked out elsewhere may be returned here, and the pool may be
+        // closed: by a normal drop, and by a drop while unwinding.
         drop(held);
         theirs
     });
@@ -138,7 +141,7 @@ fn where_a_thread_may_not_block_every_call_says_so_and_no_drop_panics() {
         Ok(())
     });
     assert!(matches!(inside, Err(Error::TransactionAborted { .. })));
-    // A thread for blocking work may.
+    // A thread for blocking work may call the pool.
     let theirs = pool.clone();
     let work = runtime.spawn_blocking(move || theirs.query("SELECT 1", &[]).unwrap().len());
     assert_eq!(runtime.block_on(work).unwrap(), 1);
@@ -201,7 +204,7 @@ fn what_a_statement_leaves_behind_does_not_reach_the_next_caller() {
         })
         .unwrap();
         assert_eq!(one(trace), "", "{sql}");
-        // A kept statement as well as one that is new.
+        // For a cached statement as well as for a new one.
         pool.transaction(|tx| tx.batch_execute(&format!("SELECT 1; /* and */ {sql}")))
             .unwrap();
         assert_eq!(one(trace), "", "{sql}");
@@ -225,7 +228,7 @@ fn what_a_statement_leaves_behind_does_not_reach_the_next_caller() {
         pid,
         "it was cleaned, not closed"
     );
-    // A loaded library is gone with its session only.
+    // A loaded library stays until its session ends.
     pool.execute("LOAD 'pg_trgm'", &[]).unwrap();
     assert_ne!(one("SELECT pg_backend_pid()::text"), pid);
 }
@@ -243,7 +246,7 @@ fn what_ends_with_its_transaction_costs_no_cleaning() {
     pool.transaction(tenant).unwrap();
     proxy.take_log();
     pool.transaction(tenant).unwrap();
-    // Whatever cleans would come before this answer.
+    // A cleaning statement would show up before this answer.
     pool.query("SELECT 1", &[]).unwrap();
     let simple = proxy.take_log();
     let simple = simple
@@ -328,7 +331,7 @@ fn a_call_inside_anothers_transaction_waits_once_and_names_both_places() {
     let said = error.to_string();
     assert!(said.contains("this thread holds one"), "{said}");
     assert_eq!(said.matches("callers.rs").count(), 2, "{said}");
-    // An inner call that gave up is not repeated by the outer one.
+    // If an inner call gave up, the outer call does not retry it.
     db.admin()
         .batch_execute(
             "CREATE FUNCTION raises() RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE SQLSTATE '40001'; END$$",
@@ -400,7 +403,7 @@ fn a_lock_that_was_not_to_be_waited_for_is_said_at_once() {
         })
         .unwrap_err();
     assert_eq!((runs, error.sqlstate().unwrap().code()), (1, "55P03"));
-    // One that was waited for, and not long enough, is.
+    // A lock that was waited for, but not long enough, is retried.
     runs = 0;
     let error = pool
         .transaction(|tx| {
@@ -435,7 +438,7 @@ fn a_wrong_password_is_said_when_it_is_known() {
             assert!(error.to_string().contains("refuses"), "{error}");
         }
     }
-    // Where connections are out, one of them may come back: that is waited for.
+    // If connections are checked out, one of them may be returned, so the call waits for it.
     let pool = db
         .pool()
         .max_size(2)
@@ -497,7 +500,7 @@ fn a_write_to_large_objects_is_not_repeated_by_read() {
     let proxy = Proxy::in_front_of(db.port);
     let pool = pool(&proxy.url(&db.url)).max_size(1).build().unwrap();
     pool.query("SELECT 1", &[]).unwrap();
-    // A part of the answer to its execution: CommandComplete.
+    // The CommandComplete in the answer to the execution.
     proxy.on_answer(b"SELECT 1\0", super::proxy::Act::Lose);
     let error = pool.read("SELECT lo_create(0)", &[]).unwrap_err();
     assert!(error.is_outcome_unknown(), "{error:?}");
@@ -525,7 +528,7 @@ fn an_on_connect_that_leaves_a_transaction_open_or_takes_too_long_is_named() {
         .pool()
         .connection_timeout(300 * MS)
         .on_connect(|client| {
-            // Whatever comes of it.
+            // The result does not matter.
             let _ = client.batch_execute("SELECT pg_sleep(5)");
             Ok(())
         })
@@ -607,10 +610,11 @@ fn an_idle_connection_that_the_server_ended_is_replaced_without_a_call() {
     }
     eventually("all four are missed", || seen.1.load(Ordering::SeqCst) == 4);
     eventually("and replaced", || pool.stats().idle == 4);
-    // No more than the minimum and one in the place of one that was out.
+    // The minimum, plus at most one in place of a connection that was checked out.
     let opened = seen.0.load(Ordering::SeqCst);
     assert!((8..=9).contains(&opened), "{opened}");
-    // After a raw borrower has met a dead one, the others are not handed out unasked.
+    // After a raw borrower has met a dead connection, the others are probed before they are handed
+    // out.
     eventually("a raw borrower meets a dead one", || {
         let all = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'replaced'";
         admin.query(all, &[]).unwrap();
@@ -638,7 +642,7 @@ fn a_borrower_without_time_leaves_the_cleaning_to_others() {
         }
     }
     assert!(got > 10);
-    // On a busy machine, one of them may have taken too long.
+    // On a busy machine, some cleanings may take too long.
     let closed = counter(&pool, "millpond_connections_closed_total");
     assert!(closed * 20 <= got, "{closed} of {got}");
 }
@@ -800,7 +804,7 @@ fn a_statement_that_fails_inside_a_function_runs_once() {
     for _ in 0..20 {
         pool.query(sql, &[&"x"]).unwrap_err();
     }
-    // Once more, the first time: it might have been a table that has changed.
+    // The first error is retried once, because a changed table could have caused it.
     let runs = pool.query("SELECT last_value FROM runs", &[]).unwrap();
     assert_eq!(runs[0].get::<_, i64>(0), 22);
 }

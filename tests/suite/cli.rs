@@ -1,4 +1,4 @@
-//! The program itself, as a user runs it.
+//! The program itself, run as a user runs it: its commands, signals, logs and exit codes.
 
 use super::frozen::slack;
 use super::http;
@@ -12,16 +12,17 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The program in this directory, with nothing of the tester's own environment that could matter.
+/// The program in this directory, without any variables of the tester's environment that could
+/// affect it.
 pub fn millpond(dir: &Path, args: &[&str]) -> Command {
-    // Elsewhere than where it was built when the tests run as another user.
+    // When the tests run as another user, the program is not where it was built.
     let program = std::env::var_os("MILLPOND_BIN").unwrap_or(env!("CARGO_BIN_EXE_millpond").into());
     let mut command = Command::new(program);
     command
         .args(args)
         .current_dir(dir)
         .env_clear()
-        // What it leaves there when it is killed goes with the test's directory.
+        // If the program is killed, its temporary files go with the test's directory.
         .env("TMPDIR", dir)
         .stdin(Stdio::null());
     for name in ["PATH", "HOME", "PG_BIN_DIR"] {
@@ -43,14 +44,14 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A running server.
+/// A running server process.
 pub struct Serving {
     pub child: Child,
     log: Arc<Mutex<String>>,
     pub port: u16,
 }
 
-/// Starts one, and waits until it listens.
+/// Starts a server and waits until it listens.
 pub fn serve(dir: &Path, vars: &[(&str, &str)]) -> Serving {
     listening(start(dir, vars))
 }
@@ -70,7 +71,7 @@ fn listening(mut serving: Serving) -> Serving {
     serving
 }
 
-/// Starts one, which may come to nothing.
+/// Starts a server that may fail to come up.
 pub fn start(dir: &Path, vars: &[(&str, &str)]) -> Serving {
     let mut command = millpond(dir, &[]);
     spawn(command.envs(vars.iter().copied()))
@@ -101,7 +102,7 @@ pub fn spawn(command: &mut Command) -> Serving {
 }
 
 impl Serving {
-    /// True once its log says where, which is then known.
+    /// True once the log names the port; sets `port`.
     fn listens(&mut self) -> bool {
         let log = self.log();
         let port = log
@@ -112,7 +113,7 @@ impl Serving {
         self.port != 0
     }
 
-    /// Not where it ends meanwhile.
+    /// False if the process has ended in the meantime.
     pub fn is_ready(&mut self) -> bool {
         self.listens()
             && self
@@ -142,7 +143,7 @@ impl Serving {
         assert!(sent.unwrap().success());
     }
 
-    /// Asked to, it stops in good order.
+    /// Asks the process to stop, and checks that it stops in good order.
     #[track_caller]
     fn stops(&mut self) {
         self.signal("TERM");
@@ -173,7 +174,8 @@ impl Drop for Serving {
     }
 }
 
-/// A directory where other users get in as well, as the one that a private server may run as.
+/// A directory with this mode: a private server may run as another user, which must be able to
+/// enter it.
 pub fn open_dir(mode: u32) -> tempfile::TempDir {
     let dir = tempfile::TempDir::new().unwrap();
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
@@ -181,7 +183,7 @@ pub fn open_dir(mode: u32) -> tempfile::TempDir {
     dir
 }
 
-/// Processes of the private server whose start this log tells of.
+/// Processes of the private server that this log names.
 pub fn server_processes(log_of_program: &str) -> Vec<String> {
     let needle = data_dir(log_of_program);
     let mut found = Vec::new();
@@ -197,7 +199,8 @@ pub fn server_processes(log_of_program: &str) -> Vec<String> {
     found
 }
 
-/// Where the private server of this directory keeps its log: there, or elsewhere when its user cannot go there.
+/// The private server's data directory, which also holds its log. It is elsewhere if the server's
+/// user cannot enter this directory.
 fn data_dir(log_of_program: &str) -> String {
     let line = log_of_program
         .lines()
@@ -208,7 +211,7 @@ fn data_dir(log_of_program: &str) -> String {
         .to_owned()
 }
 
-/// Takes the data away again that are not in the test's own directory.
+/// Removes data that are outside the test's own directory.
 struct Cleared(String);
 
 impl Drop for Cleared {
@@ -225,7 +228,8 @@ fn server_log(log_of_program: &str) -> String {
 
 #[test]
 fn without_a_database_it_brings_its_own_and_leaves_nothing_running() {
-    // As tempdir makes it, 0700: when this is root, the server's user cannot get in.
+    // `tempdir` creates it with mode 0700: if the tests run as root, the server's user cannot enter
+    // it.
     let dir = tempfile::tempdir().unwrap();
     let mut first = serve(dir.path(), &[]);
     eventually("it is ready", || {
@@ -241,7 +245,8 @@ fn without_a_database_it_brings_its_own_and_leaves_nothing_running() {
     let _cleared = Cleared(data_dir(&first.log()));
     assert!(!server_processes(&first.log()).is_empty());
 
-    // A second one in the same directory is told why not, and by whom.
+    // A second program in the same directory is refused; the message gives the reason and the
+    // process that is in the way.
     let second = run(dir.path(), &["serve"], &[("HTTP_ADDR", "127.0.0.1:0")]);
     assert_eq!(second.status.code(), Some(1));
     let said = stderr(&second);
@@ -250,7 +255,7 @@ fn without_a_database_it_brings_its_own_and_leaves_nothing_running() {
         "{said}"
     );
 
-    // The load test joins it.
+    // The load test uses the server that is already running.
     let load = run(
         dir.path(),
         &["load-test", "--workers", "10", "--queries", "20", "--json"],
@@ -278,7 +283,7 @@ fn without_a_database_it_brings_its_own_and_leaves_nothing_running() {
     assert!(log.contains("database system is shut down"), "{log}");
     assert!(!log.contains("unexpected EOF"), "{log}");
 
-    // The data are kept, and without a server to join the load test brings one up.
+    // The data are kept. If no server runs, the load test starts one.
     let load = run(
         dir.path(),
         &["load-test", "--workers", "2", "--queries", "5"],
@@ -318,7 +323,7 @@ fn a_frozen_server_ends_with_its_program_as_well() {
     let text = std::fs::read_to_string(Path::new(&data_dir(&log)).join("pg/postmaster.pid"));
     let pid = text.unwrap().lines().next().unwrap().parse().unwrap();
     assert!(super::servers::signal(pid, "STOP"));
-    // The system sends the group of processes that is left behind a SIGHUP, since one of them stands still.
+    // One process of the orphaned group is stopped, so the kernel sends the whole group a SIGHUP.
     serving.child.kill().unwrap();
     serving.child.wait().unwrap();
     eventually("the server is gone", || server_processes(&log).is_empty());
@@ -338,7 +343,7 @@ fn a_second_signal_ends_at_once() {
         eventually("it is ready", || {
             serving.check(dir.path(), &["--ready"]).status.code() == Some(0)
         });
-        // What a wrapper passes on is the same wish.
+        // A wrapper may pass the same signal on: two SIGTERMs count as one request to stop.
         serving.signal("TERM");
         serving.signal("TERM");
         eventually("it is not ready", || {
@@ -406,7 +411,7 @@ fn the_studio_is_served_with_its_schema_or_not_at_all() {
         );
         serving.stops();
     }
-    // Who may not make it is told so, and where to look.
+    // A role that may not create the schema is told so, and where to look.
     db.admin()
         .batch_execute("DROP SCHEMA studio CASCADE; CREATE ROLE visitor LOGIN PASSWORD 'p'")
         .unwrap();
@@ -426,7 +431,7 @@ fn the_studio_is_served_with_its_schema_or_not_at_all() {
     );
 }
 
-/// The status, and how long it took.
+/// The status, and how long the answer took.
 pub fn get(port: u16, path: &str) -> (u16, Duration) {
     let since = Instant::now();
     let answer = http::get(([127, 0, 0, 1], port).into(), path);
@@ -446,10 +451,10 @@ fn a_frozen_database_keeps_neither_health_nor_the_shutdown_waiting() {
     eventually("it is healthy", || get(port, "/health").0 == 200);
     let tree = || Frozen::tree(server.pid().unwrap());
     let frozen = tree();
-    // An answer of before is shared for a quarter of a second.
+    // An earlier answer is shared for a quarter of a second.
     eventually("it is not healthy", || get(port, "/health").0 == 503);
     for _ in 0..3 {
-        // For an answer of its own.
+        // Long enough that the answer is not a shared one.
         thread::sleep(300 * MS);
         let (status, took) = get(port, "/health");
         println!("/health {status} after {took:?}");
@@ -514,7 +519,7 @@ fn what_would_be_open_to_everybody_is_refused() {
     ] {
         assert!(stderr(&output).contains(word), "{}", stderr(&output));
     }
-    // And no private database is started where others could reach the server.
+    // No private database is started if other machines could reach the HTTP server.
     for vars in [
         &[public, ("STUDIO_API", "off")][..],
         &[("API_TOKEN", "t")],
@@ -679,7 +684,7 @@ fn without_file_descriptors_for_more_the_connections_that_are_open_do_the_work()
     assert!(!said.contains("panicked"), "{said}");
 }
 
-/// The program, in a directory, behind a `ulimit`.
+/// The program in this directory, run under a `ulimit`.
 fn limited(limit: &str, dir: &Path, args: &[&str]) -> Command {
     let program = millpond(dir, args);
     let mut command = Command::new("bash");
@@ -722,13 +727,13 @@ fn with_few_files_it_uses_what_fits_and_answers_every_client() {
     eventually("it is ready", || {
         http::get(addr, "/health/ready").status == 200
     });
-    // Many more at once than it may have files.
+    // Far more connections at once than the process may have open files.
     thread::scope(|scope| {
         let all: Vec<_> = (0..240)
             .map(|_| {
                 scope.spawn(move || {
                     let mut client = http::Client::to(addr);
-                    // Some do not ask at once.
+                    // Some clients wait before they send their request.
                     thread::sleep(30 * MS);
                     let close = "Connection: close\r\n";
                     client.ask("GET", "/api/studios", close, b"").status
@@ -750,7 +755,8 @@ fn with_few_threads_it_uses_what_fits_or_says_so() {
     let dir = open_dir(0o777);
     let program = dir.path().join("millpond");
     std::fs::copy(millpond(dir.path(), &[]).get_program(), &program).unwrap();
-    // The limit is of a user, and not for root: then as one who has no other processes.
+    // The limit counts all processes of a user and does not apply to root: root runs the program as
+    // a user that has no other processes.
     let is_root = nix::unistd::geteuid().is_root();
     let as_nobody_else = match is_root {
         true => "setpriv --reuid=61234 --regid=61234 --clear-groups",
@@ -803,7 +809,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
         .unwrap()
         .port();
     for (level, terminal) in [("info", false), ("trace", false), ("trace", true)] {
-        // One that somebody has stopped, say.
+        // For example a terminal whose output is stopped.
         let terminal = terminal.then(|| nix::pty::openpty(None, None).unwrap());
         let stderr = match &terminal {
             Some(pty) => pty.slave.try_clone().unwrap().into(),
@@ -823,7 +829,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
             std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
                 && get("/health/ready").status == 200
         });
-        // Far more than a pipe holds: each of these is logged, and so is each ended connection.
+        // Far more log lines than a pipe holds: every request and every ended connection is logged.
         let mut admin = db.admin();
         for n in 0..400 {
             assert_eq!(get("/api/studios?limit=1").status, 200);
@@ -943,7 +949,7 @@ fn a_start_that_is_killed_while_it_makes_its_database_keeps_no_later_one_from_it
             .spawn()
             .unwrap();
         eventually("initdb is at work", half_made);
-        // At another moment each time.
+        // At a different moment in each round.
         thread::sleep(nth * 40 * MS);
         child.kill().unwrap();
         child.wait().unwrap();
@@ -1039,7 +1045,7 @@ fn it_does_without_a_temporary_directory_that_cannot_be_used_and_takes_away_what
         });
         serving.stops();
     }
-    // Killed, it leaves its directory; a later start takes it away.
+    // A killed program leaves its directory behind; a later start removes it.
     let own = dir.path().join("tmp");
     std::fs::create_dir(&own).unwrap();
     let left = || {
@@ -1168,7 +1174,7 @@ fn bodies_in_chunks_that_come_to_too_much_are_refused_with_a_word() {
             let mut stream = TcpStream::connect(addr).unwrap();
             stream.set_read_timeout(Some(20 * SECOND)).unwrap();
             stream.write_all(head).unwrap();
-            // Admitted, while there is room.
+            // While there is room, the request is admitted.
             let mut go_on = [0; 25];
             stream.read_exact(&mut go_on).unwrap();
             assert!(go_on.starts_with(b"HTTP/1.1 100 "));
@@ -1179,7 +1185,7 @@ fn bodies_in_chunks_that_come_to_too_much_are_refused_with_a_word() {
     for stream in &mut all {
         let _ = stream.write_all(&chunk);
     }
-    // The rest of each would come.
+    // The rest of each body is still to come.
     eventually("some are refused, each with its own id", || {
         let mut heads = all.iter_mut().map(|stream| {
             stream.set_nonblocking(true).unwrap();
@@ -1193,7 +1199,7 @@ fn bodies_in_chunks_that_come_to_too_much_are_refused_with_a_word() {
     serving.stops();
 }
 
-/// The program on a listener of ours, as systemd would pass it.
+/// The program with a listener that the test has opened, passed as systemd passes a socket.
 fn on_listener(dir: &Path, listener: &std::net::TcpListener) -> Command {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
     use std::os::fd::AsRawFd;
@@ -1231,8 +1237,8 @@ fn on_an_inherited_listener_nobody_is_refused_while_one_program_follows_another(
                     let mut all = 0;
                     while !over.load(Ordering::SeqCst) {
                         assert_eq!(http::get(addr, "/health/live").status, 200);
-                        // The next program takes its clients when it can answer them; the last one
-                        // may have had this one when it was stopped.
+                        // The next program accepts connections as soon as it can answer them. This
+                        // connection may have reached the previous program just as it was stopped.
                         let answer = http::get(addr, "/api/studios");
                         let is_stopped = answer.body.contains("shutting down");
                         assert!(answer.status == 200 || is_stopped, "{answer:?}");

@@ -1,4 +1,5 @@
-//! Hostile and clumsy clients at the public listener: what is refused, what is not, and that nobody else is harmed.
+//! Hostile and clumsy clients at the public listener: which requests are refused, which are served,
+//! and that other clients are not affected.
 
 use super::cli::serve;
 use super::http::{Answer, Client, get, settings};
@@ -16,7 +17,7 @@ pub struct Edge {
     server: Server,
     pool: Pool,
     pub addr: SocketAddr,
-    /// How many requests have reached the route `/api/count`.
+    /// Number of requests that have reached the route `/api/count`.
     pub reached: Arc<AtomicUsize>,
 }
 
@@ -69,7 +70,7 @@ fn connect(addr: SocketAddr) -> TcpStream {
     stream
 }
 
-/// All that comes until the server closes; a reset counts as that.
+/// Reads until the server closes the connection or resets it.
 fn rest_of(mut stream: TcpStream) -> String {
     let mut all = Vec::new();
     let mut buffer = [0; 4096];
@@ -86,7 +87,7 @@ fn rest_of(mut stream: TcpStream) -> String {
 
 pub fn send(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = connect(addr);
-    // It may be refused before it is sent.
+    // The server may refuse the request before all of it is sent.
     let _ = stream.write_all(bytes);
     rest_of(stream)
 }
@@ -98,7 +99,7 @@ pub fn statuses(answers: &str) -> Vec<u16> {
         .collect()
 }
 
-/// A client whose request takes so many milliseconds; it is the `nth` in flight.
+/// A client whose request takes `ms` milliseconds and is the `nth` in flight.
 fn sleeper(edge: &Edge, ms: u32, nth: usize) -> TcpStream {
     let mut stream = connect(edge.addr);
     let asked = format!("GET /api/sleep?{ms} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
@@ -185,11 +186,12 @@ fn what_leads_nowhere_or_has_no_token_is_told_so_before_its_body_and_without_a_w
     let token = "Authorization: Bearer k\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
     let answer = send(edge.addr, [secret, token].concat().as_bytes());
     assert_eq!(statuses(&answer), [200], "{answer}");
-    // The worker is busy.
+    // The only worker is busy.
     let _sleeper = sleeper(&edge, 5000, 1);
     let nowhere = "GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n";
     let other = "DELETE /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
-    // The connection is kept where the body is there; what is behind a body that is not wanted cannot be told from it.
+    // A connection is kept if the refused request's body has already arrived. It is closed if the
+    // body is still to come: the server cannot tell where the next request begins.
     let small = format!("{secret}Content-Length: {}\r\n\r\n{nowhere}", nowhere.len());
     let large = format!("{secret}Content-Length: 100000\r\n\r\n{nowhere}");
     let answer = send(
@@ -215,7 +217,7 @@ fn who_is_refused_and_sends_its_body_all_the_same_can_read_why() {
         (post("/api/secret", length), 401),
         (post("/nowhere", length), 404),
         (post("/api/count", 2 << 20), 413),
-        // Half of its body comes, and the rest too late.
+        // Half of the body is sent in time, the rest too late.
         (post("/api/count", length) + &"x".repeat(length / 2), 408),
     ] {
         let mut stream = connect(edge.addr);
@@ -237,7 +239,7 @@ fn who_is_refused_and_sends_its_body_all_the_same_can_read_why() {
 
 #[test]
 fn who_sends_without_end_keeps_nobody_waiting() {
-    // As requests, and as the empty lines that may stand before one.
+    // Once as requests, once as the empty lines that may stand before a request.
     for unit in ["GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n", "\r\n"] {
         without_end(unit);
     }
@@ -245,7 +247,7 @@ fn who_sends_without_end_keeps_nobody_waiting() {
 
 fn without_end(unit: &str) {
     let edge = edge(&[]);
-    /// Ends the others also where an assertion fails.
+    /// Stops the other threads, even if an assertion fails.
     struct Over<'a>(&'a AtomicBool);
     impl Drop for Over<'_> {
         fn drop(&mut self) {
@@ -258,7 +260,7 @@ fn without_end(unit: &str) {
     thread::scope(|scope| {
         scope.spawn(|| {
             let many = unit.repeat(40_000 / unit.len());
-            // At some time it is closed: it has not asked for anything.
+            // A connection that sends only empty lines makes no request, and is closed at some point.
             while !over.load(Ordering::SeqCst) && stream.write_all(many.as_bytes()).is_ok() {
                 std::hint::spin_loop();
             }
@@ -297,7 +299,7 @@ fn a_second_request_inside_the_first_never_runs() {
         assert!(refused == [400] || refused == [501], "{headers:?} {answer}");
     }
     assert_eq!(edge.reached.load(Ordering::SeqCst), 0);
-    // As a body, it is one.
+    // With a correct Content-Length, the same bytes are a body.
     let mut stream = connect(edge.addr);
     let whole = first(&format!(
         "Content-Length: {length}\r\nConnection: close\r\n"
@@ -320,7 +322,7 @@ fn pipelined_requests_are_answered_in_order_one_at_a_time() {
     let since = Instant::now();
     stream.write_all((requests + last).as_bytes()).unwrap();
     let answers = rest_of(stream);
-    // None of them waits for anything but the one before it.
+    // Each request waits only for the one before it.
     assert!(since.elapsed() < 2 * SECOND, "{:?}", since.elapsed());
     assert_eq!(statuses(&answers), [200; 51]);
     let order: Vec<_> = answers
@@ -357,7 +359,7 @@ fn who_waits_with_its_body_is_told_to_go_on_or_not() {
 #[test]
 fn old_clients_and_those_who_have_nothing_more_to_say_are_answered() {
     let edge = edge(&[]);
-    // A health check of a balancer, as old as HTTP/1.0.
+    // The health check of a load balancer that still speaks HTTP/1.0.
     let old = send(edge.addr, b"GET /health/live HTTP/1.0\r\n\r\n");
     assert_eq!(statuses(&old), [200]);
     assert!(old.contains("Connection: close"), "{old}");
@@ -379,13 +381,13 @@ fn old_clients_and_those_who_have_nothing_more_to_say_are_answered() {
         b"GET http://a/health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
     );
     assert_eq!(statuses(&proxied), [200]);
-    // Half-closed: it reads on.
+    // Half-closed: the client sends nothing more, but still reads.
     let mut half = connect(edge.addr);
     half.write_all(b"GET /api/sleep?200 HTTP/1.1\r\nHost: a\r\n\r\n")
         .unwrap();
     half.shutdown(Shutdown::Write).unwrap();
     assert_eq!(statuses(&rest_of(half)), [200]);
-    // The same in one packet with its last request, on a connection that is kept.
+    // The same on a kept connection, with the close in the packet of the last request.
     for _ in 0..5 {
         let mut kept = connect(edge.addr);
         kept.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -398,7 +400,7 @@ fn old_clients_and_those_who_have_nothing_more_to_say_are_answered() {
         kept.shutdown(Shutdown::Write).unwrap();
         assert_eq!(statuses(&rest_of(kept)), [200], "and the end is heard");
     }
-    // Half a request and then nothing is none.
+    // Half a request, then the end of the stream, does not count as a request.
     let mut half = connect(edge.addr);
     half.write_all(b"GET /api/count HTTP/1.1\r\nHo").unwrap();
     half.shutdown(Shutdown::Write).unwrap();
@@ -426,7 +428,8 @@ fn slow_clients_are_told_when_their_time_is_over() {
         ("HTTP_BODY_TIMEOUT_MS", "300"),
         ("HTTP_IDLE_TIMEOUT_MS", "600"),
     ]);
-    // Nothing at all; half a head, a byte now and then; half a body.
+    // One client sends nothing, one sends half a head and then a byte now and then, one sends half
+    // a body.
     let silent = connect(edge.addr);
     let mut dripping = connect(edge.addr);
     let drip = thread::spawn(move || {
@@ -443,10 +446,11 @@ fn slow_clients_are_told_when_their_time_is_over() {
         .unwrap();
     assert_eq!(rest_of(silent), "");
     assert_eq!(statuses(&rest_of(half)), [408]);
-    // The answer may be lost by what it sent after that.
+    // The bytes that the client sends after the answer can reset the connection, and the answer is
+    // lost.
     let told = statuses(&drip.join().unwrap());
     assert!(told == [408] || told.is_empty(), "{told:?}");
-    // Between requests there is more time, and then no word.
+    // Between two requests the timeout is longer, and the server closes without an answer.
     let mut kept = Client::to(edge.addr);
     assert_eq!(kept.ask("GET", "/health/live", "", b"").status, 200);
     thread::sleep(400 * MS);
@@ -458,7 +462,7 @@ fn slow_clients_are_told_when_their_time_is_over() {
 #[test]
 fn a_client_that_does_not_read_is_left_and_holds_up_nobody() {
     let edge = edge(&[("HTTP_WRITE_TIMEOUT_MS", "400"), ("HTTP_WORKERS", "1")]);
-    // More than the system takes for it.
+    // More than the system's socket buffers hold.
     let bytes = 30_000_000;
     let mut deaf = connect(edge.addr);
     let request = format!("GET /api/long?{bytes} HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -473,7 +477,7 @@ fn a_client_that_does_not_read_is_left_and_holds_up_nobody() {
     }
     eventually("it is left", || edge.server.in_flight() == 0);
     assert!(rest_of(deaf).len() < bytes);
-    // One that reads slowly, but reads, gets it all.
+    // A client that reads slowly gets the whole answer.
     let mut slow = connect(edge.addr);
     slow.write_all(b"GET /api/long?8000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .unwrap();
@@ -493,7 +497,7 @@ fn a_client_that_does_not_read_is_left_and_holds_up_nobody() {
 fn who_reads_at_twice_the_least_rate_is_not_left() {
     let edge = edge(&[("HTTP_WRITE_TIMEOUT_MS", "1000")]);
     let mut slow = connect(edge.addr);
-    // More than the system takes for it, of which it reads 32 KiB in each second.
+    // More than the system's socket buffers hold; the client reads 32 KiB of it per second.
     slow.write_all(b"GET /api/long?30000000 HTTP/1.1\r\nHost: a\r\n\r\n")
         .unwrap();
     let mut piece = [0; 16 * 1024];
@@ -512,7 +516,7 @@ fn who_pipelines_without_reading_costs_little() {
         ("DATABASE_URL", db.url.as_str()),
         ("HTTP_WRITE_TIMEOUT_MS", "1000"),
     ];
-    // A process of its own: the other tests of this one allocate as well.
+    // The server runs in a process of its own: other tests in this process allocate memory too.
     let serving = serve(dir.path(), &vars);
     let addr = SocketAddr::from(([127, 0, 0, 1], serving.port));
     eventually("it serves", || get(addr, "/api/studios").status == 200);
@@ -520,20 +524,20 @@ fn who_pipelines_without_reading_costs_little() {
     let mut stream = connect(addr);
     stream.set_write_timeout(Some(200 * MS)).unwrap();
     let many = "GET /api/studios HTTP/1.1\r\nHost: a\r\n\r\n".repeat(200_000);
-    // It is not taken faster than it is answered.
+    // The server takes requests no faster than it answers them.
     let sent = stream.write_all(many.as_bytes());
     assert!(sent.is_err(), "all of it was taken");
     assert_eq!(get(addr, "/health/live").status, 200);
     let grown = resident(serving.child.id()).saturating_sub(before);
     assert!(grown < 50_000, "{grown} kB");
-    // A closed connection resets whoever goes on sending.
+    // The server has closed the connection, so that further bytes are answered with a reset.
     eventually("it is left", || {
         let sent = stream.write_all(b"GET");
         sent.is_err_and(|e| !matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     });
 }
 
-/// Memory of a process, in kB.
+/// Resident memory of a process, in kB.
 fn resident(pid: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
@@ -592,7 +596,7 @@ fn a_client_that_goes_away_in_the_middle_harms_nobody() {
         let mut gone = connect(edge.addr);
         gone.write_all(b"GET /api/sleep?50 HTTP/1.1\r\nHost: a\r\n\r\n")
             .unwrap();
-        // Closed over an unread answer, and reset.
+        // Resets the connection, with the answer still unread.
         socket2::SockRef::from(&gone)
             .set_linger(Some(Duration::ZERO))
             .unwrap();
@@ -618,7 +622,8 @@ fn who_resets_its_connection_does_not_take_the_next_ones_with_it() {
             scope.spawn(|| {
                 for _ in 0..200 {
                     let mut stream = connect(edge.addr);
-                    // As balancers close: with a reset, which reaches the edge when the next one may have its place.
+                    // Load balancers close with a reset. The server may see it only after the next
+                    // connection has come.
                     socket2::SockRef::from(&stream)
                         .set_linger(Some(Duration::ZERO))
                         .unwrap();
@@ -666,7 +671,7 @@ fn only_a_trusted_proxy_is_believed_about_who_asks() {
         for header in [
             "X-Forwarded-For: 6.6.6.6, 203.0.113.7, 10.0.0.1\r\n",
             "Forwarded: for=6.6.6.6, for=203.0.113.7;proto=https\r\n",
-            // A client's own, which a proxy passed on that writes the other.
+            // The client sent `Forwarded`; the proxy passed it on and added `X-Forwarded-For`.
             "Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 203.0.113.7\r\n",
         ] {
             let answer = Client::to(edge.addr).ask("GET", "/api/count", header, b"");
@@ -683,7 +688,7 @@ fn only_a_trusted_proxy_is_believed_about_who_asks() {
 #[test]
 fn the_line_is_no_longer_than_it_may_be_however_requests_come() {
     let edge = edge(&[("HTTP_WORKERS", "1"), ("HTTP_QUEUE", "4")]);
-    // Those who go away while they are in line leave their place, and no more than that.
+    // A client that leaves the queue frees exactly one place.
     let first = sleeper(&edge, 5000, 1);
     for _ in 0..10 {
         let gone = sleeper(&edge, 5000, 2);
@@ -693,7 +698,7 @@ fn the_line_is_no_longer_than_it_may_be_however_requests_come() {
         drop(gone);
         eventually("it is gone", || edge.server.in_flight() == 1);
     }
-    // Heads first, then the bodies.
+    // All heads first, then the bodies.
     let mut all: Vec<_> = (0..20)
         .map(|_| {
             let mut stream = connect(edge.addr);
@@ -728,7 +733,7 @@ fn who_was_answered_finds_room_for_the_next_request_where_there_is_no_line() {
 
 #[test]
 fn behind_slow_requests_the_other_workers_go_on() {
-    // Two connections to the database: no more than two quick requests would be at work at once.
+    // The pool has two connections, so that at most two quick requests run at once.
     let edge = edge(&[("HTTP_WORKERS", "4")]);
     let slow: Vec<_> = (1..=3).map(|n| sleeper(&edge, 5000, n)).collect();
     for _ in 0..10 {
@@ -754,7 +759,7 @@ fn who_waits_at_the_workers_door_is_told_when_its_time_is_over_and_never_runs() 
             edge.server.in_flight() == 1
         });
         assert_eq!(statuses(&rest_of(slow)), [200]);
-        // It is out of the next one's way.
+        // The refused request does not hold up the next one.
         let next = Client::to(edge.addr).ask("POST", "/api/count", "", b"abc");
         assert_eq!(next.status, 200, "{next:?}");
     }
@@ -773,7 +778,7 @@ fn who_comes_during_a_drain_is_told() {
         eventually("it drains", || get(addr, "/api/count").status == 503);
         for _ in 0..50 {
             let mut asked = connect(addr);
-            // Others are answered meanwhile, which must not end this one.
+            // The answer to another client must not end this connection.
             assert_eq!(get(addr, "/health/live").status, 200);
             let request = b"GET /api/count HTTP/1.1\r\nHost: a\r\n\r\n";
             asked.write_all(request).unwrap();
@@ -799,7 +804,7 @@ fn a_drain_ends_kept_connections_between_requests() {
         eventually("it drains", || {
             get(addr, "/health/ready").json()["status"] == "draining"
         });
-        // Served within the delay, for the last time on this connection.
+        // Within the delay a request is still served, but its connection is then closed.
         let last = kept.ask("GET", "/api/count", "", b"");
         assert_eq!(
             (last.status, last.header("Connection")),
@@ -816,7 +821,8 @@ fn a_drain_ends_kept_connections_between_requests() {
     });
 }
 
-/// What became of a client that comes for one request: the status, or nothing where nobody listens any more.
+/// Makes one request on a connection of its own. Returns the status, or `None` if the port no
+/// longer listens.
 fn one_request(addr: SocketAddr, path: &str) -> Result<Option<u16>, std::io::Error> {
     let wait = Duration::from_millis(2500);
     let Ok(mut stream) = TcpStream::connect_timeout(&addr, wait) else {
@@ -883,7 +889,8 @@ fn a_drain_cuts_nobody_who_comes_with_a_connection_for_each_request() {
     }
 }
 
-/// Across a network, the last packet of a handshake comes later than the listener could close; whoever sends it would be reset.
+/// Across a network, the last packet of a handshake may arrive after the listener has stopped
+/// accepting. If the listener closed at once, that client would be reset.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_drain_waits_for_whoever_is_on_the_way() {
@@ -894,7 +901,8 @@ fn a_drain_waits_for_whoever_is_on_the_way() {
     let Edge { server, .. } = edge(&[]);
     let on_the_way = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     on_the_way.set_nonblocking(true).unwrap();
-    // It never hears the answer to its SYN, which comes with fewer hops left.
+    // This socket drops the answer to its SYN: packets over loopback arrive with a TTL below 255,
+    // the minimum that it accepts.
     nix::sys::socket::setsockopt(&on_the_way, MinTtl, &255).unwrap();
     let _ = on_the_way.connect(&server.addr().into());
     let asked = Instant::now();
@@ -964,7 +972,7 @@ fn a_drain_finishes_an_upload_and_answers_a_half_sent_request() {
 fn clients_who_do_not_take_their_answers_lock_nobody_out() {
     let Edge { server, .. } = edge(&[("HTTP_MAX_CONNECTIONS", "20")]);
     let addr = server.addr();
-    // Longer than the sockets hold.
+    // The answers are larger than the socket buffers.
     let unread: Vec<_> = (0..40)
         .map(|_| {
             let mut stream = TcpStream::connect(addr).unwrap();
@@ -988,7 +996,7 @@ fn a_refusal_arrives_however_late_the_client_reads() {
     let length = 10 << 20;
     let head = format!("POST /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
-    // All of it, in pieces with pauses, before anything is read.
+    // The client sends the whole body, in pieces with pauses, before it reads anything.
     for _ in 0..40 {
         stream.write_all(&vec![b'x'; length / 40]).unwrap();
         thread::sleep(20 * MS);

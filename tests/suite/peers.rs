@@ -1,5 +1,5 @@
-//! What the test suites of other pools pin down, held to ours: psycopg, pgx and puddle, sqlx, HikariCP, node-postgres, r2d2,
-//! bb8, deadpool.
+//! Behaviour that the test suites of other pools require, checked here for millpond: psycopg, pgx
+//! and puddle, sqlx, HikariCP, node-postgres, r2d2, bb8, deadpool.
 
 use super::proxy::{Act, Mode, Proxy};
 use super::support::{
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What may be had at once is had within this, also on a busy machine.
+/// The longest that something may take if it need not wait, even on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
@@ -45,7 +45,7 @@ impl Diary {
     }
 }
 
-/// Ends the threads of a scope also where the test panics.
+/// Tells the threads of a scope to end, even if the test panics.
 struct EndAtDrop<'a>(&'a AtomicBool);
 
 impl Drop for EndAtDrop<'_> {
@@ -62,7 +62,8 @@ fn get(pool: &Pool) -> PooledConnection {
     pool.get_timeout(20 * SECOND).unwrap()
 }
 
-/// It answers, and is in no transaction, whose moment would be another.
+/// True if the connection answers and is in no transaction. In a transaction, `now()` would be
+/// earlier than the statement.
 fn is_at_rest(connection: &mut PooledConnection) -> bool {
     let sql = "SELECT now() = statement_timestamp()";
     let answer = connection.simple_query(sql).unwrap();
@@ -76,7 +77,7 @@ fn kill(db: &Database, pids: &[i32]) {
     db.admin().query(sql, &[&pids]).unwrap();
 }
 
-// Opening.
+// Opening connections.
 
 #[test]
 fn the_minimum_is_idle_beside_those_in_use_up_to_the_maximum() {
@@ -140,7 +141,7 @@ fn of_several_idle_connections_only_the_killed_one_goes() {
     eventually("all are open", || pool.stats().idle == 4);
     let mut admin = db.admin();
     let before = backends(&mut admin, "one_of_four");
-    // For longer than they are trusted.
+    // Longer than an idle connection is trusted without a probe.
     thread::sleep(600 * MS);
     kill(&db, &before[..1]);
     let mut held: Vec<_> = (0..4).map(|_| get(&pool)).collect();
@@ -167,7 +168,7 @@ fn an_idle_connection_that_dies_leaves_the_figures_unasked() {
     kill(&db, &[pid]);
     let killed = Instant::now();
     eventually("it is not counted any more", || pool.stats().total == 0);
-    // It takes half a second.
+    // It takes about half a second.
     assert!(killed.elapsed() < AT_ONCE, "{:?}", killed.elapsed());
     assert_eq!(pool.stats().idle, 0);
 }
@@ -236,7 +237,7 @@ fn a_connection_opened_for_one_who_gave_up_is_kept_for_the_next() {
     assert_eq!(pool.stats().total, 1);
 }
 
-// The line.
+// The line of waiting threads.
 
 #[test]
 fn after_a_timeout_the_pool_works_on() {
@@ -311,7 +312,7 @@ fn a_caller_whose_time_is_over_fails_at_once_and_leaves_nothing_in_line() {
         assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
         assert_eq!(pool.stats().waiting, 0);
     };
-    // On an empty pool, and on one whose only connection is out.
+    // Once with an empty pool, once with its only connection checked out.
     fails_at_once();
     proxy.set(Mode::Pass);
     proxy.cut();
@@ -350,10 +351,10 @@ fn try_get_passes_over_dead_connections() {
         .map(|c| c.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0))
         .collect();
     let good = held[0].id();
-    // The good one comes back first, and is taken last.
+    // The good connection is returned first, and so is taken last.
     drop(held);
     eventually("all are idle", || pool.stats().idle == 4);
-    // For longer than they are trusted.
+    // Longer than an idle connection is trusted without a probe.
     thread::sleep(600 * MS);
     kill(&db, &pids[1..]);
     assert_eq!(pool.try_get().map(|c| c.id()), Some(good));
@@ -396,7 +397,7 @@ fn while_one_is_asked_for_a_sign_of_life_the_others_come_and_go() {
     let [asked, other] = [get(&pool), get(&pool)];
     let ids = [asked.id(), other.id()];
     drop(asked);
-    // For longer than it is trusted.
+    // Longer than an idle connection is trusted without a probe.
     thread::sleep(600 * MS);
     let (entered, go) = (
         Arc::new(AtomicBool::new(false)),
@@ -410,7 +411,7 @@ fn while_one_is_asked_for_a_sign_of_life_the_others_come_and_go() {
             thread::sleep(MS);
         }
     };
-    // The empty query.
+    // The probe is an empty query.
     proxy.on_request(b"Q\0\0\0\x05\0", Act::DeliverAfter(Box::new(hold_up)));
     thread::scope(|scope| {
         let asking = scope.spawn(|| get(&pool).id());
@@ -418,7 +419,7 @@ fn while_one_is_asked_for_a_sign_of_life_the_others_come_and_go() {
         drop(other);
         assert_eq!(get(&pool).id(), ids[1]);
         drop(let_go);
-        // Had they waited for it, its time would have been over.
+        // If the other thread had waited for the probe, the probe would have run out of time.
         assert_eq!(asking.join().unwrap(), ids[0]);
     });
 }
@@ -458,7 +459,7 @@ fn a_pool_that_fails_fast_finds_the_database_again_also_without_a_minimum() {
     assert!(!pool.is_failing_fast());
 }
 
-// What comes back.
+// Connections that are checked in.
 
 type Borrower = fn(&mut PooledConnection);
 
@@ -504,7 +505,8 @@ fn whatever_a_borrower_leaves_the_next_has_a_good_connection() {
     db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
     let pool = db.pool().max_size(1).build().unwrap();
     for (what, borrow) in BORROWERS {
-        // In line already, on the way of the keeper's cleaning, and by a query.
+        // The next borrower is already in line, meets the housekeeper's cleaning, or only sends a
+        // query.
         for next in 0..3 {
             let held = get(&pool);
             let works = |c: &mut PooledConnection| assert!(is_at_rest(c), "{what}");
@@ -563,7 +565,7 @@ fn isolation_and_read_only_go_back_also_where_a_function_has_set_them() {
         pool.query(by_function, &[]).unwrap();
         as_before();
     }
-    // It was cleaned, not replaced.
+    // The connection was cleaned, not replaced.
     assert_eq!(pid(&pool), first);
 }
 
@@ -609,7 +611,7 @@ fn the_connection_that_was_used_last_is_taken_first() {
     assert_eq!(all.map(|c| c.id()), order);
 }
 
-// Age, uses, idle time.
+// Retirement by age, uses and idle time.
 
 #[test]
 fn what_is_used_does_not_idle_out() {
@@ -627,7 +629,7 @@ fn what_is_used_does_not_idle_out() {
     drop((b, c));
     let used = pid(&pool);
     let started = Instant::now();
-    // One is used again and again, one is lent out all the time; the third goes.
+    // One connection is used again and again, one is checked out all the time; the third is closed.
     while started.elapsed() < 3 * SECOND || diary.reasons().is_empty() {
         assert_eq!(pid(&pool), used);
         assert!(started.elapsed() < 20 * SECOND, "the third did not go");
@@ -648,7 +650,7 @@ fn idle_connections_that_are_too_old_are_closed_one_by_one_and_refilled_unasked(
         .max_size(16)
         .min_idle(16)
         .max_lifetime(AGE)
-        // The shortest of its times says how often the pool looks.
+        // The pool checks as often as its shortest time requires.
         .leak_threshold(40 * MS)
         .application_name("too_old")
         .observer(diary.clone())
@@ -669,7 +671,7 @@ fn idle_connections_that_are_too_old_are_closed_one_by_one_and_refilled_unasked(
     );
     let ages: Vec<_> = closed.iter().map(|(_, age)| *age).collect();
     let (youngest, oldest) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
-    // A tenth of the age is for the spreading.
+    // The last tenth of the age is used to spread the closings.
     assert!(*youngest >= AGE.mul_f64(0.9), "{ages:?}");
     assert!(*youngest < AGE.mul_f64(0.97), "{ages:?}");
     assert!(
@@ -700,7 +702,7 @@ fn one_in_line_for_a_connection_whose_uses_are_over_has_a_fresh_one() {
     assert_eq!(diary.reasons()[0], CloseReason::MaxUses);
 }
 
-// Closing.
+// Closing the pool.
 
 #[test]
 fn a_pool_that_is_closed_twice_at_once_is_closed_once_and_both_wait() {
@@ -840,7 +842,7 @@ fn a_close_without_time_closes_what_is_idle_and_cuts_what_is_lent_out() {
     assert_eq!(pool.stats().total, 0);
 }
 
-// Figures, callbacks, settings.
+// Figures, callbacks and settings.
 
 #[test]
 fn the_figures_agree_at_every_look_while_connections_are_killed_under_load() {
@@ -858,7 +860,8 @@ fn the_figures_agree_at_every_look_while_connections_are_killed_under_load() {
         for _ in 0..8 {
             scope.spawn(|| {
                 while !over.load(Ordering::SeqCst) {
-                    // Where it is killed once too often it fails, which is not what is looked at here.
+                    // A read fails if its connections are killed too often. This test does not look
+                    // at that.
                     if pool.read("SELECT 1", &[]).is_ok() {
                         reads.fetch_add(1, Ordering::SeqCst);
                     }
@@ -938,7 +941,7 @@ fn an_on_connect_that_leaves_a_transaction_open_is_refused_with_the_reason() {
         assert!(error.contains("left a transaction open"), "{error}");
         no_backend_is_left(&db, name);
     }
-    // The same where it runs again, after the connection was lent out.
+    // The same when `on_connect` runs again after a check-in.
     let diary = Arc::new(Diary::default());
     let times = AtomicUsize::new(0);
     let pool = db
@@ -978,7 +981,7 @@ fn an_on_connect_without_end_is_cut_and_named() {
     assert!(error.contains("on_connect did not end within"), "{error}");
 }
 
-/// Asks the pool whatever it is told.
+/// An observer that asks the pool for its figures at every event.
 #[derive(Default)]
 struct Curious {
     pool: OnceLock<Pool>,
@@ -990,7 +993,7 @@ struct Curious {
 impl Curious {
     fn ask(&self, event: &'static str) {
         let Some(pool) = self.pool.get() else { return };
-        // What it asks is told to it as well.
+        // Its questions cause events too; they must not lead to further questions.
         if self.asking.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -1050,7 +1053,8 @@ fn an_observer_may_call_the_pool_and_is_told_why_none_could_be_opened() {
         .build()
         .unwrap();
     curious.pool.set(pool.clone()).unwrap();
-    // On a thread of its own: were a lock held, it would wait for itself.
+    // On a thread of its own: if the pool held a lock while it calls an observer, that thread would
+    // block on it.
     let observer = curious.clone();
     let work = thread::spawn(move || {
         for event in [
@@ -1106,7 +1110,7 @@ fn numbers_and_times_without_end_harm_nobody() {
     let held = get(&pool);
     let error = pool.get_timeout(10 * MS).unwrap_err();
     assert_eq!(refused(error).reason, CheckoutFailure::Timeout);
-    // Its first pause outlives whatever deadline there is.
+    // The first pause is longer than any deadline.
     let call = pool
         .with_policy(policy)
         .with_timeout(forever)

@@ -1,4 +1,5 @@
-//! A TCP relay in front of PostgreSQL that writes down what passes, and can be told to misbehave.
+//! A TCP relay in front of PostgreSQL that records the messages that pass, and can be told to
+//! misbehave.
 
 use super::support::MS;
 use std::collections::HashMap;
@@ -9,46 +10,47 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// A message that passed: its tag, and who sent it. The startup message, which has no tag, is `^`.
+/// A message that passed: its tag, and which side sent it. The startup message, which has no tag,
+/// is `^`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passed {
     Frontend(char),
     Backend(char),
 }
 
-/// What the proxy does with new connections, and with what is on the way.
+/// What the proxy does with new connections, and with bytes that are under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// Accepts, and closes at once.
+    /// Accepts connections and closes them at once.
     Refuse,
-    /// Accepts, and lets nothing through in either direction.
+    /// Accepts connections, and lets nothing through in either direction.
     BlackHole,
-    /// Accepts, and never answers, also not later.
+    /// Accepts connections and never answers them, even after a change of mode.
     Silent,
     /// Refuses options in the startup message, as PgBouncer does.
     RefuseOptions,
 }
 
-/// What happens once, to the next bytes that hold what it waits for.
+/// A fault that happens once, to the next bytes that contain `needle`.
 struct Fault {
     from_frontend: bool,
     needle: Vec<u8>,
-    /// Where it waits for a request by its number.
+    /// Set if the fault waits for the nth request of a session.
     counted: Option<Counted>,
     act: Act,
 }
 
-/// The requests of one session, from that one on which holds the needle.
+/// Counts the requests of one session, from the request that contains the needle.
 struct Counted {
-    /// Its connection, once it is known.
+    /// The session's connection, once it is known.
     session: Option<usize>,
     seen: usize,
     wanted: usize,
 }
 
 impl Counted {
-    /// True where the wanted request is on its way on this connection, or its answer.
+    /// True if the wanted request, or its answer, is under way on this connection.
     fn has_come(
         &mut self,
         connection: usize,
@@ -59,32 +61,35 @@ impl Counted {
         if from_frontend && named && self.session != Some(connection) {
             (self.session, self.seen) = (Some(connection), 1);
         } else if from_frontend && self.session == Some(connection) {
-            // Each ends with one of these two.
+            // Every request ends with one of these two messages.
             self.seen += tags.iter().filter(|tag| matches!(tag, 'Q' | 'S')).count();
         }
         self.session == Some(connection) && self.seen >= self.wanted
     }
 }
 
-/// What happens to them.
+/// What happens to the bytes that the fault waits for.
 pub enum Act {
-    /// Not delivered; the connection is closed.
+    /// They are not delivered, and the connection is closed.
     Lose,
-    /// The sender loses the connection; they are delivered after this time all the same, then this runs.
+    /// The sender loses its connection. The bytes are still delivered after this time; then the
+    /// closure runs.
     DeliverLateThen(Duration, Box<dyn FnOnce() + Send>),
-    /// Not delivered; the connection is closed when this has run.
+    /// They are not delivered. The closure runs, then the connection is closed.
     LoseAfter(Box<dyn FnOnce() + Send>),
-    /// Delivered, but the answer is not; then this runs.
+    /// They are delivered, but the answer is not; then the closure runs.
     DeliverThen(Box<dyn FnOnce() + Send>),
-    /// Delivered when this has run.
+    /// The closure runs, then they are delivered.
     DeliverAfter(Box<dyn FnOnce() + Send>),
-    /// Delivered with this right behind them, in one piece; the connection is closed.
+    /// They are delivered together with these bytes, in one piece; then the connection is closed.
     FollowWith(Vec<u8>),
-    /// Delivered without the ReadyForQuery that they end with, and with this in its place; the connection is closed.
+    /// They are delivered with these bytes in place of the final ReadyForQuery; then the connection
+    /// is closed.
     BreakOffWith(Vec<u8>),
-    /// Not delivered, but this in their place; the connection is closed.
+    /// These bytes are delivered instead; then the connection is closed.
     ReplaceWith(Vec<u8>),
-    /// Not delivered: the sender gets this for an answer, and the connection is closed.
+    /// They are not delivered. The sender gets these bytes as an answer; then the connection is
+    /// closed.
     AnswerWith(Vec<u8>),
 }
 
@@ -97,7 +102,7 @@ struct Shared {
     upstream: u16,
     mode: Mutex<Mode>,
     log: Mutex<Vec<Passed>>,
-    /// Both ends of each connection that is open, by its number.
+    /// Both ends of each open connection, by its number.
     sockets: Mutex<HashMap<usize, Vec<TcpStream>>>,
     accepted: AtomicUsize,
     fault: Mutex<Option<Fault>>,
@@ -105,7 +110,7 @@ struct Shared {
 }
 
 impl Proxy {
-    /// The same database as by this URL, through the proxy.
+    /// The same URL, but through the proxy.
     pub fn url(&self, direct: &str) -> String {
         let there = format!(":{}/", self.shared.upstream);
         assert!(direct.contains(&there), "not what the proxy is in front of");
@@ -142,13 +147,13 @@ impl Proxy {
         *self.shared.mode.lock().unwrap() = mode;
     }
 
-    /// The same, for a fault's own use.
+    /// A function that sets the mode, for use in a fault's closure.
     pub fn switch(&self) -> impl Fn(Mode) + Send + use<> {
         let shared = Arc::clone(&self.shared);
         move |mode| *shared.mode.lock().unwrap() = mode
     }
 
-    /// Closes every connection that there is.
+    /// Closes all connections.
     pub fn cut(&self) {
         let all = std::mem::take(&mut *self.shared.sockets.lock().unwrap());
         for socket in all.into_values().flatten() {
@@ -156,27 +161,28 @@ impl Proxy {
         }
     }
 
-    /// The next bytes from the server that hold `needle` meet this.
+    /// Applies `act` to the next bytes from the server that contain `needle`.
     pub fn on_answer(&self, needle: &[u8], act: Act) {
         self.arm(false, needle, act);
     }
 
-    /// The next bytes from the client that hold `needle` meet this.
+    /// Applies `act` to the next bytes from the client that contain `needle`.
     pub fn on_request(&self, needle: &[u8], act: Act) {
         self.arm(true, needle, act);
     }
 
-    /// The session that sends `needle` meets this at its `nth` request from there on, which is the first.
+    /// Applies `act` to the `nth` request of the session that sends `needle`; the request with
+    /// `needle` is the first.
     pub fn on_nth_request(&self, needle: &[u8], nth: usize, act: Act) {
         self.arm_counted(true, needle, nth, act);
     }
 
-    /// The same, at the answer to that request.
+    /// The same, but at the answer to that request.
     pub fn on_nth_answer(&self, needle: &[u8], nth: usize, act: Act) {
         self.arm_counted(false, needle, nth, act);
     }
 
-    /// The fault is still to come.
+    /// True if the fault has not happened yet.
     pub fn is_armed(&self) -> bool {
         self.shared.fault.lock().unwrap().is_some()
     }
@@ -203,7 +209,7 @@ impl Proxy {
         });
     }
 
-    /// What has passed since the last call.
+    /// The messages that have passed since the last call.
     pub fn take_log(&self) -> Vec<Passed> {
         std::mem::take(&mut self.shared.log.lock().unwrap())
     }
@@ -228,7 +234,7 @@ impl Shared {
             return;
         }
         if mode == Mode::Silent {
-            // Open for as long as the proxy is there, or cuts it.
+            // The connection stays open until the proxy ends or cuts it.
             self.sockets.lock().unwrap().insert(number, vec![client]);
             return;
         }
@@ -283,7 +289,7 @@ impl Shared {
                     let _ = from.shutdown(Shutdown::Both);
                     thread::sleep(time);
                     let _ = to.write_all(&buffer[..count]);
-                    // The server closes when it has seen it, one way or the other.
+                    // The server closes the connection after it has processed the bytes.
                     let _ = to.read(&mut buffer);
                     work();
                     break;
@@ -348,7 +354,7 @@ impl Shared {
     }
 }
 
-/// Finds the messages in a stream of bytes (PostgreSQL's manual, section 55.7).
+/// Splits a stream of bytes into messages (PostgreSQL's manual, section 55.7).
 struct Framer {
     startup: bool,
     rest: Vec<u8>,
@@ -379,7 +385,7 @@ impl Framer {
     }
 }
 
-/// The startup message is short, and comes in one piece over loopback.
+/// The startup message is short, and arrives in one piece over loopback.
 fn has_options(client: &TcpStream) -> bool {
     let mut startup = [0; 1024];
     let count = client.peek(&mut startup).unwrap_or(0);
@@ -392,14 +398,14 @@ fn refusal() -> Vec<u8> {
     error_response("SFATAL\0C08P01\0Munsupported startup parameter: options\0\0")
 }
 
-/// What PostgreSQL says when it ends a session for this reason.
+/// PostgreSQL's message when it ends a session for this reason.
 pub fn fatal(code: &str) -> Vec<u8> {
     error_response(&format!(
         "SFATAL\0VFATAL\0C{code}\0Mterminating connection\0Fpostgres.c\0L3229\0RProcessInterrupts\0\0"
     ))
 }
 
-/// What a pooler says of its own trouble.
+/// A pooler's message about an error of its own.
 pub fn pooler_error(severity: &str, code: &str) -> Vec<u8> {
     error_response(&format!("S{severity}\0C{code}\0Mserver conn crashed?\0\0"))
 }

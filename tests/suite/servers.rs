@@ -1,4 +1,5 @@
-//! What is done to private servers beyond stopping them: freezing their processes, and giving them a standby.
+//! Faults of private servers other than a stop: freezing their processes, and giving them a
+//! standby.
 
 use super::support::admin;
 use millpond::embedded::{Options, PrivateServer};
@@ -9,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// Sends a signal by name. False where the process is gone.
+/// Sends a signal by name. False if the process is gone.
 pub fn signal(pid: u32, name: &str) -> bool {
     let sent = Command::new("kill")
         .args([&format!("-{name}"), &pid.to_string()])
@@ -17,7 +18,7 @@ pub fn signal(pid: u32, name: &str) -> bool {
     sent.expect("kill").success()
 }
 
-/// Processes that are stopped until this is dropped.
+/// Processes that stay stopped until this is dropped.
 pub struct Frozen(Vec<u32>);
 
 impl Frozen {
@@ -26,10 +27,10 @@ impl Frozen {
         Frozen(vec![pid])
     }
 
-    /// A postmaster and all of its children.
+    /// Stops a postmaster and all of its children.
     pub fn tree(postmaster: u32) -> Frozen {
         assert!(signal(postmaster, "STOP"), "{postmaster} is gone");
-        // Nothing is born any more; one may end by itself.
+        // A stopped postmaster starts no more children, but a child may end by itself.
         let mut all = children(postmaster);
         all.retain(|pid| signal(*pid, "STOP"));
         all.push(postmaster);
@@ -42,7 +43,7 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         for pid in self.0.drain(..) {
-            // Who was killed meanwhile needs no thaw.
+            // Fails if the process was killed in the meantime.
             let _ = signal(pid, "CONT");
         }
     }
@@ -87,7 +88,8 @@ impl Standby {
             let arguments = ["-d", &url, "-R", "-c", "fast", "-D", copy];
             run(basebackup.as_os_str(), &arguments);
         } else {
-            // What it does, by hand: some distributions have the server alone.
+            // The steps of pg_basebackup, by hand: some distributions package the server without
+            // it.
             let mut admin = admin(&primary.url());
             let version: String = admin
                 .query_one("SELECT current_setting('server_version_num')", &[])

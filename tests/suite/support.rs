@@ -1,4 +1,5 @@
-//! What the tests share: private PostgreSQL servers, a database each, and waiting for a condition.
+//! What the tests share: private PostgreSQL servers, a database for each test, and waiting for a
+//! condition.
 
 use millpond::embedded::{Options, PrivateServer};
 use millpond::error::CheckoutError;
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 pub const MS: Duration = Duration::from_millis(1);
 pub const SECOND: Duration = Duration::from_secs(1);
 
-/// The server that all tests share which do it no harm. It ends with this process.
+/// The server for all tests that do not disturb others. It ends with this process.
 fn shared_server() -> &'static PrivateServer {
     static SERVER: OnceLock<PrivateServer> = OnceLock::new();
     SERVER.get_or_init(|| server(&[("max_connections", "400")]))
 }
 
-/// A server for a test that restarts it, fills it up, or takes it away.
+/// A server for a test that restarts it, fills it up or takes it away.
 pub fn server(settings: &[(&str, &str)]) -> PrivateServer {
     let options = settings.iter().fold(
         Options::temporary().bin_dir(programs()),
@@ -27,12 +28,12 @@ pub fn server(settings: &[(&str, &str)]) -> PrivateServer {
     PrivateServer::start(options).expect("a private PostgreSQL")
 }
 
-/// `PG_BIN_DIR` names another version's programs.
+/// The programs in `PG_BIN_DIR`, if it is set: to test another version of PostgreSQL.
 pub fn programs() -> Option<std::path::PathBuf> {
     std::env::var_os("PG_BIN_DIR").map(Into::into)
 }
 
-/// Where the programs of the shared server are.
+/// The directory of the shared server's programs.
 pub fn programs_in_use() -> std::path::PathBuf {
     let pid = shared_server().pid().expect("a running server");
     let postgres = std::fs::read_link(format!("/proc/{pid}/exe")).expect("its program");
@@ -72,7 +73,7 @@ impl Database {
         admin(&self.url)
     }
 
-    /// For a test that makes many. What is connected to it is cut off.
+    /// Drops the database, for a test that makes many. Its connections are cut off.
     pub fn drop(self) {
         let (base, name) = self.url.rsplit_once('/').expect("a URL with a database");
         admin(&format!("{base}/postgres"))
@@ -81,7 +82,7 @@ impl Database {
     }
 }
 
-/// A pool whose retries do not take long.
+/// A pool with short pauses between retries.
 pub fn pool(url: &str) -> Builder {
     collect_logs();
     Pool::builder().database_url(url).retry_policy(
@@ -91,7 +92,7 @@ pub fn pool(url: &str) -> Builder {
     )
 }
 
-/// A plain connection beside the pool.
+/// A plain connection that does not belong to the pool.
 pub fn admin(url: &str) -> Client {
     Client::connect(url, NoTls).expect("a plain connection")
 }
@@ -107,7 +108,7 @@ pub fn backends(client: &mut Client, application: &str) -> Vec<i32> {
         .collect()
 }
 
-/// Waits until the server has none of them any more.
+/// Waits until the server has no backend with this application name.
 #[track_caller]
 pub fn no_backend_is_left(db: &Database, application: &str) {
     let mut admin = db.admin();
@@ -121,7 +122,7 @@ pub fn pid(pool: &Pool) -> i32 {
     pool.query("SELECT pg_backend_pid()", &[]).unwrap()[0].get(0)
 }
 
-/// Why there was no connection.
+/// The reason why a check-out failed.
 #[track_caller]
 pub fn refused(error: Error) -> Box<CheckoutError> {
     match error {
@@ -130,7 +131,7 @@ pub fn refused(error: Error) -> Box<CheckoutError> {
     }
 }
 
-/// What was logged at info and above, by all tests together.
+/// Log lines at info and above, of all tests together.
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct Collector;
@@ -159,7 +160,7 @@ fn collect_logs() {
     });
 }
 
-/// The lines so far that contain this.
+/// The log lines so far that contain `needle`.
 pub fn log_lines(needle: &str) -> Vec<String> {
     LOG.lock()
         .unwrap()
@@ -169,7 +170,8 @@ pub fn log_lines(needle: &str) -> Vec<String> {
         .collect()
 }
 
-/// What a counter of the pool's metrics says, or all of its labels together; a label that is named has to be there.
+/// The value of a counter in the pool's metrics: the sum over all of its labels if `name` has no
+/// label. A label in `name` must exist.
 #[track_caller]
 pub fn counter(pool: &Pool, name: &str) -> u64 {
     let text = pool.metrics_text();
