@@ -1,4 +1,5 @@
-//! What is said of a write follows from what the server can have done when its answer breaks off.
+//! When an answer breaks off, the reported outcome of a write follows from what the server can have
+//! done.
 
 use super::commit::{COMMIT, outcomes, rows};
 use super::proxy::{Act, Proxy, fatal, pooler_error};
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 const INSERT: &str = "INSERT INTO t VALUES (1)";
-/// The answer to it.
+/// The server's answer to `INSERT`.
 const INSERTED: &[u8] = b"INSERT 0 1\0";
 
 fn set_up() -> (Database, Proxy, Pool) {
@@ -20,7 +21,7 @@ fn set_up() -> (Database, Proxy, Pool) {
     let proxy = Proxy::in_front_of(db.port);
     db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
     let pool = pool(&proxy.url(&db.url)).max_size(1).build().unwrap();
-    // Prepared, so that what follows is one message.
+    // The statement is prepared now, so that its later requests arrive in one piece.
     pool.execute(INSERT, &[]).unwrap();
     (db, proxy, pool)
 }
@@ -51,11 +52,12 @@ fn a_lone_write_whose_session_ends_is_repeated_only_where_it_cannot_be_done() {
     let (db, proxy, pool) = set_up();
     for code in ["57P01", "57P05", "25P03", "25P04"] {
         let before = rows(&db.url);
-        // Ended before the statement was complete: it was rolled back, and is repeated.
+        // The session ended before the statement was complete, so the server rolled it back, and it
+        // is retried.
         proxy.on_request(b"E\0\0\0\x09", Act::AnswerWith(fatal(code)));
         assert_eq!(pool.execute(INSERT, &[]).unwrap(), 1, "{code}");
         assert_eq!(rows(&db.url), before + 1, "{code}");
-        // Complete, and its commit on the way.
+        // The statement is complete, and its commit is under way.
         proxy.on_answer(INSERTED, Act::BreakOffWith(fatal(code)));
         let error = pool.execute(INSERT, &[]).unwrap_err();
         assert!(error.is_outcome_unknown(), "{code}: {error:?}");
@@ -64,7 +66,7 @@ fn a_lone_write_whose_session_ends_is_repeated_only_where_it_cannot_be_done() {
             Some(code)
         );
         assert_eq!(rows(&db.url), before + 2, "{code}");
-        // One that only reads may be asked for again.
+        // A read may be retried.
         proxy.on_answer(b"SELECT 1\0", Act::BreakOffWith(fatal(code)));
         pool.read("SELECT 1", &[]).unwrap();
     }
@@ -77,12 +79,13 @@ fn a_middlemans_word_is_not_the_servers() {
     for (severity, code) in [("FATAL", "08P01"), ("ERROR", "XX000"), ("ERROR", "08006")] {
         let before = rows(&db.url);
         let said = || pooler_error(severity, code);
-        // The statement is done, and the pooler lost the server that did it.
+        // The statement is done, but the pooler lost the connection to the server that did it.
         proxy.on_answer(INSERTED, Act::ReplaceWith(said()));
         let error = pool.execute(INSERT, &[]).unwrap_err();
         assert!(error.is_outcome_unknown(), "{code}: {error:?}");
         assert_eq!(rows(&db.url), before + 1);
-        // Inside a transaction nothing is done yet; of its COMMIT the truth is found out.
+        // Inside a transaction nothing is committed yet, so it is retried. The outcome of its
+        // COMMIT is found out.
         let mut attempts = 0;
         pool.transaction(|tx| {
             attempts += 1;
@@ -95,7 +98,7 @@ fn a_middlemans_word_is_not_the_servers() {
         })
         .unwrap();
         assert_eq!((attempts, rows(&db.url)), (3, before + 2), "{code}");
-        // With a key as well.
+        // The same with a key.
         let done = pool.transaction_with_key(code, |tx| {
             let done = tx.execute(INSERT, &[]);
             proxy.on_answer(b"COMMIT\0", Act::ReplaceWith(said()));
@@ -104,7 +107,7 @@ fn a_middlemans_word_is_not_the_servers() {
         assert_eq!(done.unwrap(), Keyed::Done(1), "{code}");
         assert_eq!(rows(&db.url), before + 3, "{code}");
     }
-    // While a connection is opened it is a reason to come again.
+    // While a connection is being opened, the error is a reason to try again.
     pool.close(SECOND);
     let pool = super::support::pool(&proxy.url(&db.url))
         .max_size(1)
@@ -116,7 +119,8 @@ fn a_middlemans_word_is_not_the_servers() {
     assert!(counter(&pool, "millpond_connect_failures_total{sqlstate=\"08P01\"}") > 0);
 }
 
-/// A server whose commits take a tenth of a second, and which logs every statement; with this setting as well.
+/// A server whose commits take a tenth of a second, which logs every statement, and has this
+/// setting too.
 fn slow_commits(also: (&str, &str)) -> PrivateServer {
     let server = server(&[
         ("fsync", "on"),
@@ -132,7 +136,8 @@ fn slow_commits(also: (&str, &str)) -> PrivateServer {
     server
 }
 
-/// Does this to the writers' backends while they commit, until it is over. Returns how often as well.
+/// Applies `function` to the writers' backends while they commit, until `work` is done. Returns the
+/// result of `work` and how many backends were met.
 fn meanwhile<T>(direct: &str, function: &str, work: impl FnOnce() -> T) -> (T, usize) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -149,7 +154,7 @@ fn meanwhile<T>(direct: &str, function: &str, work: impl FnOnce() -> T) -> (T, u
             }
             done
         });
-        // Caught, so that the meddler learns of a failure as well.
+        // The panic is caught so that the other thread ends after a failure too.
         let done = catch_unwind(AssertUnwindSafe(work));
         over.store(true, Ordering::Relaxed);
         let met = meddler.join().unwrap();
@@ -157,7 +162,7 @@ fn meanwhile<T>(direct: &str, function: &str, work: impl FnOnce() -> T) -> (T, u
     })
 }
 
-/// A Unix socket that leads to a port, as the driver looks for it in a directory.
+/// A Unix socket that relays to a port, in a directory and under the name that the driver expects.
 pub fn unix_socket(port: u16) -> tempfile::TempDir {
     let dir = tempfile::TempDir::new().unwrap();
     let listener = UnixListener::bind(dir.path().join(format!(".s.PGSQL.{port}"))).unwrap();
@@ -220,7 +225,7 @@ fn a_session_that_is_ended_while_its_lone_write_commits_does_not_do_it_twice() {
             } else {
                 format!("{INSERT} RETURNING n")
             };
-            // Its end comes behind the answer.
+            // The error that ends the session follows right behind the answer.
             pool.query(&sql, &[]).unwrap();
             assert_eq!(rows(&direct), before + 1, "{n}");
         }

@@ -1,12 +1,12 @@
-//! Tables and types that change under the pool, and what the pool knows of them.
+//! Tables and types that change while the pool caches statements and types.
 
 use super::support::{SECOND, database, eventually, pid};
 use millpond::{Error, Pool};
 use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use std::time::{Duration, SystemTime};
 
-/// A label of an enum. As the derived ones do, it wants an enum that has its labels, as far as the driver knows: the newest, or
-/// any of them.
+/// A label of an enum. Like derived types, it accepts only an enum that has its labels, as far as
+/// the driver knows: the newest label, or any of them.
 #[derive(Debug)]
 struct Label<const NEWEST: bool>(&'static str);
 
@@ -72,7 +72,7 @@ fn a_type_that_is_dropped_and_made_again_is_looked_up_again() {
         pool.execute(insert, &[&Label::<ANY>("new")]).unwrap();
         let rows = pool.query("SELECT m FROM t", &[]).unwrap();
         assert_eq!(rows[0].get::<_, Text>(0).0, "new");
-        // Inside a transaction it is repeated.
+        // Inside a transaction, the statement is retried.
         admin.batch_execute(again).unwrap();
         pool.transaction(|tx| {
             tx.query(cast, &[&Label::<ANY>("new")])?;
@@ -104,7 +104,7 @@ fn a_label_and_an_attribute_that_are_added_are_known_to_who_sends_them() {
     }
 }
 
-/// A composite's attributes, all of them integers: `n` of them, as many as the driver thinks that there are.
+/// The attributes of a composite, all integers: as many as the driver believes that the type has.
 #[derive(Debug, PartialEq)]
 struct Numbers(Vec<i32>);
 
@@ -187,7 +187,7 @@ fn what_reads_and_writes_a_type_that_has_grown_works_at_the_next_call() {
             .batch_execute("UPDATE t SET p = ROW(3, 4), ms = '{new, NULL}'")
             .unwrap();
         pool.execute(insert, &[&Numbers(vec![5, 6])]).unwrap();
-        // What came first may not be readable.
+        // The first read may still return rows that cannot be decoded.
         pool.query(select, &[]).unwrap();
         for _ in 0..4 {
             let rows = pool.query(select, &[]).unwrap();
@@ -225,7 +225,7 @@ fn a_column_that_becomes_another_type_takes_the_new_values() {
         admin
             .batch_execute("ALTER TABLE t ALTER n TYPE int USING length(n)")
             .unwrap();
-        // In a transaction the wrong value never leaves: nothing is lost by asking again.
+        // In a transaction the wrong value is never sent, so that a second attempt loses nothing.
         let mut runs = 0;
         pool.transaction(|tx| {
             runs += 1;
@@ -233,7 +233,7 @@ fn a_column_that_becomes_another_type_takes_the_new_values() {
         })
         .unwrap();
         assert_eq!(runs, 1);
-        // A mistake stays one, and costs no connection.
+        // A caller's mistake is still an error, and costs no connection.
         let mistake = pool.execute(insert, &[&"three"]).unwrap_err();
         assert!(!mistake.is_retryable() && !mistake.is_outcome_unknown());
         assert_eq!(pool.query(select, &[&4i32]).unwrap().len(), 1);
@@ -277,7 +277,8 @@ fn each_tenants_schema_is_its_own_though_the_texts_are_the_same() {
                     true => tx.execute(insert, &[&7i32])?,
                     false => tx.execute(insert, &[&"seven"])?,
                 };
-                // Behind a savepoint it may be another, and is the first again when that is undone.
+                // After a change behind a savepoint, `t` may be another table. When the savepoint
+                // is rolled back, it is the first one again.
                 let inner: Result<(), _> = tx.savepoint(|tx| {
                     tx.batch_execute(&format!(
                         "SET LOCAL search_path = {}, public",
@@ -436,7 +437,7 @@ fn rows_that_nobody_wants_are_not_computed() {
         let mut each = each;
         let first = 1i64;
         let params: &[&(dyn ToSql + Sync)] = if sql.contains("$1") { &[&first] } else { &[] };
-        // Well within the statement's limit; and the transaction goes on, and commits.
+        // Within the statement's time limit. The transaction goes on and commits.
         let left = pool
             .with_policy(millpond::RetryPolicy::none())
             .transaction(|tx| {
@@ -446,7 +447,7 @@ fn rows_that_nobody_wants_are_not_computed() {
         assert_eq!(left.unwrap().len(), 1, "{sql}");
         assert_eq!(seen, 1);
     }
-    // More than fit on the way at once, all of them; and what is no query, too.
+    // All of more rows than can be under way at once, and then a statement that is no query.
     pool.transaction(|tx| {
         let mut sum = 0;
         tx.query_each(

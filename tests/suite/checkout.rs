@@ -1,4 +1,5 @@
-//! Checking out: who waits, for how long, and what is said to those who get nothing.
+//! Check-out: which threads wait, for how long, and which error a thread gets if there is no
+//! connection.
 
 use super::support::{MS, SECOND, database, eventually, refused};
 use millpond::error::CheckoutFailure;
@@ -30,7 +31,7 @@ fn fifty_threads_share_twenty_connections_and_none_fails() {
         let mut admin = db.admin();
         for _ in 0..20 {
             let seen = super::support::backends(&mut admin, "saturation").len();
-            // One more while a second attempt overtakes one that is slow.
+            // One extra connection while a second attempt overtakes a slow one.
             assert!(seen <= 21, "{seen} connections");
             thread::sleep(MS);
         }
@@ -153,7 +154,7 @@ fn a_caller_without_time_does_not_cost_the_pool_its_connections() {
     eventually("all are open", || pool.stats().idle == 4);
     let mut admin = db.admin();
     let before = super::support::backends(&mut admin, "impatient");
-    // Idle for longer than they are trusted, so that each is asked for a sign of life.
+    // The connections are idle for longer than they are trusted, so that each is probed.
     thread::sleep(600 * MS);
     for _ in 0..4 {
         drop(pool.get_timeout(Duration::ZERO));
@@ -239,7 +240,7 @@ fn closing_cancels_what_still_runs() {
         .build()
         .unwrap();
     thread::scope(|scope| {
-        // More than there are threads to send cancels.
+        // More statements than there are threads that send cancels.
         let sleepers: Vec<_> = (0..8)
             .map(|_| scope.spawn(|| pool.query("SELECT pg_sleep(600)", &[]).map(|_| ())))
             .collect();

@@ -1,4 +1,5 @@
-//! On a Patroni cluster, by every way that leads to its leader: the hosts' own addresses, HAProxy, and PgBouncer behind that.
+//! The pool on a Patroni cluster, through each route to its leader: the hosts' own addresses,
+//! HAProxy, and PgBouncer behind HAProxy.
 
 use super::support::SECOND;
 use super::writers::{EVERY_WAY, check_all, pool_for_writers, write_during};
@@ -17,7 +18,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster, and the URLs of its ways in.
+    /// Starts the cluster. Returns it with the URLs of its entry points.
     fn start() -> (Cluster, HashMap<String, String>) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster.py");
         let mut process = Command::new("python3")
@@ -48,7 +49,7 @@ impl Cluster {
         self.answer()
     }
 
-    /// Has it done, and says how long that took.
+    /// Sends an order to the cluster, and prints how long it took.
     fn have(&mut self, what: &str) {
         let started = Instant::now();
         assert_eq!(self.order(what), "ok");

@@ -1,5 +1,6 @@
-//! How soon reading goes on after an outage. The figures are printed; as in `frozen`, they are held to their bounds when
-//! `MILLPOND_TEST_FIGURES` is set. They are those of a release build, on a machine that does nothing else.
+//! How soon reads succeed again after an outage. The test prints its figures; as in `frozen`, it
+//! checks them against strict bounds only if `MILLPOND_TEST_FIGURES` is set. The bounds are for a
+//! release build on an idle machine.
 
 use super::support::{SECOND, eventually, server};
 use millpond::Pool;
@@ -12,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const READERS: usize = 50;
-/// The rate is that of the reads in so much time.
+/// The rate of reads is measured over this time.
 const WINDOW: Duration = Duration::from_millis(100);
 
-/// Counts attempts to connect that failed.
+/// Counts failed attempts to connect.
 #[derive(Default)]
 struct Attempts(AtomicUsize);
 
@@ -27,7 +28,7 @@ impl Observer for Attempts {
 
 struct Comeback {
     first: Duration,
-    /// None = not within two seconds.
+    /// `None` if the rate was not reached within two seconds.
     at_rate: Option<Duration>,
     attempts_per_second: f64,
     errors: usize,
@@ -83,7 +84,7 @@ fn after_an_outage_of(outage: Duration, server: &mut PrivateServer) -> Comeback 
         let until = from + WINDOW;
         reads_at.partition_point(|at| *at < until) - reads_at.partition_point(|at| *at < from)
     };
-    // The second before the outage, less the moment in which the server was already stopping.
+    // The second before the outage, without the moment in which the server was already stopping.
     let before = (4..10)
         .map(|n| in_window(down.checked_sub(n * WINDOW).unwrap()))
         .sum::<usize>() as f64
@@ -101,14 +102,14 @@ fn after_an_outage_of(outage: Duration, server: &mut PrivateServer) -> Comeback 
     }
 }
 
-/// When the server said that it was ready, by its own log: the start is noticed a little later.
+/// When the server logged that it was ready; the test notices the start slightly later.
 fn said_ready(server: &PrivateServer) -> Instant {
     let log = server.log();
     let line = log
         .lines()
         .rfind(|line| line.contains("ready to accept connections"))
         .expect("a start in the log");
-    // 2030-01-02 03:04:05.678 UTC [..: only the time within the minute matters.
+    // Of a log line `2030-01-02 03:04:05.678 UTC [..`, only the time within the minute matters.
     let seconds: f64 = line[17..23].parse().expect("seconds");
     let since_epoch = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -121,7 +122,7 @@ fn said_ready(server: &PrivateServer) -> Instant {
 
 #[test]
 fn reading_goes_on_at_once_and_nobody_gets_an_error() {
-    // These machines are noisy: of three times, the one in the middle counts.
+    // Timings on such machines are noisy: of three runs, the median counts.
     let strict = std::env::var_os("MILLPOND_TEST_FIGURES").is_some();
     let times = if strict { 3 } else { 1 };
     let mut server = server(&[]);
@@ -135,7 +136,7 @@ fn reading_goes_on_at_once_and_nobody_gets_an_error() {
                 it.first, it.at_rate, it.attempts_per_second, it.errors
             );
             assert_eq!(it.errors, 0, "{outage:?}");
-            // Scheduling may move one attempt into a short outage.
+            // Thread scheduling may move one attempt into a short outage.
             let most = 60.0 + 1.0 / outage.as_secs_f64();
             assert!(it.attempts_per_second <= most, "{}", it.attempts_per_second);
         }

@@ -1,4 +1,4 @@
-//! What becomes of a COMMIT whose answer is lost: the truth, never a guess.
+//! A COMMIT whose answer is lost: the pool finds out its outcome and never guesses.
 
 use super::proxy::{Act, Proxy};
 use super::support::{Database, MS, SECOND, admin, counter, database, pool, server};
@@ -20,7 +20,8 @@ fn set_up() -> (Database, Proxy, Pool) {
     (db, proxy, pool)
 }
 
-/// Writes one row in a transaction; the fault is armed in its first attempt. Returns what came out, and the attempts.
+/// Writes one row in a transaction, with the fault armed in its first attempt. Returns the result
+/// and the number of attempts.
 fn write(pool: &Pool, fault: impl FnOnce()) -> (millpond::Result<()>, u32) {
     let (attempts, fault) = (Cell::new(0), Cell::new(Some(fault)));
     let result = pool.transaction(|tx| {
@@ -96,7 +97,7 @@ fn one_that_arrives_after_the_question_is_not_committed() {
     });
     result.unwrap();
     late.recv_timeout(20 * SECOND).expect("it was delivered");
-    // The first attempt's backend was ended before its COMMIT came.
+    // The first attempt's backend was ended before its COMMIT arrived.
     assert_eq!(
         (attempts, rows(&db.url), outcomes(&pool, "not_committed")),
         (2, 1, 1)
@@ -131,15 +132,16 @@ fn three_in_a_row_are_found_out_one_by_one() {
 fn a_lone_statement_in_a_transaction_of_its_own_is_found_out_too() {
     let (db, proxy, pool) = set_up();
     proxy.on_answer(COMMITTED, Act::Lose);
-    // Longer than the server's own timeout, and so in a transaction with SET LOCAL.
+    // The timeout is longer than the server's own, so that the statement runs in a transaction with
+    // SET LOCAL.
     pool.with_timeout(60 * SECOND)
         .execute("INSERT INTO t VALUES (1)", &[])
         .unwrap();
     assert_eq!((rows(&db.url), outcomes(&pool, "committed")), (1, 1));
 }
 
-/// A server of its own behind a proxy, for faults that all of its clients feel: the server, the proxy, and the URLs past
-/// the proxy and through it.
+/// A server of its own behind a proxy, for faults that affect all of its clients. Returns the
+/// server, the proxy, and the URLs past the proxy and through it.
 pub fn own_server(durable: bool) -> (Arc<Mutex<PrivateServer>>, Proxy, String, String) {
     let on = if durable { "on" } else { "off" };
     let server = server(&[
@@ -200,7 +202,7 @@ fn a_reset_of_the_statistics_leads_to_unknown_rather_than_to_a_guess() {
             admin.query_one(sql, &[]).unwrap().get(0)
         };
         let before = at();
-        // PostgreSQL 14 does it in a while.
+        // PostgreSQL 14 resets the figures with a delay.
         super::support::eventually("they are reset", || {
             super::support::admin(&reset_by)
                 .batch_execute("SELECT pg_stat_reset_shared('wal')")

@@ -1,5 +1,5 @@
-//! Raw requests, each with the section of the RFC that says what becomes of it. What is refused is the end of its connection: the
-//! request that stands behind it never runs.
+//! Raw requests, each with the RFC section that defines the answer. A refused request ends its
+//! connection: the request behind it never runs.
 
 use super::edge::{edge, send, statuses};
 use std::sync::atomic::Ordering;
@@ -355,7 +355,7 @@ const TABLE: &[(&str, &[u8], u16)] = &[
     ("9110 8.6", b"GET /api/count HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabcde", 200),
 ];
 
-/// As many fields as this, or a line as long.
+/// A request with `times` header fields, or with one line of that length.
 fn long(times: usize, piece: &str) -> Vec<u8> {
     let fields = piece.repeat(times);
     format!("GET /api/count HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes()
@@ -381,7 +381,7 @@ fn each_request_is_answered_as_its_rfc_says() {
     for (rfc, bytes, status) in TABLE.iter().copied().chain(more) {
         all += 1;
         let before = edge.reached.load(Ordering::SeqCst);
-        // A refusal for the route's sake leaves the connection as it is.
+        // A 404 or 405 keeps the connection open.
         let is_end = ![200, 404, 405].contains(&status);
         let answer = match is_end {
             true => send(edge.addr, &[bytes, hidden].concat()),

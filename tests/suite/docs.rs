@@ -1,4 +1,4 @@
-//! The documentation says what the program does.
+//! The documentation matches what the program does.
 
 use millpond::{Config, config};
 use std::path::Path;
@@ -7,7 +7,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-/// `NAME` and value of every line `# NAME=value` or `NAME=value`.
+/// Name and value of every line `# NAME=value` or `NAME=value`.
 fn example() -> Vec<(String, String)> {
     let text = read(".env.example");
     let assignments = text.lines().filter_map(|line| {
@@ -31,7 +31,7 @@ fn the_example_names_every_variable_with_its_default() {
     );
     for (name, shown, _) in &effective {
         let value = &example.iter().find(|(n, _)| n == name).unwrap().1;
-        // What has no default is shown by an example.
+        // A setting without a default is shown with an example value.
         if !shown.is_empty() {
             assert_eq!(value, shown, "{name} in .env.example");
         }
@@ -98,7 +98,7 @@ fn every_message_that_the_readme_explains_is_one_that_is_said() {
         .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     let mut explained = 0;
     for message in first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
-        // What changes from one to the next stands as dots, or as N.
+        // Variable parts of a message are written as dots or as N.
         for part in message.split("..").flat_map(|part| part.split(" N ")) {
             assert!(
                 said.contains(part.trim()),

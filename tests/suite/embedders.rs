@@ -1,5 +1,6 @@
-//! What those who embed the pool rely on beside its promises: their own errors and types, helpers that
-//! run anywhere, streams of rows, notifications, and a say in what the pool keeps open.
+//! What applications that embed the pool rely on beside its guarantees: errors and types of their
+//! own, helpers that run on any executor, streams of rows, notifications, and control over the
+//! connections that the pool keeps open.
 
 use super::proxy::{Mode, Proxy};
 use super::support::{
@@ -109,7 +110,7 @@ fn an_own_error_behind_a_savepoint_undoes_that_part_alone() {
     assert_eq!(ids, [(1,)]);
 }
 
-/// What a program on the driver passes its client to.
+/// A helper that takes its client as a parameter, as in a program on the plain driver.
 fn add(db: &mut impl Executor, name: &str) -> millpond::Result<i64> {
     db.execute("INSERT INTO t (name) VALUES ($1)", &[&name])?;
     db.batch_execute("SELECT 1; SELECT 2")?;
@@ -196,7 +197,7 @@ fn rows_become_values_and_a_misfit_is_an_error() {
             "{sql} {params} {wrong:?}"
         );
     }
-    // The connection is none the worse for it.
+    // The connection is still usable.
     assert_eq!(pool.query_scalar::<i32>("SELECT 1", &[]).unwrap(), 1);
 }
 
@@ -226,7 +227,7 @@ fn rows_that_were_passed_on_are_not_passed_on_twice() {
     assert_eq!(once, seen);
     assert!(seen.len() < 2000, "{}", seen.len());
 
-    // Before the first row there is nothing to pass on twice.
+    // Before the first row, a retry can pass no row on twice.
     drop(pool.get().unwrap());
     let stale = pid(&pool);
     let sql = "SELECT pg_terminate_backend($1)";
@@ -312,7 +313,7 @@ fn a_copy_goes_out_whole_in_part_or_not_at_all() {
     );
 }
 
-/// The next thing that is heard, within the patience of the tests.
+/// The next event that the listener hears; fails after 20 seconds.
 #[track_caller]
 fn heard(listener: &mut millpond::pool::Listener) -> Heard {
     let patience = Instant::now() + 20 * SECOND;
@@ -338,7 +339,7 @@ fn a_listener_hears_and_says_when_it_may_have_missed_something() {
             other => panic!("{other:?}"),
         }
     }
-    // It is beside the pool.
+    // The listener does not use a connection of the pool.
     let both = (pool.get().unwrap(), pool.get().unwrap());
     drop(both);
 
@@ -444,7 +445,7 @@ fn a_listener_without_a_server_keeps_to_its_time() {
     assert!(matches!(heard(&mut listener), Heard::Gap));
 }
 
-/// A statement's text, rows, attempt, and the server's code if it failed.
+/// A statement's text, rows and attempt, and the server's error code if it failed.
 type Event = (String, Option<u64>, u32, Option<String>);
 
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! The primary goes, and a standby takes its place.
+//! Failover: the primary fails, and a standby takes its place.
 
 use super::commit::{COMMITTED, outcomes};
 use super::proxy::{Act, Mode, Proxy};
@@ -21,7 +21,7 @@ fn pair() -> (PrivateServer, Standby) {
     (primary, standby)
 }
 
-/// A URL with both hosts.
+/// A URL that names both hosts.
 fn url(primary: &PrivateServer, first: u16, standby: &Standby, attributes: &str) -> String {
     let both = format!("127.0.0.1:{first},127.0.0.1:{}/", standby.server.port());
     primary
@@ -58,7 +58,7 @@ fn writes_go_on_at_a_promoted_standby_and_none_that_was_acknowledged_is_lost() {
                     if over.load(Ordering::Relaxed) {
                         break;
                     }
-                    // With a key it may be asked for until it is known to be done.
+                    // With a key, the write can be retried until it is known to be done.
                     let done = loop {
                         let by = Instant::now() + 30 * SECOND;
                         let sql = "INSERT INTO t VALUES ($1)";
@@ -101,12 +101,13 @@ fn a_first_host_that_is_silent_keeps_no_write_from_the_promoted_second() {
             .unwrap();
         let write = || pool.execute("INSERT INTO t VALUES (1)", &[]);
         write().unwrap();
-        // Nothing but this wait makes the standby have it: replication is asynchronous.
+        // Only this wait ensures that the standby has the row: replication is asynchronous.
         eventually("the standby has it", || {
             keys(&standby.server.url()).len() == 1
         });
         standby.promote();
-        // Silent to those who are connected, and to those who come: the system accepts for a stopped process.
+        // The primary answers neither open nor new connections: the kernel accepts connections for
+        // a stopped process.
         let frozen = frozen.then(|| Frozen::tree(primary.pid().unwrap()));
         if frozen.is_none() {
             proxy.set(Mode::BlackHole);
@@ -114,7 +115,7 @@ fn a_first_host_that_is_silent_keeps_no_write_from_the_promoted_second() {
         let since = Instant::now();
         eventually("a write succeeds", || match write() {
             Ok(_) => true,
-            // It was on its way to the silent one, or being prepared there.
+            // The write was on its way to the silent primary, or was being prepared there.
             Err(e) => {
                 let known = e.is_outcome_unknown() || e.is_retryable() || e.is_timeout();
                 assert!(known, "{e:?}");
@@ -169,13 +170,13 @@ fn a_commit_that_the_standby_has_not_got_is_not_called_committed() {
         (outcomes(&pool, "unknown"), outcomes(&pool, "committed")),
         (2, 0)
     );
-    // Nor is it called done before by who comes again.
+    // A later call with the same key does not report it as done either.
     let again = pool
         .with_timeout(2 * SECOND)
         .transaction_with_key("k", |_| Ok::<_, Error>(()));
     let error = again.unwrap_err();
     assert!(error.is_outcome_unknown(), "{error:?}");
-    // With the standby back, the truth is known.
+    // With the standby back, the outcome can be found out.
     stopped.thaw();
     proxy.on_answer(COMMITTED, Act::Lose);
     write(false).unwrap();
@@ -235,7 +236,7 @@ fn a_lost_commit_waits_for_the_standby_as_its_transaction_would_have() {
         });
         assert!(error.is_outcome_unknown(), "{key:?} {error:?}");
     }
-    // And one that was not to wait does not.
+    // A commit that was not asked to wait for the standby does not wait.
     for key in [None, Some("careless")] {
         let before = outcomes(&careful, "committed");
         proxy.on_answer(COMMITTED, Act::Lose);
@@ -280,7 +281,8 @@ fn a_wait_for_the_standby_that_the_server_gives_up_is_no_success() {
     pool.execute("INSERT INTO t VALUES (0)", &[]).unwrap();
     replicate_synchronously(&primary);
     let stopped = Frozen::tree(standby.server.pid().unwrap());
-    // The cancel at its deadline ends the wait, and the server answers as if all were well, with a mere warning.
+    // The cancel at the deadline ends the wait for the standby. The server then reports success,
+    // with only a warning.
     let error = pool.execute("INSERT INTO t VALUES (1)", &[]).unwrap_err();
     let cause = matches!(&error, Error::OutcomeUnknown { source } if matches!(**source, Error::NotReplicated));
     assert!(cause, "{error:?}");
@@ -289,7 +291,7 @@ fn a_wait_for_the_standby_that_the_server_gives_up_is_no_success() {
         [0, 1],
         "it is there, and may be lost with this server"
     );
-    // A COMMIT on its way is not cancelled, but asked for.
+    // A COMMIT that is under way is not cancelled; the pool finds out its outcome instead.
     let write = || pool.transaction(|tx| tx.execute("INSERT INTO t VALUES (2)", &[]));
     assert!(write().unwrap_err().is_outcome_unknown());
     stopped.thaw();
@@ -315,7 +317,7 @@ fn a_wait_that_is_given_up_is_no_success_also_where_warnings_are_not_sent() {
     for pool in [&quiet, &loud] {
         pool.execute(insert, &[]).unwrap();
     }
-    // Nobody by this name will come.
+    // No standby by this name will connect.
     for sql in [
         "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
         "SELECT pg_reload_conf()",
@@ -339,7 +341,7 @@ fn a_wait_that_is_given_up_is_no_success_also_where_warnings_are_not_sent() {
             tx.batch_execute("SET LOCAL client_min_messages = error")?;
             tx.execute(insert, &[])
         });
-        // What one was told is not told the next.
+        // A warning that one borrower received is not reported to the next.
         let mut raw = loud.get().unwrap();
         raw.batch_execute(insert).unwrap();
         drop(raw);
@@ -370,7 +372,7 @@ fn on_a_lone_standby_whatever_only_reads_is_answered() {
 #[test]
 fn a_write_that_meets_a_standby_is_done_at_the_primary() {
     let (primary, standby) = pair();
-    // The standby first, and nothing said about what is wanted.
+    // The standby comes first, and the URL does not say which kind of server is wanted.
     let standby_first = primary.url().replace(
         &format!("127.0.0.1:{}/", primary.port()),
         &format!(
@@ -388,7 +390,7 @@ fn a_write_that_meets_a_standby_is_done_at_the_primary() {
     pool.transaction(|tx| tx.execute("INSERT INTO t VALUES (2)", &[]))
         .unwrap();
     assert_eq!(keys(&primary.url()), [1, 2]);
-    // What was declared to write nothing is refused as before.
+    // A write in a call that is declared read-only is refused as before.
     let error = pool
         .call()
         .read_only()
@@ -458,7 +460,7 @@ fn what_commits_inside_is_not_repeated_for_a_promotion_that_was_before() {
         found.unwrap().len() == 1
     });
     let pool = pool(&direct).max_size(1).build().unwrap();
-    // Its session has begun on a standby, and lives on.
+    // The session began on a standby, and survives its promotion.
     pool.read("SELECT 1", &[]).unwrap();
     standby.promote();
     let error = pool.execute("CALL halves()", &[]).unwrap_err();

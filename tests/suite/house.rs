@@ -1,10 +1,11 @@
-//! The rule of the house: imports point down, never up, never in a circle, and no room grows beyond a page or ten.
+//! The structure of the crate: imports point down, never up and never in a circle, and no file
+//! exceeds a maximum length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// From the ground up; each may import itself and what stands before it.
+/// The layers, lowest first. A module may import its own layer and the layers below it.
 const LAYERS: [&[&str]; 12] = [
     &["hex", "sync", "retry", "metrics", "fd_limit", "temporary"],
     &["error"],
@@ -19,12 +20,12 @@ const LAYERS: [&[&str]; 12] = [
     &["lib"],
     &["cli", "main"],
 ];
-/// Lines of a file, its tests left out.
+/// The most lines of a file, without its tests.
 const LONGEST: usize = 500;
 
 type Sources = BTreeMap<String, String>;
 
-/// The modules by their paths, `pool/line`, with their code: no comments, no tests.
+/// The modules by path (such as `pool/line`) with their code, without comments and tests.
 fn sources() -> Sources {
     fn walk(dir: &Path, found: &mut Sources) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -55,7 +56,8 @@ fn without_comments(code: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Every path that begins with `crate::` or `super::`, those in braces one by one.
+/// Every path that begins with `crate::` or `super::`. A path with braces is split into one path
+/// for each item.
 fn paths(code: &str) -> Vec<String> {
     let mut found = Vec::new();
     for start in ["crate::", "super::"] {
@@ -70,7 +72,7 @@ fn paths(code: &str) -> Vec<String> {
     found
 }
 
-/// Reads one path from the beginning of `text`, and returns what is behind it.
+/// Reads one path at the beginning of `text`, and returns the text that follows it.
 fn expand<'t>(prefix: String, text: &'t str, found: &mut Vec<String>) -> &'t str {
     let is_of_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     let end = text.find(|c| !is_of_path(c)).unwrap_or(text.len());
@@ -91,7 +93,7 @@ fn expand<'t>(prefix: String, text: &'t str, found: &mut Vec<String>) -> &'t str
     }
 }
 
-/// The module that a path leads to, seen from one.
+/// The module that `path` refers to in the module `from`.
 fn target(from: &str, path: &str, all: &Sources) -> String {
     let mut at: Vec<&str> = match from {
         "lib" | "main" => Vec::new(),
@@ -150,7 +152,7 @@ fn imports_point_down_and_never_in_a_circle() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // What imports nothing that is left is taken away; a circle stays.
+    // Removes modules that import no remaining module, until nothing changes. A circle remains.
     let mut left = imports;
     loop {
         let names: Vec<_> = left.keys().map(|name| (*name).to_owned()).collect();

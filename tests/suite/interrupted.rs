@@ -1,7 +1,9 @@
-//! Starts that are interrupted: killed, asked to stop, and cut off from the database, at every request of the migrations and of
-//! `create_ledger`, and at every step in the making of a private database. The next start serves, each time.
+//! Interrupted starts: the program is killed, asked to stop or cut off from the database at every
+//! request of the migrations and of `create_ledger`, and at every step in which a private database
+//! is made. Each time, the next start must serve.
 //!
-//! With `MILLPOND_TORTURE_SECONDS` set, every interruption is tried at every request; without it, two at each.
+//! If `MILLPOND_TORTURE_SECONDS` is set, every interruption is tried at every request; otherwise
+//! two at each.
 
 use super::cli::{Serving, get, millpond, open_dir, serve, server_processes, spawn, start};
 use super::proxy::{Act, Proxy};
@@ -22,8 +24,8 @@ use std::thread;
 use std::time::Instant;
 use tempfile::TempDir;
 
-/// Every migration that was ever served. Add a new migration; never change one that was served: a database that has it
-/// refuses a program whose migration of that version is another.
+/// Every migration that was ever released. Add new migrations; never change one that was released:
+/// a database that has it refuses a program whose migration of the same version differs.
 const SERVED: [(i32, &str, &str); 1] = [(1, "studio", "2467900361067023414")];
 
 #[test]
@@ -48,10 +50,10 @@ fn a_migration_that_was_served_is_never_changed() {
 /// The first request of a session that migrates.
 const MIGRATES: &[u8] = b"SET statement_timeout = 0";
 
-/// What becomes of a start.
+/// How a start is interrupted.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
-    /// Before the database has the request, and when it has done it and answers.
+    /// Before the database gets the request, or after it has processed the request, at its answer.
     KilledBefore,
     KilledAfter,
     TerminatedBefore,
@@ -70,7 +72,7 @@ const FATES: [Fate; 6] = [
 ];
 
 impl Fate {
-    /// Meets the session at its n-th request from `needle` on; `hit` sends a signal to its program.
+    /// Arms the fault at the nth request from `needle` on; `hit` sends a signal to the program.
     fn lies_in_wait(
         self,
         proxy: &Proxy,
@@ -93,7 +95,7 @@ impl Fate {
     }
 }
 
-/// Which of them are tried at this request.
+/// The interruptions that are tried at this request.
 fn fates_at(nth: usize) -> Vec<Fate> {
     match std::env::var_os("MILLPOND_TORTURE_SECONDS") {
         Some(_) => FATES.to_vec(),
@@ -101,7 +103,7 @@ fn fates_at(nth: usize) -> Vec<Fate> {
     }
 }
 
-/// Waits until it serves the studio, whose schema is whole.
+/// Waits until the program serves the studio, and checks that the schema is complete.
 #[track_caller]
 fn serves(db: &Database, mut serving: Serving) -> Serving {
     eventually("it is ready", || serving.is_ready());
@@ -114,7 +116,7 @@ fn serves(db: &Database, mut serving: Serving) -> Serving {
     serving
 }
 
-/// False where the start was through before its n-th request.
+/// False if the start was complete before its nth request.
 fn interrupt_migrations(fate: Fate, nth: usize) -> bool {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
@@ -130,7 +132,7 @@ fn interrupt_migrations(fate: Fate, nth: usize) -> bool {
         assert!(signal(its_pid.recv().unwrap(), name));
     });
     let mut first = start(dir.path(), &vars);
-    // Nobody asks for it where no signal is sent.
+    // If no signal is to be sent, nothing receives the id.
     let _ = started.send(first.child.id());
     eventually("it is interrupted, or through", || {
         !proxy.is_armed() || first.is_ready()
@@ -147,7 +149,7 @@ fn interrupt_migrations(fate: Fate, nth: usize) -> bool {
                 assert_eq!(first.ends(), Some(0), "{}", first.log());
                 no_backend_is_left(&db, "interrupted");
             }
-            // It recovers by itself.
+            // The program recovers without a restart.
             Fate::CutOffBefore | Fate::CutOffAfter => {
                 first = serves(&db, first);
                 assert!(first.log().contains("start over"), "{}", first.log());
@@ -183,13 +185,14 @@ fn a_start_that_is_interrupted_at_any_statement_of_its_migrations_keeps_no_later
             });
         }
     });
-    // As many at the least as there are statements: or the proxy has seen none of them.
+    // At least as many as there are statements; fewer would mean that the proxy did not see them.
     assert!(*most.lock().unwrap() >= 20);
 }
 
 #[test]
 fn a_signal_to_a_start_that_waits_for_a_lock_leaves_no_session_behind() {
-    // What is there, what another session has in hand, and so what is waited for.
+    // What already exists, and the statement in another session's open transaction, for whose lock
+    // the start waits.
     let waits = [
         ("", "CREATE SCHEMA studio"),
         (
@@ -230,7 +233,8 @@ fn waits_for_a_lock(db: &Database) -> bool {
     db.admin().query_one(sql, &[]).unwrap().get::<_, i64>(0) == 1
 }
 
-/// One at a request of `create_ledger`; false where it was through before. It is repeated, and its COMMIT resolved.
+/// Interrupts one request of `create_ledger`; false if it was complete before. The request is
+/// retried, and the outcome of its COMMIT is found out.
 fn interrupt_ledger(fate: Fate, nth: usize) -> bool {
     let db = database();
     let proxy = Proxy::in_front_of(db.port);
@@ -323,12 +327,12 @@ fn of_six_programs_that_start_at_once_the_others_serve_where_the_one_that_migrat
     assert_eq!(serving.iter().filter(made).count(), 1);
 }
 
-/// PostgreSQL's programs, one of which stops at a stage of its work and goes on when it is told to.
+/// PostgreSQL's programs, one of which stops at a stage of its work until it is told to go on.
 struct Stages(TempDir);
 
 impl Stages {
-    /// `script` finds the stage in `$stage`, the program in `$real`, its data directory in `$data`, and stops with
-    /// `wait_here`, which takes a process to tell of.
+    /// `script` gets the stage in `$stage`, the program in `$real` and its data directory in
+    /// `$data`. It stops with `wait_here`, whose argument is the id of the process to report.
     fn of(program: &str, script: &str) -> Stages {
         let dir = open_dir(0o777);
         let (real, here) = (programs_in_use(), dir.path().display());
@@ -359,12 +363,12 @@ impl Stages {
         fs::write(self.file("stage"), stage).unwrap();
     }
 
-    /// Whoever comes from now on. Who has stopped waits for the word.
+    /// Programs that start from now on do not stop. One that has stopped still waits for `go_on`.
     fn stop_no_more(&self) {
         fs::write(self.file("stage"), "none").unwrap();
     }
 
-    /// Waits for it to be there. Its process.
+    /// Waits until the stage is reached. Returns the id of the process that was reported.
     fn is_reached(&self) -> u32 {
         let reached = self.file("reached");
         eventually("the stage is reached", || reached.exists());
@@ -380,7 +384,7 @@ impl Stages {
     }
 }
 
-/// Who waits where the test is over goes on as well.
+/// A program that waits when the test ends goes on as well.
 const STAGE: &str = r#"
 wait_here() {
   echo "$1" >"$here/reached.new" && mv "$here/reached.new" "$here/reached"
@@ -416,14 +420,15 @@ esac
 exec "$real" "$@"
 "#;
 
-/// Its parent may be one that does not wait for it.
+/// True if the process is gone or a zombie: its parent may not wait for it.
 fn has_ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ")
         .is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
-/// A start in this directory serves the studio, and leaves nothing behind when it is asked to stop. Its log.
+/// Checks that a start in this directory serves the studio, and leaves no process behind when it is
+/// asked to stop. Returns its log.
 #[track_caller]
 fn serves_in(dir: &TempDir, vars: &[(&str, &str)]) -> String {
     let mut serving = serve(dir.path(), vars);
@@ -432,14 +437,14 @@ fn serves_in(dir: &TempDir, vars: &[(&str, &str)]) -> String {
     serving.signal("TERM");
     assert_eq!(serving.ends(), Some(0), "{}", serving.log());
     let log = serving.log();
-    // An initdb that was left behind has a directory of its own.
+    // An initdb that was left behind uses a directory of its own.
     let mut left = server_processes(&log);
     left.retain(|line| !line.contains("pg.new-"));
     assert_eq!(left, [""; 0]);
     log
 }
 
-/// Nothing is there of what starts that were killed have left.
+/// Checks that no files of killed starts are left.
 #[track_caller]
 fn is_tidy(dir: &TempDir) {
     let names = fs::read_dir(dir.path().join(".millpond"))
@@ -452,8 +457,8 @@ fn is_tidy(dir: &TempDir) {
     assert_eq!(names, ["lock", "password", "pg", "postgres.log"]);
 }
 
-/// A start is killed, or asked to stop, while one of PostgreSQL's programs is at this stage. Whoever is killed leaves that
-/// program behind, which goes on before the next start, or beside it.
+/// Kills a start, or asks it to stop, while one of PostgreSQL's programs is at this stage. A killed
+/// start leaves that program behind; it goes on before the next start, or beside it.
 fn interrupt_at(stages: &Stages, stage: &str, name: &str, goes_on_before: bool) {
     println!("{stage}: {name}");
     let dir = open_dir(0o755);
@@ -479,7 +484,7 @@ fn interrupt_at(stages: &Stages, stage: &str, name: &str, goes_on_before: bool) 
     is_tidy(&dir);
 }
 
-/// Killed, and asked to stop, at each of these stages of a program.
+/// Kills a start, and asks one to stop, at each of these stages of a program.
 fn interrupt_at_each(program: &str, script: &str, stages: &[&str], goes_on_before: bool) {
     thread::scope(|scope| {
         for name in ["KILL", "TERM"] {
@@ -519,7 +524,8 @@ fn an_initdb_that_is_killed_is_told_of_and_run_anew() {
     is_tidy(&dir);
 }
 
-/// A Ctrl-C reaches the whole group of processes, but not initdb: it would end in the middle of its work.
+/// A Ctrl-C reaches the whole process group, but must not reach initdb, which would end in the
+/// middle of its work.
 #[test]
 fn a_ctrl_c_while_the_database_is_made_is_a_clean_end() {
     let stages = Stages::of("initdb", INITDB);
@@ -545,7 +551,8 @@ fn whatever_a_start_that_was_killed_has_left_behind_the_next_one_serves() {
         child.wait().map(|_| id.to_string())
     });
     let gone = gone.unwrap();
-    // The lock is there, and the password is not yet in it; or half of it, beside half of the data.
+    // The lock exists, but the password is not yet written; or half of it is, beside half of the
+    // data.
     let left: [&[(&str, &str)]; 3] = [
         &[("lock", "")],
         &[("lock", &gone), ("password", "")],
@@ -587,7 +594,8 @@ fn a_private_database_whose_password_is_lost_gets_a_new_one() {
     fs::remove_file(file("password")).unwrap();
     fs::write(file("password.new"), "0").unwrap();
     mended();
-    // Killed while it sets a new one: nobody else comes between.
+    // Killed while it sets a new password: the lock is still held, so that no other program starts
+    // in between.
     fs::remove_file(file("password")).unwrap();
     stages.stop_at("before");
     let mut first = start(dir.path(), &vars);

@@ -1,4 +1,4 @@
-//! Writes with a key: done once, whatever happens to the answers.
+//! Writes with a key are done once, even if their answers are lost.
 
 use super::commit::{COMMIT, COMMITTED, outcomes, own_server, rows};
 use super::proxy::{Act, Mode, Proxy};
@@ -19,7 +19,8 @@ fn set_up() -> (Database, Proxy, Pool) {
     (db, proxy, pool)
 }
 
-/// Writes one row under the key; the fault is armed in the first attempt. Returns what came out, and the attempts.
+/// Writes one row under the key, with the fault armed in the first attempt. Returns the result and
+/// the number of attempts.
 fn write(
     pool: &Pool,
     key: &str,
@@ -53,7 +54,7 @@ fn a_key_is_done_once_and_its_answer_kept() {
         Keyed::Done("done")
     );
     assert_eq!(rows(&db.url), 2);
-    // Whoever kept nothing gets nothing.
+    // A transaction that stored no result returns none when it is repeated.
     let bare = || {
         pool.transaction_with_key("bare", |_| Ok::<_, Error>(()))
             .unwrap()
@@ -170,7 +171,7 @@ fn who_waits_for_a_key_no_longer_than_he_wants_is_told_that_it_is_in_use() {
         assert_eq!(done, Keyed::AlreadyDone(None));
     });
     assert_eq!(rows(&db.url), 1);
-    // The limit is for the key alone, not for what the transaction then waits for.
+    // The limit applies to the wait for the key only, not to what the transaction then waits for.
     let call = pool.call().with_key_wait(100 * MS);
     let limit = |tx: &mut millpond::Transaction<'_>| -> millpond::Result<String> {
         Ok(tx.query_one("SHOW lock_timeout", &[])?.get(0))
@@ -309,7 +310,7 @@ fn two_callers_on_one_key_while_the_answer_of_the_first_is_cut() {
             let first = scope.spawn(|| {
                 write(&pool, "k", || {
                     in_hand.send(()).unwrap();
-                    // The second is waiting for the key by now.
+                    // By now the second call waits for the key.
                     eventually("somebody waits for the key", || {
                         let sql = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
                         db.admin().query_one(sql, &[]).unwrap().get::<_, i64>(0) > 0
@@ -410,7 +411,7 @@ fn a_closure_that_commits_by_itself_is_told_so_with_a_key_as_without() {
 #[test]
 fn what_is_done_is_found_out_in_the_role_that_may() {
     let (db, proxy, _) = set_up();
-    // One that may not end the sessions of others, and one that alone may write to the ledger.
+    // `weak` may not end other roles' sessions; `front` may write to the ledger only as `keeper`.
     db.admin()
         .batch_execute(
             "CREATE ROLE weak; GRANT ALL ON t TO weak; GRANT USAGE ON SCHEMA millpond TO weak; \
@@ -437,7 +438,8 @@ fn what_is_done_is_found_out_in_the_role_that_may() {
         let before = (rows(&db.url), proxy.accepted());
         let by_key = write(&pool, url, || proxy.on_answer(COMMITTED, Act::Lose));
         assert_eq!(by_key.0.unwrap(), Keyed::Done("done"), "{role}");
-        // Its backend is still there, and would commit in a while: it is ended, and the work repeated.
+        // The backend is still alive and would commit later. It is ended, and the transaction is
+        // retried.
         let (arrived, late) = mpsc::channel();
         let mut attempts = 0;
         let without = pool.transaction(|tx| {
@@ -524,7 +526,7 @@ fn when_another_did_it_in_the_meantime_its_answer_is_the_answer() {
             tx.execute("INSERT INTO t VALUES (1)", &[])?;
             let (other, url, switch) = (other.clone(), url.clone(), proxy.switch());
             let act = Box::new(move || {
-                // The first hears of nothing before the other is done.
+                // The first attempt gets no answer until the other call is done.
                 switch(Mode::BlackHole);
                 let end = "SELECT pg_terminate_backend($1, 5000)";
                 admin(&url).execute(end, &[&pid]).unwrap();
@@ -612,7 +614,8 @@ fn a_role_that_may_not_look_at_the_server_knows_by_its_key() {
     assert_eq!(rows(&db.url), 2);
 }
 
-/// A pool with a ledger that holds 1100 keys which are 23 hours old, and one from now; and how many there are.
+/// A pool whose ledger holds 1100 keys that are 23 hours old and one new key, and a function that
+/// counts the keys.
 fn with_old_keys(db: &Database, ttl: Duration) -> (Pool, impl Fn() -> i64 + use<>) {
     let pool = db.pool().ledger_ttl(ttl).build().unwrap();
     pool.create_ledger().unwrap();
@@ -658,7 +661,7 @@ fn one_program_sweeps_at_a_time() {
 fn a_pool_that_writes_with_keys_sweeps_by_itself() {
     let (pool, count) = with_old_keys(&database(), SECOND);
     eventually("the old ones are gone", || count() <= 1);
-    // And the one that was new, when its second is over.
+    // The new key is removed too, when it is a second old.
     eventually("all are gone", || count() == 0);
     assert_eq!(
         pool.execute_with_key("new", "SELECT 1", &[]).unwrap(),
@@ -669,7 +672,7 @@ fn a_pool_that_writes_with_keys_sweeps_by_itself() {
 #[test]
 fn a_clock_that_is_set_ahead_takes_no_key_that_is_young() {
     let db = database();
-    // Its own clock, which can be set.
+    // The database has a clock of its own, which the test can set.
     db.admin()
         .batch_execute(
             "CREATE SCHEMA fake; CREATE TABLE fake.ahead (by interval); INSERT INTO fake.ahead VALUES ('0');

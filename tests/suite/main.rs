@@ -1,5 +1,6 @@
-//! The tests that need a database, a network or the program itself. One binary, one module for each behaviour. Those that
-//! need more than PostgreSQL on the machine are behind the feature `lab`.
+//! The tests that need a database, a network or the program itself, in one binary with one module
+//! for each behaviour. Tests that need more than PostgreSQL on the machine are behind the feature
+//! `lab`.
 
 mod answers;
 mod callers;
@@ -39,5 +40,6 @@ mod torture;
 mod wire;
 mod writers;
 
-/// Files of the crate that are model-checked take their locks from `crate::sync`: here, from the model checker.
+/// The model-checked files of the crate take their locks from `crate::sync`; here those are the
+/// model checker's.
 use models::sync;

@@ -1,4 +1,4 @@
-//! Behind PgBouncer, in both of its usual modes.
+//! The pool behind PgBouncer, in session and transaction mode.
 
 use super::commit::{COMMITTED, outcomes};
 use super::proxy::{Act, Proxy};
@@ -22,10 +22,11 @@ use tempfile::TempDir;
 const TRANSACTION: &str = "pool_mode=transaction";
 const SESSION: &str = "pool_mode=session";
 const BOTH: [&str; 2] = [TRANSACTION, SESSION];
-/// As its manual recommends for drivers that send options; they are dropped then.
+/// PgBouncer's manual recommends this for drivers that send options; PgBouncer then drops the
+/// options.
 const DROPS_OPTIONS: &str = "ignore_startup_parameters=extra_float_digits,options";
 
-/// A PgBouncer of our own, ended when this is dropped.
+/// A PgBouncer of the test's own, which ends when this is dropped.
 struct PgBouncer {
     port: u16,
     owner: (u32, u32),
@@ -34,7 +35,7 @@ struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// In front of a server's port, with these settings.
+    /// Starts PgBouncer in front of a server's port, with these settings.
     fn in_front_of(server: &PrivateServer, upstream: u16, settings: &[&str]) -> PgBouncer {
         let dir = TempDir::new().expect("a directory");
         let owner = fs::metadata(server.dir()).expect("the server's directory");
@@ -97,13 +98,13 @@ impl PgBouncer {
         process
     }
 
-    /// The same database as by this URL, through PgBouncer.
+    /// The same URL, but through PgBouncer.
     fn url(&self, server: &PrivateServer) -> String {
         let there = format!(":{}/", server.port());
         server.url().replace(&there, &format!(":{}/", self.port))
     }
 
-    /// The same over its Unix socket.
+    /// The same, over PgBouncer's Unix socket.
     fn socket_url(&self, server: &PrivateServer) -> String {
         let url = server.url();
         let rest = url.strip_prefix("postgresql://").expect("a URL");
@@ -116,7 +117,7 @@ impl PgBouncer {
         )
     }
 
-    /// As a crash does it, with whatever is under way.
+    /// Restarts PgBouncer as after a crash: requests that are under way are lost.
     fn restart(&mut self) {
         self.end();
         self.process = PgBouncer::start(&self.dir, self.owner, self.port);
@@ -163,12 +164,13 @@ fn a_pooler_is_seen_and_nothing_is_set_on_what_it_shares() {
                 log_lines("statement_timeout is off on the server").len() > warned,
                 "{mode} {options}: the timeout is not in force"
             );
-            // In a transaction it is.
+            // In a transaction, the timeout is in force.
             let inside = pool
                 .transaction(|tx| tx.query_one("SHOW statement_timeout", &[]))
                 .unwrap();
             assert_eq!(inside.get::<_, String>(0), "5s");
-            // The only server connection is shared; what a lost COMMIT's resolver left there would be seen.
+            // There is only one server connection. If the resolver of a lost COMMIT left its
+            // settings there, the next client would see them.
             drop(pool.get().unwrap());
             let keyed = pool.execute_with_key("k", "SELECT 1", &[]).unwrap();
             assert_eq!(keyed, Keyed::Done(1));
@@ -239,7 +241,8 @@ fn statements_are_not_prepared_by_name_where_another_server_may_answer() {
 fn a_lost_commit_is_unknown_without_a_key_and_ends_nobody_elses_transaction() {
     for mode in BOTH {
         let server = server(&[]);
-        // Between the pooler and the server: what is lost there, the pooler reports in words of its own.
+        // The proxy is between the pooler and the server: if a message is lost there, the pooler
+        // reports an error in its own words.
         let proxy = Proxy::in_front_of(server.port());
         let pgbouncer = PgBouncer::in_front_of(&server, proxy.port, &[mode, DROPS_OPTIONS]);
         let url = pgbouncer.url(&server);
@@ -275,7 +278,7 @@ fn a_lost_commit_is_unknown_without_a_key_and_ends_nobody_elses_transaction() {
         });
         assert_eq!(done.unwrap(), Keyed::Done(()), "{mode}");
         assert_eq!((rows(), outcomes(&pool, "committed")), (3, 1));
-        // Lost before it came: repeated.
+        // A COMMIT that is lost before it reaches the server is retried.
         let mut attempts = 0;
         let done = pool.transaction_with_key("l", |tx| -> millpond::Result<_> {
             attempts += 1;
@@ -290,7 +293,7 @@ fn a_lost_commit_is_unknown_without_a_key_and_ends_nobody_elses_transaction() {
             (attempts, rows(), outcomes(&pool, "not_committed")),
             (2, 4, 1)
         );
-        // Inside a transaction, before its COMMIT, a lost server is no more than a reason to begin again.
+        // Inside a transaction, before its COMMIT, a lost server connection only causes a retry.
         let mut attempts = 0;
         pool.transaction(|tx| {
             attempts += 1;
@@ -332,7 +335,7 @@ fn a_server_that_cannot_be_reached_through_the_pooler_is_waited_for() {
 #[test]
 fn a_pooler_is_what_the_settings_say() {
     let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "default_pool_size=1"]);
-    // Off: as if there were none.
+    // Off: the pool behaves as without a pooler.
     let off = pool(&pgbouncer.url(&server))
         .pooler(Pooler::Off)
         .max_size(1)
@@ -342,7 +345,7 @@ fn a_pooler_is_what_the_settings_say() {
     one(&off, named);
     assert_eq!(one(&off, named), "1");
     off.close(SECOND);
-    // On, also where nothing gives it away: no statement has a name.
+    // On: no statement has a name, even if there is no other sign of a pooler.
     let on = pool(&format!("{}?pgbouncer=true", server.url()))
         .max_size(1)
         .build()
@@ -358,7 +361,8 @@ fn a_pooler_is_what_the_settings_say() {
     );
 }
 
-/// What is lost between the writers and the server, and what is lost between the pooler and the server.
+/// Writers behind PgBouncer, while the server is stopped and crashed, PgBouncer is restarted, and
+/// server sessions are ended.
 fn torture(mode: &str) {
     let lasts = super::torture::lasts(30 * SECOND);
     let mut server = server_for_writers();
@@ -406,7 +410,7 @@ fn writers_behind_session_pooling_are_told_the_truth() {
     torture(SESSION);
 }
 
-/// A table whose column is of a type that the driver has to look up.
+/// Tables with a column whose type the driver must look up.
 fn moods(server: &PrivateServer, count: usize) {
     let mut admin = admin(&server.url());
     for n in 0..count {
@@ -418,7 +422,7 @@ fn moods(server: &PrivateServer, count: usize) {
     }
 }
 
-/// How many prepared statements there are on the server connection that this client is given.
+/// The number of prepared statements on the server connection that this client gets.
 fn prepared(client: &mut postgres::Client) -> usize {
     let answer = client.simple_query("SELECT FROM pg_prepared_statements");
     let answer = answer.expect("pg_prepared_statements");
@@ -446,7 +450,7 @@ fn a_write_that_returns_a_type_to_be_looked_up_is_done_once_and_leaves_nothing_b
                     for n in 0..24 {
                         let table = (writer + n) % 6;
                         let sql = format!("INSERT INTO m_{table} VALUES ($1) RETURNING m");
-                        // An enum travels as text.
+                        // An enum is sent as text.
                         let mood = Mood("a".into());
                         let rows = if n % 2 == 0 {
                             pool.query(&sql, &[&mood]).unwrap()
@@ -465,7 +469,7 @@ fn a_write_that_returns_a_type_to_be_looked_up_is_done_once_and_leaves_nothing_b
             0,
             "{mode}: nothing had to be repeated"
         );
-        // The error is the write's own, not that of a look-up behind it.
+        // The error is that of the write, not of a type look-up behind it.
         let clash = "INSERT INTO m_0 SELECT 'a' WHERE 1 / (1 - $1::int) = 1 RETURNING m";
         let error = pool
             .transaction(|tx| tx.query(clash, &[&1i32]))
@@ -489,7 +493,8 @@ fn a_write_whose_rows_have_become_of_another_type_is_not_done_twice() {
         let (server, pgbouncer) = behind(&[mode, DROPS_OPTIONS, "default_pool_size=4"]);
         moods(&server, 2);
         let pool = pool(&pgbouncer.url(&server)).max_size(1).build().unwrap();
-        // The driver has looked up one type, and knows the text without the other.
+        // The driver has looked up one type, and has seen the statement's text before the column of
+        // the other type was added.
         pool.query("SELECT m FROM m_0", &[]).unwrap();
         let sql = "INSERT INTO m_1 (at) VALUES (now()) RETURNING *";
         pool.query(sql, &[]).unwrap();
@@ -504,11 +509,11 @@ fn a_write_whose_rows_have_become_of_another_type_is_not_done_twice() {
                 assert!(count(&server, "m_1") <= before + 1, "{mode}");
             }
         }
-        // From now on it is known.
+        // The type is known from now on.
         let before = count(&server, "m_1");
         pool.query(sql, &[]).unwrap();
         assert_eq!(count(&server, "m_1"), before + 1, "{mode}");
-        // What only reads is asked for again.
+        // A read is retried.
         pool.read("SELECT * FROM m_1", &[]).unwrap();
         admin(&server.url())
             .batch_execute("CREATE TYPE newest AS ENUM ('a'); ALTER TABLE m_1 ADD o newest")
@@ -523,7 +528,8 @@ fn names_that_others_left_behind_and_words_in_literals_are_in_nobodys_way() {
     moods(&server, 2);
     let url = pgbouncer.url(&server);
     let mut stranger = admin(&url);
-    // Wherever this process's own numbers are by now, it meets runs of taken ones.
+    // Whatever numbers this process has reached, its statement names meet runs of names that are
+    // taken.
     let taken = (0..10_000).filter(|n| n % 20 >= 5);
     for n in taken {
         stranger
@@ -546,7 +552,8 @@ fn names_that_others_left_behind_and_words_in_literals_are_in_nobodys_way() {
         7_500,
         "what was there stays, and nothing else is"
     );
-    // Wherever in a run of free names a look-up begins, of whose statements one may be the first to meet a taken name.
+    // A type look-up may begin anywhere in a run of free names, and any one of its statements may
+    // be the first to meet a taken name.
     drop(pool);
     let mut direct = admin(&server.url());
     for burnt in 0..40 {

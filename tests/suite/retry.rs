@@ -1,4 +1,4 @@
-//! What is repeated, how often, and what never is.
+//! Retries: what is retried, how often, and what never is.
 
 use super::proxy::{Act, Proxy};
 use super::support::{MS, SECOND, counter, database, eventually, pid};
@@ -9,7 +9,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// The message that every answer to a prepared statement begins with.
+/// The message that begins every answer to a prepared statement.
 const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
 
 fn fails_with(code: &str) -> String {
@@ -22,7 +22,7 @@ fn count(pool: &Pool, table: &str) -> i64 {
         .get(0)
 }
 
-// The four cases of the plan.
+// The basic cases: success, an error that is retried, one that is not, and the most retries.
 
 #[test]
 fn a_first_attempt_that_succeeds_is_the_only_one() {
@@ -115,7 +115,7 @@ fn a_retry_never_outlives_the_deadline() {
         .transaction(|tx| tx.batch_execute(&fails_with("40001")))
         .unwrap_err();
     assert!(Instant::now() < deadline + 5 * SECOND);
-    // The deadline may also pass in the middle of an attempt.
+    // The deadline may also pass during an attempt.
     let gave_up = matches!(
         error,
         Error::GaveUp {
@@ -136,7 +136,7 @@ fn an_empty_budget_ends_retries_and_says_so() {
         .with_policy(policy)
         .transaction(|tx| tx.batch_execute(&fails_with("40P01")))
         .unwrap_err();
-    // The first retry is free, then 200.
+    // The first attempt, a free retry, and then 200 from the budget.
     match error {
         Error::GaveUp {
             attempts,
@@ -195,7 +195,7 @@ fn a_lone_write_whose_answer_was_lost_is_not_repeated() {
     proxy.on_answer(BIND_COMPLETE, Act::Lose);
     let error = pool.execute("INSERT INTO t VALUES (0)", &[]).unwrap_err();
     assert!(error.is_outcome_unknown(), "{error:?}");
-    // It was done, in this case; done twice it must never be.
+    // In this case the write was done. It must never be done twice.
     eventually("the lost insert is there", || count(&pool, "t") == 2);
 }
 
@@ -269,7 +269,8 @@ fn a_backend_that_is_terminated_while_idle_is_noticed_before_it_matters() {
             .unwrap();
     }
     std::thread::sleep(600 * MS);
-    // Idle for longer than they are trusted: each is asked before it is used, so that even a write goes through.
+    // The connections were idle for longer than they are trusted without a probe: each is probed
+    // before it is used, so that even a write succeeds.
     db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
     for _ in 0..8 {
         pool.execute("INSERT INTO t VALUES (0)", &[]).unwrap();
@@ -318,7 +319,8 @@ fn a_failure_in_rows_that_nobody_read_or_in_a_copy_fails_the_transaction() {
     let pool = db.pool().build().unwrap();
     type Work = fn(&mut Transaction<'_>);
     let works: [Work; 5] = [
-        // The error comes after the row at which the closure had enough: of those that were on their way, or of all.
+        // The error comes in a row after the one at which the closure stops: among the rows that
+        // were under way, or, for a write, among all rows.
         |tx| {
             let sql = "SELECT 1 / (3 - i) FROM generate_series(1, 10) AS i";
             let enough = tx.query_each(sql, &[], |_| Ok(ControlFlow::Break(())));
@@ -333,7 +335,7 @@ fn a_failure_in_rows_that_nobody_read_or_in_a_copy_fails_the_transaction() {
             let sql = "SELECT 1 / (3 - i) FROM generate_series(1, 10) AS i";
             let _ = tx.query_each(sql, &[], |_| Ok(ControlFlow::Continue(())));
         },
-        // Given up half-way, and fed with what is no number.
+        // A copy that its closure gives up half-way, and one with data that are no number.
         |tx| {
             let given_up = tx.copy_in("COPY t FROM STDIN", |out| {
                 out.write_all(b"7\n").unwrap();
@@ -381,14 +383,14 @@ fn rows_and_copies_pass_one_by_one() {
                     sum += i64::from(row.try_get::<_, i32>(0)?);
                     Ok(ControlFlow::Continue(()))
                 })?;
-                // One that has enough leaves the session as good as before.
+                // If the closure stops early, the session stays usable.
                 let mut seen = 0;
                 tx.query_each("SELECT n FROM t", &[], |_| {
                     seen += 1;
                     Ok(ControlFlow::Break(()))
                 })?;
                 assert_eq!(seen, 1);
-                // The closure's own error comes out as it is, and is no failure of the transaction.
+                // The closure's own error is returned unchanged, and does not fail the transaction.
                 let refused = tx.query_each("SELECT n FROM t", &[], |_| -> millpond::Result<_> {
                     Err(Error::application("enough"))
                 });
@@ -416,7 +418,8 @@ fn a_copy_that_loses_its_connection_is_repeated_with_its_transaction() {
                     let end = "SELECT pg_terminate_backend($1, 5000)";
                     db.admin().execute(end, &[&pid]).unwrap();
                 }
-                // The closure's own view of it is an error of writing; the transaction knows better.
+                // The closure sees an error of writing; the transaction knows that the connection
+                // was lost.
                 let feed = (0..100_000).try_for_each(|n| writeln!(out, "{n}"));
                 feed.map_err(Error::application)
             })
@@ -587,7 +590,8 @@ fn what_is_left_of_a_calls_time_is_the_servers_timeout_of_its_transaction() {
     let mut seen = Vec::new();
     let mut idle = String::new();
     let ended = call.transaction(|tx| {
-        // One that stands still is ended by the server, a little later than the call would have been.
+        // The server ends a transaction that stands idle, slightly later than the call's own
+        // deadline.
         idle = tx
             .query_one("SHOW idle_in_transaction_session_timeout", &[])?
             .get(0);
@@ -600,7 +604,7 @@ fn what_is_left_of_a_calls_time_is_the_servers_timeout_of_its_transaction() {
         }
     });
     ended.unwrap();
-    // The second attempt has what the first has left of it.
+    // The second attempt has the time that the first has left.
     assert!(seen[0] <= 10_000 && seen[1] <= seen[0] - 300, "{seen:?}");
     assert!(seen[1] > 1000, "{seen:?}");
     assert!(idle.ends_with("ms") && idle.starts_with("10"), "{idle}");
@@ -663,7 +667,7 @@ fn a_timeout_of_one_call_may_be_shorter_or_longer_or_off() {
     pool.with_timeout(20 * SECOND)
         .transaction(|tx| tx.query("SELECT pg_sleep(0.7)", &[]))
         .unwrap();
-    // Nothing of it stays on the session.
+    // The timeout does not remain on the session.
     assert!(
         pool.query("SELECT pg_sleep(60)", &[])
             .unwrap_err()
@@ -690,7 +694,8 @@ fn our_own_deadline_holds_where_the_server_has_none() {
         "{error}"
     );
     assert!(started.elapsed() < 10 * SECOND);
-    // A cancel may come late: what was sent one is not used again, and nobody else is hit.
+    // A cancel may arrive late. A connection to which one was sent is not used again, so no other
+    // statement is hit.
     for n in 0..50i32 {
         assert_eq!(
             pool.query("SELECT $1::int", &[&n]).unwrap()[0].get::<_, i32>(0),
@@ -737,7 +742,7 @@ fn no_parameter_value_is_in_an_error() {
         error.sqlstate().map(postgres::error::SqlState::code),
         Some("23505")
     );
-    // Data exceptions quote the value that did not fit.
+    // PostgreSQL's data exceptions quote the value that did not fit.
     let quoted = pool
         .query("SELECT ($1::text)::int", &[&"s3cret"])
         .unwrap_err();
@@ -775,7 +780,7 @@ fn one_row_is_asked_for_and_a_violated_constraint_has_a_name() {
         assert!(matches!(error, Error::Misuse(_)), "{error:?}");
         assert_eq!(error.constraint(), None);
     }
-    // All of it, or nothing.
+    // The batch is done completely or not at all.
     let half = "INSERT INTO guests VALUES ('c'); INSERT INTO guests VALUES ('a')";
     assert_eq!(
         pool.batch_execute(half).unwrap_err().constraint(),

@@ -1,7 +1,7 @@
-//! Writers on a server that crashes, restarts and loses its answers. What they were told is held against what is in the
-//! tables afterwards.
+//! Writers on a server that crashes, restarts and loses its answers: what each writer was told must
+//! match what is in the tables afterwards.
 //!
-//! About a minute long; `MILLPOND_TORTURE_SECONDS` makes it longer.
+//! Takes about a minute; `MILLPOND_TORTURE_SECONDS` sets another duration.
 
 use super::commit::{COMMIT, COMMITTED, outcomes};
 use super::proxy::{Act, Proxy};
@@ -22,7 +22,7 @@ const WRITERS: usize = 8;
 const ACCOUNTS: usize = 20;
 const CENTS: i64 = 1000;
 
-/// With a key, and without.
+/// What a writer was told of its writes, with a key and without.
 #[derive(Default)]
 struct Both {
     keyed: AllTold,
@@ -65,7 +65,7 @@ fn transfer(pool: &Pool, name: &str, from: usize, to: usize) -> millpond::Result
     })
 }
 
-/// Takes answers away, a COMMIT's and a request's in turn.
+/// Loses answers to COMMITs and COMMIT requests, in turn.
 fn lose_answers_until(over: &AtomicBool, proxy: &Proxy) {
     let mut answer = true;
     while !over.load(Ordering::Relaxed) {
@@ -78,7 +78,7 @@ fn lose_answers_until(over: &AtomicBool, proxy: &Proxy) {
     }
 }
 
-/// Crashes and restarts, in turn.
+/// Kills a backend, restarts the server and crashes it, in turn.
 fn crash_until(over: &AtomicBool, server: &mut PrivateServer) -> [u32; 3] {
     let mut done = [0; 3];
     for turn in (0..3).cycle() {
@@ -88,7 +88,7 @@ fn crash_until(over: &AtomicBool, server: &mut PrivateServer) -> [u32; 3] {
         }
         match turn {
             0 => {
-                // It may be gone by itself meanwhile: the pool ends those whose commit was lost.
+                // The backend may have ended already: the pool ends backends whose COMMIT was lost.
                 if !some_backend(&server.url()).is_some_and(|pid| signal(pid, "KILL")) {
                     continue;
                 }
@@ -114,7 +114,7 @@ fn some_backend(url: &str) -> Option<u32> {
     Some(pid.unsigned_abs())
 }
 
-/// How long a torture takes, where the environment does not say it.
+/// The duration in `MILLPOND_TORTURE_SECONDS`, or else `usually`.
 pub fn lasts(usually: Duration) -> Duration {
     let seconds = std::env::var("MILLPOND_TORTURE_SECONDS");
     seconds.map_or(usually, |s| {
