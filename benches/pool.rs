@@ -1,19 +1,21 @@
-//! What the pool costs, beside its peers and beside the bare driver, in one run on one private server.
+//! The cost of the pool, compared with other pools and with the bare driver, in one run on one
+//! private server.
 //!
-//! `cargo bench` prints medians of five rounds; in each round the contenders run one after the other, so that a noisy
-//! machine is noisy for all. Compare the ratios: the absolute numbers are the machine's.
+//! `cargo bench` prints medians of five rounds. In each round the contenders run one after the
+//! other, so that noise on the machine affects all of them. Compare the ratios: the absolute
+//! numbers depend on the machine.
 
-/// The byte stream under the pool's connections, for a bare client on it.
+/// The byte stream under the pool's connections, also used for a bare client.
 #[path = "../src/pool/wire/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod wire;
 
-/// Its locks.
+/// The locks that the byte stream needs.
 #[path = "../src/sync.rs"]
 #[allow(dead_code, unused_imports)]
 mod sync;
 
-/// What it tells the pool, which is not asked here.
+/// The byte stream's reports to the pool, which this benchmark ignores.
 #[allow(dead_code)]
 mod retry {
     pub enum Progress {
@@ -61,7 +63,8 @@ fn figures(mut latencies: Vec<u32>, wall: Duration) -> Figures {
     }
 }
 
-/// Runs `one` in a loop on each of the threads, each with what `start` made for it.
+/// Runs the closure from `work` in a loop on each thread, each with a value of its own from
+/// `start`.
 fn hammer<S: Send, F: FnMut(i32) + Send>(
     start: impl Fn() -> S + Sync,
     work: impl Fn(S) -> F + Sync,
@@ -210,7 +213,7 @@ fn median_figures(rounds: &[Figures]) -> Figures {
     }
 }
 
-/// Nanoseconds of one check-out and check-in of an idle connection, by one thread.
+/// Nanoseconds for one check-out and check-in of an idle connection, on one thread.
 fn check_out_ns(mut one: impl FnMut()) -> f64 {
     let rounds = (0..ROUNDS).map(|_| {
         let count = 5_000;
@@ -221,7 +224,7 @@ fn check_out_ns(mut one: impl FnMut()) -> f64 {
     median(rounds.collect())
 }
 
-/// Microseconds of one transaction, each with a number of its own.
+/// Microseconds for one transaction; each transaction gets a number of its own.
 fn transaction_us(mut one: impl FnMut(i32)) -> f64 {
     let mut n = 0;
     let rounds = (0..ROUNDS).map(|_| {
@@ -237,7 +240,8 @@ fn transaction_us(mut one: impl FnMut(i32)) -> f64 {
 }
 
 fn main() {
-    // `cargo test --benches` runs this too, for a look whether it still works; `cargo bench` says --bench.
+    // `cargo test --benches` runs this too, only to see that it starts; `cargo bench` passes
+    // --bench.
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }

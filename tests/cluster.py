@@ -25,7 +25,7 @@ import urllib.error
 import urllib.request
 
 NODES = 3
-# Patroni takes less for none of them.
+# The smallest values that Patroni accepts.
 TTL, LOOP_WAIT, RETRY_TIMEOUT = 20, 2, 4
 AS_POSTGRES = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
 
@@ -133,7 +133,7 @@ class Node:
                 "bin_dir": sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1],
                 "pgpass": os.path.join(self.dir, "pgpass"),
                 "parameters": local,
-                # One that has gone its own way for too long is copied anew.
+                # A node whose timeline has diverged too far is copied anew.
                 "remove_data_directory_on_rewind_failure": True,
                 "remove_data_directory_on_diverged_timelines": True,
                 "authentication": {
@@ -234,7 +234,7 @@ class Cluster:
                 "  default-server inter 1s fall 2 rise 1 on-marked-down shutdown-sessions\n" + servers
             )
         self.run("haproxy", ["haproxy", "-db", "-f", f"{self.dir}/haproxy.cfg"])
-        # Until its first checks it takes every server for the leader.
+        # Until its first checks, HAProxy takes every server for the leader.
         on_leader = lambda _: self.sql(self.haproxy_port, "SELECT pg_is_in_recovery()") == "f"
         wait("haproxy", 15, lambda: all(map(on_leader, range(3 * NODES))))
 
@@ -292,7 +292,7 @@ class Cluster:
             if node is not leader and node.name not in streaming:
                 node.signal(signal.SIGKILL)
                 node.patroni.wait()
-                # Its server's processes need a moment to be gone.
+                # The server's processes need a moment to end.
                 wait("an empty directory", 10, lambda node=node: node.empty())
                 node.start()
 
@@ -400,7 +400,7 @@ def main():
     if missing:
         sys.exit(f"missing: {', '.join(missing)}; apt-get install patroni etcd-server haproxy pgbouncer postgresql")
     orders = ("calm", "switchover", "kill_leader", "freeze_leader", "thaw", "cut_off_leader", "cancel_waits", "ways_in")
-    # Ended like any other end of the input: nothing is left running.
+    # SIGTERM ends the program in the same way as the end of its input: no process is left running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     cluster = Cluster()
     try:

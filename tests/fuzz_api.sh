@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Fuzzes the studio's API from its own OpenAPI document: no 5xx, and no answer that contradicts the document. Before that, two
-# linters look at the document, where npx can bring them.
+# Fuzzes the studio's API from its own OpenAPI document: no answer may be a 5xx or contradict the
+# document. First, two linters check the document, if npx can install them.
 #   tests/fuzz_api.sh [seconds, 90]
-# Needs python3 with venv, and a built program ($MILLPOND_BIN, else target/debug/millpond); it brings its own database.
+# Needs python3 with venv, and a built program ($MILLPOND_BIN, or else target/debug/millpond), which
+# starts its own database.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-90}
@@ -25,7 +26,7 @@ finish() {
     rm -rf "$place"
 }
 trap finish EXIT
-# Where a private server's own user can go as well.
+# The private server's user must be able to enter this directory.
 chmod 755 "$place"
 cd "$place"
 
@@ -49,10 +50,12 @@ else
     echo "NOT CHECKED: the OpenAPI document by Redocly and Spectral: npx could not bring them"
 fi
 
-# Not checked: that whatever fits the document is accepted, since a schema cannot say that a range ends after it starts,
-# that a number is one of a reservation, or what a cursor is; that a token is missed where none is set; and that what
-# was deleted is gone, since to delete a reservation is to cancel it. With one worker: two threads that read Python's own
-# source at the same time break Python up to 3.11.7 ("AST constructor recursion depth mismatch").
+# Three checks are off. positive_data_acceptance: not everything that fits the document is accepted,
+# since a schema cannot say that a range ends after it starts, that a number is one of a
+# reservation, or what a cursor is. ignored_auth: no token is set, so none is missed.
+# use_after_free: a deleted reservation still exists, since to delete it is to cancel it. One worker
+# only: two threads that read Python's own source at the same time crash Python up to 3.11.7 ("AST
+# constructor recursion depth mismatch").
 if ! "$schemathesis" run "$url/openapi.json" --phases examples,coverage,fuzzing,stateful --max-time "$seconds" --workers 1 \
     --checks all --exclude-checks positive_data_acceptance,ignored_auth,use_after_free >report 2>&1; then
     cut -c 1-400 report | tail -n 200

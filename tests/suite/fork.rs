@@ -1,4 +1,4 @@
-//! A pool in a process that did not make it.
+//! A pool in a forked process, which did not build it.
 
 use super::support::{SECOND, admin, backends, database, eventually, pool};
 use millpond::Error;
@@ -35,7 +35,7 @@ fn a_child_neither_uses_nor_ends_what_is_its_parents() {
     assert_eq!(said(), "all is well", "{daemon:?}");
 }
 
-/// In a process of its own: the pool is built, then the process is another.
+/// Runs in a process of its own: builds the pool, then forks into a daemon.
 fn daemonize_with_a_pool(url: &str) {
     let parents = pool(url)
         .max_size(3)
@@ -66,7 +66,7 @@ fn daemonize_with_a_pool(url: &str) {
     drop(lent);
     drop(parents);
     assert_eq!(open(), before, "none of the parent's was ended");
-    // Built after the fork, it works.
+    // A pool that is built after the fork works.
     let own = pool(url).max_size(1).build().unwrap();
     assert_eq!(own.query("SELECT 1", &[]).unwrap().len(), 1);
 }

@@ -1,7 +1,9 @@
-//! A server that is there and does not answer: whoever waits for it is freed in time, and the pool is whole as soon as it is.
+//! A server that accepts connections and does not answer: waiting threads are freed in time, and
+//! the pool works again as soon as the server does.
 //!
-//! The figures are printed. On a busy machine they say little, so they are held to their bounds only when
-//! `MILLPOND_TEST_FIGURES` is set; else to bounds that a busy machine keeps as well.
+//! The tests print their figures. On a busy machine the figures say little, so they are held to
+//! strict bounds only when `MILLPOND_TEST_FIGURES` is set; otherwise to bounds that a busy machine
+//! keeps as well.
 
 use super::proxy::{Mode, Proxy};
 use super::servers::Frozen;
@@ -12,7 +14,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// In the way of the figure, on a machine that does other things.
+/// Time to add to a bound on a machine that does other things too.
 pub fn slack() -> Duration {
     match std::env::var_os("MILLPOND_TEST_FIGURES") {
         Some(_) => Duration::ZERO,
@@ -30,7 +32,7 @@ struct Scene {
     pool: Pool,
 }
 
-/// A pool with all of its connections open, the proxy between it and its server.
+/// A pool with all of its connections open, and a proxy between it and its server.
 fn scene() -> Scene {
     let server = server(&[]);
     let proxy = Proxy::in_front_of(server.port());
@@ -54,7 +56,7 @@ fn scene() -> Scene {
 }
 
 impl Scene {
-    /// All connections can be had and used at once.
+    /// True if all connections can be checked out and used at once.
     fn whole(&self) -> bool {
         let all_there = Barrier::new(SIZE as usize);
         thread::scope(|scope| {
@@ -67,13 +69,13 @@ impl Scene {
                     })
                 })
                 .collect();
-            // Every one of them is asked.
+            // All results are collected first: `all` on the iterator would stop at the first failure.
             let good: Vec<_> = users.into_iter().map(|u| u.join().unwrap()).collect();
             good.into_iter().all(|good| good)
         })
     }
 
-    /// Queries from `threads` at once; the longest took this long.
+    /// Runs a query on each of `threads` threads at once. Returns the longest time.
     fn query_from(&self, threads: usize) -> Duration {
         thread::scope(|scope| {
             let users: Vec<_> = (0..threads)
@@ -91,7 +93,8 @@ impl Scene {
     }
 }
 
-/// Makes a fault, looks at what it does to those who wait, and ends it. `end` returns when the fault is over.
+/// Makes a fault, measures its effect on waiting threads, and ends it. `end` returns when the fault
+/// is over.
 fn look_at<F>(what: &str, start: impl FnOnce(&Scene) -> F, end: impl FnOnce(&Scene, F)) {
     let scene = scene();
     let held = scene.pool.get().unwrap();
@@ -99,7 +102,7 @@ fn look_at<F>(what: &str, start: impl FnOnce(&Scene) -> F, end: impl FnOnce(&Sce
     let since = Instant::now();
     drop(held);
     let dropped = since.elapsed();
-    // Trusted, since they were used a moment ago: the fault is met in the query.
+    // The connections were used a moment ago and are trusted, so the query itself meets the fault.
     let queried = scene.query_from(SIZE as usize);
     let checked_out = (0..3)
         .map(|_| {
@@ -161,7 +164,7 @@ fn accepted_and_never_answered() {
 #[test]
 fn a_stopped_postmaster() {
     let start = |s: &Scene| {
-        // Who is connected is served on; so the connections are taken away as well.
+        // Open connections are still served by their backends, so they are cut as well.
         let frozen = Frozen::process(s.server.pid().unwrap());
         s.proxy.cut();
         frozen
@@ -245,7 +248,8 @@ fn a_cancel_never_hits_the_next_statement() {
     let until = Instant::now() + 5 * SECOND;
     let (mut timeouts, mut good) = (0, 0);
     while Instant::now() < until {
-        // Ends at about its deadline: sometimes before the cancel, sometimes by it, sometimes while it is on its way.
+        // The query ends near its deadline: sometimes before the cancel, sometimes because of it,
+        // sometimes while it is under way.
         let limit = Duration::from_micros(2_000 + some_micros(30_000));
         match pool.with_timeout(limit).query("SELECT pg_sleep(0.02)", &[]) {
             Ok(_) => good += 1,
@@ -262,7 +266,7 @@ fn a_cancel_never_hits_the_next_statement() {
     assert!(timeouts > 20 && good > 0, "{timeouts} {good}");
 }
 
-/// Anything will do that is not always the same.
+/// A number that differs from call to call; it need not be random.
 fn some_micros(below: u32) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     u64::from(now.unwrap().subsec_micros() % below)
@@ -337,7 +341,7 @@ fn a_call_with_a_deadline_returns_550_ms_after_it_at_the_latest() {
     }
 }
 
-/// A closure that may run once.
+/// Turns a closure that may run only once into one that panics if it runs again.
 fn once<T>(
     work: impl FnOnce(&mut millpond::Transaction<'_>) -> millpond::Result<T>,
 ) -> impl FnMut(&mut millpond::Transaction<'_>) -> millpond::Result<T> {
@@ -364,7 +368,7 @@ fn over_a_unix_socket_too_a_check_out_ends_when_its_time_is_up() {
         .unwrap();
     pool.query("SELECT 1", &[]).unwrap();
     eventually("the minimum is there", || pool.stats().idle == 2);
-    // Longer than a connection is trusted without a sign of life.
+    // Longer than a connection is trusted without a probe.
     thread::sleep(600 * MS);
     let frozen = Frozen::tree(server.pid().unwrap());
     for _ in 0..3 {

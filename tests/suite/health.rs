@@ -1,4 +1,4 @@
-//! Health, whatever the pool and the database are doing.
+//! Health reports, whatever state the pool and the database are in.
 
 use super::proxy::{Mode, Proxy};
 use super::support::{MS, SECOND, database, eventually};

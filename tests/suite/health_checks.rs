@@ -1,4 +1,4 @@
-//! Health checks of the application's own, as `/health` tells of them.
+//! The application's own health checks, as `/health` reports them.
 
 use super::http::{Answer, get, settings};
 use super::support::{MS, SECOND, database, eventually};
@@ -18,7 +18,7 @@ fn serve(router: Router) -> Server {
     server
 }
 
-/// `/health`, which is always answered in time.
+/// The answer of `/health`; checks that it comes in time.
 fn health(server: &Server) -> Answer {
     let started = Instant::now();
     let answer = get(server.addr(), "/health");
@@ -26,7 +26,7 @@ fn health(server: &Server) -> Answer {
     answer
 }
 
-/// What a test lets its check do.
+/// Controls what a health check does.
 #[derive(Default)]
 struct Switch {
     state: Mutex<State>,
@@ -110,7 +110,7 @@ fn a_check_that_panics_fails_and_goes_on() {
     switch.set(State::Panics);
     let server = serve(Router::new().health_check("cache", switch.check()));
     let expected = json!({ "cache": { "healthy": false, "error": "the check panicked" } });
-    // The first panic of a process takes its time, for the backtrace.
+    // The first panic of a process is slow, because of the backtrace.
     eventually("the panic is told", || {
         let answer = health(&server);
         assert_eq!(answer.status, 503);
@@ -132,7 +132,7 @@ fn a_check_that_hangs_is_late_and_holds_up_nobody() {
     assert_eq!(health(&server).status, 200);
     hangs.set(State::Hangs);
     thread::sleep(300 * MS);
-    // More than the lane has workers.
+    // More requests than the lane has workers.
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| health(&server));
@@ -140,7 +140,7 @@ fn a_check_that_hangs_is_late_and_holds_up_nobody() {
     });
     let answer = health(&server);
     let checks = answer.json()["checks"].clone();
-    // With its last result.
+    // The answer has the check's last result.
     assert_eq!(answer.status, 200);
     assert_eq!(checks["hangs"], json!({ "healthy": true, "late": true }));
     assert_eq!(checks["well"], json!({ "healthy": true }));

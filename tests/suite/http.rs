@@ -1,4 +1,4 @@
-//! The server over HTTP, in this process, with routes of the test's own.
+//! The HTTP server in this process, with routes of the test's own.
 
 use super::support::{Database, MS, SECOND, database, eventually, server as private};
 use millpond::config::HttpConfig;
@@ -33,7 +33,7 @@ impl Answer {
     }
 }
 
-/// A connection that is kept for several requests.
+/// A client whose connection is kept for several requests.
 pub struct Client(BufReader<TcpStream>);
 
 impl Client {
@@ -44,7 +44,7 @@ impl Client {
         Client(BufReader::new(stream))
     }
 
-    /// `headers` are lines, each with its end.
+    /// `headers` are lines, each with its line end.
     pub fn ask(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
         let length = body.len();
         let head = format!(
@@ -55,7 +55,7 @@ impl Client {
         self.answer()
     }
 
-    /// What comes before the server closes the connection.
+    /// The bytes that arrive before the server closes the connection.
     pub fn until_closed(&mut self) -> String {
         let mut rest = String::new();
         self.0.read_to_string(&mut rest).unwrap();
@@ -110,7 +110,7 @@ pub fn get(addr: SocketAddr, path: &str) -> Answer {
     ask(addr, "GET", path, "")
 }
 
-/// Settings as the environment would give them.
+/// Settings, as read from these environment variables.
 pub fn settings(vars: &[(&str, &str)]) -> HttpConfig {
     let all = [("HTTP_ADDR", "127.0.0.1:0")].iter().chain(vars).copied();
     Config::from_vars(all).unwrap().http
@@ -293,7 +293,7 @@ fn health_answers_at_once_while_every_worker_and_every_connection_is_busy() {
             })
             .collect();
         times.sort();
-        // The median: this machine may be busy with other tests in any one moment.
+        // The median: other tests may make the machine busy at any one moment.
         assert!(times[5] < 50 * MS, "{times:?}");
         assert!(sleepers.into_iter().all(|s| s.join().unwrap() == 200));
     });
@@ -467,7 +467,8 @@ fn a_full_queue_and_a_spent_budget_are_503_with_retry_after() {
         .iter()
         .map(|a| a.json()["type"].as_str().unwrap().to_owned())
         .collect();
-    // The first runs out of time in its statement, the second in line, the third finds the line full.
+    // The first request runs out of time in its statement, the second in line; the third finds the
+    // line full.
     assert_eq!(
         kinds,
         [
@@ -495,7 +496,7 @@ fn a_drain_finishes_what_is_in_flight_and_refuses_what_is_new() {
         eventually("it drains", || {
             get(addr, "/health/ready").json()["status"] == "draining"
         });
-        // Within the delay requests are still served, and told to go elsewhere next.
+        // Within the delay, requests are still served, but their connections are closed.
         let served = get(addr, "/api/sleep?0");
         assert_eq!(
             (served.status, served.header("Connection")),
@@ -535,7 +536,7 @@ fn a_drain_cancels_what_does_not_finish_in_time() {
     });
 }
 
-/// A pool whose database is nowhere, for what needs none.
+/// A pool without a reachable database, for routes that need none.
 fn nowhere() -> Pool {
     let pool = Pool::builder().database_url("postgresql://u:p@127.0.0.1:1/d");
     pool.build().unwrap()
@@ -543,7 +544,7 @@ fn nowhere() -> Pool {
 
 #[test]
 fn an_embedders_answers_are_sent_as_they_are_meant() {
-    // Path; status line; whether a length is sent; body.
+    // Path; status line; whether a Content-Length is sent; body.
     let rows = [
         ("/204", "204 No Content", false, ""),
         ("/304", "304 Not Modified", false, ""),
@@ -689,7 +690,8 @@ fn pages_of_other_sites_are_refused_unless_they_are_named() {
         (evil.status, evil.header("Access-Control-Allow-Origin")),
         (405, None)
     );
-    // A token keeps them out by itself; what is refused for want of it, a page that is named may read.
+    // The token alone keeps other pages out, so that the Host header does not matter. A page that is
+    // listed may read the refusal of a request without the token.
     let vars = [vars[0], ("API_TOKEN", "t")];
     let server =
         Server::start(settings(&vars), nowhere(), router(), DatabaseKind::External).unwrap();
@@ -715,7 +717,7 @@ fn pages_of_other_sites_are_refused_unless_they_are_named() {
 
 #[test]
 fn who_asks_whether_it_lives_does_not_wait_behind_those_who_ask_for_the_database() {
-    // Both ends of each connection are here.
+    // Both ends of each connection are in this process.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let database = private(&[]);
@@ -729,13 +731,15 @@ fn who_asks_whether_it_lives_does_not_wait_behind_those_who_ask_for_the_database
     .unwrap();
     let addr = server.addr();
     eventually("it is ready", || get(addr, "/health/ready").status == 200);
-    // The probe has its connection, and asks nothing: one that is opened meanwhile might not be frozen.
+    // Afterwards the probe has an idle connection: a connection that is opened during the freeze
+    // might not be frozen.
     assert_eq!(get(addr, "/health").status, 200);
     thread::sleep(500 * MS);
     let frozen = super::servers::Frozen::tree(database.pid().unwrap());
-    // For so long the last answer is passed on.
+    // Longer than the last answer is shared.
     thread::sleep(300 * MS);
-    // Each of them waits for the probe; so many that the line before the workers is full.
+    // Each client waits for the probe. There are enough of them to fill the queue before the
+    // workers.
     let askers: Vec<_> = (0..1500)
         .map(|_| {
             let mut asker = TcpStream::connect(addr).unwrap();

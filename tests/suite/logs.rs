@@ -1,4 +1,4 @@
-//! What people read in the log.
+//! The log lines that an operator reads.
 
 use super::support::{MS, SECOND, database, eventually, log_lines};
 
@@ -60,7 +60,7 @@ fn running_short_is_said_before_it_hurts() {
         "{lines:?}"
     );
     drop(held);
-    // At most once a minute.
+    // The line is logged at most once a minute.
     let _again: Vec<_> = (0..7).map(|_| pool.get().unwrap()).collect();
     assert!(
         !log_lines("more than 80 %")
@@ -102,7 +102,7 @@ fn a_server_whose_commits_a_crash_may_take_is_named_at_the_start() {
     let db = database();
     let pool = db.pool().build().unwrap();
     pool.query("SELECT 1", &[]).unwrap();
-    // The tests' server is quick rather than durable.
+    // The tests' server trades durability for speed.
     let lines = log_lines("WARN the server runs with synchronous_commit=off and fsync=off");
     assert!(!lines.is_empty());
 }

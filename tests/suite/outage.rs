@@ -1,4 +1,4 @@
-//! The database goes away, and comes back.
+//! The database goes away and comes back: what callers see, and how the pool recovers.
 
 use super::proxy::{Mode, Proxy};
 use super::support::{MS, SECOND, counter, database, eventually, log_lines, pool, server};
@@ -107,7 +107,7 @@ fn a_server_without_room_is_named_and_what_is_open_goes_on() {
         ("max_connections", "8"),
         ("superuser_reserved_connections", "0"),
     ]);
-    // Other pools may have the rest; this one gets six of its ten.
+    // Other pools may have the rest; this pool gets six connections of its ten.
     let mut others: Vec<_> = (0..2)
         .map(|_| super::support::admin(&server.url()))
         .collect();
@@ -129,7 +129,7 @@ fn a_server_without_room_is_named_and_what_is_open_goes_on() {
         Some("53300")
     );
     assert!(error.is_retryable() && error.is_timeout());
-    // The probe has no room either, which says nothing about the database.
+    // The health probe gets no connection either, which does not mean that the database is down.
     let health = pool.health();
     assert!(health.healthy && health.probe_refused, "{health:?}");
     assert!(!pool.is_failing_fast());
@@ -173,7 +173,7 @@ fn after_a_while_check_outs_fail_at_once_until_a_connection_opens() {
     pool.query("SELECT 1", &[]).unwrap();
     proxy.set(Mode::Refuse);
     proxy.cut();
-    // Whoever comes first finds out; in the end nobody waits.
+    // The first caller finds out that the database is down; in the end no caller waits.
     let call = pool.with_policy(RetryPolicy::none());
     eventually("check-outs fail fast", || {
         let _ = call
@@ -264,7 +264,7 @@ fn a_first_host_that_is_silent_or_gone_does_not_keep_the_pool_from_the_second() 
             .with_deadline(started + 20 * SECOND)
             .read("SELECT 1", &[])
             .unwrap();
-        // The first had its share of one attempt, and is asked last from now on.
+        // The first host had its share of one attempt, and is tried last from now on.
         assert!(started.elapsed() < 4 * SECOND, "{:?}", started.elapsed());
     }
 }
@@ -283,12 +283,13 @@ fn a_role_without_room_for_more_is_the_cause_and_no_outage() {
     let pool = pool(&format!("postgresql://{role}:p@{rest}"))
         .max_size(10)
         .min_idle(0)
-        // They come and go all the while.
+        // Connections are opened and closed all the while.
         .max_uses(2)
         .connection_timeout(400 * MS)
         .build()
         .unwrap();
-    // More callers than the role may have connections: some are served, the others are told why they are not.
+    // More callers than the role may have connections: some are served, the others are told why
+    // not.
     let errors: Vec<_> = thread::scope(|scope| {
         let callers: Vec<_> = (0..10)
             .map(|_| {
@@ -314,7 +315,7 @@ fn a_role_without_room_for_more_is_the_cause_and_no_outage() {
             "{error}"
         );
     }
-    // Said once, however often it is tried.
+    // It is logged once, however often the pool tries.
     let said = log_lines(&format!("too many connections for role \"{role}\""));
     let of_room = said
         .iter()

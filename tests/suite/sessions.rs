@@ -1,4 +1,4 @@
-//! A connection's life: opened, kept, retired, cleaned.
+//! The life of a connection: it is opened, kept, retired and cleaned.
 
 use super::proxy::{Mode, Proxy};
 use super::support::{MS, SECOND, backends, counter, database, eventually, pid};
@@ -61,7 +61,7 @@ fn a_burst_shrinks_to_the_minimum_without_reopening() {
         backends(&mut admin, "burst").len() == 2
     });
     let left = backends(&mut admin, "burst");
-    // Several idle timeouts later the same backends are still there.
+    // After several idle timeouts, the same backends are still there.
     for _ in 0..20 {
         thread::sleep(100 * MS);
         assert_eq!(backends(&mut admin, "burst"), left);
@@ -81,7 +81,7 @@ fn a_busy_connection_is_retired_at_its_age() {
         .build()
         .unwrap();
     let first = pid(&pool);
-    // Never idle for long: only the check-in can retire it.
+    // The connection is never idle for long, so only a check-in can retire it.
     eventually("another backend serves", || pid(&pool) != first);
     assert!(diary.reasons().contains(&CloseReason::MaxLifetime));
 }
@@ -147,7 +147,7 @@ fn what_a_raw_borrower_leaves_behind_is_gone() {
         one("SELECT (to_regclass('pg_temp.mine') IS NULL)::text"),
         "true"
     );
-    // It was cleaned, not replaced.
+    // The connection was cleaned, not replaced.
     let closed = "millpond_connections_closed_total{reason=\"leaked_state\"}";
     assert_eq!(counter(&pool, closed), 0);
 }
@@ -235,7 +235,8 @@ fn startup_options_are_set_without_a_statement_and_on_connect_runs_once() {
     assert_eq!(one("SHOW application_name"), "named");
     assert_eq!(one("SHOW search_path"), "pg_catalog");
     assert_eq!(*times.lock().unwrap(), 1);
-    // A raw borrower's reset takes on_connect's settings away as well; they are made again.
+    // The reset after a raw borrower also removes the settings of `on_connect`, so `on_connect`
+    // runs again.
     pool.get()
         .unwrap()
         .batch_execute("SET search_path = public")
@@ -263,7 +264,8 @@ fn where_opening_takes_its_time_nobody_looks_twice() {
     }
     let opened = counter(&pool, "db_client_connection_create_time_seconds_count");
     let started = started.load(Ordering::SeqCst);
-    // A look or two until it is known what is usual.
+    // A second attempt may start once or twice, until the pool knows how long an opening usually
+    // takes.
     assert!(opened >= 10 && started <= opened + 3, "{started} {opened}");
 }
 
@@ -304,7 +306,8 @@ fn where_a_pooler_refuses_startup_options_they_are_set_and_stay_set() {
         .unwrap();
     let show = || pool.query("SHOW statement_timeout", &[]).unwrap()[0].get::<_, String>(0);
     assert_eq!(show(), "1234ms");
-    // Also through the cleaning after a raw borrower, which resets to what the startup packet said.
+    // This also holds after the cleaning behind a raw borrower, which resets the settings to those
+    // of the startup packet.
     pool.get()
         .unwrap()
         .batch_execute("SET statement_timeout = 1")
@@ -352,7 +355,8 @@ fn a_panic_in_on_connect_costs_a_connection_and_nothing_else() {
         })
         .build()
         .unwrap();
-    // The first opening panics, the second succeeds; the clean-up after a raw borrower panics, and so on.
+    // The first opening panics, the second succeeds; the cleaning after a raw borrower panics, and
+    // so on.
     pool.get_timeout(20 * SECOND)
         .unwrap()
         .batch_execute("SELECT 1")
@@ -441,7 +445,8 @@ fn a_borrower_who_takes_all_prepared_statements_away_harms_nobody() {
             .max_size(1)
             .build()
             .unwrap();
-        // The driver has looked one type up, with statements of its own, and now needs another.
+        // The driver has looked up one type with statements of its own, and must now look up
+        // another.
         pool.query("SELECT m FROM t1", &[]).unwrap();
         pool.get().unwrap().batch_execute(takes).unwrap();
         let before = pool.query("SELECT FROM t2", &[]).unwrap().len();

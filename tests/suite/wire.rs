@@ -1,10 +1,11 @@
-//! What goes over the wire: no more round trips than needed, and no byte where TLS was asked for.
+//! Traffic on the wire: no more round trips than needed, and no unencrypted byte if TLS was asked
+//! for.
 
 use super::proxy::{Passed, Proxy};
 use super::support::{SECOND, database};
 use Passed::{Backend, Frontend};
 
-/// Frontend messages by flight: those that went out before an answer came.
+/// Frontend messages by flight: a flight holds the messages that were sent before an answer came.
 fn flights(log: &[Passed]) -> Vec<String> {
     let mut flights: Vec<String> = Vec::new();
     let mut answered = true;
@@ -41,7 +42,7 @@ fn a_warm_query_is_one_round_trip() {
     for n in 1..=5 {
         query(n);
     }
-    // Bind, Execute, Sync; and back: BindComplete, DataRow, CommandComplete, ReadyForQuery.
+    // Bind, Execute, Sync; the answer is BindComplete, DataRow, CommandComplete, ReadyForQuery.
     let log = proxy.take_log();
     assert_eq!(flights(&log), ["BES"; 5]);
     assert_eq!(log.iter().filter(|p| **p == Backend('Z')).count(), 5);

@@ -1,4 +1,5 @@
-//! Writers of every kind, and what they were told held against what is in the table afterwards.
+//! Writers of every kind: what each was told of its writes must match what is in the table
+//! afterwards.
 
 use super::support::{MS, SECOND, admin, pool, server};
 use millpond::embedded::PrivateServer;
@@ -54,7 +55,8 @@ impl Way {
     }
 }
 
-/// A server that loses nothing in a crash, and whose commits take a while, so that much happens during one.
+/// A server that loses nothing in a crash, and whose commits take a while, so that many faults hit
+/// a commit.
 pub fn server_for_writers() -> PrivateServer {
     server(&[
         ("fsync", "on"),
@@ -65,7 +67,7 @@ pub fn server_for_writers() -> PrivateServer {
     ])
 }
 
-/// A pool that outlasts restarts, with a ledger.
+/// A pool with a ledger, whose retries outlast a restart of the server.
 pub fn lasting_pool(url: &str, connections: u32) -> Pool {
     let policy = RetryPolicy::default()
         .initial_delay(10 * MS)
@@ -89,11 +91,11 @@ pub fn pool_for_writers(direct: &str, url: &str, connections: u32) -> Pool {
     lasting_pool(url, connections)
 }
 
-/// All that was told, by the name of the write.
+/// What the writers were told, by the name of each write.
 pub type AllTold = HashMap<String, Told>;
 
-/// Has `each` writers write in each of the ways, through each of the pools, for as long as `faults` runs, and hold what they
-/// were told.
+/// Runs `each` writers for each way and pool while `faults` runs. Returns what the writers were
+/// told, and the result of `faults`.
 pub fn write_during<T: Send>(
     pools: &[(&str, &Pool)],
     ways: &[Way],
@@ -119,7 +121,8 @@ pub fn write_during<T: Send>(
                         let one = way.write(pool, &name);
                         told.insert(name, one);
                         if one == Told::Refused {
-                            // While the pool fails fast, it would be told so a million times.
+                            // While the pool fails fast, the writer would be refused a million
+                            // times.
                             thread::sleep(20 * MS);
                         }
                     }
@@ -127,7 +130,7 @@ pub fn write_during<T: Send>(
                 })
             })
             .collect();
-        // Caught, so that the writers learn of a failure as well.
+        // The panic is caught so that the writers end after a failure too.
         let done = catch_unwind(AssertUnwindSafe(faults));
         over.store(true, Ordering::Relaxed);
         let done = done.unwrap_or_else(|panic| resume_unwind(panic));
@@ -136,14 +139,15 @@ pub fn write_during<T: Send>(
     })
 }
 
-/// How often each name is in a table.
+/// How often each name is in the table.
 pub fn counts(admin: &mut Client, table: &str) -> HashMap<String, i64> {
     let sql = format!("SELECT name, count(*) FROM {table} GROUP BY name");
     let rows = admin.query(&sql, &[]).unwrap();
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-/// Each write is there as often as its writer was told. Returns how many were done, refused and unknown.
+/// Checks that each write is in the table as often as its writer was told. Returns how many were
+/// done, refused and unknown.
 pub fn check(what: &str, told: &AllTold, mut there: HashMap<String, i64>) -> [usize; 3] {
     let mut figures = [0; 3];
     let mut wrong = Vec::new();
@@ -171,7 +175,7 @@ pub fn check(what: &str, told: &AllTold, mut there: HashMap<String, i64>) -> [us
     figures
 }
 
-/// Holds all that was told against the table, and prints the figures by way in and way of writing.
+/// Checks all that was told against the table, and prints the figures by route and way of writing.
 pub fn check_all(what: &str, told: &AllTold, direct: &str) -> [usize; 3] {
     let there = counts(&mut admin(direct), "written");
     let all = check(what, told, there);
@@ -186,7 +190,7 @@ pub fn check_all(what: &str, told: &AllTold, direct: &str) -> [usize; 3] {
     all
 }
 
-/// Ends backends of the writers at random, until the time is over. Returns how many.
+/// Ends random backends of the writers until the time is over. Returns how many.
 pub fn terminate_for(direct: &str, time: Duration) -> usize {
     let mut admin = admin(direct);
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \

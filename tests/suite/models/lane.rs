@@ -1,4 +1,4 @@
-//! The workers of a lane, at a door as tiny_http has it.
+//! The workers of a lane, model-checked on a queue that behaves as tiny_http's.
 
 use super::check;
 use super::sync::time_passes;
@@ -21,9 +21,9 @@ struct Lane {
 #[derive(Clone, Copy)]
 enum Message {
     Request,
-    /// Takes until the other message is served.
+    /// A request that takes until the other message is served.
     Stuck,
-    /// That a connection works. Who takes it calls nobody.
+    /// Proof that a connection works. The worker that takes it calls no other worker.
     Proof,
     Over,
 }
@@ -69,7 +69,7 @@ impl Lane {
                 true => self.door.lock().unwrap().pop_front(),
                 false => None,
             };
-            // As of tiny_http: who does not wait is not told.
+            // As in tiny_http: a worker that does not block does not learn of the end.
             let found = found.filter(|message| !matches!(message, Message::Over));
             let message = match found {
                 Some(message) => message,
@@ -98,7 +98,7 @@ impl Lane {
     }
 }
 
-/// Two requests; one that is forgotten is a deadlock, which the model checker finds.
+/// Serves two requests. If one is forgotten, the model deadlocks, and the model checker reports it.
 fn serves_all(workers: usize, at_once: usize, send: impl Fn(&Lane) + Send + Sync + 'static) {
     check(2, move || {
         let lane = Lane::new(workers, at_once);
@@ -144,7 +144,7 @@ fn who_is_slow_holds_up_nobody_else_where_only_one_is_to_be_at_work() {
         serves_all(2, 1, move |lane| {
             lane.send(first);
             lane.send(second);
-            // The sender looks again.
+            // The sender calls again later.
             time_passes();
             lane.wakeup.call();
         });

@@ -1,4 +1,4 @@
-//! The line of the pool.
+//! The pool's line, model-checked.
 
 use super::check;
 use super::pool_line::{Arrival, Line, Outcome};
@@ -15,7 +15,7 @@ fn line_with(values: usize, max_waiting: usize) -> Arc<Line<usize>> {
     Arc::new(line)
 }
 
-/// Gets a value, whatever it takes.
+/// Gets a value, however long that takes.
 fn get(line: &Line<usize>) -> usize {
     match line.arrive(false) {
         Arrival::Ready(value) => value,
@@ -67,7 +67,8 @@ fn a_deadline_and_a_hand_off_may_race() {
                 return;
             };
             match in_line.wait(&place, &Deadline(Some(deadline))) {
-                // Given in the moment of the deadline: it counts, and must come back.
+                // The value was given just as the deadline passed: it counts, and must be given
+                // back.
                 Outcome::Given(value) => assert!(in_line.give_back(value).is_none()),
                 Outcome::TimedOut => {}
                 Outcome::TurnedAway | Outcome::Closed => panic!("nobody closes"),
@@ -84,7 +85,8 @@ fn a_deadline_and_a_hand_off_may_race() {
         waiter.join().unwrap();
         clock.join().unwrap();
         let figures = line.figures();
-        // The thread may also have come when the value was back, and taken it without a wait.
+        // The thread may also have arrived after the value was returned, and have taken it without
+        // a wait.
         assert_eq!((figures.idle + figures.active, figures.waiting), (1, 0));
     });
 }
@@ -122,13 +124,14 @@ fn nobody_is_overtaken() {
     check(3, || {
         let line = line_with(1, 10);
         let value = get(&line);
-        // Two places in line, in this order, taken by one thread on behalf of two.
+        // One thread takes two places in line, in this order, on behalf of two.
         let Arrival::Queued { place: first, .. } = line.arrive(false) else {
             panic!("the value is out")
         };
         let in_line = line.clone();
         let later = thread::spawn(move || {
-            // Behind the first, whenever it comes: it can have the value only after that one gave it back.
+            // This thread is behind the first place whenever it arrives: it can get the value only
+            // after that place gave it back.
             let value = get(&in_line);
             assert_eq!(value, 1, "the first in line was overtaken");
             assert!(in_line.give_back(value).is_none());
@@ -137,7 +140,7 @@ fn nobody_is_overtaken() {
         let Outcome::Given(_) = line.wait(&first, &NEVER) else {
             panic!("nobody closes")
         };
-        // The first marks the value as seen.
+        // The first place marks the value as seen.
         assert!(line.give_back(1).is_none());
         later.join().unwrap();
         is_at_rest(&line, 1);
@@ -154,7 +157,7 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
             let value = get(&in_line);
             assert!(in_line.give_back(value).is_none());
         });
-        // The value turns out to be spent: it is closed, a new one is opened.
+        // The value turns out to be unusable: it is discarded, and a new one is opened.
         let _ = spent;
         line.discarded();
         let value = match line.arrive(true) {
@@ -247,12 +250,13 @@ fn the_minimum_is_opened_again_and_nothing_beyond_it() {
             opened
         });
         let value = get(&line);
-        // It is spent; and so is its place.
+        // The value is unusable, and its place is given up.
         let _ = value;
         line.discarded();
         line.close();
         let opened = opener.join().unwrap();
-        // The first for the minimum or the thread that came, another in its place, and one in place of the one spent.
+        // One value for the minimum or for the thread that arrived, one to restore the minimum, and
+        // one in place of the value that was discarded.
         assert!((1..=3).contains(&opened), "{opened}");
     });
 }

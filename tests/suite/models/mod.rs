@@ -1,5 +1,5 @@
-//! What hands threads their turn, model-checked: every interleaving of a few threads, with deadlines that may pass at any
-//! moment.
+//! Model checks of the code that decides which thread runs next: every interleaving of a few
+//! threads, with deadlines that may pass at any moment.
 
 mod lane;
 mod line;
@@ -11,7 +11,8 @@ pub(crate) mod sync;
 #[allow(dead_code)]
 mod worker_wakeup;
 
-/// Every interleaving with at most so many forced switches of threads; the literature finds nearly all bugs with two or three.
+/// Checks every interleaving with at most `forced_switches` preemptions. According to the
+/// literature, two or three find nearly all bugs.
 fn check(forced_switches: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(forced_switches);

@@ -1,5 +1,5 @@
-//! The model checker's locks and threads, in the shape of the crate's own module. A deadline is an event that another
-//! thread brings about, at any moment.
+//! The model checker's locks and threads, with the interface of `crate::sync`. A deadline is an
+//! event that another thread brings about at any moment.
 
 pub use loom::sync::atomic::AtomicUsize;
 use loom::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ pub fn unpoison<G>(result: LockResult<G>) -> G {
     result.unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A moment to give up at, or none.
+/// A deadline, or none.
 pub struct Deadline(pub Option<Arc<AtomicBool>>);
 
 impl Deadline {
@@ -31,12 +31,12 @@ loom::lazy_static! {
     static ref LATER: AtomicBool = AtomicBool::new(false);
 }
 
-/// From now on, what was is long ago.
+/// From now on, every earlier moment is long past.
 pub fn time_passes() {
     LATER.store(true, Ordering::SeqCst);
 }
 
-/// A moment; until time passes, all are the same.
+/// A moment in time. Until `time_passes`, all moments are the same.
 #[derive(Clone, Copy)]
 pub struct Instant;
 

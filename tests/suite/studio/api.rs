@@ -1,4 +1,4 @@
-//! Each route: what it does, and what it refuses.
+//! Each route of the API: what it does, and which requests it refuses.
 
 use super::{JSON, Served, count, date, kind, served, slot};
 use crate::http::Answer;
@@ -46,7 +46,7 @@ fn a_reservation_is_made_found_and_cancelled() {
     let found = served.get("/api/reservations/1");
     assert_eq!((found.status, found.body), (200, made.body.clone()));
 
-    // Ranges hold their start, not their end.
+    // A range includes its start but not its end.
     let next = json!({"studioId": 1, "customer": "Bob", "startsAt": "2030-01-02T12:00:00.5Z",
         "endsAt": "2030-01-02T13:00:00Z"});
     assert_eq!(served.post("/api/reservations", &next).status, 201);
@@ -65,7 +65,7 @@ fn a_reservation_is_made_found_and_cancelled() {
     elsewhere["studioId"] = json!(2);
     assert_eq!(served.post("/api/reservations", &elsewhere).status, 201);
 
-    // Cancelled, again, and free for another.
+    // A reservation can be cancelled, and cancelled again; its time is then free for another.
     for _ in 0..2 {
         let cancelled = served.ask("DELETE", "/api/reservations/1", "", "");
         assert_eq!(cancelled.status, 200);
@@ -74,7 +74,7 @@ fn a_reservation_is_made_found_and_cancelled() {
     let again = served.post("/api/reservations", &wanted);
     assert_eq!(again.status, 201, "{again:?}");
 
-    // Those that overlap [from, to), newest first.
+    // Reservations that overlap [from, to), newest first.
     let ids = |query: &str| -> Vec<i64> {
         let body = served.get(&format!("/api/reservations{query}")).json();
         let items = body["items"].as_array().unwrap();
@@ -97,7 +97,7 @@ fn a_reservation_is_made_found_and_cancelled() {
 #[test]
 fn a_quote_is_priced_accepted_once_and_runs_out() {
     let (db, served) = served();
-    // 45.00 for an hour: a minute and a half is 1.125, rounded half up.
+    // At 45.00 an hour, a minute and a half costs 1.125, rounded half up.
     let wanted = json!({"studioId": 1, "customer": "Ada", "startsAt": "2030-01-02T10:00:00Z",
         "endsAt": "2030-01-02T10:01:30Z"});
     let made = served.post("/api/quotes", &wanted);
@@ -132,7 +132,7 @@ fn a_quote_is_priced_accepted_once_and_runs_out() {
         (409, "already-accepted")
     );
 
-    // What is taken meanwhile cannot be accepted, and the quote stays open.
+    // A quote whose time was taken in the meantime cannot be accepted, and stays open.
     assert_eq!(served.post("/api/quotes", &wanted).status, 201);
     let taken = served.ask("POST", "/api/quotes/2/accept", "", "");
     assert_eq!((taken.status, kind(&taken).as_str()), (409, "overlap"));
@@ -199,7 +199,8 @@ fn an_invoice_is_made_once_and_paid_once() {
         (409, "cancelled")
     );
 
-    // One with a quote costs what was quoted, and what was refused left no gap.
+    // An invoice for an accepted quote has the quoted price. The refused request left no gap in the
+    // numbers.
     served.post("/api/quotes", &slot(2, 2));
     let accepted = served.ask("POST", "/api/quotes/1/accept", "", "");
     let quoted = of(accepted.json()["id"].as_i64().unwrap()).json();
@@ -217,7 +218,8 @@ fn an_invoice_is_made_once_and_paid_once() {
     assert_eq!(numbers, ["INV-000002", "INV-000001"]);
 }
 
-/// Method, path, headers, body; then the status, the type and where it says that it is wrong.
+/// Method, path, headers and body; then the status, the problem type and the fields that are
+/// reported as wrong.
 type Refusal = (
     &'static str,
     &'static str,
@@ -487,7 +489,7 @@ fn the_routes_ask_for_the_token_where_one_is_set() {
     }
     let headers = "Authorization: Bearer k3y\r\n";
     assert_eq!(served.ask("GET", "/api/studios", headers, "").status, 200);
-    // How to ask is no secret.
+    // The API document needs no token.
     assert_eq!(served.get("/openapi.json").status, 200);
 }
 
@@ -507,13 +509,13 @@ fn a_list_is_read_to_its_end_while_it_grows() {
         let items = page["items"].as_array().unwrap();
         seen.extend(items.iter().map(|it| it["id"].as_i64().unwrap()));
         pages += 1;
-        // New ones come before the first page, and move nothing.
+        // New reservations come before the first page, and do not shift the pages behind it.
         served.reserve(1, 100 + pages);
         let Some(next) = page["nextCursor"].as_str() else {
             break;
         };
         cursor = format!("&cursor={next}");
-        // It belongs to the filters that it came with.
+        // A cursor is valid only with the filters that it was issued for.
         for other in ["", "&studioId=2", "&studioId=1&from=2030-01-01T00:00:00Z"] {
             let path = format!("/api/reservations?limit=10{other}{cursor}");
             assert_eq!(served.get(&path).status, 400, "{path}");
@@ -529,7 +531,8 @@ fn a_list_is_read_to_its_end_while_it_grows() {
 fn of_two_who_want_the_same_time_one_gets_it() {
     let (db, served) = served();
     for round in 0..10 {
-        // Half an hour apart: neither is the other's request again.
+        // The starts are half an hour apart, so that neither request counts as a repetition of the
+        // other.
         let (first, mut second) = (slot(1, round), slot(1, round));
         second["startsAt"] = json!(format!("{}T11:30:00Z", date(round)));
         let mut statuses: Vec<u16> = thread::scope(|scope| {
@@ -560,7 +563,7 @@ fn sixteen_who_make_invoices_at_once_leave_no_gap() {
             .map(|(mut client, reservation)| {
                 scope.spawn(move || {
                     let body = json!({ "reservationId": reservation }).to_string();
-                    // One that is refused rolls its number back.
+                    // A refused request rolls its invoice number back.
                     let unknown = br#"{"reservationId":999}"#;
                     assert_eq!(
                         client.ask("POST", "/api/invoices", JSON, unknown).status,
@@ -604,7 +607,8 @@ fn the_document_of_the_api_is_served() {
     assert_eq!(sizes["maxLength"], 200);
 }
 
-/// The answers to two requests that both come while the table is locked, and go on when it is not.
+/// The answers to two requests that both arrive while the table is locked, and go on when it is
+/// released.
 fn both_at_once(
     db: &Database,
     table: &str,
@@ -636,7 +640,8 @@ fn both_at_once(
 fn what_is_decided_under_a_lock_is_decided_on_what_is_true_then() {
     let (db, served) = served();
     let statuses = |answers: &[Answer]| answers.iter().map(|a| a.status).collect::<Vec<_>>();
-    // Who makes the invoice is first, and holds the reservation while the other waits for it.
+    // The request that makes the invoice is first, and locks the reservation while the other waits
+    // for it.
     served.reserve(1, 0);
     let invoice = || served.post("/api/invoices", &json!({ "reservationId": 1 }));
     let cancel = || served.ask("DELETE", "/api/reservations/1", "", "");
@@ -644,7 +649,7 @@ fn what_is_decided_under_a_lock_is_decided_on_what_is_true_then() {
     assert_eq!(statuses(&answers), [201, 409], "{answers:?}");
     assert_eq!(kind(&answers[1]), "already-invoiced");
     assert_eq!(served.get("/api/reservations/1").json()["status"], "active");
-    // The same twice.
+    // The same request twice.
     let pay = || served.ask("POST", "/api/invoices/1/pay", "", "");
     let answers = both_at_once(&db, "invoice_lines", [&pay, &pay]);
     assert_eq!(statuses(&answers), [200, 409], "{answers:?}");

@@ -1,4 +1,4 @@
-//! Writers over HTTP while the database restarts, loses its connections, stands still or is gone.
+//! Writers over HTTP while the database restarts, loses connections, stands still or is gone.
 
 use super::{JSON, Served, count, date, kind};
 use crate::commit::outcomes;
@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 const CLIENTS: usize = 16;
 
-/// Reservations of one client, each for a time that nobody else asks for, half of them with a key of its own. Each
-/// customer with the status of the answer, and its type where it is a problem.
+/// Makes reservations as one client, each for a time that no other client asks for, half of them
+/// with a key of their own. Returns for each customer the status of the answer, and the problem
+/// type if it is a problem.
 fn write_until(
     over: &AtomicBool,
     mut client: Client,
@@ -33,7 +34,7 @@ fn write_until(
         let body = json!({
             "studioId": number % 3 + 1,
             "customer": customer,
-            // Those who share a studio have minutes of their own.
+            // Clients that share a studio use different minutes.
             "startsAt": format!("{day}T{hour:02}:{number:02}:00Z"),
             "endsAt": format!("{day}T{hour:02}:{number:02}:59Z"),
         });
@@ -57,7 +58,7 @@ fn write_until(
     told
 }
 
-/// Ends half of the pool's connections every 0.4 s, and restarts the server every so often.
+/// Ends half of the pool's connections every 0.4 s, and restarts the server every `restart_every`.
 fn torment(server: &mut PrivateServer, lasts: Duration, restart_every: Duration) -> (usize, i64) {
     let started = Instant::now();
     let (mut restarts, mut ended) = (0, 0);
@@ -88,7 +89,8 @@ fn writers_ride_out_restarts_and_lost_connections() {
     } else {
         (9 * SECOND, 3 * SECOND)
     };
-    // What was acknowledged is there after a crash, as on any server that is not a test's.
+    // Acknowledged writes survive a crash, as on any production server; the tests' other servers do
+    // without that.
     let mut database = server(&[("synchronous_commit", "on")]);
     let url = database.url();
     let served = Served::on(&url, &[]);
@@ -243,7 +245,8 @@ fn a_database_that_takes_no_writes_is_a_503_that_says_so() {
             .unwrap();
     };
     set("on");
-    // Sessions keep what they began with: those that may write end here, those that may not stay below.
+    // Sessions keep the setting that they started with: sessions that may write are ended here,
+    // sessions that may not write are ended below.
     admin(&database.url())
         .batch_execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -310,7 +313,8 @@ fn balancers_are_told_at_once_when_the_database_lets_nobody_in() {
 fn a_commit_that_cannot_be_found_out_says_so_and_its_key_tells_the_truth() {
     let database = server(&[]);
     let served = Served::on(&database.url(), &[("HTTP_REQUEST_TIMEOUT_MS", "1500")]);
-    // The row waits at COMMIT for longer than there is time: what became of it is not known by then.
+    // The row waits at COMMIT for longer than the request may take: its outcome is not known by
+    // then.
     admin(&database.url())
         .batch_execute(
             "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(4); RETURN NULL; END'; \

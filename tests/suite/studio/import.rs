@@ -1,4 +1,4 @@
-//! Reservations from a CSV file: all or none.
+//! Reservations from a CSV file: all lines are imported, or none.
 
 use super::{Served, count, date, kind, served};
 use crate::http::Answer;
@@ -14,7 +14,7 @@ fn import(served: &Served, content: &str) -> Answer {
     served.ask("POST", "/api/reservations/import", CSV, content)
 }
 
-/// Line and detail of each that is listed.
+/// Line and detail of each listed error.
 fn bad_lines(answer: &Answer) -> Vec<(u64, String)> {
     let problem = answer.json();
     let errors = problem["errors"]
@@ -59,7 +59,7 @@ fn ten_thousand_lines_are_reserved_once() {
         (&first["customer"], &first["startsAt"]),
         (&json!("Customer 0"), &json!("2030-01-01T00:00:00Z"))
     );
-    // Without the key, every line is taken.
+    // Without the key, the time of every line is taken already.
     let taken = import(&served, &content);
     assert_eq!((taken.status, kind(&taken).as_str()), (409, "overlap"));
     assert_eq!(
@@ -95,7 +95,7 @@ fn one_bad_line_and_none_is_reserved() {
         let lines: Vec<u64> = bad_lines(&answer).iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [3], "{bad}");
     }
-    // Lines are numbered as an editor does, whatever ends them and however many are blank.
+    // Lines are numbered as in an editor, whatever the line ends and the number of blank lines.
     for (content, bad) in [
         (
             format!("{HEADER}{good}1,Ada,x,y\n").replace('\n', "\r\n"),
@@ -115,11 +115,11 @@ fn one_bad_line_and_none_is_reserved() {
         assert_eq!(answer.status, 422, "{content:?} {answer:?}");
         assert_eq!(bad_lines(&answer)[0].0, bad, "{content:?}");
     }
-    // Within the file, too.
+    // Two lines of the same file may not overlap either.
     let twice = import(&served, &format!("{HEADER}{good}{}{good}", line(1)));
     assert_eq!((twice.status, kind(&twice).as_str()), (409, "overlap"));
     assert_eq!(bad_lines(&twice)[0].0, 4);
-    // All that are wrong are named, the first hundred one by one.
+    // All wrong lines are counted, and the first hundred are listed one by one.
     let many = HEADER.to_owned() + &"1,Ada,x,y\n".repeat(250);
     let answer = import(&served, &many);
     let lines: Vec<u64> = bad_lines(&answer).iter().map(|(line, _)| *line).collect();
@@ -159,7 +159,7 @@ fn what_is_no_such_file_is_told_what_one_is() {
     let answer = crate::http::Client::to(served.addr).ask("POST", path, CSV, &latin);
     assert_eq!(answer.status, 400);
     assert_eq!(count(&db.url, RESERVATIONS), 0);
-    // With a mark at its start and line ends as spreadsheets write them.
+    // With a byte order mark and the line ends that spreadsheets write.
     let spreadsheet = format!("\u{feff}{}", content.replace('\n', "\r\n"));
     assert_eq!(import(&served, &spreadsheet).status, 201);
 }
@@ -169,7 +169,7 @@ fn of_two_files_with_the_same_lines_one_is_taken_and_the_other_told_which() {
     let (db, served) = served();
     let content = HEADER.to_owned() + &(0..20).map(line).collect::<String>();
     let mut holder = db.admin();
-    // Both look whether the times are free, and wait then.
+    // Both imports check whether the times are free, and then wait.
     holder
         .batch_execute("BEGIN; LOCK TABLE studio.reservations IN SHARE ROW EXCLUSIVE MODE")
         .unwrap();

@@ -22,7 +22,7 @@ fn a_request_that_comes_again_gets_the_first_answer() {
         (first.status, first.header("Idempotency-Replayed")),
         (201, None)
     );
-    // Bare or quoted, and however the body is written.
+    // The key may be bare or quoted, and the body may be formatted in any way.
     let body = slot(1, 0);
     let other_order = format!(
         r#"{{ "endsAt":{}, "startsAt":{},"customer":"Ada" , "studioId":1}}"#,
@@ -42,7 +42,7 @@ fn a_request_that_comes_again_gets_the_first_answer() {
         assert_eq!(again.header("Location"), first.header("Location"));
         assert_eq!(again.body, first.body);
     }
-    // What happened to it since then does not matter.
+    // The answer is the same, whatever happened to the reservation since then.
     served.ask("DELETE", "/api/reservations/1", "", "");
     assert_eq!(
         served.post_with(path, &key("k1"), &slot(1, 0)).body,
@@ -51,7 +51,7 @@ fn a_request_that_comes_again_gets_the_first_answer() {
 
     let reused = served.post_with(path, &key("k1"), &slot(1, 1));
     assert_eq!((reused.status, kind(&reused).as_str()), (422, "key-reused"));
-    // Its scope is the method and the path.
+    // The scope of a key is the method and the path.
     assert_eq!(
         served
             .post_with("/api/quotes", &key("k1"), &slot(1, 0))
@@ -96,7 +96,7 @@ fn what_was_refused_may_be_tried_again_with_its_key() {
     let ask = || served.post_with("/api/reservations", &key("k"), &slot(1, 0));
     assert_eq!(ask().status, 409);
     assert_eq!(ask().status, 409);
-    // Nor does a body that was refused bind the key.
+    // A body that was refused does not bind the key either.
     let wrong = served.post_with("/api/reservations", &key("k"), &json!({}));
     assert_eq!(wrong.status, 422);
     served.ask("DELETE", &format!("/api/reservations/{taken}"), "", "");
@@ -145,7 +145,7 @@ fn keys_are_text_and_nothing_else() {
     assert_eq!(count(&db.url, RESERVATIONS), good.len() as i64);
 }
 
-/// Holds up whoever reserves, until it is dropped.
+/// Holds up every reservation until the returned client is dropped.
 fn hold_up(url: &str) -> postgres::Client {
     let mut admin = crate::support::admin(url);
     admin
@@ -171,7 +171,7 @@ fn duplicates_of_a_slow_request_wait_without_a_connection() {
             .collect();
         let in_use = served.pool.stats();
         assert_eq!((in_use.active, in_use.waiting), (1, 0));
-        // Meanwhile others are served.
+        // Other requests are served in the meantime.
         assert_eq!(served.get("/api/studios").status, 200);
         let quote = served.post("/api/quotes", &slot(1, 0));
         assert_eq!(quote.status, 201, "{quote:?}");
@@ -193,7 +193,7 @@ fn duplicates_of_a_slow_request_wait_without_a_connection() {
 #[test]
 fn duplicates_do_not_take_all_workers() {
     let db = database();
-    // Six workers, three of whom may wait for a key.
+    // Six workers, three of which may wait for a key.
     let served = Served::on(&db.url, &[("DB_POOL_MAX", "2"), ("HTTP_WORKERS", "6")]);
     let held_up = hold_up(&db.url);
     thread::scope(|scope| {
@@ -205,7 +205,8 @@ fn duplicates_do_not_take_all_workers() {
                 asked
             })
             .collect();
-        // The first is in the database, three wait; how soon they do, nobody can see.
+        // The first request is in the database, three wait for the key. The test cannot see when
+        // they begin to wait.
         eventually("one more is turned away at once", || {
             let since = Instant::now();
             let answer = ask();
@@ -231,7 +232,7 @@ fn who_waits_too_long_for_the_first_is_told_that_it_still_runs() {
             let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
             count(&db.url, waiting) == 1
         });
-        // In the same process, and in another one: at most one session of it waits for the key.
+        // In the same process, and in another one, where at most one session waits for the key.
         let others: Vec<_> = (1..=3)
             .map(|n| {
                 let other = scope.spawn(|| ask(&elsewhere));

@@ -1,4 +1,4 @@
-//! The studio's API over HTTP, on the settings that the program would have.
+//! The studio's API over HTTP, with the settings that the program would have.
 
 mod api;
 mod faults;
@@ -24,7 +24,7 @@ struct Served {
 }
 
 impl Served {
-    /// Not migrated yet.
+    /// Starts the server, without any migrations.
     fn start(url: &str, vars: &[(&str, &str)]) -> Served {
         let own = [
             ("HTTP_ADDR", "127.0.0.1:0"),
@@ -58,7 +58,8 @@ impl Served {
         Client::to(self.addr).ask(method, path, headers, body.as_bytes())
     }
 
-    /// Clients whose connections are kept; one after the other, so that each is served before the next comes.
+    /// Clients whose connections are kept. They connect one after the other: each is served before
+    /// the next connects.
     fn clients(&self, how_many: usize) -> Vec<Client> {
         let connected = (0..how_many).map(|_| {
             let mut client = Client::to(self.addr);
@@ -81,7 +82,7 @@ impl Served {
         self.ask("POST", path, &headers, &body.to_string())
     }
 
-    /// A reservation that is sure to be free; its number.
+    /// Makes a reservation whose time is certain to be free. Returns its number.
     fn reserve(&self, studio: i64, day: usize) -> i64 {
         let answer = self.post("/api/reservations", &slot(studio, day));
         assert_eq!(answer.status, 201, "{answer:?}");
@@ -97,7 +98,7 @@ fn served() -> (Database, Served) {
     (db, served)
 }
 
-/// Two hours of a day.
+/// A slot of two hours on this day.
 fn slot(studio: i64, day: usize) -> Value {
     let day = date(day);
     json!({
@@ -108,7 +109,7 @@ fn slot(studio: i64, day: usize) -> Value {
     })
 }
 
-/// Days from 2030 on, 28 a month.
+/// The date of a day counted from 2030 on, with 28 days in each month.
 fn date(day: usize) -> String {
     let (year, month, day) = (2030 + day / 336, day / 28 % 12 + 1, day % 28 + 1);
     format!("{year}-{month:02}-{day:02}")

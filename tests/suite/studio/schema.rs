@@ -1,4 +1,5 @@
-//! The schema is made at the start, by one of several, and as soon as the database is there.
+//! The schema is created at the start, by one of several processes, and as soon as the database is
+//! reachable.
 
 use super::{Served, count, served, slot};
 use crate::http;
@@ -103,7 +104,7 @@ fn a_role_that_may_not_make_it_is_told_so() {
     let said = millpond::error::Chain(&error).to_string();
     assert!(said.contains("permission denied"), "{said}");
     assert!(!said.contains(":p@"), "{said}");
-    // Where everything is there, nothing has to be made.
+    // If the schema is complete, nothing has to be created.
     Served::on(&db.url, &[]);
     admin
         .batch_execute(&format!(
