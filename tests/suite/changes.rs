@@ -447,7 +447,8 @@ fn rows_that_nobody_wants_are_not_computed() {
         assert_eq!(left.unwrap().len(), 1, "{sql}");
         assert_eq!(seen, 1);
     }
-    // All of more rows than can be under way at once, and then a statement that is no query.
+    // A result with more rows than can be under way at once is read to its end, and so is the
+    // result of a statement that is no query.
     pool.transaction(|tx| {
         let mut sum = 0;
         tx.query_each(

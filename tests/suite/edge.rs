@@ -260,7 +260,8 @@ fn without_end(unit: &str) {
     thread::scope(|scope| {
         scope.spawn(|| {
             let many = unit.repeat(40_000 / unit.len());
-            // A connection that sends only empty lines makes no request, and is closed at some point.
+            // A connection that sends only empty lines makes no request, and is closed at some
+            // point.
             while !over.load(Ordering::SeqCst) && stream.write_all(many.as_bytes()).is_ok() {
                 std::hint::spin_loop();
             }

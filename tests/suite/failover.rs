@@ -236,7 +236,7 @@ fn a_lost_commit_waits_for_the_standby_as_its_transaction_would_have() {
         });
         assert!(error.is_outcome_unknown(), "{key:?} {error:?}");
     }
-    // A commit that was not asked to wait for the standby does not wait.
+    // A commit that was not to wait for the standby is found out without such a wait.
     for key in [None, Some("careless")] {
         let before = outcomes(&careful, "committed");
         proxy.on_answer(COMMITTED, Act::Lose);

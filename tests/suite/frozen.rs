@@ -69,7 +69,8 @@ impl Scene {
                     })
                 })
                 .collect();
-            // All results are collected first: `all` on the iterator would stop at the first failure.
+            // All results are collected first: `all` on the iterator would stop at the first
+            // failure.
             let good: Vec<_> = users.into_iter().map(|u| u.join().unwrap()).collect();
             good.into_iter().all(|good| good)
         })

@@ -690,8 +690,8 @@ fn pages_of_other_sites_are_refused_unless_they_are_named() {
         (evil.status, evil.header("Access-Control-Allow-Origin")),
         (405, None)
     );
-    // The token alone keeps other pages out, so that the Host header does not matter. A page that is
-    // listed may read the refusal of a request without the token.
+    // The token alone keeps other pages out, so that the Host header does not matter. A listed page
+    // may read the refusal of a request without the token.
     let vars = [vars[0], ("API_TOKEN", "t")];
     let server =
         Server::start(settings(&vars), nowhere(), router(), DatabaseKind::External).unwrap();

@@ -140,7 +140,7 @@ fn nobody_is_overtaken() {
         let Outcome::Given(_) = line.wait(&first, &NEVER) else {
             panic!("nobody closes")
         };
-        // The first place marks the value as seen.
+        // The first place gives back a 1, as a mark that it had the value.
         assert!(line.give_back(1).is_none());
         later.join().unwrap();
         is_at_rest(&line, 1);

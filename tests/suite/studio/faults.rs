@@ -245,8 +245,8 @@ fn a_database_that_takes_no_writes_is_a_503_that_says_so() {
             .unwrap();
     };
     set("on");
-    // Sessions keep the setting that they started with: sessions that may write are ended here,
-    // sessions that may not write are ended below.
+    // Sessions keep the setting that they started with. Sessions that may write are ended here; the
+    // read-only ones stay open when the setting is changed back below.
     admin(&database.url())
         .batch_execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
