@@ -1,10 +1,11 @@
 //! A PostgreSQL pool that stays calm, for synchronous Rust.
 //!
 //! Threads check connections out of a [`Pool`], and waiting threads are served in order. Statements
-//! are retried only if that is safe. A call with a deadline ends at most 550 ms after it, even if the
-//! server does not answer (not on a plain connection, nor over a Unix socket). [`Pool::builder`] has
-//! every option with its default; [`Error`] says what went wrong and what can be done about it;
-//! the page `recipes` has whole programs, [`coming_from_r2d2`] what changes in one on r2d2.
+//! are retried only if that is safe. A call with a deadline ends at most 550 ms after it, even if
+//! the server does not answer (not on a plain connection, nor over a Unix socket).
+//! [`Pool::builder`] has every option with its default; [`Error`] says what went wrong and what can
+//! be done about it; the page `recipes` has whole programs, [`coming_from_r2d2`] what changes in
+//! one on r2d2.
 //!
 //! The pool works with PostgreSQL 14 and newer, without TLS so far: a URL that insists on TLS is
 //! refused. A call blocks its thread: from asynchronous code, make it on a thread for blocking work
@@ -27,8 +28,10 @@
 //!                               a thread waits         check-out  │  │ check-in
 //!                                         │                       ▼  │ (straight to the longest waiter)
 //!                                         └────────────────────► active
-//!   idle    ──► closed: idle_timeout (above the minimum), max_lifetime, broken, failed_over, evicted, drained
-//!   active  ──► closed at check-in: broken, failed_over, max_lifetime, max_uses, leaked_state, evicted, drained
+//!   idle    ──► closed: idle_timeout (above the minimum), max_lifetime, broken, failed_over,
+//!                       evicted, drained
+//!   active  ──► closed at check-in: broken, failed_over, max_lifetime, max_uses, leaked_state,
+//!                                   evicted, drained
 //!   active  ──► taken out: detached
 //! ```
 //!
@@ -59,12 +62,12 @@
 //!
 //! # Features
 //!
-//! By default, this is the whole program. With `default-features = false`, it is only the pool; `env`
-//! reads its settings from the environment, `metrics` adds counters and histograms for Prometheus,
-//! `serde` writes its figures, `chrono`, `jiff`, `serde_json` and `uuid` allow values of these crates
-//! as parameters and in rows, `server` adds the HTTP server, `embedded` a private PostgreSQL for
-//! development and tests, `studio` the application that the pool was built for, and `cli` the
-//! program.
+//! By default, this is the whole program. With `default-features = false`, it is only the pool;
+//! `env` reads its settings from the environment, `metrics` adds counters and histograms for
+//! Prometheus, `serde` writes its figures, `chrono`, `jiff`, `serde_json` and `uuid` allow values
+//! of these crates as parameters and in rows, `server` adds the HTTP server, `embedded` a private
+//! PostgreSQL for development and tests, `studio` the application that the pool was built for, and
+//! `cli` the program.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

@@ -122,34 +122,6 @@ pub trait Executor {
     }
 }
 
-/// For an executor behind a reference, such as `&mut dyn Executor`.
-impl<E: Executor + ?Sized> Executor for &mut E {
-    #[track_caller]
-    fn query(&mut self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
-        (**self).query(sql, params)
-    }
-
-    #[track_caller]
-    fn execute(&mut self, sql: &str, params: Params<'_>) -> Result<u64> {
-        (**self).execute(sql, params)
-    }
-
-    #[track_caller]
-    fn batch_execute(&mut self, sql: &str) -> Result<()> {
-        (**self).batch_execute(sql)
-    }
-
-    #[track_caller]
-    fn query_each(
-        &mut self,
-        sql: &str,
-        params: Params<'_>,
-        each: &mut dyn FnMut(Row) -> Result<ControlFlow<()>>,
-    ) -> Result<()> {
-        (**self).query_each(sql, params, each)
-    }
-}
-
 /// For types that have methods of these names.
 macro_rules! by_own_methods {
     ($($type:ty),+) => {$(
@@ -220,22 +192,27 @@ macro_rules! by_the_driver {
 
 by_the_driver!(postgres::Client, postgres::Transaction<'_>);
 
-/// For types that dereference to the driver's client.
-macro_rules! by_its_client {
-    ($($type:ty),+) => {$(
-        impl Executor for $type {
+/// For references to an executor, such as `&mut dyn Executor`, and for types that dereference to
+/// one.
+macro_rules! by_what_is_behind {
+    ($([$($generics:tt)*] $type:ty),+) => {$(
+        impl<$($generics)*> Executor for $type {
+            #[track_caller]
             fn query(&mut self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
                 Executor::query(&mut **self, sql, params)
             }
 
+            #[track_caller]
             fn execute(&mut self, sql: &str, params: Params<'_>) -> Result<u64> {
                 Executor::execute(&mut **self, sql, params)
             }
 
+            #[track_caller]
             fn batch_execute(&mut self, sql: &str) -> Result<()> {
                 Executor::batch_execute(&mut **self, sql)
             }
 
+            #[track_caller]
             fn query_each(
                 &mut self,
                 sql: &str,
@@ -248,4 +225,8 @@ macro_rules! by_its_client {
     )+};
 }
 
-by_its_client!(PooledConnection, DetachedConnection);
+by_what_is_behind!(
+    [E: Executor + ?Sized] &mut E,
+    [] PooledConnection,
+    [] DetachedConnection
+);

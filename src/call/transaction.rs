@@ -35,8 +35,8 @@ impl Pool {
     /// # Errors
     /// The closure's error; the database's error, as for [`query`](Pool::query);
     /// [`Error::TransactionAborted`] if the closure returned `Ok` although a statement had failed;
-    /// [`Error::OutcomeUnknown`] only if the answer to COMMIT was lost and the server cannot tell what
-    /// became of it.
+    /// [`Error::OutcomeUnknown`] only if the answer to COMMIT was lost and the server cannot tell
+    /// what became of it.
     #[track_caller]
     pub fn transaction<T, E: From<Error> + 'static>(
         &self,
@@ -286,8 +286,8 @@ impl Transaction<'_> {
     /// including the time that `each` takes.
     ///
     /// # Errors
-    /// As for [`query`](Self::query); an error of `each` is returned as it is, and does not by itself
-    /// fail the transaction. If `each` breaks, what the statement has done until then stays.
+    /// As for [`query`](Self::query); an error of `each` is returned as it is, and does not by
+    /// itself fail the transaction. If `each` breaks, what the statement has done until then stays.
     pub fn query_each(
         &mut self,
         sql: &str,

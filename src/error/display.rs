@@ -6,7 +6,8 @@ use super::text::{Chain, server_said};
 use std::error::Error as StdError;
 use std::fmt;
 
-/// As the chain of its causes: a derived one would print the detail of the server's error, which holds row values.
+/// As the chain of its causes: a derived one would print the detail of the server's error, which
+/// holds row values.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {
@@ -70,7 +71,8 @@ impl StdError for Error {
         match self {
             Error::Checkout(e) => e.source(),
             Error::QueryTimeout { source, .. } => Some(source),
-            // The server's message is in our own line already; what is below it is the same once more.
+            // The server's message is in our own line already; what is below it is the same once
+            // more.
             Error::Database { source, .. } => match source.as_db_error() {
                 Some(_) => None,
                 None => source.source(),

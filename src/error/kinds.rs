@@ -36,7 +36,8 @@ pub enum Error {
     /// statement had no effect, unless it commits inside. A write whose connection had to be cut
     /// ends as [`Error::OutcomeUnknown`] around this.
     QueryTimeout {
-        /// The limit that was exceeded; if it was the call's deadline, the time that the statement ran.
+        /// The limit that was exceeded; if it was the call's deadline, the time that the statement
+        /// ran.
         limit: Duration,
         /// The first 100 characters of the statement.
         sql: Box<str>,
@@ -65,9 +66,9 @@ pub enum Error {
     /// Another transaction held the key for as long as the call was to wait for it. Nothing was
     /// done.
     KeyInUse,
-    /// The server gave up waiting for a synchronous standby, which it reports in a warning only. The
-    /// write is committed on that server, and may be lost with it. Callers find it as the source of
-    /// an [`Error::OutcomeUnknown`].
+    /// The server gave up waiting for a synchronous standby, which it reports in a warning only.
+    /// The write is committed on that server, and may be lost with it. Callers find it as the
+    /// source of an [`Error::OutcomeUnknown`].
     NotReplicated,
     /// A statement of a transaction failed, and the closure returned `Ok` all the same. Nothing was
     /// committed.

@@ -1,8 +1,8 @@
 //! What can go wrong, with the evidence.
 //!
-//! Each error states one fact; its cause is behind [`source`](std::error::Error::source). Decide what to do with the predicates
-//! ([`Error::is_retryable`], [`Error::is_outcome_unknown`]), never by the text.
-//! No error holds a parameter value or a password.
+//! Each error states one fact; its cause is behind [`source`](std::error::Error::source). Decide
+//! what to do with the predicates ([`Error::is_retryable`], [`Error::is_outcome_unknown`]), never
+//! by the text. No error holds a parameter value or a password.
 
 mod conditions;
 mod display;

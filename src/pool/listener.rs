@@ -121,8 +121,8 @@ impl Listener {
     /// already.
     ///
     /// Returns `None` after the timeout, even if the database was unreachable all the time. An
-    /// attempt to reopen the connection that gets no answer may take `connection_timeout` longer, and
-    /// asking a silent server whether it is there a second longer.
+    /// attempt to reopen the connection that gets no answer may take `connection_timeout` longer,
+    /// and asking a silent server whether it is there a second longer.
     ///
     /// # Errors
     /// [`Error::Checkout`] once the pool is closed, or if the database refuses the connection for a
@@ -166,10 +166,10 @@ impl Listener {
         let (shared, opener) = (&self.inner.shared, &self.inner.opener);
         let mut session = loop {
             // A turn that is free now is taken even if there is no time left.
-            let now = Instant::now() + Duration::from_millis(1);
+            let at_once = Instant::now() + Duration::from_millis(1);
             // What will not pass by itself is not waited for.
             let refused = opener.gate.last_error().is_some_and(|e| e.is_permanent());
-            let wait = if refused { now } else { until.max(now) };
+            let wait = if refused { at_once } else { until.max(at_once) };
             let turn = opener.gate.turn(&shared.closing, Some(wait));
             if shared.closing.load(Ordering::SeqCst) {
                 return Err(self.refuse(CheckoutFailure::Closed, started));

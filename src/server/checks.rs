@@ -5,12 +5,11 @@
 //! check counts with its last result, and fails once the run takes so long that it probably hangs.
 
 use super::router::HealthCheck;
-use crate::sync::unpoison;
+use crate::sync::{caught, unpoison};
 use log::{info, warn};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -129,7 +128,7 @@ impl Check {
                 return;
             }
             drop(state);
-            let result = catch_unwind(AssertUnwindSafe(run));
+            let result = caught(run);
             let error = result
                 .unwrap_or_else(|_| Err("the check panicked".into()))
                 .err();

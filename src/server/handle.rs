@@ -134,9 +134,9 @@ impl Server {
         self.edge.wake();
     }
 
-    /// Stops the server: reports unready at once, serves for another `delay`, then drains, and closes
-    /// the pool for all its handles. Takes at most `timeout`, and a moment more if requests must be
-    /// cut.
+    /// Stops the server: reports unready at once, serves for another `delay`, then drains, and
+    /// closes the pool for all its handles. Takes at most `timeout`, and a moment more if requests
+    /// must be cut.
     pub fn shut_down(self, delay: Duration, timeout: Duration) -> DrainReport {
         // The edge's own end comes behind it.
         let started = Instant::now();

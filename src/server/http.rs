@@ -261,6 +261,11 @@ pub(super) fn header<'h>(headers: &'h [(String, String)], name: &str) -> Option<
     Some(value)
 }
 
+/// Whether a request with this method may write (RFC 9110, section 9.2.1).
+pub(super) fn may_write(method: &str) -> bool {
+    !matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE")
+}
+
 /// The client's `X-Request-Id` if it is 1 to 128 of `[A-Za-z0-9._-]`, else a generated one.
 pub(super) fn request_id(given: Option<&str>) -> String {
     let good = |id: &&str| {

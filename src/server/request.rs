@@ -1,6 +1,6 @@
 //! Requests as the routes see them, and as tests make them.
 
-use super::http::{Problem, header, request_id};
+use super::http::{Problem, header, may_write, request_id};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use serde_json::json;
@@ -211,8 +211,7 @@ impl RequestBuilder {
     pub fn build(self) -> Request {
         let mut request = self.0;
         request.id = request_id(request.header("X-Request-Id"));
-        let only_reads = ["GET", "HEAD", "OPTIONS", "TRACE"].contains(&&*request.method);
-        if !only_reads && request.header("Idempotency-Key").is_none() {
+        if may_write(&request.method) && request.header("Idempotency-Key").is_none() {
             request.fallback_key = format!("{:032x}", fastrand::u128(..));
         }
         request

@@ -3,7 +3,7 @@
 use super::frozen::slack;
 use super::http;
 use super::servers::Frozen;
-use super::support::{MS, SECOND, database, eventually};
+use super::support::{MS, SECOND, database, eventually, memory};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -1130,7 +1130,6 @@ fn thirty_bad_bodies_at_once_cost_a_small_multiple_of_their_bytes() {
     eventually("it serves", || {
         http::get(addr, "/api/studios").status == 200
     });
-    let status = format!("/proc/{}/status", serving.child.id());
     for (kind, body) in &bodies {
         let path = match *kind == csv {
             true => "/api/reservations/import",
@@ -1147,11 +1146,9 @@ fn thirty_bad_bodies_at_once_cost_a_small_multiple_of_their_bytes() {
                 });
             }
         });
-        let text = std::fs::read_to_string(&status).unwrap();
-        let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let peak = peak.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-        println!("{kind} {:.30}: {} MiB", body, peak.unwrap() / 1024);
-        assert!(peak.unwrap() < 200 * 1024, "{kind} {body:.30}");
+        let peak = memory(serving.child.id(), "VmHWM");
+        println!("{kind} {:.30}: {} MiB", body, peak / 1024);
+        assert!(peak < 200 * 1024, "{kind} {body:.30}");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::cli::serve;
 use super::http::{Answer, Client, get, settings};
-use super::support::{MS, SECOND, database, eventually};
+use super::support::{MS, SECOND, database, eventually, memory};
 use millpond::server::{Access, DatabaseKind, Lane, Response, Router, Server};
 use millpond::{Config, Pool};
 use std::io::{self, ErrorKind, Read, Write};
@@ -521,7 +521,7 @@ fn who_pipelines_without_reading_costs_little() {
     let serving = serve(dir.path(), &vars);
     let addr = SocketAddr::from(([127, 0, 0, 1], serving.port));
     eventually("it serves", || get(addr, "/api/studios").status == 200);
-    let before = resident(serving.child.id());
+    let before = memory(serving.child.id(), "VmRSS");
     let mut stream = connect(addr);
     stream.set_write_timeout(Some(200 * MS)).unwrap();
     let many = "GET /api/studios HTTP/1.1\r\nHost: a\r\n\r\n".repeat(200_000);
@@ -529,23 +529,13 @@ fn who_pipelines_without_reading_costs_little() {
     let sent = stream.write_all(many.as_bytes());
     assert!(sent.is_err(), "all of it was taken");
     assert_eq!(get(addr, "/health/live").status, 200);
-    let grown = resident(serving.child.id()).saturating_sub(before);
+    let grown = memory(serving.child.id(), "VmRSS").saturating_sub(before);
     assert!(grown < 50_000, "{grown} kB");
     // The server has closed the connection, so that further bytes are answered with a reset.
     eventually("it is left", || {
         let sent = stream.write_all(b"GET");
         sent.is_err_and(|e| !matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     });
-}
-
-/// Resident memory of a process, in kB.
-fn resident(pid: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|l| l.strip_prefix("VmRSS:"))
-        .unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 #[test]

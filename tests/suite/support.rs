@@ -183,6 +183,14 @@ pub fn counter(pool: &Pool, name: &str) -> u64 {
         .sum()
 }
 
+/// A figure of a process's memory in /proc (`VmRSS`, `VmHWM`), in kB.
+pub fn memory(pid: u32, figure: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix(figure)).unwrap();
+    let kb = line.trim_start_matches(':').split_whitespace().next();
+    kb.unwrap().parse().unwrap()
+}
+
 /// Waits until the condition holds.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

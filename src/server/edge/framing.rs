@@ -6,6 +6,7 @@
 //! heads of any size. Rules: RFC 9112, sections 2.2, 3, 5 and 6.
 
 use super::forwarded;
+use crate::server::http::may_write;
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str;
@@ -69,7 +70,7 @@ impl Head {
 
     /// The method may change something.
     pub fn writes(&self) -> bool {
-        !matches!(&*self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE")
+        may_write(&self.method)
     }
 }
 

@@ -252,6 +252,7 @@ mod tests {
             assert!(empty);
         }
     }
+
     #[test]
     fn what_no_worker_has_taken_at_the_end_is_told_that_it_never_ran() {
         let gate = Arc::<Gate>::default();
