@@ -74,6 +74,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod call;
+mod class_queue;
 mod commit;
 pub mod config;
 #[cfg(feature = "embedded")]
@@ -82,6 +83,7 @@ pub mod error;
 mod fd_limit;
 pub mod health;
 mod hex;
+mod line_rule;
 pub mod metrics;
 pub mod pool;
 pub mod retry;
@@ -92,6 +94,7 @@ pub mod studio;
 mod sync;
 #[cfg(any(feature = "server", feature = "embedded"))]
 mod temporary;
+mod token;
 
 pub use call::{Call, Executor, FromRow, Keyed, Transaction};
 #[cfg(feature = "env")]
@@ -102,6 +105,7 @@ pub use error::{Error, Result};
 pub use pool::{BuildError, Pool};
 pub use postgres;
 pub use retry::RetryPolicy;
+pub use token::Token;
 
 /// What this package's program needs in addition to the public API. Not for other crates.
 #[cfg(feature = "cli")]

@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "server")]
 pub use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::sync::{LockResult, PoisonError};
 pub use std::thread::{Thread, current as current_thread};
@@ -30,18 +31,32 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// The moment at which a wait ends; `None` = never.
+/// The end of a wait: a moment, or that a flag is set before. Whoever sets the flag unparks the
+/// waiting thread.
 #[derive(Clone, Copy, Debug)]
-pub struct Deadline(pub Option<Instant>);
+pub struct Deadline<'f> {
+    /// `None` = never.
+    pub at: Option<Instant>,
+    pub flag: Option<&'f AtomicBool>,
+}
 
-impl Deadline {
-    pub fn passed(&self) -> bool {
-        self.0.is_some_and(|at| Instant::now() >= at)
+impl Deadline<'_> {
+    #[cfg(feature = "server")]
+    pub fn never() -> Deadline<'static> {
+        Deadline {
+            at: None,
+            flag: None,
+        }
     }
 
-    /// Sleeps until woken or until the deadline; may return early.
+    pub fn passed(&self) -> bool {
+        self.flag.is_some_and(|flag| flag.load(Ordering::SeqCst))
+            || self.at.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// Sleeps until woken or until the moment; may return early.
     pub fn park(&self) {
-        match self.0 {
+        match self.at {
             None => std::thread::park(),
             Some(at) => std::thread::park_timeout(at.saturating_duration_since(Instant::now())),
         }

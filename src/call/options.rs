@@ -1,9 +1,12 @@
 //! A call on a pool, its options, and the limits that follow from them.
 
+use crate::class_queue::Share;
 use crate::pool::{Begin, Limits, Pool, Session};
 use crate::retry::RetryPolicy;
+use crate::token::Token;
 use postgres::IsolationLevel;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A longer timeout means no limit: the server accepts no larger one (about 24 days).
@@ -31,6 +34,17 @@ impl Pool {
         self.call().with_deadline(at)
     }
 
+    /// Ends one call when a token is fired. See [`Call::abandon_on`].
+    pub fn abandon_on(&self, token: &Token) -> Call<'_> {
+        self.call().abandon_on(token)
+    }
+
+    /// Sets the class of one call, whose share of the connections it counts in. See
+    /// [`Call::class`].
+    pub fn class(&self, name: impl Into<Arc<str>>) -> Call<'_> {
+        self.call().class(name)
+    }
+
     /// Starts a call with options.
     pub fn call(&self) -> Call<'_> {
         Call {
@@ -40,6 +54,8 @@ impl Pool {
             deadline: None,
             key_wait: None,
             begin: Begin::default(),
+            share: Share::default(),
+            token: None,
         }
     }
 }
@@ -55,6 +71,8 @@ pub struct Call<'p> {
     pub(super) deadline: Option<Instant>,
     pub(super) key_wait: Option<Duration>,
     pub(super) begin: Begin,
+    pub(super) share: Share,
+    pub(super) token: Option<Token>,
 }
 
 impl fmt::Debug for Call<'_> {
@@ -64,6 +82,8 @@ impl fmt::Debug for Call<'_> {
             .field("policy", &self.policy)
             .field("deadline", &self.deadline)
             .field("key_wait", &self.key_wait)
+            .field("class", &self.share.class)
+            .field("token", &self.token)
             .finish_non_exhaustive()
     }
 }
@@ -102,6 +122,59 @@ impl Call<'_> {
     /// [`Error::QueryTimeout`](crate::Error::QueryTimeout).
     pub fn with_key_wait(mut self, limit: Duration) -> Self {
         self.key_wait = Some(limit.min(LONGEST_TIMEOUT));
+        self
+    }
+
+    /// Ends the call when the token is fired, as [`Error::Abandoned`](crate::Error::Abandoned):
+    /// nobody needs its result any more.
+    ///
+    /// A call that waits for a connection, or for its next attempt, ends at once. A statement of
+    /// [`read`](Call::read), or of a [READ ONLY](Call::read_only) transaction, is cancelled; its
+    /// connection stays in the pool. Whatever may write goes to its end once it has begun, and a
+    /// COMMIT is never cancelled.
+    ///
+    /// ```no_run
+    /// use millpond::Token;
+    ///
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// let token = Token::new();
+    /// let theirs = token.clone();
+    /// // On another thread: the client hangs up, a button is pressed, ..
+    /// std::thread::spawn(move || theirs.fire());
+    /// let rows = pool.abandon_on(&token).read("SELECT * FROM revenue_by_day", &[])?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    pub fn abandon_on(mut self, token: &Token) -> Self {
+        self.token = Some(token.clone());
+        self
+    }
+
+    /// Sets the class of the call. A connection that becomes free goes to the waiting class that
+    /// holds the fewest, so that one kind of work does not keep the others waiting. All calls
+    /// without a class share one.
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// // However many reports wait: other calls find the rest of the connections.
+    /// let rows = pool.class("reports").at_most(5).read("SELECT * FROM revenue_by_day", &[])?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    pub fn class(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.share.class = Some(name.into());
+        self
+    }
+
+    /// Sets the most connections that the calls of this [class](Call::class) may hold at once, at
+    /// least 1. Further calls of the class wait, also while connections are idle. If the calls of a
+    /// class say different numbers, the newest counts. Without a class, this has no effect.
+    pub fn at_most(mut self, connections: usize) -> Self {
+        self.share.at_most = Some(connections.max(1));
+        self
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn with_share(mut self, share: Share) -> Self {
+        self.share = share;
         self
     }
 

@@ -4,9 +4,10 @@
 //! [`Error::OutcomeUnknown`].
 
 use super::options::Call;
-use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason, Result};
-use crate::pool::{CloseReason, Lease, Session};
+use crate::error::{AbandonedStage, Chain, CheckoutFailure, Error, GaveUpReason, Result};
+use crate::pool::{CheckoutRequest, CloseReason, Lease, Session};
 use crate::retry::{Phase, Repeat, RetryPolicy, Symptom, Verdict, verdict};
+use crate::token::Token;
 use log::{info, warn};
 use postgres::error::SqlState;
 use std::panic::Location;
@@ -22,6 +23,51 @@ impl Call<'_> {
     pub(super) fn run<T>(
         &self,
         place: &'static Location<'static>,
+        attempt: impl FnMut(&mut Session) -> Result<T, Stop>,
+    ) -> Result<T> {
+        self.run_as(self.begin.read_only, place, attempt)
+    }
+
+    /// The same for an attempt that reads only, or not.
+    pub(super) fn run_as<T>(
+        &self,
+        reads_only: bool,
+        place: &'static Location<'static>,
+        attempt: impl FnMut(&mut Session) -> Result<T, Stop>,
+    ) -> Result<T> {
+        let done = self.attempts(reads_only, place, attempt);
+        if let Err(error) = &done {
+            self.note_lateness(error);
+        }
+        done
+    }
+
+    /// Tells the line, and the metrics, of a call that has ended too late for its caller.
+    fn note_lateness(&self, error: &Error) {
+        let inner = &self.pool.inner;
+        if let (Error::Abandoned { stage }, Some(token)) = (error, &self.token) {
+            if token.note_end() {
+                let counters = &inner.shared.metrics.abandoned;
+                counters.with_label_values(&[stage.as_str()]).inc();
+            }
+            if *stage == AbandonedStage::Running {
+                inner.line.served_too_late();
+            }
+        }
+        let is_over = |at: Instant| error.is_timeout() && Instant::now() >= at;
+        if !matches!(error, Error::Checkout(_)) && self.deadline.is_some_and(is_over) {
+            inner.line.served_too_late();
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.token.as_ref().is_some_and(Token::is_fired)
+    }
+
+    fn attempts<T>(
+        &self,
+        reads_only: bool,
+        place: &'static Location<'static>,
         mut attempt: impl FnMut(&mut Session) -> Result<T, Stop>,
     ) -> Result<T> {
         let inner = &self.pool.inner;
@@ -29,6 +75,13 @@ impl Call<'_> {
         let mut attempts = 1;
         let mut unfit = 0;
         loop {
+            if self.is_abandoned() {
+                let stage = match attempts {
+                    1 => AbandonedStage::Queued,
+                    _ => AbandonedStage::Waiting,
+                };
+                return Err(Error::Abandoned { stage });
+            }
             let asked = Instant::now();
             let done = match self.check_out(place) {
                 // The connection may have arrived a little after the deadline.
@@ -40,8 +93,16 @@ impl Call<'_> {
                         place,
                     )))
                 }
+                Ok(lease) if self.is_abandoned() => {
+                    drop(lease);
+                    let stage = AbandonedStage::Waiting;
+                    return Err(Error::Abandoned { stage });
+                }
                 Ok(mut lease) => {
                     lease.attempt = attempts;
+                    // Ends before the lease, so that no later use of the session is cancelled.
+                    let token = self.token.as_ref().filter(|_| reads_only);
+                    let _watch = token.map(|token| lease.cancel_on(token));
                     let done =
                         attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease));
                     // The statements that the driver had prepared there were deallocated. This does
@@ -106,7 +167,10 @@ impl Call<'_> {
                 verdict.repeat.as_str(),
                 Chain(&error)
             );
-            std::thread::sleep(pause);
+            match &self.token {
+                Some(token) => drop(token.sleep(pause)),
+                None => std::thread::sleep(pause),
+            }
             attempts += 1;
         }
     }
@@ -155,7 +219,12 @@ impl Call<'_> {
         let until = self
             .deadline
             .or_else(|| Instant::now().checked_add(self.pool.config().connection_timeout));
-        self.pool.check_out_at(until, place)
+        self.pool.check_out(&CheckoutRequest {
+            until,
+            place,
+            share: &self.share,
+            token: self.token.as_ref(),
+        })
     }
 
     fn next_attempt(

@@ -255,7 +255,7 @@ impl Call<'_> {
         refuse_control(sql)?;
         refuse_too_many(params)?;
         let mut lost = false;
-        self.run(Location::caller(), |session| {
+        self.run_as(true, Location::caller(), |session| {
             let limits = self.limits(session);
             // If it needs a transaction, that is a READ ONLY one: a standby offers no other.
             let begin = Begin {

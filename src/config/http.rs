@@ -14,6 +14,8 @@ pub struct HttpConfig {
     pub workers: Option<usize>,
     /// Requests that may wait for a worker; a further one gets 503. Default 1024.
     pub queue: usize,
+    /// Longest wait for a worker; then 503. `None` is `request_timeout`, which limits it in any case.
+    pub queue_timeout: Option<Duration>,
     /// A larger body gets 413. Default 1 MiB.
     pub max_body_bytes: usize,
     /// The time limit of one API request as a whole. Default 10 s.
@@ -60,6 +62,7 @@ impl Default for HttpConfig {
             addr: std::net::SocketAddr::from(([127, 0, 0, 1], 3000)),
             workers: None,
             queue: 1024,
+            queue_timeout: None,
             max_body_bytes: 1 << 20,
             request_timeout: Duration::from_secs(10),
             max_connections: 4096,
@@ -78,6 +81,14 @@ impl Default for HttpConfig {
     }
 }
 
+impl HttpConfig {
+    /// The longest wait for a worker that is in force.
+    pub fn effective_queue_timeout(&self) -> Duration {
+        let own = self.queue_timeout.unwrap_or(self.request_timeout);
+        own.min(self.request_timeout)
+    }
+}
+
 /// Shows no token.
 impl fmt::Debug for HttpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -89,6 +100,7 @@ impl fmt::Debug for HttpConfig {
             .field("max_body_bytes", &self.max_body_bytes)
             .field("request_timeout", &self.request_timeout)
             .field("max_connections", &self.max_connections)
+            .field("queue_timeout", &self.queue_timeout)
             .field("header_timeout", &self.header_timeout)
             .field("body_timeout", &self.body_timeout)
             .field("idle_timeout", &self.idle_timeout)

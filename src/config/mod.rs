@@ -27,7 +27,7 @@ pub use database::Database;
 pub use http::HttpConfig;
 #[cfg(feature = "server")]
 pub use ipnet::IpNet;
-pub use pool::{PoolConfig, Pooler, Reset};
+pub use pool::{LineOrder, PoolConfig, Pooler, Reset};
 pub use problem::{ConfigErrors, Problem};
 #[cfg(feature = "env")]
 pub use program::{Config, PrivateDatabase};

@@ -1,6 +1,6 @@
 //! Converts texts to values, and values to texts.
 
-use super::pool::{Pooler, Reset};
+use super::pool::{LineOrder, Pooler, Reset};
 use super::program::PrivateDatabase;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -61,6 +61,14 @@ pub(super) fn reset(text: &str) -> Result<Reset, String> {
     match text.trim().to_ascii_lowercase().as_str() {
         "auto" => Ok(Reset::Auto),
         "always" => Ok(Reset::Always),
+        _ => Err(String::new()),
+    }
+}
+
+pub(super) fn line_order(text: &str) -> Result<LineOrder, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "auto" => Ok(LineOrder::Auto),
+        "fifo" => Ok(LineOrder::Fifo),
         _ => Err(String::new()),
     }
 }

@@ -29,6 +29,8 @@ pub struct PoolConfig {
     pub max_uses: u64,
     /// The most threads that may wait in line; a further one is refused at once. Default 1000.
     pub max_waiting: usize,
+    /// Who in line is served next. Default [`LineOrder::Auto`].
+    pub line_order: LineOrder,
     /// The server's own `statement_timeout`. Default 5 s; `None` = off.
     pub statement_timeout: Option<Duration>,
     /// The pool's deadline for one statement: the statement is cancelled then, and the connection
@@ -71,6 +73,7 @@ impl Default for PoolConfig {
             max_lifetime: Some(Duration::from_secs(30 * 60)),
             max_uses: 7500,
             max_waiting: 1000,
+            line_order: LineOrder::Auto,
             statement_timeout: Some(Duration::from_secs(5)),
             query_timeout: Some(Duration::from_secs(5)),
             statement_cache: 256,
@@ -228,6 +231,20 @@ pub enum Reset {
     /// After every use. This takes a round trip, though seldom one that a thread waits for. Behind
     /// a pooler, the connection is closed instead.
     Always,
+}
+
+/// Who in line is served next: of the threads that wait for a connection, and of the requests that
+/// wait for a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+pub enum LineOrder {
+    /// First come, first served; but while at least 5 % of those who left the line in the last
+    /// second left it unserved (their time was up, their client has gone, or the line was full),
+    /// the newest first: those can still be served in time. Back to first come once the line is
+    /// empty, or less than 1 % leave unserved.
+    #[default]
+    Auto,
+    /// Always first come, first served.
+    Fifo,
 }
 
 /// Whether a connection pooler, such as PgBouncer, stands between the pool and the server.

@@ -3,8 +3,8 @@
 #[cfg(feature = "server")]
 use super::http_texts::{delay_beyond_the_end, hidden, networks, origins, token};
 use super::parse::{
-    as_ms, currency, filled, ms, number, off_at_zero, on_off, optional_ms, parsed, pooler, private,
-    read_file, reset, switch,
+    as_ms, currency, filled, line_order, ms, number, off_at_zero, on_off, optional_ms, parsed,
+    pooler, private, read_file, reset, switch,
 };
 use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS, PoolConfig};
 use super::problem::{ConfigErrors, Problem};
@@ -80,6 +80,8 @@ const SETTINGS: &[Setting] = &[
         |c| c.pool.max_uses.to_string()),
     plain("DB_MAX_WAITING", "a whole number from 0 to 1000000", |c, v| { c.pool.max_waiting = number(v, 0..=1_000_000)?; Ok(()) },
         |c| c.pool.max_waiting.to_string()),
+    plain("DB_LINE_ORDER", "auto or fifo", |c, v| { c.pool.line_order = line_order(v)?; Ok(()) },
+        |c| format!("{:?}", c.pool.line_order).to_lowercase()),
     plain("DB_STATEMENT_TIMEOUT_MS", "milliseconds up to 2147483647, 0 = off", |c, v| { c.pool.statement_timeout = off_at_zero(v)?; c.pool.statement_timeout_wins = true; Ok(()) },
         |c| optional_ms(c.pool.statement_timeout)),
     plain("DB_QUERY_TIMEOUT_MS", "milliseconds, 0 = off", |c, v| { c.pool.query_timeout = off_at_zero(v)?; Ok(()) },
@@ -115,6 +117,9 @@ const SETTINGS: &[Setting] = &[
     #[cfg(feature = "server")]
     plain("HTTP_QUEUE", "a whole number from 0 to 1000000", |c, v| { c.http.queue = number(v, 0..=1_000_000)?; Ok(()) },
         |c| c.http.queue.to_string()),
+    #[cfg(feature = "server")]
+    plain("HTTP_QUEUE_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.http.queue_timeout = Some(ms(v, 1)?); Ok(()) },
+        |c| as_ms(c.http.effective_queue_timeout())),
     #[cfg(feature = "server")]
     plain("HTTP_MAX_BODY_BYTES", "a whole number up to 1073741824", |c, v| { c.http.max_body_bytes = number(v, 0..=1 << 30)?; Ok(()) },
         |c| c.http.max_body_bytes.to_string()),

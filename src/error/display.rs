@@ -3,6 +3,7 @@
 use super::kinds::{CheckoutError, Error, OpenError};
 use super::reasons::CheckoutFailure;
 use super::text::{Chain, server_said};
+use crate::metrics::AbandonedStage;
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -19,6 +20,7 @@ impl fmt::Debug for Error {
             Error::NotReplicated => "NotReplicated",
             Error::TransactionAborted { .. } => "TransactionAborted",
             Error::GaveUp { .. } => "GaveUp",
+            Error::Abandoned { .. } => "Abandoned",
             Error::Misuse(_) => "Misuse",
             Error::Application(_) => "Application",
         };
@@ -60,6 +62,11 @@ impl fmt::Display for Error {
                     "nothing was committed: a statement of the transaction failed: {cause}"
                 )
             }
+            Error::Abandoned { stage } => f.write_str(match stage {
+                AbandonedStage::Waiting => "abandoned while it waited for a connection",
+                AbandonedStage::Running => "abandoned while its statement ran",
+                _ => "abandoned before it began",
+            }),
             Error::Misuse(what) => f.write_str(what),
             Error::Application(e) => write!(f, "{e}"),
         }
@@ -81,6 +88,7 @@ impl StdError for Error {
             Error::KeyInUse
             | Error::NotReplicated
             | Error::TransactionAborted { .. }
+            | Error::Abandoned { .. }
             | Error::Misuse(_) => None,
             Error::Application(e) => e.source(),
         }

@@ -30,6 +30,7 @@ impl Error {
             | Error::TransactionAborted { .. }
             | Error::KeyInUse
             | Error::NotReplicated
+            | Error::Abandoned { .. }
             | Error::Misuse(_)
             | Error::Application(_) => None,
         }

@@ -2,7 +2,7 @@
 
 use super::reasons::{CheckoutFailure, Effect, GaveUpReason};
 use super::text::{HeldBy, is_out_of_files};
-use crate::metrics::Stats;
+use crate::metrics::{AbandonedStage, Stats};
 use crate::retry::{self, Phase, Repeat, Symptom, Verdict};
 use postgres::error::SqlState;
 use std::error::Error as StdError;
@@ -87,6 +87,11 @@ pub enum Error {
         /// The last error.
         source: Box<Error>,
     },
+    /// The call's [token](crate::Token) was fired: nobody needs the result. Nothing was done.
+    Abandoned {
+        /// How far the call had come.
+        stage: AbandonedStage,
+    },
     /// The call was used in a way that cannot work. The text says what to do instead.
     Misuse(&'static str),
     /// An error of the application, returned from a transaction's closure. The transaction was
@@ -123,6 +128,7 @@ impl Error {
             Error::Database { .. }
             | Error::KeyInUse
             | Error::NotReplicated
+            | Error::Abandoned { .. }
             | Error::Misuse(_)
             | Error::Application(_) => false,
         }
@@ -167,7 +173,10 @@ impl Error {
             Error::OutcomeUnknown { source } | Error::GaveUp { source, .. } => source.sqlstate(),
             Error::TransactionAborted { sqlstate, .. } => sqlstate.as_ref(),
             Error::KeyInUse => Some(&SqlState::LOCK_NOT_AVAILABLE),
-            Error::NotReplicated | Error::Misuse(_) | Error::Application(_) => None,
+            Error::NotReplicated
+            | Error::Abandoned { .. }
+            | Error::Misuse(_)
+            | Error::Application(_) => None,
         }
     }
 
@@ -264,6 +273,7 @@ impl Error {
             } => retry::verdict(&Symptom::Server(code), Phase::InTransaction),
             Error::TransactionAborted { .. }
             | Error::KeyInUse
+            | Error::Abandoned { .. }
             | Error::Misuse(_)
             | Error::Application(_) => Verdict::PERMANENT,
             Error::OutcomeUnknown { .. } | Error::NotReplicated => Verdict::AMBIGUOUS,
@@ -294,6 +304,9 @@ impl From<std::io::Error> for Error {
 pub struct CheckoutError {
     /// What ended the wait.
     pub reason: CheckoutFailure,
+    /// How long the line takes at its present rate, if it was full and the rate is known: a good
+    /// time to wait before another call.
+    pub retry_after: Option<Duration>,
     /// How long the caller waited.
     pub waited: Duration,
     /// The place in the source that asked for a connection.

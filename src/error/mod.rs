@@ -11,6 +11,7 @@ mod kinds;
 mod reasons;
 mod text;
 
+pub use crate::metrics::AbandonedStage;
 pub use kinds::{CheckoutError, Error, OpenError, Result};
 pub use reasons::{CheckoutFailure, Effect, GaveUpReason};
 pub use text::{Chain, HeldBy};

@@ -17,4 +17,4 @@ pub use series::BUCKETS;
 pub(crate) use series::Metrics;
 #[cfg(not(feature = "metrics"))]
 pub(crate) use silent::Metrics;
-pub use stats::{CloseReason, Stats};
+pub use stats::{AbandonedStage, CloseReason, Stats};

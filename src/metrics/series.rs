@@ -1,17 +1,24 @@
 //! Counters and histograms of a pool's work.
 
-use super::stats::CloseReason;
-#[cfg(feature = "server")]
-use ::prometheus::HistogramVec;
+use super::stats::{AbandonedStage, CloseReason};
 use ::prometheus::core::Collector;
-use ::prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
+use ::prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+};
+
+/// The lines: of threads for a connection, of requests for a worker.
+#[cfg(feature = "server")]
+const LINES: [&str; 2] = ["pool", "api"];
+#[cfg(not(feature = "server"))]
+const LINES: [&str; 1] = ["pool"];
 
 /// Upper bounds of the histograms' buckets, in seconds.
 pub const BUCKETS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// The counters and histograms of one pool.
+/// The counters and histograms of one pool. Clones count into the same.
+#[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
     pub create_time: Histogram,
@@ -25,6 +32,9 @@ pub(crate) struct Metrics {
     pub retry_budget_empty: IntCounter,
     pub closed: IntCounterVec,
     pub commits: IntCounterVec,
+    pub abandoned: IntCounterVec,
+    newest_first: IntGaugeVec,
+    line_wait: HistogramVec,
     #[cfg(feature = "server")]
     pub http: HistogramVec,
 }
@@ -85,6 +95,25 @@ impl Metrics {
                 "Commits whose answer was lost, by what became of them.",
                 &["outcome"],
             ),
+            abandoned: counters(
+                "millpond_requests_abandoned_total",
+                "Requests that ended early because nobody waited for them any more, by how far they had come.",
+                &["stage"],
+            ),
+            newest_first: well_formed(IntGaugeVec::new(
+                Opts::new(
+                    "millpond_line_newest_first",
+                    "1 while the newest in line are served first, because many leave it unserved.",
+                ),
+                &["line"],
+            )),
+            line_wait: well_formed(HistogramVec::new(
+                opts(
+                    "millpond_line_wait_seconds",
+                    "Time in line, of those who had to wait, by how it ended.",
+                ),
+                &["line", "outcome"],
+            )),
             #[cfg(feature = "server")]
             http: well_formed(HistogramVec::new(
                 opts(
@@ -111,6 +140,15 @@ impl Metrics {
         for outcome in ["committed", "not_committed", "unknown"] {
             self.commits.with_label_values(&[outcome]);
         }
+        for stage in AbandonedStage::ALL {
+            self.abandoned.with_label_values(&[stage.as_str()]);
+        }
+        for line in LINES {
+            self.newest_first.with_label_values(&[line]);
+            for outcome in ["served", "timeout", "abandoned", "refused"] {
+                self.line_wait.with_label_values(&[line, outcome]);
+            }
+        }
         self.connect_failures.with_label_values(&[""]);
         self.failed_statements.with_label_values(&[""]);
         for verdict in ["never_sent", "rolled_back", "ambiguous"] {
@@ -131,12 +169,28 @@ impl Metrics {
             Box::new(self.retry_budget_empty.clone()),
             Box::new(self.closed.clone()),
             Box::new(self.commits.clone()),
+            Box::new(self.abandoned.clone()),
+            Box::new(self.newest_first.clone()),
+            Box::new(self.line_wait.clone()),
             #[cfg(feature = "server")]
             Box::new(self.http.clone()),
         ];
         for collector in all {
             well_formed(self.registry.register(collector));
         }
+    }
+
+    /// Notes how long somebody was in a line, and how that ended.
+    pub fn line_wait_of(&self, line: &str, outcome: &str, seconds: f64) {
+        self.line_wait
+            .with_label_values(&[line, outcome])
+            .observe(seconds);
+    }
+
+    /// Notes a change of a line's order.
+    pub fn note_order(&self, line: &str, newest_first: bool) {
+        let gauge = self.newest_first.with_label_values(&[line]);
+        gauge.set(newest_first.into());
     }
 
     pub fn registry(&self) -> &Registry {

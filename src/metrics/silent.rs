@@ -1,7 +1,7 @@
 //! Stands in for the counters without the feature `metrics`: counts nothing.
 
 /// A counter or a histogram, with or without labels.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Silent;
 
 impl Silent {
@@ -15,7 +15,7 @@ impl Silent {
 }
 
 /// The same fields as with the feature.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Metrics {
     pub create_time: Silent,
     pub wait_time: Silent,
@@ -28,10 +28,15 @@ pub(crate) struct Metrics {
     pub retry_budget_empty: Silent,
     pub closed: Silent,
     pub commits: Silent,
+    pub abandoned: Silent,
 }
 
 impl Metrics {
     pub fn new() -> Metrics {
         Metrics::default()
     }
+
+    pub fn note_order(&self, _line: &str, _newest_first: bool) {}
+
+    pub fn line_wait_of(&self, _line: &str, _outcome: &str, _seconds: f64) {}
 }

@@ -21,6 +21,9 @@ pub struct Stats {
     pub max: usize,
     /// The number of connections kept idle.
     pub min_idle: usize,
+    /// Many leave the line unserved, so the newest waiters are served first
+    /// ([`LineOrder`](crate::config::LineOrder)).
+    pub newest_first: bool,
 }
 
 impl Stats {
@@ -91,6 +94,41 @@ impl CloseReason {
             CloseReason::LeakedState => "leaked_state",
             CloseReason::Evicted => "evicted",
             CloseReason::Detached => "detached",
+        }
+    }
+}
+
+/// How far a call or a request had come when it was abandoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum AbandonedStage {
+    /// It had not begun.
+    Queued,
+    /// It waited for a connection, or for its next attempt.
+    Waiting,
+    /// A statement that only reads was running, and was cancelled.
+    Running,
+}
+
+impl AbandonedStage {
+    /// All stages.
+    pub const ALL: [AbandonedStage; 3] = [
+        AbandonedStage::Queued,
+        AbandonedStage::Waiting,
+        AbandonedStage::Running,
+    ];
+
+    /// Returns the word used in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AbandonedStage::Queued => "queued",
+            AbandonedStage::Waiting => "waiting",
+            AbandonedStage::Running => "running",
         }
     }
 }

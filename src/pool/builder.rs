@@ -9,11 +9,12 @@ use super::opener::Opener;
 use super::probe::Probe;
 use super::shared::{OnConnect, Shared};
 use super::watchdog::Watchdog;
-use crate::config::{ConfigErrors, Database, PoolConfig, Pooler, Problem, Reset};
+use crate::config::{ConfigErrors, Database, LineOrder, PoolConfig, Pooler, Problem, Reset};
 use crate::fd_limit;
+use crate::line_rule::{Rule, Switch};
 use crate::retry::{Budget, RetryPolicy};
 use crate::sync::{LONGEST, caught};
-use log::warn;
+use log::{info, warn};
 use postgres::Client;
 use std::fmt;
 use std::io;
@@ -143,6 +144,13 @@ impl Builder {
     /// for a connection that can still be opened.
     pub fn max_waiting(mut self, threads: usize) -> Self {
         self.config.max_waiting = threads;
+        self
+    }
+
+    /// Sets who in line is served next. Default [`LineOrder::Auto`]: first come, first served, but
+    /// the newest first while many leave the line unserved.
+    pub fn line_order(mut self, order: LineOrder) -> Self {
+        self.config.line_order = order;
         self
     }
 
@@ -352,7 +360,14 @@ impl Builder {
             BuildError::Thread(refused.unwrap_or_else(|| std::io::Error::other(panic)))
         })?;
         let (max, waiting) = (config.max_size as usize, config.max_waiting);
-        let line = Line::new(max, waiting, config.effective_min_idle() as usize);
+        let min_idle = config.effective_min_idle() as usize;
+        let rule = Rule::new(config.line_order == LineOrder::Auto);
+        let metrics = shared.metrics.clone();
+        let on_switch = Box::new(move |switch: Switch| {
+            metrics.note_order("pool", matches!(switch, Switch::NewestFirst(_)));
+            info!("line for a connection: {switch}");
+        });
+        let line = Line::new(max, waiting, min_idle, rule, on_switch);
         let inner = Arc::new(Inner {
             budget: Budget::for_pool_of(config.max_size),
             probe: Probe::default(),

@@ -46,7 +46,10 @@ pub(super) fn cancel_one(tracked: &Tracked) {
     // The driver unwraps the result of building its runtime, which fails when file descriptors run
     // out.
     match catch_unwind(AssertUnwindSafe(|| cancel(token, *tcp))) {
-        Ok(Ok(())) => debug!("cancel sent for conn={id}"),
+        Ok(Ok(())) => {
+            tracked.cancel_sent.store(true, SeqCst);
+            debug!("cancel sent for conn={id}");
+        }
         Ok(Err(e)) => debug!("cancel failed for conn={id}: {}", crate::error::Chain(&e)),
         Err(_) => debug!("cancel panicked for conn={id}"),
     }

@@ -4,12 +4,13 @@ use super::checkout::{Held, Inner, Lease};
 use super::session::Session;
 use crate::metrics::CloseReason;
 use log::trace;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 impl Inner {
     /// Checks a session in. `unwound`: the thread that used it panicked.
-    fn check_in(&self, mut held: Held, unwound: bool) {
+    fn check_in(&self, mut held: Held, class: Option<&Arc<str>>, unwound: bool) {
         let now = Instant::now();
         let session: &mut Session = &mut held;
         self.end_use(session);
@@ -25,13 +26,13 @@ impl Inner {
         match session.retire(now).or_else(|| self.retire_in_turn(session)) {
             Some(reason) => {
                 self.discard(held, reason);
-                self.line.discarded();
+                self.line.discarded(class);
             }
             None => {
                 if session.take_heard() {
                     self.shared.note_answer();
                 }
-                match self.line.give_back(held) {
+                match self.line.give_back(held, class) {
                     Some(unwanted) => self.discard(unwanted, self.why_unwanted()),
                     None if dirty => self.wake_housekeeper(),
                     None => {}
@@ -89,7 +90,7 @@ impl Lease {
         self.inner.end_use(&mut session);
         session.close_for(CloseReason::Detached);
         drop(held);
-        self.inner.line.discarded();
+        self.inner.line.discarded(self.class.as_ref());
         if self.inner.shared.closing.load(Ordering::SeqCst) {
             self.inner.tell_returned();
         }
@@ -105,7 +106,7 @@ impl Drop for Lease {
                 return;
             }
             let unwound = std::thread::panicking() && !self.panicking;
-            self.inner.check_in(held, unwound);
+            self.inner.check_in(held, self.class.as_ref(), unwound);
         }
     }
 }

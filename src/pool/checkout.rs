@@ -1,17 +1,20 @@
 //! The pool, and the check-out of sessions.
 
-use super::line::{Arrival, Line, Outcome};
+use super::line::{Arrival, Line};
 use super::manager::Manager;
 use super::opener::Opener;
 use super::probe::{Probe, Reading};
 use super::report::Report;
 use super::session::Session;
 use super::shared::Shared;
+use super::waiter::{Outcome, Waiter};
+use crate::class_queue::Share;
 use crate::config::Reset;
-use crate::error::{CheckoutError, CheckoutFailure, Error, Result};
+use crate::error::{AbandonedStage, CheckoutError, CheckoutFailure, Error, Result};
 use crate::metrics::Stats;
 use crate::retry::Budget;
 use crate::sync::{self, Deadline};
+use crate::token::Token;
 use log::{trace, warn};
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
@@ -20,7 +23,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::Instant;
 
-pub(super) type Held = r2d2::PooledConnection<Manager>;
+pub(crate) type Held = r2d2::PooledConnection<Manager>;
 
 /// A pool of connections to one database. Cloning is cheap and returns a handle to the same pool.
 #[derive(Clone)]
@@ -35,7 +38,7 @@ pub(crate) struct Inner {
     pub sweeper: OnceLock<Thread>,
     pub budget: Budget,
     pub(super) probe: Probe,
-    pub(super) line: Arc<Line<Held>>,
+    pub(crate) line: Arc<Line<Held>>,
     pub(super) r2d2: r2d2::Pool<Manager>,
     /// The most connections there may be. A copy of the line's value, which is read without its
     /// lock.
@@ -100,17 +103,41 @@ impl Pool {
         self.inner.shared.closing.load(Ordering::SeqCst)
     }
 
-    /// Checks out a session for the caller at `place`, waiting until `deadline`.
-    pub(crate) fn check_out_at(
-        &self,
-        deadline: Option<Instant>,
-        place: &'static Location<'static>,
-    ) -> Result<Lease> {
-        self.inner.check_out(deadline, place)
+    /// Checks out a session.
+    pub(crate) fn check_out(&self, request: &CheckoutRequest<'_>) -> Result<Lease> {
+        self.inner.check_out(request)
     }
 
     pub(crate) fn probe(&self) -> Reading {
         self.inner.probe.ask(&self.inner.opener)
+    }
+}
+
+/// Who asks for a session, and how long it may take.
+pub(crate) struct CheckoutRequest<'a> {
+    pub until: Option<Instant>,
+    pub place: &'static Location<'static>,
+    pub share: &'a Share,
+    /// Ends the wait when it is fired.
+    pub token: Option<&'a Token>,
+}
+
+impl CheckoutRequest<'_> {
+    /// The request of a caller without options.
+    pub fn plain(
+        until: Option<Instant>,
+        place: &'static Location<'static>,
+    ) -> CheckoutRequest<'static> {
+        static NO_CLASS: Share = Share {
+            class: None,
+            at_most: None,
+        };
+        CheckoutRequest {
+            until,
+            place,
+            share: &NO_CLASS,
+            token: None,
+        }
     }
 }
 
@@ -136,20 +163,23 @@ impl Inner {
             waiting: line.waiting,
             max,
             min_idle: (self.shared.config.effective_min_idle() as usize).min(max),
+            newest_first: line.newest_first,
         }
     }
 
-    fn check_out(
-        self: &Arc<Self>,
-        deadline: Option<Instant>,
-        place: &'static Location<'static>,
-    ) -> Result<Lease> {
+    fn check_out(self: &Arc<Self>, request: &CheckoutRequest<'_>) -> Result<Lease> {
         self.shared.may_block_here()?;
+        let &CheckoutRequest {
+            until,
+            place,
+            share,
+            ..
+        } = request;
         let started = Instant::now();
         let refuse = |reason| Err(self.refuse(reason, started, place));
         let mut spent_before = false;
         loop {
-            let held = match self.line.arrive(spent_before) {
+            let held = match self.line.arrive(share, spent_before) {
                 Arrival::Ready(held) => held,
                 Arrival::Queued { place, room } => {
                     // If all connections are checked out, the thread can only wait for a check-in.
@@ -161,33 +191,81 @@ impl Inner {
                     let until = if hopeless.is_some() {
                         Some(started)
                     } else {
-                        deadline
+                        until
                     };
-                    match self.line.wait(&place, &Deadline(until)) {
+                    let outcome = self.wait_in_line(&place, until, request.token);
+                    self.note_wait(&outcome, started, request.token);
+                    match outcome {
                         Outcome::Given(held) => held,
                         Outcome::Closed => return refuse(CheckoutFailure::Closed),
                         Outcome::TurnedAway => return refuse(CheckoutFailure::Refused),
+                        Outcome::Displaced => return refuse(CheckoutFailure::LineFull),
+                        Outcome::TimedOut if request.token.is_some_and(Token::is_fired) => {
+                            let stage = AbandonedStage::Waiting;
+                            return Err(Error::Abandoned { stage });
+                        }
                         Outcome::TimedOut => {
                             return refuse(hopeless.unwrap_or(CheckoutFailure::Timeout));
                         }
                     }
                 }
-                Arrival::Full => return refuse(CheckoutFailure::LineFull),
+                Arrival::Full => {
+                    self.shared.metrics.line_wait_of("pool", "refused", 0.0);
+                    return refuse(CheckoutFailure::LineFull);
+                }
                 Arrival::Closed => return refuse(CheckoutFailure::Closed),
             };
-            match self.make_ready(self.lease(held), deadline) {
+            match self.make_ready(self.lease(held, share), until) {
                 Ok(mut lease) => {
                     self.hand_out(&mut lease, started, place);
                     return Ok(lease);
                 }
                 // The session was unusable. The next one comes from the head of the line: this
                 // thread has waited already.
-                Err(()) if deadline.is_some_and(|at| Instant::now() >= at) => {
+                Err(()) if until.is_some_and(|at| Instant::now() >= at) => {
                     return refuse(CheckoutFailure::Timeout);
                 }
                 Err(()) => spent_before = true,
             }
         }
+    }
+
+    fn wait_in_line(
+        &self,
+        place: &Arc<Waiter<Held>>,
+        until: Option<Instant>,
+        token: Option<&Token>,
+    ) -> Outcome<Held> {
+        let Some(token) = token else {
+            return self.line.wait(
+                place,
+                &Deadline {
+                    at: until,
+                    flag: None,
+                },
+            );
+        };
+        let me = std::thread::current();
+        let _watch = token.watch(move || me.unpark());
+        let deadline = Deadline {
+            at: until,
+            flag: Some(token.flag()),
+        };
+        token.waiting().fetch_add(1, Ordering::Relaxed);
+        let outcome = self.line.wait(place, &deadline);
+        token.waiting().fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+
+    fn note_wait(&self, outcome: &Outcome<Held>, started: Instant, token: Option<&Token>) {
+        let outcome = match outcome {
+            Outcome::Given(_) => "served",
+            Outcome::TimedOut if token.is_some_and(Token::is_fired) => "abandoned",
+            Outcome::TimedOut => "timeout",
+            Outcome::Displaced | Outcome::TurnedAway | Outcome::Closed => "refused",
+        };
+        let waited = started.elapsed().as_secs_f64();
+        self.shared.metrics.line_wait_of("pool", outcome, waited);
     }
 
     /// Obtains connections for the waiters: takes those that r2d2 has ready, else has an opener
@@ -228,11 +306,12 @@ impl Inner {
         }
     }
 
-    pub(super) fn lease(self: &Arc<Self>, held: Held) -> Lease {
+    pub(super) fn lease(self: &Arc<Self>, held: Held, share: &Share) -> Lease {
         self.out.fetch_add(1, Ordering::Relaxed);
         Lease {
             inner: Arc::clone(self),
             held: Some(held),
+            class: share.class.clone(),
             panicking: std::thread::panicking(),
         }
     }
@@ -290,8 +369,13 @@ impl Inner {
         if reason == CheckoutFailure::Timeout {
             self.shared.metrics.timeouts.inc();
         }
+        let retry_after = match reason {
+            CheckoutFailure::LineFull => self.line.clears_in(),
+            _ => None,
+        };
         Error::Checkout(Box::new(CheckoutError {
             reason,
+            retry_after,
             waited: started.elapsed(),
             place,
             stats: self.stats(),
@@ -312,6 +396,8 @@ impl Inner {
 pub(crate) struct Lease {
     pub(super) inner: Arc<Inner>,
     pub(super) held: Option<Held>,
+    /// In whose share the session counts.
+    pub(super) class: Option<Arc<str>>,
     /// The thread was already panicking at the check-out: the session is used to clean up.
     pub(super) panicking: bool,
 }

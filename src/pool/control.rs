@@ -1,6 +1,6 @@
 //! Control of a running pool: wait until it is ready, replace its connections, change its size.
 
-use super::checkout::{Inner, Pool};
+use super::checkout::{CheckoutRequest, Inner, Pool};
 use crate::error::{CheckoutFailure, Error, Result};
 use crate::metrics::CloseReason;
 use crate::sync::LONGEST;
@@ -33,7 +33,7 @@ impl Pool {
     pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
         let (place, started) = (Location::caller(), Instant::now());
         let until = started + timeout.min(LONGEST);
-        while let Err(error) = self.check_out_at(Some(until), place) {
+        while let Err(error) = self.check_out(&CheckoutRequest::plain(Some(until), place)) {
             if !may_pass(&error) || Instant::now() >= until {
                 return Err(error);
             }

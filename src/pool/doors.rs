@@ -8,6 +8,11 @@ impl Pool {
         &self.inner.shared.metrics
     }
 
+    /// Returns for how long the line for connections has had its order, if that has ever changed.
+    pub(crate) fn order_for(&self) -> Option<std::time::Duration> {
+        self.inner.line.figures().order_for
+    }
+
     /// Makes new connections use a standby only if no host is a primary.
     pub(crate) fn look_for_primary(&self) {
         self.inner.opener.look_for_primary();

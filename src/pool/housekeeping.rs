@@ -8,6 +8,7 @@ use super::manager::Manager;
 use super::opener::Opener;
 use super::ready::aside;
 use super::session::{HOUSEKEEPING, Session};
+use crate::class_queue::Share;
 use crate::metrics::CloseReason;
 use crate::sync::{caught, unpoison};
 use log::{error, warn};
@@ -112,7 +113,11 @@ impl Inner {
         while let Some(held) = self.line.check_out_idle(|held| held.is_dirty()) {
             // A connection that cannot be cut must not block the housekeeper.
             let until = Instant::now() + HOUSEKEEPING;
-            let _ = aside(self.lease(held), Some(until), |session| session.clean(None));
+            let _ = aside(
+                self.lease(held, &Share::default()),
+                Some(until),
+                |session| session.clean(None),
+            );
         }
     }
 

@@ -1,13 +1,16 @@
 //! The line: decides which thread gets the next connection.
 //!
-//! The hand-off is fair. A thread that finds an idle connection and an empty line takes the
-//! connection; any other thread queues. A connection that is checked in or newly opened goes
-//! straight to the thread that has waited longest, and only that thread is woken. Invariants:
+//! The hand-off is fair. A thread that finds an idle connection takes it if its class may hold one
+//! more; any other thread queues. A connection that is checked in or newly opened goes straight to
+//! a waiter, and only that thread is woken. Which one it is, two modules decide: the class that
+//! holds the fewest ([`crate::class_queue`]), and in it the one who has waited longest, or, while
+//! many give up, the newest ([`crate::line_rule`]). Invariants:
 //!
-//! - Waiters are served in order: while a thread waits, no connection goes to a later one.
+//! - Waiters of a class are served in order, as long as the order is first come: while a thread
+//!   waits, no connection goes to a later one.
 //! - No connection is lost: if a waiter's deadline passes just as it is given a connection, it
 //!   takes the connection anyway.
-//! - There is never an idle connection while a thread waits.
+//! - There is never an idle connection while a thread waits whose class may hold one more.
 //! - Openers are asked for more connections as soon as fewer are idle than `min_idle`, and never
 //!   for more than that.
 //!
@@ -15,22 +18,33 @@
 //! it takes locks, threads and deadlines from `crate::sync`, so that a test can replace them with
 //! those of a model checker.
 
-use crate::sync::{Arc, Condvar, Deadline, Mutex, MutexGuard, Thread, current_thread, unpoison};
-use std::collections::VecDeque;
+use super::waiter::{Outcome, Waiter};
+use crate::class_queue::{ClassQueue, Share};
+use crate::line_rule::{Departures, Rule, Switch};
+use crate::sync::{Arc, Condvar, Deadline, Instant, Mutex, MutexGuard, unpoison};
+use std::time::Duration;
 
 /// The line for values of type `T`.
 pub struct Line<T> {
     state: Mutex<State<T>>,
     /// Openers sleep here until a thread is in line for which no connection is being opened yet.
     demand: Condvar,
+    start: Instant,
     max_waiting: usize,
     min_idle: usize,
+    /// Is told when the order changes, outside the lock.
+    on_switch: OnSwitch,
 }
+
+pub type OnSwitch = Box<dyn Fn(Switch) + Send + Sync>;
 
 struct State<T> {
     /// Idle values; the most recently returned one is last.
     idle: Vec<T>,
-    waiters: VecDeque<Arc<Waiter<T>>>,
+    waiters: ClassQueue<Arc<Waiter<T>>>,
+    rule: Rule,
+    /// A change of the order that `on_switch` was not told of.
+    switch: Option<Switch>,
     /// Number of values that are checked out.
     active: usize,
     /// Number of openers at work for the waiters.
@@ -42,18 +56,8 @@ struct State<T> {
     closed: bool,
 }
 
-/// A place in line.
-pub struct Waiter<T> {
-    thread: Thread,
-    slot: Mutex<Slot<T>>,
-}
-
-enum Slot<T> {
-    Empty,
-    Given(T),
-    TurnedAway,
-    Closed,
-}
+/// The name of a class; `None` is the class of all work without one.
+type Class<'a> = Option<&'a std::sync::Arc<str>>;
 
 /// What a thread finds when it joins the line.
 pub enum Arrival<T> {
@@ -71,19 +75,6 @@ pub enum Arrival<T> {
     Closed,
 }
 
-/// How a wait ended.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome<T> {
-    /// A value, which now counts as checked out.
-    Given(T),
-    /// The deadline passed; the thread has left the line.
-    TimedOut,
-    /// No value can come any more (see [`turn_away`](Line::turn_away)).
-    TurnedAway,
-    /// The line was closed.
-    Closed,
-}
-
 /// The line's counts at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
@@ -91,15 +82,27 @@ pub struct Figures {
     pub idle: usize,
     pub active: usize,
     pub waiting: usize,
+    /// The newest waiters are served first.
+    pub newest_first: bool,
+    /// For how long, if the order has ever changed.
+    pub order_for: Option<Duration>,
 }
 
 impl<T> Line<T> {
     /// Creates a line for at most `max` values and `max_waiting` waiters, which keeps `min_idle`
-    /// values idle.
-    pub fn new(max: usize, max_waiting: usize, min_idle: usize) -> Line<T> {
+    /// values idle. `on_switch` is told when the order changes; it must not use the line.
+    pub fn new(
+        max: usize,
+        max_waiting: usize,
+        min_idle: usize,
+        rule: Rule,
+        on_switch: OnSwitch,
+    ) -> Line<T> {
         let state = State {
             idle: Vec::new(),
-            waiters: VecDeque::new(),
+            waiters: ClassQueue::default(),
+            rule,
+            switch: None,
             active: 0,
             opening: 0,
             max,
@@ -109,9 +112,15 @@ impl<T> Line<T> {
         Line {
             state: Mutex::new(state),
             demand: Condvar::new(),
+            start: Instant::now(),
             max_waiting,
             min_idle,
+            on_switch,
         }
+    }
+
+    fn now(&self) -> Duration {
+        Instant::now().saturating_duration_since(self.start)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -120,14 +129,17 @@ impl<T> Line<T> {
 
     /// Takes an idle value, or joins the line. `first` puts the thread at the head of the line: it
     /// is for a thread that was given a value which then turned out to be unusable.
-    pub fn arrive(&self, first: bool) -> Arrival<T> {
+    pub fn arrive(&self, share: &Share, first: bool) -> Arrival<T> {
         let mut state = self.lock();
         if state.closed {
             return Arrival::Closed;
         }
-        // While threads wait there is no idle value. But a thread that comes back with `first` may
-        // find a value that was returned in the meantime.
-        if let Some(value) = state.idle.pop() {
+        // While threads wait that may be served there is no idle value. But a thread that comes
+        // back with `first` may find a value that was returned in the meantime.
+        if !state.idle.is_empty()
+            && state.waiters.take(share)
+            && let Some(value) = state.idle.pop()
+        {
             state.active += 1;
             self.wake_opener(state);
             return Arrival::Ready(value);
@@ -135,21 +147,43 @@ impl<T> Line<T> {
         // Waiters for which a value can be opened do not count against `max_waiting`: they do not
         // depend on a check-in.
         let room = state.max.saturating_sub(state.active);
+        let mut displaced = None;
         if state.waiters.len() >= self.max_waiting.saturating_add(room) && !first {
-            return Arrival::Full;
+            let newest_first = state.rule.is_newest_first();
+            displaced = state.waiters.make_room(share, newest_first);
+            // One leaves the line, or does not even enter it.
+            state.departed(self.now(), Departures::unserved(1));
+            if displaced.is_none() {
+                self.unlock(state);
+                return Arrival::Full;
+            }
         }
-        let place = Arc::new(Waiter {
-            thread: current_thread(),
-            slot: Mutex::new(Slot::Empty),
-        });
+        let place = Arc::new(Waiter::here());
         if first {
-            state.waiters.push_front(Arc::clone(&place));
+            state.waiters.push_returned(share, Arc::clone(&place));
         } else {
-            state.waiters.push_back(Arc::clone(&place));
+            state.waiters.push(share, Arc::clone(&place));
+        }
+        if let Some(waiter) = &displaced {
+            waiter.tell(Outcome::Displaced);
+        }
+        // There may be some if classes are at their bounds, and this one's has just been raised.
+        self.serve_idle(state);
+        if let Some(waiter) = displaced {
+            waiter.wake();
         }
         Arrival::Queued {
             place,
             room: room > 0,
+        }
+    }
+
+    /// Tells of a change of the order, outside the lock.
+    fn unlock(&self, mut state: MutexGuard<'_, State<T>>) {
+        let switch = state.switch.take();
+        drop(state);
+        if let Some(switch) = switch {
+            (self.on_switch)(switch);
         }
     }
 
@@ -169,7 +203,7 @@ impl<T> Line<T> {
 
     fn wake_opener(&self, state: MutexGuard<'_, State<T>>) {
         let wanted = self.wants_opener(&state);
-        drop(state);
+        self.unlock(state);
         if wanted {
             self.demand.notify_one();
         }
@@ -177,29 +211,33 @@ impl<T> Line<T> {
 
     fn wants_opener(&self, state: &State<T>) -> bool {
         let coming = state.idle.len() + state.opening;
-        let wanted = state.waiters.len().max(usize::from(state.owed)) + self.min_idle;
+        let wanted = state.waiters.servable().max(usize::from(state.owed)) + self.min_idle;
         coming < wanted && state.active + coming < state.max
     }
 
     /// Waits for a value. Only the thread that queued may call this, once.
     pub fn wait(&self, waiter: &Arc<Waiter<T>>, deadline: &Deadline) -> Outcome<T> {
+        let mut has_waited = false;
         loop {
             if let Some(outcome) = waiter.take() {
                 return outcome;
             }
             if deadline.passed() {
-                return self.leave(waiter);
+                return self.leave(waiter, has_waited);
             }
             deadline.park();
+            has_waited = true;
         }
     }
 
     /// Leaves the line, unless a value arrives at the same moment.
-    fn leave(&self, waiter: &Arc<Waiter<T>>) -> Outcome<T> {
+    fn leave(&self, waiter: &Arc<Waiter<T>>, has_waited: bool) -> Outcome<T> {
         let mut state = self.lock();
-        let place = state.waiters.iter().position(|w| Arc::ptr_eq(w, waiter));
-        if let Some(place) = place {
-            state.waiters.remove(place);
+        let left = state.waiters.take_out(|w| Arc::ptr_eq(w, waiter));
+        if !left.is_empty() {
+            // A thread that only looks whether there is a value says nothing about the line.
+            state.departed(self.now(), Departures::unserved(has_waited.into()));
+            self.unlock(state);
             return Outcome::TimedOut;
         }
         drop(state);
@@ -208,12 +246,13 @@ impl<T> Line<T> {
         waiter.take().unwrap_or(Outcome::TimedOut)
     }
 
-    /// Returns a checked-out value: it goes to the longest waiter or becomes idle. Hands the value
-    /// back to the caller if the line is closed, or has more values than its maximum.
+    /// Returns a value that a class had checked out: it goes to a waiter or becomes idle. Hands the
+    /// value back to the caller if the line is closed, or has more values than its maximum.
     #[must_use = "a value without a place must be closed by the caller"]
-    pub fn give_back(&self, value: T) -> Option<T> {
+    pub fn give_back(&self, value: T, class: Class<'_>) -> Option<T> {
         let mut state = self.lock();
         state.active -= 1;
+        state.waiters.release(class);
         self.hand_over(state, value)
     }
 
@@ -228,26 +267,58 @@ impl<T> Line<T> {
 
     fn hand_over(&self, mut state: MutexGuard<'_, State<T>>, value: T) -> Option<T> {
         if state.closed || state.active + state.idle.len() >= state.max {
+            self.serve_idle(state);
             return Some(value);
         }
-        let Some(waiter) = state.waiters.pop_front() else {
-            state.idle.push(value);
-            return None;
-        };
-        state.active += 1;
-        *unpoison(waiter.slot.lock()) = Slot::Given(value);
-        drop(state);
-        // Unparked outside the lock, so that the woken thread does not block on it.
-        waiter.thread.unpark();
+        state.idle.push(value);
+        self.serve_idle(state);
         None
     }
 
-    /// Notes that a checked-out value was closed instead of being returned. Call this after the
-    /// value is dropped, so that an opener finds room.
-    pub fn discarded(&self) {
+    /// Gives the idle values to waiters whose classes may hold one more. There is one such waiter
+    /// at most, unless a class has been allowed more.
+    fn serve_idle<'l>(&'l self, mut state: MutexGuard<'l, State<T>>) {
+        while let Some(waiter) = state.serve_idle(|| self.now()) {
+            let more = !state.idle.is_empty();
+            self.unlock(state);
+            // Unparked outside the lock, so that the woken thread does not block on it.
+            waiter.wake();
+            if !more {
+                return;
+            }
+            state = self.lock();
+        }
+        self.unlock(state);
+    }
+
+    /// Notes that a value that a class had checked out was closed instead of being returned. Call
+    /// this after the value is dropped, so that an opener finds room.
+    pub fn discarded(&self, class: Class<'_>) {
         let mut state = self.lock();
         state.active -= 1;
-        self.wake_opener(state);
+        state.waiters.release(class);
+        let wanted = self.wants_opener(&state);
+        self.serve_idle(state);
+        if wanted {
+            self.demand.notify_one();
+        }
+    }
+
+    /// Notes that somebody who was given a value after a wait has had no use of it: the time was up
+    /// before the work was done, or nobody needed it any more.
+    pub fn served_too_late(&self) {
+        let mut state = self.lock();
+        if !state.waiters.is_empty() {
+            state.departed(self.now(), Departures::unserved(1));
+        }
+        self.unlock(state);
+    }
+
+    /// How long the line takes at its present rate; `None` if nothing is known.
+    pub fn clears_in(&self) -> Option<Duration> {
+        let state = self.lock();
+        let rate = state.rule.rate(self.now())?;
+        Duration::try_from_secs_f64(state.waiters.len() as f64 / rate).ok()
     }
 
     /// Blocks an opener until a thread is in line for which no connection is being opened yet, or
@@ -312,16 +383,17 @@ impl<T> Line<T> {
         if state.active > 0 || state.closed {
             return;
         }
-        let waiters = state.dismiss(|| Slot::TurnedAway);
+        let waiters = state.dismiss(|| Outcome::TurnedAway);
         drop(state);
-        waiters.iter().for_each(|waiter| waiter.thread.unpark());
+        waiters.iter().for_each(|waiter| waiter.wake());
     }
 
-    /// Checks out one idle value that `pick` selects, for housekeeping.
+    /// Checks out one idle value that `pick` selects, for housekeeping, which has no class.
     pub fn check_out_idle(&self, mut pick: impl FnMut(&T) -> bool) -> Option<T> {
         let mut state = self.lock();
         let place = state.idle.iter().position(&mut pick)?;
         state.active += 1;
+        state.waiters.take(&Share::default());
         Some(state.idle.remove(place))
     }
 
@@ -330,11 +402,11 @@ impl<T> Line<T> {
     pub fn close(&self) -> Vec<T> {
         let mut state = self.lock();
         state.closed = true;
-        let waiters = state.dismiss(|| Slot::Closed);
+        let waiters = state.dismiss(|| Outcome::Closed);
         let idle = std::mem::take(&mut state.idle);
         drop(state);
         self.demand.notify_all();
-        waiters.iter().for_each(|waiter| waiter.thread.unpark());
+        waiters.iter().for_each(|waiter| waiter.wake());
         idle
     }
 
@@ -358,29 +430,49 @@ impl<T> Line<T> {
             idle: state.idle.len(),
             active: state.active,
             waiting: state.waiters.len(),
+            newest_first: state.rule.is_newest_first(),
+            order_for: state.rule.changed().map(|at| self.now().saturating_sub(at)),
         }
     }
 }
 
 impl<T> State<T> {
+    /// The caller wakes the thread outside the lock.
+    fn serve_idle(&mut self, now: impl Fn() -> Duration) -> Option<Arc<Waiter<T>>> {
+        if self.waiters.is_empty() {
+            self.drained(now);
+            return None;
+        }
+        if self.idle.is_empty() {
+            return None;
+        }
+        let waiter = self.waiters.next(self.rule.is_newest_first())?;
+        let value = self.idle.pop()?;
+        self.active += 1;
+        waiter.tell(Outcome::Given(value));
+        match self.waiters.is_empty() {
+            true => self.drained(now),
+            false => self.departed(now(), Departures::served(1)),
+        }
+        Some(waiter)
+    }
+
+    fn departed(&mut self, now: Duration, departures: Departures) {
+        let switch = self.rule.departed(now, departures);
+        self.switch = switch.or(self.switch.take());
+    }
+
+    fn drained(&mut self, now: impl Fn() -> Duration) {
+        let switch = self.rule.drained(now);
+        self.switch = switch.or(self.switch.take());
+    }
+
     /// Empties the line with this answer. The caller wakes the threads outside the lock.
-    fn dismiss(&mut self, answer: impl Fn() -> Slot<T>) -> VecDeque<Arc<Waiter<T>>> {
-        let waiters = std::mem::take(&mut self.waiters);
+    fn dismiss(&mut self, answer: impl Fn() -> Outcome<T>) -> Vec<Arc<Waiter<T>>> {
+        let waiters = self.waiters.take_out(|_| true);
         for waiter in &waiters {
-            *unpoison(waiter.slot.lock()) = answer();
+            waiter.tell(answer());
         }
         waiters
-    }
-}
-
-impl<T> Waiter<T> {
-    fn take(&self) -> Option<Outcome<T>> {
-        let mut slot = unpoison(self.slot.lock());
-        match std::mem::replace(&mut *slot, Slot::Empty) {
-            Slot::Empty => None,
-            Slot::Given(value) => Some(Outcome::Given(value)),
-            Slot::TurnedAway => Some(Outcome::TurnedAway),
-            Slot::Closed => Some(Outcome::Closed),
-        }
     }
 }

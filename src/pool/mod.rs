@@ -52,6 +52,7 @@ mod shared;
 mod startup;
 mod texts;
 mod tracked;
+mod waiter;
 mod warnings;
 mod watchdog;
 mod wire;
@@ -66,7 +67,7 @@ pub use probe::ProbeError;
 pub use report::Report;
 
 pub(crate) use backend::{BACKEND_START, Backend, Incarnation, first_row, first_value};
-pub(crate) use checkout::{Inner, Lease};
+pub(crate) use checkout::{CheckoutRequest, Inner, Lease};
 pub(crate) use hedge::Purpose;
 pub(crate) use limits::{Limits, as_server_ms};
 pub(crate) use session::{Begin, Finish, LostTransaction, Session, SyncCommit};

@@ -1,8 +1,10 @@
 //! Plain connections: the driver's client, on which the caller runs any statements.
 
-use super::checkout::{Lease, Pool};
-use super::line::{Arrival, Outcome};
+use super::checkout::{CheckoutRequest, Lease, Pool};
+use super::line::Arrival;
 use super::session::Session;
+use super::waiter::Outcome;
+use crate::class_queue::Share;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
@@ -32,11 +34,10 @@ impl Pool {
     /// As for [`get`](Pool::get).
     #[track_caller]
     pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
-        self.check_out_at(
-            Some(Instant::now() + timeout.min(LONGEST)),
-            Location::caller(),
-        )
-        .map(|lease| PooledConnection { lease })
+        let until = Instant::now() + timeout.min(LONGEST);
+        let request = CheckoutRequest::plain(Some(until), Location::caller());
+        self.check_out(&request)
+            .map(|lease| PooledConnection { lease })
     }
 
     /// Checks out a connection that is idle now. Returns `None` if there is none, in which
@@ -50,22 +51,26 @@ impl Pool {
             return None;
         }
         let deadline = Instant::now() + self.config().connection_timeout;
+        let share = Share::default();
         loop {
-            let held = match self.inner.line.arrive(false) {
+            let held = match self.inner.line.arrive(&share, false) {
                 Arrival::Ready(held) => held,
                 Arrival::Queued { place, .. } => {
                     self.inner.feed_spares();
                     // For the next call.
                     self.inner.line.owe_one();
-                    let now = Deadline(Some(Instant::now()));
+                    let now = Deadline {
+                        at: Some(Instant::now()),
+                        flag: None,
+                    };
                     match self.inner.line.wait(&place, &now) {
                         Outcome::Given(held) => held,
-                        Outcome::TimedOut | Outcome::TurnedAway | Outcome::Closed => return None,
+                        _ => return None,
                     }
                 }
                 Arrival::Full | Arrival::Closed => return None,
             };
-            let lease = self.inner.lease(held);
+            let lease = self.inner.lease(held, &share);
             if let Ok(mut lease) = self.inner.make_ready(lease, Some(deadline)) {
                 self.inner
                     .hand_out(&mut lease, Instant::now(), Location::caller());

@@ -5,10 +5,13 @@ use crate::error::HeldBy;
 use crate::sync::unpoison;
 use postgres::CancelToken;
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+
+/// How long the sender of a cancel request may take to note that it has sent it.
+const LONGEST_NOTE: Duration = Duration::from_millis(200);
 
 /// The deadline of one connection in one word: nanoseconds since the watchdog's start, and in the
 /// two lowest bits the action to take then. 0 = nothing is on the wire.
@@ -39,6 +42,8 @@ pub(crate) struct Tracked {
     pub(super) holder: Mutex<Option<Holder>>,
     /// The server reported in a warning that it gave up the wait for a synchronous standby.
     pub gave_up_on_standbys: AtomicBool,
+    /// The cancel request that was asked for last has been sent.
+    pub(super) cancel_sent: AtomicBool,
     /// Its work is cancelled as soon as the pool closes.
     pub ends_with_pool: AtomicBool,
 }
@@ -55,6 +60,19 @@ impl Tracked {
     pub fn set_cancel(&self, token: CancelToken, tcp: bool) {
         // Set once, right after opening; a second call would set the same token.
         let _ = self.cancel.set((token, tcp));
+    }
+
+    /// Returns whether the cancel request that was asked for last has been sent. Waits a moment:
+    /// the server may have obeyed it before its sender has noted that.
+    pub fn cancel_was_sent(&self) -> bool {
+        let until = Instant::now() + LONGEST_NOTE;
+        while !self.cancel_sent.load(Ordering::SeqCst) {
+            if Instant::now() >= until {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
     }
 
     pub(super) fn holder(&self) -> MutexGuard<'_, Option<Holder>> {

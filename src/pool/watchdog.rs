@@ -91,6 +91,7 @@ impl Watchdog {
             cancel: OnceLock::new(),
             holder: Mutex::default(),
             gave_up_on_standbys: AtomicBool::new(false),
+            cancel_sent: AtomicBool::new(false),
             ends_with_pool: AtomicBool::new(false),
         });
         self.all().push(Arc::clone(&tracked));
@@ -172,6 +173,7 @@ impl Watchdog {
     /// Queues a cancel request, which a helper thread sends. There are only a few helpers; further
     /// requests wait for one.
     fn send_cancel(&self, tracked: &Arc<Tracked>) {
+        tracked.cancel_sent.store(false, SeqCst);
         let mut cancels = self.cancels();
         cancels.waiting.push_back(Arc::clone(tracked));
         if cancels.helpers >= MOST_CANCELS {
@@ -203,20 +205,28 @@ impl Watchdog {
         let then = self.nanos(Instant::now() + grace);
         let mut asked = Vec::new();
         for tracked in all.iter().filter(|t| t.holder().is_some()) {
-            let seen = tracked.word.load(SeqCst);
-            let running = seen != 0 && word::unpack(seen).1 == word::CANCEL;
-            if running
-                && tracked
-                    .word
-                    .compare_exchange(seen, word::pack(then, word::CANCELLED), SeqCst, SeqCst)
-                    .is_ok()
-            {
+            if self.cancel_now(tracked, then) {
                 asked.push(tracked.id);
-                self.send_cancel(tracked);
             }
         }
         self.wake();
         asked
+    }
+
+    /// Cancels the statement that runs on a connection, whose wire is cut at `then`. Returns false
+    /// if there is none, or it must not be cancelled, or was cancelled already.
+    fn cancel_now(&self, tracked: &Arc<Tracked>, then: u64) -> bool {
+        let seen = tracked.word.load(SeqCst);
+        let cancelled = word::pack(then, word::CANCELLED);
+        let is_ours = word::unpack(seen).1 == word::CANCEL
+            && tracked
+                .word
+                .compare_exchange(seen, cancelled, SeqCst, SeqCst)
+                .is_ok();
+        if is_ours {
+            self.send_cancel(tracked);
+        }
+        is_ours
     }
 
     /// Cancels the work on all connections that end with the pool. Returns false if there are none
@@ -312,6 +322,17 @@ impl Registration {
         self.arm_for_good(at, plan);
         Armed {
             tracked: Arc::clone(&self.tracked),
+        }
+    }
+
+    /// Returns what cancels the statement that runs at the time of the call, as at its deadline.
+    pub fn canceller(&self) -> impl Fn() + Send + use<> {
+        let (watchdog, tracked) = (Arc::clone(&self.watchdog), Arc::clone(&self.tracked));
+        move || {
+            let then = watchdog.nanos(Instant::now() + CANCEL_GRACE);
+            if watchdog.cancel_now(&tracked, then) && then < watchdog.next_wake.load(SeqCst) {
+                watchdog.wake();
+            }
         }
     }
 

@@ -12,16 +12,20 @@ use super::http::{Problem, Response};
 use super::in_flight::Ticket;
 use super::inbox::{ClientKey, Done, Inbox};
 use super::render::{closing, render};
+use super::reply::Reply;
 use super::request::Request;
 use super::router::Route;
 use super::service::AccessEntry;
 use super::shutdown::Phase;
-use mio::net::TcpStream;
-use std::io::{ErrorKind, Write};
+use crate::metrics::AbandonedStage;
+use crate::token::Token;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+/// How a request is recorded whose client has gone before there was an answer. It is the number
+/// that nginx records, and that its users look for; no client ever sees it.
+const CLIENT_GONE: u16 = 499;
 
 /// The duty to answer a request once. If it is dropped unanswered, the client gets a 500.
 pub(super) struct Exchange {
@@ -33,9 +37,9 @@ pub(super) struct Exchange {
 /// A request that is not answered yet: its head, and where its answer goes.
 pub(super) struct PendingRequest {
     pub client: ClientKey,
-    pub socket: Arc<TcpStream>,
-    /// Set if the loop must be woken when the answer is written: more has come meanwhile.
-    pub attention: Arc<AtomicBool>,
+    pub reply: Arc<Reply>,
+    /// Is fired when nobody waits for the answer any more.
+    pub token: Token,
     /// The connection ends behind the answer.
     pub close: bool,
     pub writes: bool,
@@ -47,6 +51,10 @@ pub(super) struct PendingRequest {
     pub arrived: Instant,
     /// When it must have been answered.
     pub deadline: Instant,
+    /// When a worker must have taken it.
+    pub queue_deadline: Instant,
+    /// It has waited for a worker.
+    pub has_waited: bool,
     /// The client's address, or the one that a trusted proxy names.
     pub address: IpAddr,
     pub id: String,
@@ -82,6 +90,34 @@ impl Exchange {
     /// When it must have been answered.
     pub fn deadline(&self) -> Instant {
         self.pending.deadline
+    }
+
+    /// When a worker must have taken it.
+    pub fn queue_deadline(&self) -> Instant {
+        self.pending.queue_deadline
+    }
+
+    /// Nobody waits for the answer any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.pending.token.is_fired()
+    }
+
+    pub fn token(&self) -> &Token {
+        &self.pending.token
+    }
+
+    /// Notes that no worker is free for it.
+    pub fn begin_to_wait(&mut self) {
+        self.pending.has_waited = true;
+    }
+
+    /// Notes how its wait for a worker ended, if it had to wait.
+    pub fn end_wait(&self, outcome: &str) {
+        if self.pending.has_waited {
+            let waited = self.pending.arrived.elapsed().as_secs_f64();
+            let metrics = self.inbox.service.pool.metrics();
+            metrics.line_wait_of("api", outcome, waited);
+        }
     }
 
     pub fn method(&self) -> &str {
@@ -126,12 +162,30 @@ impl Exchange {
                 false => String::new(),
             },
             deadline: pending.deadline,
+            token: pending.token.clone(),
+            share: route.share.clone(),
         }
     }
 
     /// Sends the answer, and notes it in the log and the metrics.
     pub fn answer(mut self, response: Response) {
         self.send(response);
+    }
+
+    /// Ends a request that was not begun, and whose client has gone.
+    pub fn abandon(self) {
+        self.end_wait("abandoned");
+        self.note_not_begun();
+        self.give_up(Problem::not_begun());
+    }
+
+    /// Counts a request that was abandoned before it began.
+    pub fn note_not_begun(&self) {
+        if self.pending.token.note_end() {
+            let stage = AbandonedStage::Queued.as_str();
+            let metrics = self.inbox.service.pool.metrics();
+            metrics.abandoned.with_label_values(&[stage]).inc();
+        }
     }
 
     /// Answers with a problem.
@@ -149,11 +203,15 @@ impl Exchange {
         let pending = &mut self.pending;
         response.headers.append(&mut pending.for_pages);
         let service = &self.inbox.service;
+        let is_for_nobody = pending.reply.is_given_up() && pending.token.has_ended_a_call();
         service.record(&AccessEntry {
             method: &pending.method,
             path: pending.path(),
             route: pending.pattern,
-            status: response.status,
+            status: match is_for_nobody {
+                true => CLIENT_GONE,
+                false => response.status,
+            },
             took: pending.arrived.elapsed(),
             id: &pending.id,
             client: pending.address,
@@ -163,17 +221,9 @@ impl Exchange {
         if close {
             answer = closing(answer);
         }
-        let mut written = 0;
-        let mut failed = false;
-        while written < answer.len() && !failed {
-            match (&*pending.socket).write(&answer[written..]) {
-                Ok(more) if more > 0 => written += more,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                _ => failed = true,
-            }
-        }
-        let rest = answer.split_off(written);
+        let sent = pending.reply.send(answer);
+        let failed = sent.is_err();
+        let rest = sent.unwrap_or_default();
         let urgent = close || failed || !rest.is_empty();
         self.inbox.put(Done {
             client: pending.client,
@@ -184,7 +234,7 @@ impl Exchange {
         });
         // Read after the inbox was changed, while the loop reads the inbox after it has stored
         // `attention`. SeqCst on both sides: at least one of the two sees the other's store.
-        if urgent || pending.attention.load(Ordering::SeqCst) {
+        if urgent || pending.reply.wants_attention() {
             self.inbox.wake();
         }
     }

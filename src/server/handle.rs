@@ -4,11 +4,12 @@ use super::checks::Checks;
 use super::database_kind::DatabaseKind;
 use super::edge::{Edge, LAST_CLIENTS};
 use super::lane::{MOST_LANE_CONNECTIONS, Size};
+use super::order::OrderReport;
 use super::router::{Lane, PerLane, Router};
 use super::routes;
 use super::service::Service;
 use super::shutdown::{DrainReport, Phase, PhaseFlag};
-use crate::config::HttpConfig;
+use crate::config::{HttpConfig, LineOrder};
 use crate::fd_limit;
 use crate::pool::Pool;
 use log::info;
@@ -78,7 +79,8 @@ impl Server {
         let most = pool.config().max_size as usize;
         let workers = config.workers.unwrap_or(2 * most);
         let checks = Checks::start(router.checks())?;
-        let router = routes::add_to(router, &pool, checks, &phase, database);
+        let order = Arc::<OrderReport>::default();
+        let router = routes::add_to(router, &pool, checks, &phase, &order, database);
         if !router.problems().is_empty() {
             let said = router.problems().join("; ");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, said));
@@ -90,12 +92,14 @@ impl Server {
                 at_once: HEALTH_WORKERS,
                 ahead: HEALTH_LINE,
                 queue: HEALTH_LINE,
+                adapts: false,
             },
             api: Size {
                 workers,
                 at_once: most,
                 ahead: workers,
                 queue: config.queue,
+                adapts: pool.config().line_order == LineOrder::Auto,
             },
         };
         let service = Arc::new(Service {
@@ -103,6 +107,7 @@ impl Server {
             phase: Arc::clone(&phase),
             config,
             pool: pool.clone(),
+            order,
         });
         let others = Server::files(most, workers);
         let edge = Edge::start(service, inherited, sizes, others)?;

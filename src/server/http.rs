@@ -2,11 +2,16 @@
 
 use super::reason::reason;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
-use log::{error, warn};
+use log::{debug, error, warn};
 use postgres::error::SqlState;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::time::Duration;
+
+/// The longest time after which a refused client is told to come back, in seconds, before it is
+/// spread.
+const LONGEST_RETRY: f64 = 60.0;
 
 /// A response.
 #[derive(Clone, Debug)]
@@ -133,6 +138,20 @@ impl Problem {
         Problem::unavailable("timeout", "the request waited too long for a worker")
     }
 
+    /// 503: the line for a worker is full.
+    pub(crate) fn line_full() -> Problem {
+        Problem::unavailable("overloaded", "too many requests are in line")
+    }
+
+    /// 503: the client has closed its direction of the connection, or all of it, and the request
+    /// had not begun.
+    pub(crate) fn not_begun() -> Problem {
+        Problem::unavailable(
+            "overloaded",
+            "the client had closed its connection, and others were waiting",
+        )
+    }
+
     /// 503: the server stops, and has not begun with the request.
     pub(crate) fn draining() -> Problem {
         Problem::unavailable("draining", "the server is shutting down")
@@ -149,6 +168,16 @@ impl Problem {
     /// 503, to be tried again after a second.
     pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Problem {
         Problem::of_kind(503, kind, detail).header("Retry-After", "1")
+    }
+
+    /// The same, to be tried again after about this time, if it is known. Spread a little, so that
+    /// not all come back at once.
+    pub(crate) fn retry_after(mut self, time: Option<Duration>) -> Problem {
+        let Some(time) = time else { return self };
+        let seconds = time.as_secs_f64().ceil().clamp(1.0, LONGEST_RETRY) as u64;
+        let seconds = seconds + fastrand::u64(0..=seconds / 2 + 1);
+        self.headers.retain(|(name, _)| *name != "Retry-After");
+        self.header("Retry-After", seconds.to_string())
     }
 
     /// The status code of the answer.
@@ -210,6 +239,10 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Problem {
         let problem = problem_for(&error);
         match problem.status {
+            // Nobody reads the answer.
+            _ if matches!(error, Error::Abandoned { .. }) => {
+                debug!("request ended: {}", Chain(&error));
+            }
             500 => error!("request failed: {}", Chain(&error)),
             _ => warn!("request failed: {}", Chain(&error)),
         }
@@ -236,6 +269,7 @@ fn problem_for(error: &Error) -> Problem {
         Error::Checkout(e) => match (e.reason, &e.last_open_error) {
             (CheckoutFailure::LineFull, _) => {
                 Problem::unavailable("overloaded", "too many requests wait for the database")
+                    .retry_after(e.retry_after)
             }
             (CheckoutFailure::Closed, _) => {
                 Problem::unavailable("draining", "the server is shutting down")
@@ -247,6 +281,7 @@ fn problem_for(error: &Error) -> Problem {
             }
             _ => Problem::unavailable("database-unavailable", "the database cannot be reached"),
         },
+        Error::Abandoned { .. } => Problem::not_begun(),
         _ if error.is_retryable() => {
             Problem::unavailable("database-unavailable", "the database could not do this now")
         }

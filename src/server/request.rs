@@ -1,6 +1,10 @@
 //! Requests as the routes see them, and as tests make them.
 
 use super::http::{Problem, header, may_write, request_id};
+use crate::call::Call;
+use crate::class_queue::Share;
+use crate::pool::Pool;
+use crate::token::Token;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use serde_json::json;
@@ -34,6 +38,8 @@ pub struct Request {
     /// When it must have been answered.
     pub deadline: Instant,
     pub(crate) params: Vec<(&'static str, String)>,
+    pub(crate) token: Token,
+    pub(crate) share: Share,
 }
 
 impl Request {
@@ -63,7 +69,32 @@ impl Request {
             fallback_key: String::new(),
             deadline: Instant::now() + Duration::from_secs(10),
             params: Vec::new(),
+            token: Token::new(),
+            share: Share::default(),
         })
+    }
+
+    /// A call on a pool for this request: within its time, in the class of its route
+    /// ([`Router::at_most`](super::Router::at_most)), and abandoned when its client hangs up. All
+    /// of that can be set otherwise.
+    ///
+    /// ```no_run
+    /// # use millpond::server::{Problem, Request, Response};
+    /// fn count(pool: &millpond::Pool, request: &Request) -> Result<Response, Problem> {
+    ///     let rows = request.call(pool).read("SELECT count(*) FROM notes", &[])?;
+    ///     Ok(Response::json(200, &rows[0].get::<_, i64>(0)))
+    /// }
+    /// ```
+    pub fn call<'p>(&self, pool: &'p Pool) -> Call<'p> {
+        let call = pool.call().with_deadline(self.deadline);
+        call.abandon_on(&self.token).with_share(self.share.clone())
+    }
+
+    /// The token that is fired when nobody waits for the answer any more, so that a handler that
+    /// takes long may stop: the client has closed its connection. It is also fired if the client
+    /// has closed its own direction only, and others wait for a worker or a connection.
+    pub fn token(&self) -> &Token {
+        &self.token
     }
 
     /// A header by name, in upper or lower case; the first if there are several.

@@ -6,6 +6,7 @@
 
 use super::http::{Problem, Response};
 use super::request::Request;
+use crate::class_queue::Share;
 use std::fmt;
 use std::sync::Arc;
 
@@ -66,6 +67,8 @@ pub(crate) struct Route {
     pub lane: Lane,
     pub access: Access,
     pub handler: Handler,
+    /// The class of its requests, named after its pattern.
+    pub share: Share,
     /// The handler never waits, so the edge calls it without a worker.
     pub instant: bool,
 }
@@ -153,9 +156,41 @@ impl Router {
             lane,
             access,
             handler: Arc::new(handler),
+            share: Share {
+                class: Some(pattern.into()),
+                at_most: None,
+            },
             instant: false,
         };
         self.routes.insert(behind, Arc::new(route));
+        self
+    }
+
+    /// Bounds the workers that a pattern's requests may occupy at once, and the connections that
+    /// they hold with [`Request::call`]; at least 1. The other requests of the pattern wait, also
+    /// while workers are free.
+    ///
+    /// Without a bound, requests of one pattern may occupy all workers. One that becomes free goes
+    /// to the waiting pattern that occupies the fewest, but until then, the others wait.
+    ///
+    /// ```
+    /// # use millpond::server::{Access, Lane, Response, Router};
+    /// let router = Router::new()
+    ///     .route("GET", "/api/reports", Lane::Api, Access::Api, |_| Ok(Response::empty(204)))
+    ///     .at_most("/api/reports", 5);
+    /// ```
+    ///
+    /// A server does not start if no route has this pattern.
+    pub fn at_most(mut self, pattern: &str, requests: usize) -> Router {
+        if !self.has(pattern) {
+            let why = "at_most bounds a pattern that was added before";
+            self.problems.push(format!("{pattern}: {why}"));
+        }
+        for route in &mut self.routes {
+            if route.pattern == pattern {
+                *route = Arc::new(route.bounded(requests.max(1)));
+            }
+        }
         self
     }
 
@@ -320,6 +355,7 @@ impl Router {
             .map_err(|(_, problem)| problem)
             .and_then(|route| {
                 request.params = route.params(&request.path).unwrap_or_default();
+                request.share = route.share.clone();
                 (route.handler)(&request)
             });
         let mut response =
@@ -380,6 +416,17 @@ impl<'r> Found<'r> {
 }
 
 impl Route {
+    fn bounded(&self, requests: usize) -> Route {
+        Route {
+            share: Share {
+                class: self.share.class.clone(),
+                at_most: Some(requests),
+            },
+            handler: Arc::clone(&self.handler),
+            ..*self
+        }
+    }
+
     /// Whether the pattern matches the path.
     fn matches(&self, path: &str) -> bool {
         let Some(given) = path.strip_prefix(self.fixed) else {

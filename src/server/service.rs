@@ -3,6 +3,7 @@
 
 use super::browsers;
 use super::http::{Problem, Response, header};
+use super::order::OrderReport;
 use super::router::{Access, Found, Route, Router};
 use super::shutdown::PhaseFlag;
 use crate::config::HttpConfig;
@@ -19,6 +20,8 @@ pub(super) struct Service {
     pub phase: Arc<PhaseFlag>,
     pub config: HttpConfig,
     pub pool: Pool,
+    /// The order of the line for the api lane's workers.
+    pub order: Arc<OrderReport>,
 }
 
 /// One line of the access log.
@@ -34,6 +37,12 @@ pub(super) struct AccessEntry<'a> {
 }
 
 impl Service {
+    /// Notes a change of the order of the line for the api lane's workers.
+    pub fn note_order(&self, newest_first: bool) {
+        self.order.set(newest_first);
+        self.pool.metrics().note_order("api", newest_first);
+    }
+
     /// Writes an answered request to the log and to the metrics.
     pub fn record(&self, entry: &AccessEntry<'_>) {
         let AccessEntry {

@@ -71,7 +71,7 @@ impl Studio {
         params: &[&(dyn ToSql + Sync)],
         of: impl Fn(&Row, &Studio) -> Result<T>,
     ) -> Result<Vec<T>, Problem> {
-        let call = self.pool.call().with_deadline(finish_by(request));
+        let call = request.call(&self.pool).with_deadline(finish_by(request));
         let rows = call.read(sql, params).map_err(problem_of)?;
         let all: Result<_> = rows.iter().map(|row| of(row, self)).collect();
         all.map_err(problem_of)

@@ -3,17 +3,23 @@
 
 use crate::server::Problem;
 use crate::sync::unpoison;
+use crate::token::Token;
 use std::collections::HashSet;
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 /// The keys in use.
 #[derive(Default)]
 pub(super) struct KeysInUse {
-    table: Mutex<Table>,
-    ended: Condvar,
+    shared: Arc<Shared>,
     /// Each waiting request occupies a worker; some must be left for the others.
     most_waiting: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    table: Mutex<Table>,
+    ended: Condvar,
 }
 
 #[derive(Default)]
@@ -28,32 +34,45 @@ pub(super) struct KeyGuard<'r> {
     key: String,
 }
 
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        unpoison(self.table.lock())
+    }
+}
+
 impl KeysInUse {
     pub fn new(most_waiting: usize) -> KeysInUse {
         KeysInUse {
-            table: Mutex::default(),
-            ended: Condvar::new(),
+            shared: Arc::default(),
             most_waiting,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        unpoison(self.table.lock())
     }
 
     /// Waits until no other request uses the key.
     ///
     /// # Errors
-    /// The key is still in use at `give_up`, or too many requests wait already.
-    pub fn wait_for(&self, key: &str, give_up: Instant) -> Result<KeyGuard<'_>, Problem> {
-        let mut table = self.lock();
+    /// The key is still in use at `give_up`, or too many requests wait already, or nobody needs this
+    /// one any more.
+    pub fn wait_for(
+        &self,
+        key: &str,
+        give_up: Instant,
+        token: &Token,
+    ) -> Result<KeyGuard<'_>, Problem> {
+        let shared = Arc::clone(&self.shared);
+        // Behind the lock, so that a thread that is about to wait does not miss it.
+        let _watch = token.watch(move || {
+            drop(shared.lock());
+            shared.ended.notify_all();
+        });
+        let mut table = self.shared.lock();
         while table.keys.contains(key) {
             let left = give_up.saturating_duration_since(Instant::now());
-            if left.is_zero() || table.waiting >= self.most_waiting {
+            if left.is_zero() || token.is_fired() || table.waiting >= self.most_waiting {
                 return Err(key_in_use());
             }
             table.waiting += 1;
-            table = unpoison(self.ended.wait_timeout(table, left)).0;
+            table = unpoison(self.shared.ended.wait_timeout(table, left)).0;
             table.waiting -= 1;
         }
         table.keys.insert(key.to_owned());
@@ -66,8 +85,8 @@ impl KeysInUse {
 
 impl Drop for KeyGuard<'_> {
     fn drop(&mut self) {
-        self.keys.lock().keys.remove(&self.key);
-        self.keys.ended.notify_all();
+        self.keys.shared.lock().keys.remove(&self.key);
+        self.keys.shared.ended.notify_all();
     }
 }
 

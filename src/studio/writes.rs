@@ -88,15 +88,15 @@ impl Studio {
         let _key_guard = if ours {
             None
         } else {
-            Some(self.keys.wait_for(&scoped, give_up)?)
+            Some(self.keys.wait_for(&scoped, give_up, request.token())?)
         };
         let mut about_to_commit = false;
         let done = catch_unwind(AssertUnwindSafe(|| {
             let wait = give_up.saturating_duration_since(Instant::now());
             let by = finish_by(request);
             let left = by.saturating_duration_since(Instant::now());
-            self.pool
-                .call()
+            request
+                .call(&self.pool)
                 .with_deadline(by)
                 // A single statement may take all of it.
                 .with_timeout(left.max(Duration::from_millis(1)))

@@ -7,7 +7,17 @@ use std::path::Path;
 
 /// The layers, lowest first. A module may import its own layer and the layers below it.
 const LAYERS: [&[&str]; 12] = [
-    &["hex", "sync", "retry", "metrics", "fd_limit", "temporary"],
+    &[
+        "hex",
+        "sync",
+        "retry",
+        "metrics",
+        "fd_limit",
+        "temporary",
+        "token",
+        "class_queue",
+        "line_rule",
+    ],
     &["error"],
     &["config"],
     &["pool"],

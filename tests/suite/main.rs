@@ -42,4 +42,4 @@ mod writers;
 
 /// The model-checked files of the crate take their locks from `crate::sync`; here those are the
 /// model checker's.
-use models::sync;
+use models::{class_queue, line_rule, sync};

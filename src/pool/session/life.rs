@@ -15,6 +15,7 @@ use crate::pool::tracked::Tracked;
 use crate::pool::watchdog::{Plan, Registration};
 use crate::pool::wire;
 use crate::retry::Progress;
+use crate::token::{Token, Watch};
 use log::{info, warn};
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::{Client, Notification, SimpleQueryMessage};
@@ -71,6 +72,8 @@ pub(crate) struct Session {
     pub(super) in_call: bool,
     /// A deadline has passed on it.
     pub(super) was_cancelled: bool,
+    /// What runs on it is cancelled when this is fired.
+    pub(super) token: Option<Token>,
     pub(super) in_transaction: bool,
     pub(super) backend: Backend,
     /// The id of the current transaction, if it may write.
@@ -133,6 +136,7 @@ impl Session {
             leaves_traces: false,
             in_call: false,
             was_cancelled: false,
+            token: None,
             in_transaction: false,
             backend,
             xid: None,
@@ -261,6 +265,19 @@ impl Session {
         self.dirty = true;
     }
 
+    /// Cancels what runs on it once the token is fired, as long as the result is kept. Only for
+    /// work that reads.
+    pub fn cancel_on<'t>(&mut self, token: &'t Token) -> Watch<'t> {
+        self.token = Some(token.clone());
+        let cancel = self.client.registration().canceller();
+        token.watch(cancel)
+    }
+
+    /// Returns whether nobody needs the result of what runs on it.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.token.as_ref().is_some_and(Token::is_fired)
+    }
+
     pub fn count_use(&mut self) {
         self.uses += 1;
     }
@@ -312,6 +329,7 @@ impl Session {
     /// check-in.
     pub fn settle(&mut self, now: Instant) {
         self.last_used = now;
+        self.token = None;
         self.search_path = SearchPath::Own;
         if self.leaves_traces {
             self.close_for(CloseReason::LeakedState);

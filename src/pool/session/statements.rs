@@ -2,9 +2,9 @@
 
 use super::kept::{Kept, are_as_described};
 use super::life::Session;
-use crate::error::{Effect, Error, excerpt};
+use crate::error::{AbandonedStage, Effect, Error, excerpt};
 use crate::metrics::CloseReason;
-use crate::pool::limits::Limits;
+use crate::pool::limits::{Limits, SERVER_FIRST};
 use crate::pool::observer::StatementEvent;
 use crate::pool::param_types::Described;
 use crate::pool::watchdog::Plan;
@@ -19,6 +19,11 @@ use std::time::{Duration, Instant};
 /// is prepared by name.
 pub(super) const WRONG_COUNT: Error =
     Error::Misuse("the number of parameters does not match the statement");
+
+/// The error of a statement that nobody needs any more.
+const ABANDONED: Error = Error::Abandoned {
+    stage: AbandonedStage::Running,
+};
 
 impl Session {
     /// Runs a statement and returns its rows. `phase` says what a lost answer means.
@@ -210,6 +215,9 @@ impl Session {
                 },
             });
         }
+        if phase != Phase::Commit && self.is_abandoned() {
+            return Err(ABANDONED);
+        }
         // Clears a warning that belongs to an earlier statement.
         self.gave_up_on_standbys();
         self.begin_request();
@@ -220,12 +228,18 @@ impl Session {
             Plan::Cancel
         };
         let armed = self.client.registration().arm(limits.act_at(started), plan);
+        // Looked at again: from here on, the token's cancel finds something to cancel.
+        if plan == Plan::Cancel && self.is_abandoned() {
+            if armed.disarm() {
+                self.close_for(CloseReason::Broken);
+            }
+            return Err(ABANDONED);
+        }
         self.in_call = true;
         self.rows = None;
         let result = work(self);
         self.in_call = false;
         let cancelled = armed.disarm();
-        self.was_cancelled |= cancelled;
         let took = started.elapsed();
         self.shared.metrics.operation.observe(took.as_secs_f64());
         if self
@@ -239,7 +253,12 @@ impl Session {
         if result.is_ok() {
             self.hear(started + took);
         }
-        if cancelled {
+        let is_over = match &result {
+            Err((error, _)) => cancelled && self.cancel_is_over(error, took, limits),
+            Ok(_) => false,
+        };
+        if cancelled && !is_over {
+            self.was_cancelled = true;
             // The cancel signal may still arrive, and would hit the next statement.
             self.close_for(CloseReason::Broken);
         }
@@ -260,6 +279,21 @@ impl Session {
         result
     }
 
+    /// Returns whether a cancel has certainly done its work, so that it cannot hit a later
+    /// statement: the one request that was sent has ended this statement. Only known if nothing
+    /// else can have ended it, and so not if the server's own timeout was near.
+    fn cancel_is_over(&self, error: &postgres::Error, took: Duration, limits: &Limits) -> bool {
+        let server = self.server_timeout();
+        let is_near = limits
+            .server
+            .is_some_and(|limit| took + SERVER_FIRST >= limit);
+        self.is_abandoned()
+            && server.is_some()
+            && !is_near
+            && error.code() == Some(&SqlState::QUERY_CANCELED)
+            && self.tracked().cancel_was_sent()
+    }
+
     fn failed(
         &mut self,
         sql: &str,
@@ -277,6 +311,9 @@ impl Session {
         if verdict(&Symptom::of(&source), phase).session == Fate::Discard {
             self.close_for(CloseReason::Broken);
             self.shared.note_trouble();
+        }
+        if cancelled && self.is_abandoned() {
+            return ABANDONED;
         }
         let cut_by_us = cancelled || self.tracked().wire.is_aborted();
         let stopped =

@@ -1,7 +1,7 @@
 //! What a client's request leads to: a refusal, an answer at once, or a place in a lane.
 
 use super::chunked::Chunked;
-use super::connection::{Admitted, Step};
+use super::connection::{Admitted, Connection, Step};
 use super::event_loop::EventLoop;
 use super::framing::{Head, Refusal};
 use crate::server::http::Problem;
@@ -26,10 +26,11 @@ impl EventLoop {
             }
             return;
         }
+        let buffered = self.clients.get(key).map_or(0, Connection::buffered);
         let route = self
             .service
             .admit(&head.method, head.path(), &head.headers)
-            .and_then(|route| match self.takes(&route, &head) {
+            .and_then(|route| match self.takes(&route, &head, buffered) {
                 Ok(()) => Ok(route),
                 Err(problem) => Err((route.pattern, problem)),
             });
@@ -73,8 +74,8 @@ impl EventLoop {
         }
     }
 
-    /// Whether a request is taken now.
-    fn takes(&self, route: &Route, head: &Head) -> Result<(), Problem> {
+    /// Whether a request is taken now, with so many bytes of its body there.
+    fn takes(&mut self, route: &Route, head: &Head, buffered: usize) -> Result<(), Problem> {
         let lane = route.lane;
         if lane == Lane::Health && head.has_body() {
             Err(Problem::plain(413, "this path does not accept a body"))
@@ -86,8 +87,11 @@ impl EventLoop {
         } else if (head.chunked || head.body > SMALL_BODY) && !self.clients.has_room_for(head.body)
         {
             Err(Problem::too_much())
+        } else if is_soon_whole(head, buffered) {
+            // Decided when it is whole. A refusal before that would have to close the connection.
+            Ok(())
         } else {
-            self.lanes.admits(lane)
+            self.lanes.admits(route)
         }
     }
 
@@ -124,9 +128,20 @@ impl EventLoop {
             }
         }
         exchange.hold(ticket);
+        let token = exchange.token().clone();
+        let is_api = route.lane == Lane::Api;
         self.lanes
             .submit(exchange, route, body, self.poll.registry());
+        if is_api {
+            self.clients.watch(key, token, self.poll.registry());
+        }
     }
+}
+
+/// The body is small, and on its way.
+fn is_soon_whole(head: &Head, buffered: usize) -> bool {
+    let is_small = head.body <= SMALL_BODY && !head.chunked && !head.expects_continue;
+    is_small && buffered < head.body
 }
 
 /// A key that cannot be guessed: it gives access to the answer that is stored with it.

@@ -13,17 +13,17 @@ use crate::server::http::{Problem, request_id};
 use crate::server::inbox::{ClientKey, Done, Inbox};
 use crate::server::render::{closing, render};
 use crate::server::service::{AccessEntry, Service};
+use crate::token::Token;
 use log::warn;
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry};
 use slab::Slab;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The most bytes of unfinished bodies that all clients together may have sent, and as many again
@@ -47,6 +47,8 @@ pub(super) struct Clients {
     /// An accepted client that waits until another makes room. Those behind it wait in the
     /// listener's backlog.
     pub(super) next_client: Option<(TcpStream, SocketAddr)>,
+    /// How many clients have gone while the api lane had their requests, since the loop asked last.
+    pub(super) gone: usize,
     /// Lent to each connection that reads, so that idle ones hold no memory.
     scratch: Box<[u8]>,
 }
@@ -87,6 +89,7 @@ impl Clients {
             last_serial: 0,
             accept_at: None,
             next_client: None,
+            gone: 0,
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
         }
     }
@@ -126,9 +129,10 @@ impl Clients {
     }
 
     pub fn close(&mut self, key: usize, registry: &Registry) {
-        if let Some(connection) = self.all.try_remove(key) {
+        if let Some(mut connection) = self.all.try_remove(key) {
+            self.gone += usize::from(connection.abandon());
             // A worker may still hold the socket.
-            let fd = connection.socket.as_raw_fd();
+            let fd = connection.reply.socket.as_raw_fd();
             let _ = registry.deregister(&mut SourceFd(&fd));
         }
     }
@@ -146,7 +150,7 @@ impl Clients {
             return Reaction::Nothing;
         };
         // The socket knows best: the event may belong to a client that had this key a moment ago.
-        if event.is_error() && !matches!(connection.socket.take_error(), Ok(None)) {
+        if event.is_error() && !matches!(connection.reply.socket.take_error(), Ok(None)) {
             self.close(key, registry);
             return Reaction::Nothing;
         }
@@ -160,8 +164,12 @@ impl Clients {
                 return Reaction::Nothing;
             }
         } else if let State::Waiting = connection.state {
+            if event.is_read_closed() && !connection.note_end_of_stream() {
+                self.close(key, registry);
+                return Reaction::Nothing;
+            }
             // If the answer is not written yet, the worker will see that the loop waits for it.
-            connection.attention.store(true, Ordering::SeqCst);
+            connection.reply.ask_for_attention();
             return Reaction::LookAgain;
         }
         Reaction::Step
@@ -183,11 +191,11 @@ impl Clients {
     }
 
     fn listen_to(&self, key: usize, interest: Interest, registry: &Registry) -> io::Result<()> {
-        let token = Token(self.first_token + key);
+        let token = mio::Token(self.first_token + key);
         let Some(connection) = self.get(key) else {
             return Ok(());
         };
-        let fd = connection.socket.as_raw_fd();
+        let fd = connection.reply.socket.as_raw_fd();
         registry.reregister(&mut SourceFd(&fd), token, interest)
     }
 
@@ -199,19 +207,21 @@ impl Clients {
         let connection = self.get(key)?;
         // Bytes that have come already raise no event.
         let has_more = connection.buffered() > 0 || connection.readable;
-        connection.attention.store(has_more, Ordering::SeqCst);
+        connection.reply.expect(has_more);
         let config = self.config();
         let arrived = Instant::now();
         let page = browsers::named_page(&head.headers, &config.cors_origins);
         let pending = PendingRequest {
             client: (key, connection.serial),
-            socket: Arc::clone(&connection.socket),
-            attention: Arc::clone(&connection.attention),
+            reply: Arc::clone(&connection.reply),
+            token: Token::new(),
             close: head.close,
             writes: head.writes(),
             pattern,
             arrived,
             deadline: arrived + config.request_timeout,
+            queue_deadline: arrived + config.effective_queue_timeout(),
+            has_waited: false,
             address: forwarded::client(
                 connection.peer,
                 &head.forwarded_for,
@@ -269,6 +279,26 @@ impl Clients {
         });
         let answer = closing(render(&response, &id, connection.asks_for_head()));
         connection.answer(answer, true, None, &self.service.config);
+    }
+
+    /// Watches a client whose request has gone to the api lane. Its stream may have ended already,
+    /// which raises no event any more.
+    pub fn watch(&mut self, key: usize, token: Token, registry: &Registry) {
+        let Some(connection) = self.all.get_mut(key) else {
+            return;
+        };
+        connection.token = Some(token);
+        if connection.read_closed && !connection.note_end_of_stream() {
+            self.close(key, registry);
+        }
+    }
+
+    /// Those whose requests wait for an answer, and whose streams have ended.
+    pub fn half_closed(&self) -> Vec<(ClientKey, Token)> {
+        let half_closed = self.all.iter().filter(|(_, c)| c.half_closed);
+        half_closed
+            .filter_map(|(key, c)| Some(((key, c.serial), c.token.clone()?)))
+            .collect()
     }
 
     // --- limits

@@ -7,12 +7,13 @@ use super::output::{self, Output};
 use super::proxied::{self, Begin};
 use crate::config::HttpConfig;
 use crate::server::in_flight::Ticket;
+use crate::server::reply::Reply;
 use crate::server::router::Route;
+use crate::token::Token;
 use mio::net::TcpStream;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// How long, at most, the rest of a refused request is read and thrown away. Some clients read the
@@ -25,11 +26,14 @@ const SILENT: Duration = Duration::from_secs(1);
 const NEWCOMER: Duration = Duration::from_millis(500);
 
 pub(super) struct Connection {
-    /// Shared with the worker that answers.
-    pub socket: Arc<TcpStream>,
+    /// The socket, shared with the worker that answers.
+    pub reply: Arc<Reply>,
     pub peer: IpAddr,
-    /// Set if the loop must be woken when the answer is written: more has come meanwhile.
-    pub attention: Arc<AtomicBool>,
+    /// The token of its request, while it is with the api lane.
+    pub token: Option<Token>,
+    /// The client has ended its stream while its request waits for an answer, and may still be
+    /// there.
+    pub half_closed: bool,
     /// Tells this connection from an earlier one with the same key in the slab.
     pub serial: u64,
     pub state: State,
@@ -101,9 +105,10 @@ impl Connection {
     pub fn new(socket: TcpStream, peer: IpAddr, serial: u64, limits: &HttpConfig) -> Connection {
         let now = Instant::now();
         Connection {
-            socket: Arc::new(socket),
-            attention: Arc::default(),
+            reply: Arc::new(Reply::new(socket)),
             peer,
+            token: None,
+            half_closed: false,
             serial,
             state: State::Idle,
             since: now,
@@ -136,6 +141,27 @@ impl Connection {
             State::Answering => self.blocked,
             State::Idle => self.kept || self.since.elapsed() >= NEWCOMER,
             _ => true,
+        }
+    }
+
+    /// Notes that the client has closed its stream while its request waits for an answer. Returns
+    /// false if it has gone.
+    pub fn note_end_of_stream(&mut self) -> bool {
+        let is_there = self.reply.begin();
+        self.half_closed = is_there;
+        is_there
+    }
+
+    /// Notes that the client has gone. Returns whether the api lane's line is to know: nobody needs
+    /// the answer to its request any more.
+    pub fn abandon(&mut self) -> bool {
+        let was_waiting = matches!(self.state, State::Waiting) && self.reply.give_up();
+        match self.token.take().filter(|_| was_waiting) {
+            Some(token) => {
+                token.fire();
+                true
+            }
+            None => false,
         }
     }
 
@@ -274,7 +300,7 @@ impl Connection {
     /// Reads once. A read that does not fill the buffer has emptied the socket, and new bytes raise
     /// an event. An end of the stream that came with the last event does not.
     fn fill(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
-        match (&*self.socket).read(scratch) {
+        match (&self.reply.socket).read(scratch) {
             Ok(read) => {
                 self.eof = read == 0;
                 self.readable = !self.eof && (read == scratch.len() || self.read_closed);
@@ -309,7 +335,7 @@ impl Connection {
     pub fn ask_for_body(&mut self) -> Step {
         let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
         // Nothing else is on its way to the client, so these few bytes always fit.
-        match (&*self.socket).write(go_on) {
+        match (&self.reply.socket).write(go_on) {
             Ok(written) if written == go_on.len() => Step::Go,
             _ => Step::Close,
         }
@@ -331,6 +357,8 @@ impl Connection {
         }
         self.close = close;
         self.ticket = ticket;
+        self.token = None;
+        self.half_closed = false;
         // Refused before it was complete.
         self.more_to_come |= matches!(self.state, State::Head | State::Body(_));
         let patience = limits.write_timeout * output::MOST_MARKS;
@@ -338,7 +366,7 @@ impl Connection {
     }
 
     fn write(&mut self, limits: &HttpConfig) -> Step {
-        match self.output.write(&self.socket) {
+        match self.output.write(&self.reply.socket) {
             Ok(true) => {}
             Ok(false) => {
                 self.blocked = true;
@@ -354,7 +382,7 @@ impl Connection {
             return Step::Go;
         }
         let all_read = !self.more_to_come && self.input.is_empty() && !self.readable;
-        if all_read || self.eof || self.socket.shutdown(Shutdown::Write).is_err() {
+        if all_read || self.eof || self.reply.socket.shutdown(Shutdown::Write).is_err() {
             return Step::Close;
         }
         self.input = Vec::new();
@@ -369,7 +397,7 @@ impl Connection {
             return false;
         }
         if let State::Answering = self.state {
-            let marks = self.output.take_marks(&self.socket);
+            let marks = self.output.take_marks(&self.reply.socket);
             if marks > 0 {
                 self.deadline = Some(now + limits.write_timeout * marks);
                 return false;

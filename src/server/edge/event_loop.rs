@@ -5,6 +5,7 @@ use super::accept::ACCEPT_AGAIN;
 use super::clients::{Clients, Reaction};
 use super::connection::Step;
 use super::listener::Listener;
+use crate::server::exchange::Exchange;
 use crate::server::http::Problem;
 use crate::server::in_flight::InFlight;
 use crate::server::inbox::Inbox;
@@ -208,6 +209,7 @@ impl EventLoop {
                 },
             }
         }
+        self.drop_abandoned();
         let now = Instant::now();
         if self.clients.accept_at().is_some_and(|at| now >= at) {
             self.accept();
@@ -247,6 +249,34 @@ impl EventLoop {
         self.phase = self.service.phase.get();
     }
 
+    /// Ends the requests of clients that have gone.
+    fn drop_abandoned(&mut self) {
+        let gone = std::mem::take(&mut self.clients.gone);
+        if gone > 0 {
+            self.lanes.note_abandoned(gone);
+            self.lanes.abandon(Exchange::is_abandoned);
+        }
+    }
+
+    /// Clients that have ended their streams, and are there still, give way to those that wait for
+    /// a worker or a connection.
+    fn let_half_closed_give_way(&mut self) {
+        let half_closed = self.clients.half_closed();
+        if half_closed.is_empty() {
+            return;
+        }
+        let is_one = |client| half_closed.iter().any(|(one, _)| *one == client);
+        let others = self.lanes.waiting_of(Lane::Api, |e| !is_one(e.client()));
+        let in_pool = half_closed.iter().map(|(_, token)| token.waiting());
+        let in_pool: usize = in_pool.map(|waiting| waiting.load(Ordering::Relaxed)).sum();
+        if others == 0 && self.service.pool.stats().waiting <= in_pool {
+            return;
+        }
+        half_closed.iter().for_each(|(_, token)| token.fire());
+        self.lanes.note_abandoned(half_closed.len());
+        self.lanes.abandon(Exchange::is_abandoned);
+    }
+
     fn drive_if_idle(&mut self, key: usize) {
         if self.clients.is_idle(key)
             && let Some(connection) = self.clients.get_mut(key)
@@ -278,11 +308,8 @@ impl EventLoop {
     // --- time
 
     fn check_deadlines(&mut self, now: Instant) {
-        let clients = &self.clients;
-        self.lanes.give_up_stale(|lane, exchange| {
-            let is_late = lane == Lane::Api && now >= exchange.deadline();
-            is_late || !clients.knows(exchange.client())
-        });
+        self.lanes.give_up_late(now);
+        self.let_half_closed_give_way();
         for key in self.clients.take_late(now) {
             let detail = "the request was not complete in time";
             self.end(key, Problem::plain(408, detail));

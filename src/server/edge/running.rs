@@ -155,12 +155,14 @@ mod tests {
             phase: Arc::default(),
             config,
             pool: nowhere.build().unwrap(),
+            order: Arc::default(),
         });
         let size = Size {
             workers,
             at_once: workers,
             ahead: 1,
             queue: service.config.queue,
+            adapts: true,
         };
         let sizes = PerLane {
             health: Size { queue: 1, ..size },

@@ -7,19 +7,20 @@ use super::table::Table;
 use super::wire::to_bytes;
 use super::worker_wakeup::{SLOW, WorkerWakeup};
 use super::workers::{Plan, Size};
+use crate::line_rule::{Departures, Switch};
 use crate::server::exchange::Exchange;
 use crate::server::http::Problem;
 use crate::server::inbox::Inbox;
 use crate::server::router::{Lane, PerLane, Route};
 use crate::temporary::Temporary;
-use log::warn;
+use log::{info, warn};
 use mio::event::Event;
 use mio::{Registry, Token};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const BOTH: [Lane; 2] = [Lane::Health, Lane::Api];
 
@@ -117,18 +118,39 @@ impl Lanes {
         }
     }
 
-    /// Whether a lane takes one more request.
+    /// Whether a lane takes one more request of a route.
     ///
     /// # Errors
     /// What to answer instead.
-    pub fn admits(&self, lane: Lane) -> Result<(), Problem> {
-        let sent_ahead = self.table.waiting(lane);
-        match self.connections.of(lane).has_room(sent_ahead) {
+    pub fn admits(&mut self, route: &Route) -> Result<(), Problem> {
+        let sent_ahead = self.table.waiting(route.lane);
+        let connections = self.connections.of_mut(route.lane);
+        if connections.admits(&route.share, sent_ahead) {
+            return Ok(());
+        }
+        connections.departed(Departures::unserved(1));
+        if route.lane == Lane::Api {
+            let metrics = self.inbox.service.pool.metrics();
+            metrics.line_wait_of("api", "refused", 0.0);
+        }
+        Err(Problem::line_full().retry_after(connections.clears_in(sent_ahead)))
+    }
+
+    /// Makes room for a request of a route, if need be by refusing others.
+    fn make_room(&mut self, route: &Route) -> Result<(), Problem> {
+        let sent_ahead = self.table.waiting(route.lane);
+        let connections = self.connections.of_mut(route.lane);
+        let (refused, has_room) = connections.make_room(&route.share, sent_ahead);
+        connections.departed(Departures::unserved(refused.len()));
+        let clears_in = connections.clears_in(sent_ahead);
+        for mut exchange in refused {
+            exchange.begin_to_wait();
+            exchange.end_wait("refused");
+            exchange.give_up(Problem::line_full().retry_after(clears_in));
+        }
+        match has_room {
             true => Ok(()),
-            false => Err(Problem::unavailable(
-                "overloaded",
-                "too many requests are in line",
-            )),
+            false => self.admits(route),
         }
     }
 
@@ -141,8 +163,7 @@ impl Lanes {
         registry: &Registry,
     ) {
         let lane = route.lane;
-        // The line may have filled up while the body came.
-        if let Err(problem) = self.admits(lane) {
+        if let Err(problem) = self.make_room(&route) {
             return exchange.give_up(problem);
         }
         self.last_number += 1;
@@ -154,7 +175,7 @@ impl Lanes {
             route,
             bytes,
         });
-        self.send_next(lane, registry);
+        self.send_next(lane, Some(number), registry);
         self.look_again |= self.connections.of(lane).has_line();
     }
 
@@ -168,9 +189,10 @@ impl Lanes {
         }
     }
 
-    /// Sends the requests in line, as far as there are workers for them.
-    fn send_next(&mut self, lane: Lane, registry: &Registry) {
-        while let Some((index, waiting)) = self.connections.of_mut(lane).next() {
+    /// Sends the requests in line, as far as there are workers for them. `fresh` is the number of
+    /// one that has just come.
+    fn send_next(&mut self, lane: Lane, fresh: Option<u64>, registry: &Registry) {
+        while let Some((index, waiting)) = self.connections.of_mut(lane).next(fresh) {
             let Waiting {
                 number,
                 exchange,
@@ -194,10 +216,43 @@ impl Lanes {
     pub fn refill(&mut self, registry: &Registry) {
         self.look_again = false;
         for lane in BOTH {
+            // Read first: who is late says so before its place is free.
+            let late = self.table.take_served_too_late(lane);
             let freed = self.table.take_freed(lane);
-            self.connections.of_mut(lane).add_free(freed);
-            self.send_next(lane, registry);
+            self.connections.of_mut(lane).add_free(&freed, late);
+            self.send_next(lane, None, registry);
+            self.report_order(lane);
         }
+    }
+
+    /// Tells of changes of a line's order.
+    fn report_order(&mut self, lane: Lane) {
+        for switch in self.connections.of_mut(lane).take_switches() {
+            let newest_first = matches!(switch, Switch::NewestFirst(_));
+            if lane == Lane::Api {
+                self.inbox.service.note_order(newest_first);
+            }
+            info!("line for a worker, lane {lane:?}: {switch}");
+        }
+    }
+
+    /// How many requests of a lane, of this kind, wait for a worker.
+    pub fn waiting_of(&self, lane: Lane, is_of_kind: impl Fn(&Exchange) -> bool) -> usize {
+        let sent_ahead = self.table.count(&is_of_kind);
+        self.connections.of(lane).count(is_of_kind) + sent_ahead
+    }
+
+    /// Ends the requests that no worker has taken yet, and that nobody waits for.
+    pub fn abandon(&mut self, is_abandoned: impl Fn(&Exchange) -> bool) {
+        for exchange in self.take_waiting(|_, exchange| is_abandoned(exchange)) {
+            exchange.abandon();
+        }
+    }
+
+    /// Notes requests of the api lane that nobody needs any more, wherever they are.
+    pub fn note_abandoned(&mut self, count: usize) {
+        let connections = self.connections.of_mut(Lane::Api);
+        connections.departed(Departures::unserved(count));
     }
 
     /// Handles an event of a connection.
@@ -246,7 +301,7 @@ impl Lanes {
                 }
             }
             match self.install(lane, index, reopened.stream, registry) {
-                Ok(()) => self.send_next(lane, registry),
+                Ok(()) => self.send_next(lane, None, registry),
                 Err(e) => {
                     warn!("cannot watch a reopened connection to a lane: {e}");
                     self.reopen(lane, index);
@@ -267,16 +322,32 @@ impl Lanes {
         connections.install(index, stream, registry, token)
     }
 
-    /// Gives up the stale requests that no worker has taken yet, sent or in line.
-    pub fn give_up_stale(&mut self, is_stale: impl Fn(Lane, &Exchange) -> bool) {
-        let mut stale = self.table.take_stale(&is_stale);
+    /// Refuses the requests of the api lane that no worker has taken in time.
+    pub fn give_up_late(&mut self, now: Instant) {
+        let is_late =
+            |lane, exchange: &Exchange| lane == Lane::Api && now >= exchange.queue_deadline();
+        let late = self.take_waiting(is_late);
+        let sent_ahead = self.table.waiting(Lane::Api);
+        let connections = self.connections.of_mut(Lane::Api);
+        connections.departed(Departures::unserved(late.len()));
+        let clears_in = connections.clears_in(sent_ahead);
+        for exchange in late {
+            exchange.end_wait("timeout");
+            exchange.give_up(Problem::no_worker().retry_after(clears_in));
+        }
+    }
+
+    /// Takes back requests that no worker has taken yet, sent or in line.
+    fn take_waiting(&mut self, is_wanted: impl Fn(Lane, &Exchange) -> bool) -> Vec<Exchange> {
+        let mut taken = self.table.take_stale(&is_wanted);
+        for exchange in &mut taken {
+            exchange.begin_to_wait();
+        }
         for lane in BOTH {
             let connections = self.connections.of_mut(lane);
-            stale.extend(connections.take_stale(|exchange| is_stale(lane, exchange)));
+            taken.extend(connections.take_stale(|exchange| is_wanted(lane, exchange)));
         }
-        for exchange in stale {
-            exchange.give_up(Problem::no_worker());
-        }
+        taken
     }
 }
 

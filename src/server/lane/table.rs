@@ -38,8 +38,11 @@ struct Counts {
     coming: Arc<AtomicUsize>,
     /// Requests among `coming` that were given up.
     given_up: AtomicUsize,
-    /// Requests that may be sent in addition, which the loop has not counted yet.
-    freed: AtomicUsize,
+    /// The requests that left their places, by class, which the loop has not counted yet: as many
+    /// may be sent in addition.
+    freed: Mutex<Vec<Option<Arc<str>>>>,
+    /// Requests that a worker had, and that nobody needed any more, or not in time.
+    served_too_late: AtomicUsize,
     /// The loop is woken for `freed` if fewer than this are coming; 0 while the line is empty.
     refill_below: AtomicUsize,
 }
@@ -49,13 +52,27 @@ struct Counts {
 pub(super) struct Place<'t> {
     table: &'t Table,
     lane: Lane,
+    class: Option<Arc<str>>,
+}
+
+impl Place<'_> {
+    /// Notes that the request was served to nobody, or too late.
+    pub fn note_lateness(&self) {
+        let late = &self.table.counts.of(self.lane).served_too_late;
+        late.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let freed = &self.table.counts.of(self.lane).freed;
-        freed.fetch_add(1, Ordering::SeqCst);
+        self.table.counts.of(self.lane).free(self.class.take());
         self.table.ask_for_more(self.lane);
+    }
+}
+
+impl Counts {
+    fn free(&self, class: Option<Arc<str>>) {
+        unpoison(self.freed.lock()).push(class);
     }
 }
 
@@ -95,9 +112,14 @@ impl Table {
             route, exchange, ..
         } = self.sent().remove(&number)?;
         let lane = route.lane;
-        self.mark_gone(lane, exchange.is_none());
+        self.mark_gone(&route, exchange.is_none());
         self.ask_for_more(lane);
-        Some((exchange?, route, Place { table: self, lane }))
+        let place = Place {
+            table: self,
+            lane,
+            class: route.share.class.clone(),
+        };
+        Some((exchange?, route, place))
     }
 
     /// Gives up the requests that were sent over a lost connection: no worker will ever take them.
@@ -106,25 +128,25 @@ impl Table {
             |_: &u64, sent: &mut Sent| sent.route.lane == lane && sent.connection == connection;
         let lost: Vec<_> = self.sent().extract_if(lost).map(|(_, sent)| sent).collect();
         for sent in &lost {
-            self.mark_gone(lane, sent.exchange.is_none());
+            self.mark_gone(&sent.route, sent.exchange.is_none());
         }
-        // The others, which were not given up before, have their places back as well.
-        let lost: Vec<_> = lost.into_iter().filter_map(|sent| sent.exchange).collect();
-        let freed = &self.counts.of(lane).freed;
-        freed.fetch_add(lost.len(), Ordering::SeqCst);
-        for exchange in lost {
-            exchange.give_up(Problem::lost());
+        for sent in lost {
+            // The others, which were not given up before, have their places back as well.
+            if let Some(exchange) = sent.exchange {
+                self.counts.of(lane).free(sent.route.share.class.clone());
+                exchange.give_up(Problem::lost());
+            }
         }
         self.ask_for_more(lane);
     }
 
     /// Stops counting a request as coming. If it was given up, there is room for another now.
-    fn mark_gone(&self, lane: Lane, was_given_up: bool) {
-        let counts = self.counts.of(lane);
+    fn mark_gone(&self, route: &Route, was_given_up: bool) {
+        let counts = self.counts.of(route.lane);
         counts.coming.fetch_sub(1, Ordering::SeqCst);
         if was_given_up {
             counts.given_up.fetch_sub(1, Ordering::SeqCst);
-            counts.freed.fetch_add(1, Ordering::SeqCst);
+            counts.free(route.share.class.clone());
         }
     }
 
@@ -150,19 +172,32 @@ impl Table {
     }
 
     /// Wakes the loop if it waits for room. Called after every change, while the loop reads the
-    /// changes after it has stored `refill_below`. SeqCst on both sides: at least one of the two
-    /// sees the other's store.
+    /// changes after it has stored `refill_below`. SeqCst on both sides, or the lock of `freed`: at
+    /// least one of the two sees the other's store.
     fn ask_for_more(&self, lane: Lane) {
         let counts = self.counts.of(lane);
         let few = counts.coming.load(Ordering::SeqCst) < counts.refill_below.load(Ordering::SeqCst);
-        if few && counts.freed.load(Ordering::SeqCst) > 0 {
+        if few && !unpoison(counts.freed.lock()).is_empty() {
             self.inbox.wake();
         }
     }
 
-    /// How many requests may be sent in addition.
-    pub fn take_freed(&self, lane: Lane) -> usize {
-        self.counts.of(lane).freed.swap(0, Ordering::SeqCst)
+    /// The classes of the requests that left their places: as many may be sent in addition.
+    pub fn take_freed(&self, lane: Lane) -> Vec<Option<Arc<str>>> {
+        std::mem::take(&mut *unpoison(self.counts.of(lane).freed.lock()))
+    }
+
+    /// How many requests were served to nobody, or too late, since the last call.
+    pub fn take_served_too_late(&self, lane: Lane) -> usize {
+        let late = &self.counts.of(lane).served_too_late;
+        late.swap(0, Ordering::SeqCst)
+    }
+
+    /// How many requests that no worker has taken are of this kind.
+    pub fn count(&self, is_of_kind: impl Fn(&Exchange) -> bool) -> usize {
+        let sent = self.sent();
+        let exchanges = sent.values().filter_map(|sent| sent.exchange.as_ref());
+        exchanges.filter(|exchange| is_of_kind(exchange)).count()
     }
 
     /// Sets below how many coming requests the loop is woken for more room.

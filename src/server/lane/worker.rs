@@ -18,7 +18,11 @@ pub(super) fn serve(incoming: Incoming, table: &Table, wakeup: &WorkerWakeup) {
     let Some((mut exchange, route, place)) = taken else {
         return incoming.discard();
     };
+    exchange.end_wait("served");
     let outcome = run(incoming, &mut exchange, &route);
+    if exchange.is_abandoned() || Instant::now() >= exchange.deadline() {
+        place.note_lateness();
+    }
     // Before the client has its answer: if it asks again at once, it finds the room.
     drop(place);
     match outcome {
@@ -42,8 +46,14 @@ fn run(
             return Some(Err(Problem::lost()));
         }
     };
-    if route.lane == Lane::Api && Instant::now() >= exchange.deadline() {
-        return Some(Err(Problem::no_worker()));
+    if route.lane == Lane::Api {
+        if Instant::now() >= exchange.deadline() {
+            return Some(Err(Problem::no_worker()));
+        }
+        if exchange.is_abandoned() {
+            exchange.note_not_begun();
+            return Some(Err(Problem::not_begun()));
+        }
     }
     let request = exchange.request(body, route);
     let answer = catch_unwind(AssertUnwindSafe(|| (route.handler)(&request)));

@@ -103,7 +103,7 @@ impl WorkerWakeup {
         }
         while state.receiver != Some(me) && !state.closed {
             drop(state);
-            Deadline(None).park();
+            Deadline::never().park();
             state = self.lock();
         }
         !state.closed
@@ -130,6 +130,12 @@ impl WorkerWakeup {
     pub fn announce(&self) -> Announced<'_> {
         self.coming.fetch_add(1, Ordering::SeqCst);
         Announced(self)
+    }
+
+    /// Whether as many workers as may be busy at once have been busy with their requests for long.
+    pub fn are_slow(&self) -> bool {
+        let state = self.lock();
+        state.busy >= self.at_once && state.slow() >= self.at_once
     }
 
     /// Whether requests were sent that no worker has taken yet.

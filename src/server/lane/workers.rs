@@ -30,6 +30,8 @@ pub struct Size {
     pub ahead: usize,
     /// The most requests that wait for a worker: in line, and sent ahead.
     pub queue: usize,
+    /// Whether the order of the line may change.
+    pub adapts: bool,
 }
 
 /// How to start a lane; kept to start it again.

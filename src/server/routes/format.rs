@@ -4,9 +4,17 @@ use std::time::Duration;
 
 /// The current time in UTC, as RFC 3339 with milliseconds.
 pub(super) fn timestamp() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
-        .to_string()
+    text(jiff::Timestamp::now())
+}
+
+/// The time so long ago, in the same form.
+pub(super) fn time_ago(ago: Duration) -> String {
+    let then = jiff::Timestamp::now().checked_sub(ago);
+    text(then.unwrap_or(jiff::Timestamp::MIN))
+}
+
+fn text(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 /// Milliseconds, rounded to two decimals.

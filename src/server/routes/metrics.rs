@@ -1,14 +1,18 @@
 //! `/metrics` for Prometheus, `/api/metrics/db` as JSON.
 
-use super::format::{as_ms, timestamp};
+use super::format::{as_ms, time_ago, timestamp};
 use crate::metrics::prometheus::CONTENT_TYPE;
 use crate::pool::Pool;
 use crate::server::http::Response;
+use crate::server::order::OrderReport;
 use crate::server::router::{Access, Lane, Router};
-use serde_json::json;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
 
-pub(super) fn add_to(router: Router, pool: &Pool) -> Router {
+pub(super) fn add_to(router: Router, pool: &Pool, order: &Arc<OrderReport>) -> Router {
     let (for_prometheus, for_json) = (pool.clone(), pool.clone());
+    let order = Arc::clone(order);
     router
         .route(
             "GET",
@@ -30,13 +34,23 @@ pub(super) fn add_to(router: Router, pool: &Pool) -> Router {
             "/api/metrics/db",
             Lane::Health,
             Access::Metrics,
-            move |_| Ok(as_json(&for_json)),
+            move |_| Ok(as_json(&for_json, &order)),
         )
 }
 
-fn as_json(pool: &Pool) -> Response {
+/// Which order is in force in a line, and since when.
+fn line(newest_first: bool, lasts: Option<Duration>) -> Value {
+    let order = match newest_first {
+        true => "newest-first",
+        false => "first-come",
+    };
+    json!({ "order": order, "since": lasts.map(time_ago) })
+}
+
+fn as_json(pool: &Pool, order: &OrderReport) -> Response {
     let health = pool.health();
     let (stats, config) = (&health.stats, pool.config());
+    let (api_newest_first, api_for) = order.get();
     Response::json(
         200,
         &json!({
@@ -56,6 +70,10 @@ fn as_json(pool: &Pool) -> Response {
                 "connectionTimeoutMs": config.connection_timeout.as_millis() as u64,
             },
             "failingFast": pool.is_failing_fast(),
+            "lines": {
+                "api": line(api_newest_first, api_for),
+                "pool": line(stats.newest_first, pool.order_for()),
+            },
         }),
     )
 }

@@ -6,6 +6,7 @@ mod metrics;
 mod start;
 
 use super::checks::Checks;
+use super::order::OrderReport;
 use super::router::Router;
 use super::shutdown::PhaseFlag;
 use crate::pool::Pool;
@@ -18,8 +19,9 @@ pub(super) fn add_to(
     pool: &Pool,
     checks: Checks,
     phase: &Arc<PhaseFlag>,
+    order: &Arc<OrderReport>,
     database: DatabaseKind,
 ) -> Router {
     let router = health::add_to(router, pool, checks, phase, database);
-    start::add_to(metrics::add_to(router, pool))
+    start::add_to(metrics::add_to(router, pool, order))
 }

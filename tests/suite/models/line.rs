@@ -1,23 +1,36 @@
 //! The pool's line, model-checked.
 
 use super::check;
-use super::pool_line::{Arrival, Line, Outcome};
+use super::class_queue::Share;
+use super::line_rule::Rule;
+use super::pool_line::{Arrival, Line};
 use super::sync::Deadline;
+use super::waiter::Outcome;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 const NEVER: Deadline = Deadline(None);
 
+fn new_line(max: usize, max_waiting: usize, min_idle: usize) -> Line<usize> {
+    Line::new(
+        max,
+        max_waiting,
+        min_idle,
+        Rule::new(true),
+        Box::new(|_| {}),
+    )
+}
+
 fn line_with(values: usize, max_waiting: usize) -> Arc<Line<usize>> {
-    let line = Line::new(values, max_waiting, 0);
+    let line = new_line(values, max_waiting, 0);
     (0..values).for_each(|value| assert!(line.offer(value).is_none()));
     Arc::new(line)
 }
 
 /// Gets a value, however long that takes.
 fn get(line: &Line<usize>) -> usize {
-    match line.arrive(false) {
+    match line.arrive(&Share::default(), false) {
         Arrival::Ready(value) => value,
         Arrival::Queued { place, .. } => match line.wait(&place, &NEVER) {
             Outcome::Given(value) => value,
@@ -44,12 +57,12 @@ fn no_waiter_is_lost() {
                 let line = line.clone();
                 thread::spawn(move || {
                     let value = get(&line);
-                    assert!(line.give_back(value).is_none());
+                    assert!(line.give_back(value, None).is_none());
                 })
             })
             .collect();
         let value = get(&line);
-        assert!(line.give_back(value).is_none());
+        assert!(line.give_back(value, None).is_none());
         users.into_iter().for_each(|u| u.join().unwrap());
         is_at_rest(&line, 1);
     });
@@ -63,15 +76,17 @@ fn a_deadline_and_a_hand_off_may_race() {
         let (in_line, passed) = (line.clone(), Arc::new(AtomicBool::new(false)));
         let deadline = passed.clone();
         let waiter = thread::spawn(move || {
-            let Arrival::Queued { place, .. } = in_line.arrive(false) else {
+            let Arrival::Queued { place, .. } = in_line.arrive(&Share::default(), false) else {
                 return;
             };
             match in_line.wait(&place, &Deadline(Some(deadline))) {
                 // The value was given just as the deadline passed: it counts, and must be given
                 // back.
-                Outcome::Given(value) => assert!(in_line.give_back(value).is_none()),
+                Outcome::Given(value) => assert!(in_line.give_back(value, None).is_none()),
                 Outcome::TimedOut => {}
-                Outcome::TurnedAway | Outcome::Closed => panic!("nobody closes"),
+                Outcome::TurnedAway | Outcome::Displaced | Outcome::Closed => {
+                    panic!("nobody closes")
+                }
             }
         });
         let clock = {
@@ -81,7 +96,7 @@ fn a_deadline_and_a_hand_off_may_race() {
                 waiter.unpark();
             })
         };
-        assert!(line.give_back(value).is_none());
+        assert!(line.give_back(value, None).is_none());
         waiter.join().unwrap();
         clock.join().unwrap();
         let figures = line.figures();
@@ -98,20 +113,20 @@ fn one_who_gives_up_does_not_take_the_value_from_the_next() {
         let value = get(&line);
         let Arrival::Queued {
             place: gives_up, ..
-        } = line.arrive(false)
+        } = line.arrive(&Share::default(), false)
         else {
             panic!("the value is out")
         };
         let in_line = line.clone();
         let next = thread::spawn(move || {
             let value = get(&in_line);
-            assert!(in_line.give_back(value).is_none());
+            assert!(in_line.give_back(value, None).is_none());
         });
         let gives_back = line.clone();
-        let holder = thread::spawn(move || assert!(gives_back.give_back(value).is_none()));
+        let holder = thread::spawn(move || assert!(gives_back.give_back(value, None).is_none()));
         let at_once = Deadline(Some(Arc::new(AtomicBool::new(true))));
         if let Outcome::Given(value) = line.wait(&gives_up, &at_once) {
-            assert!(line.give_back(value).is_none());
+            assert!(line.give_back(value, None).is_none());
         }
         next.join().unwrap();
         holder.join().unwrap();
@@ -125,7 +140,7 @@ fn nobody_is_overtaken() {
         let line = line_with(1, 10);
         let value = get(&line);
         // One thread takes two places in line, in this order, on behalf of two.
-        let Arrival::Queued { place: first, .. } = line.arrive(false) else {
+        let Arrival::Queued { place: first, .. } = line.arrive(&Share::default(), false) else {
             panic!("the value is out")
         };
         let in_line = line.clone();
@@ -134,14 +149,14 @@ fn nobody_is_overtaken() {
             // after that place gave it back.
             let value = get(&in_line);
             assert_eq!(value, 1, "the first in line was overtaken");
-            assert!(in_line.give_back(value).is_none());
+            assert!(in_line.give_back(value, None).is_none());
         });
-        assert!(line.give_back(value).is_none());
+        assert!(line.give_back(value, None).is_none());
         let Outcome::Given(_) = line.wait(&first, &NEVER) else {
             panic!("nobody closes")
         };
         // The first place gives back a 1, as a mark that it had the value.
-        assert!(line.give_back(1).is_none());
+        assert!(line.give_back(1, None).is_none());
         later.join().unwrap();
         is_at_rest(&line, 1);
     });
@@ -155,12 +170,12 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
         let in_line = line.clone();
         let later = thread::spawn(move || {
             let value = get(&in_line);
-            assert!(in_line.give_back(value).is_none());
+            assert!(in_line.give_back(value, None).is_none());
         });
         // The value turns out to be unusable: it is discarded, and a new one is opened.
         let _ = spent;
-        line.discarded();
-        let value = match line.arrive(true) {
+        line.discarded(None);
+        let value = match line.arrive(&Share::default(), true) {
             Arrival::Ready(value) => value,
             Arrival::Queued { place, .. } => {
                 assert!(line.offer(7).is_none());
@@ -172,7 +187,7 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
             Arrival::Full | Arrival::Closed => panic!("turned away"),
         };
         assert_eq!(value, 7);
-        assert!(line.give_back(value).is_none());
+        assert!(line.give_back(value, None).is_none());
         later.join().unwrap();
         is_at_rest(&line, 1);
     });
@@ -181,7 +196,7 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
 #[test]
 fn an_opener_comes_for_everybody_who_finds_nothing() {
     check(3, || {
-        let line: Arc<Line<usize>> = Arc::new(Line::new(1, 10, 0));
+        let line: Arc<Line<usize>> = Arc::new(new_line(1, 10, 0));
         let opens = line.clone();
         let opener = thread::spawn(move || {
             while opens.await_demand() {
@@ -191,14 +206,14 @@ fn an_opener_comes_for_everybody_who_finds_nothing() {
         });
         let in_line = line.clone();
         let user = thread::spawn(move || {
-            let Arrival::Queued { place, .. } = in_line.arrive(false) else {
+            let Arrival::Queued { place, .. } = in_line.arrive(&Share::default(), false) else {
                 panic!("nothing was opened yet")
             };
             in_line.call_opener();
             let Outcome::Given(value) = in_line.wait(&place, &NEVER) else {
                 panic!("nobody closes yet")
             };
-            assert!(in_line.give_back(value).is_none());
+            assert!(in_line.give_back(value, None).is_none());
         });
         user.join().unwrap();
         line.close();
@@ -212,22 +227,27 @@ fn closing_turns_everybody_away_and_loses_nothing() {
         let line = line_with(1, 10);
         let value = get(&line);
         let in_line = line.clone();
-        let waiter = thread::spawn(move || match in_line.arrive(false) {
-            Arrival::Ready(value) => in_line.give_back(value).is_some() as usize,
+        let waiter = thread::spawn(move || match in_line.arrive(&Share::default(), false) {
+            Arrival::Ready(value) => in_line.give_back(value, None).is_some() as usize,
             Arrival::Queued { place, .. } => match in_line.wait(&place, &NEVER) {
-                Outcome::Given(value) => in_line.give_back(value).is_some() as usize,
+                Outcome::Given(value) => in_line.give_back(value, None).is_some() as usize,
                 Outcome::Closed => 0,
-                Outcome::TimedOut | Outcome::TurnedAway => panic!("there is no deadline"),
+                Outcome::TimedOut | Outcome::TurnedAway | Outcome::Displaced => {
+                    panic!("there is no deadline")
+                }
             },
             Arrival::Closed => 0,
             Arrival::Full => panic!("there is room"),
         });
         let closes = line.clone();
         let closer = thread::spawn(move || closes.close().len());
-        let returned = line.give_back(value).is_some() as usize;
+        let returned = line.give_back(value, None).is_some() as usize;
         let closed = waiter.join().unwrap() + closer.join().unwrap() + returned;
         assert_eq!(closed, 1, "the value is closed by exactly one");
-        assert!(matches!(line.arrive(false), Arrival::Closed));
+        assert!(matches!(
+            line.arrive(&Share::default(), false),
+            Arrival::Closed
+        ));
         assert_eq!(line.figures().waiting, 0);
     });
 }
@@ -235,7 +255,7 @@ fn closing_turns_everybody_away_and_loses_nothing() {
 #[test]
 fn the_minimum_is_opened_again_and_nothing_beyond_it() {
     check(3, || {
-        let line: Arc<Line<usize>> = Arc::new(Line::new(2, 10, 1));
+        let line: Arc<Line<usize>> = Arc::new(new_line(2, 10, 1));
         let opens = line.clone();
         let opener = thread::spawn(move || {
             let mut opened = 0;
@@ -252,7 +272,7 @@ fn the_minimum_is_opened_again_and_nothing_beyond_it() {
         let value = get(&line);
         // The value is unusable, and its place is given up.
         let _ = value;
-        line.discarded();
+        line.discarded(None);
         line.close();
         let opened = opener.join().unwrap();
         // One value for the minimum or for the thread that arrived, one to restore the minimum, and
@@ -264,16 +284,16 @@ fn the_minimum_is_opened_again_and_nothing_beyond_it() {
 #[test]
 fn a_hopeless_wait_ends_and_a_hopeful_one_goes_on() {
     check(3, || {
-        let line: Arc<Line<usize>> = Arc::new(Line::new(1, 10, 0));
+        let line: Arc<Line<usize>> = Arc::new(new_line(1, 10, 0));
         let in_line = line.clone();
         let waiter = thread::spawn(move || {
-            let Arrival::Queued { place, .. } = in_line.arrive(false) else {
+            let Arrival::Queued { place, .. } = in_line.arrive(&Share::default(), false) else {
                 return;
             };
             match in_line.wait(&place, &NEVER) {
                 Outcome::TurnedAway | Outcome::Closed => {}
-                Outcome::Given(value) => assert!(in_line.give_back(value).is_none()),
-                Outcome::TimedOut => panic!("there is no deadline"),
+                Outcome::Given(value) => assert!(in_line.give_back(value, None).is_none()),
+                Outcome::TimedOut | Outcome::Displaced => panic!("there is no deadline"),
             }
         });
         line.turn_away();
@@ -288,8 +308,11 @@ fn a_full_line_turns_away() {
     check(3, || {
         let line = line_with(1, 0);
         let value = get(&line);
-        assert!(matches!(line.arrive(false), Arrival::Full));
-        assert!(line.give_back(value).is_none());
+        assert!(matches!(
+            line.arrive(&Share::default(), false),
+            Arrival::Full
+        ));
+        assert!(line.give_back(value, None).is_none());
         is_at_rest(&line, 1);
     });
 }

@@ -1,12 +1,21 @@
 //! Model checks of the code that decides which thread runs next: every interleaving of a few
 //! threads, with deadlines that may pass at any moment.
 
+#[path = "../../../src/class_queue.rs"]
+#[allow(dead_code)]
+pub(crate) mod class_queue;
 mod lane;
 mod line;
+#[path = "../../../src/line_rule.rs"]
+#[allow(dead_code)]
+pub(crate) mod line_rule;
 #[path = "../../../src/pool/line.rs"]
 #[allow(dead_code)]
 mod pool_line;
 pub(crate) mod sync;
+#[path = "../../../src/pool/waiter.rs"]
+#[allow(dead_code)]
+mod waiter;
 #[path = "../../../src/server/lane/worker_wakeup.rs"]
 #[allow(dead_code)]
 mod worker_wakeup;

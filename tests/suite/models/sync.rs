@@ -16,6 +16,10 @@ pub fn unpoison<G>(result: LockResult<G>) -> G {
 pub struct Deadline(pub Option<Arc<AtomicBool>>);
 
 impl Deadline {
+    pub fn never() -> Deadline {
+        Deadline(None)
+    }
+
     pub fn passed(&self) -> bool {
         self.0
             .as_ref()
@@ -37,7 +41,7 @@ pub fn time_passes() {
 }
 
 /// A moment in time. Until `time_passes`, all moments are the same.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instant;
 
 impl Instant {
