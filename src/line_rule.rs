@@ -13,9 +13,13 @@
 //!
 //! | offered, of what is possible | 0.8 | 1.05 | 1.2 | 2 | 4 | 10 |
 //! |---|---|---|---|---|---|---|
-//! | first come, and who gives up stays in line | 1.00 | 0.41 | 0.10 | 0.03 | 0.02 | 0.02 |
-//! | first come, and who gives up leaves | 1.00 | 0.86 | 0.35 | 0.04 | 0.02 | 0.02 |
-//! | this rule | 1.00 | 0.99 | 0.99 | 0.99 | 0.99 | 1.00 |
+//! | first come, and who gives up stays in line | 1.00 | 0.3 | 0.10 | 0.03 | 0.02 | 0.02 |
+//! | first come, and who gives up leaves | 1.00 | 0.8 | 0.36 | 0.04 | 0.02 | 0.02 |
+//! | this rule | 1.00 | 0.99 | 0.99 | 1.00 | 1.00 | 1.00 |
+//!
+//! Newest first itself makes those at the other end give up, also where first come would serve them
+//! all again. So first come is tried again, first after a second, and more and more seldom; a trial
+//! ends as soon as it makes the line grow.
 //!
 //! Tried, and worse: newest first whenever there is a line (among 100 patient clients one was
 //! served once, another 969 times); a bound on the wait, also one that adapts as CoDel's does (it
@@ -33,9 +37,22 @@ const GRAIN: Duration = Duration::from_millis(50);
 const LEAST: u32 = 20;
 /// So many are enough to begin with newest first.
 const LEAST_TO_BEGIN: u32 = 10;
+/// And so many of them unserved: one or two are no sign of anything.
+const LEAST_UNSERVED: u32 = 3;
 /// Newest first begins at this share of departures unserved, in percent, and ends below the other.
+/// They are near each other: a few hasty callers may be always there, and newest first that began
+/// in an outage must end in spite of them.
 const BEGIN_PERCENT: u32 = 5;
-const END_PERCENT: u32 = 1;
+const END_PERCENT: u32 = 4;
+/// How long newest first lasts before first come is tried again; twice as long after each trial
+/// that fails.
+const FIRST_TRIAL: Duration = Duration::from_secs(1);
+const LAST_TRIAL: Duration = Duration::from_secs(64);
+/// For how long nobody's departure counts against a trial: those who are about to leave have waited
+/// in vain under the other order.
+const QUIET: Duration = Duration::from_millis(300);
+/// How long a trial lasts. It fails if the line grows meanwhile.
+const TRIAL: Duration = Duration::from_secs(5);
 
 /// Decides on the order of one line.
 pub struct Rule {
@@ -49,6 +66,12 @@ pub struct Rule {
     /// When the order changed last, and who has left since.
     changed: Option<Duration>,
     since: Departures,
+    /// First come is being tried.
+    trial: Option<Trial>,
+    /// How long newest first lasts before the next trial.
+    until_trial: Duration,
+    /// When there was last no room in the line.
+    refused: Option<Duration>,
 }
 
 /// How many have left a line, and how many of them unserved.
@@ -56,6 +79,12 @@ pub struct Rule {
 pub struct Departures {
     pub all: u32,
     pub unserved: u32,
+}
+
+struct Trial {
+    began: Duration,
+    /// It fails if more are in line.
+    longest: usize,
 }
 
 struct Grain {
@@ -66,8 +95,8 @@ struct Grain {
 /// A change of the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {
-    /// To newest first, because of these departures of the last second.
-    NewestFirst(Departures),
+    /// To newest first, because of these departures of the last second; and how many wait.
+    NewestFirst(Departures, usize),
     /// Back to first come, after this time, in which these left.
     FirstCome(Duration, Departures),
 }
@@ -82,9 +111,9 @@ impl fmt::Display for Departures {
 impl fmt::Display for Switch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Switch::NewestFirst(recent) => write!(
+            Switch::NewestFirst(recent, left) => write!(
                 f,
-                "newest first from now on, since {recent} that left it in the last second were not served"
+                "newest first from now on: {recent} that left it in the last second were not served, and {left} wait"
             ),
             Switch::FirstCome(lasted, since) => write!(
                 f,
@@ -96,8 +125,8 @@ impl fmt::Display for Switch {
 
 impl Departures {
     fn add(&mut self, other: Departures) {
-        self.all += other.all;
-        self.unserved += other.unserved;
+        self.all = self.all.saturating_add(other.all);
+        self.unserved = self.unserved.saturating_add(other.unserved);
     }
 
     fn subtract(&mut self, other: Departures) {
@@ -121,6 +150,9 @@ impl Rule {
             recent: Departures::default(),
             changed: None,
             since: Departures::default(),
+            trial: None,
+            until_trial: FIRST_TRIAL,
+            refused: None,
         }
     }
 
@@ -134,27 +166,83 @@ impl Rule {
     }
 
     /// Notes that `all` have left the line, so many of them unserved: their time was up, their
-    /// client has gone, or there was no room for them. Returns the change that follows, if any.
+    /// client has gone, or there was no room for them; and how many are left. Returns the change
+    /// that follows, if any.
     #[must_use]
-    pub fn departed(&mut self, now: Duration, departures: Departures) -> Option<Switch> {
+    pub fn departed(
+        &mut self,
+        now: Duration,
+        departures: Departures,
+        left: usize,
+    ) -> Option<Switch> {
         if departures.all == 0 {
             return None;
+        }
+        if let Some(trial) = &self.trial {
+            let lasts = now.saturating_sub(trial.began);
+            match () {
+                () if left > trial.longest => {
+                    self.count(now, departures);
+                    return self.begin(now, left);
+                }
+                () if lasts < QUIET => {
+                    let served = departures.all - departures.unserved;
+                    self.count(now, Departures::served(served as usize));
+                    return None;
+                }
+                () if lasts > TRIAL => {
+                    self.trial = None;
+                    self.until_trial = FIRST_TRIAL;
+                }
+                () => {}
+            }
         }
         self.count(now, departures);
         let recent = self.recent;
         if self.newest_first {
             self.since.add(departures);
-            let end = recent.all >= LEAST && !recent.reach(END_PERCENT);
-            return if end { self.end(now) } else { None };
+            // Right after a trial, those who wait in vain are not old enough to leave.
+            let may_end = self.until_trial == FIRST_TRIAL || self.has_lasted(now);
+            let is_over = may_end && recent.all >= LEAST && !recent.reach(END_PERCENT);
+            return match () {
+                () if is_over => {
+                    self.until_trial = FIRST_TRIAL;
+                    self.end(now)
+                }
+                () if self.may_try(now) => {
+                    self.forget();
+                    self.trial = Some(Trial {
+                        began: now,
+                        longest: left + (left / 4).max(LEAST as usize),
+                    });
+                    self.end(now)
+                }
+                () => None,
+            };
         }
-        let begin = recent.all >= LEAST_TO_BEGIN && recent.reach(BEGIN_PERCENT);
+        let enough = recent.all >= LEAST_TO_BEGIN && recent.unserved >= LEAST_UNSERVED;
+        let begin = enough && recent.reach(BEGIN_PERCENT);
         if !(self.adapts && begin) {
             return None;
+        }
+        self.begin(now, left)
+    }
+
+    fn begin(&mut self, now: Duration, left: usize) -> Option<Switch> {
+        if self.trial.take().is_some() {
+            self.until_trial = (self.until_trial * 2).min(LAST_TRIAL);
         }
         self.newest_first = true;
         self.since = Departures::default();
         self.changed = Some(now);
-        Some(Switch::NewestFirst(recent))
+        Some(Switch::NewestFirst(self.recent, left))
+    }
+
+    /// Notes that so many found no room in the line. Returns the change that follows, if any.
+    #[must_use]
+    pub fn refused(&mut self, now: Duration, count: usize, left: usize) -> Option<Switch> {
+        self.refused = Some(now);
+        self.departed(now, Departures::unserved(count), left)
     }
 
     /// Notes that nobody is in line any more: whatever was, is over. Returns the change that
@@ -162,21 +250,51 @@ impl Rule {
     #[must_use]
     pub fn drained(&mut self, now: impl FnOnce() -> Duration) -> Option<Switch> {
         if self.recent.all > 0 {
-            self.grains.clear();
-            self.recent = Departures::default();
+            self.forget();
         }
+        self.trial = None;
+        self.until_trial = FIRST_TRIAL;
         match self.newest_first {
             true => self.end(now()),
             false => None,
         }
     }
 
-    /// How many are served a second, by the departures that count; `None` if nobody was.
+    /// How many were served a second of late; `None` if nobody was.
     pub fn rate(&self, now: Duration) -> Option<f64> {
-        let first = self.grains.front()?;
-        let served = self.recent.all - self.recent.unserved;
-        let time = now.saturating_sub(first.began).max(GRAIN);
+        let age = |grain: &Grain| now.saturating_sub(grain.began);
+        let recent = self.grains.iter().filter(|grain| age(grain) <= WINDOW);
+        let mut time = GRAIN;
+        let mut served = 0;
+        for grain in recent {
+            time = time.max(age(grain));
+            served += grain.departures.all - grain.departures.unserved;
+        }
         (served > 0).then(|| f64::from(served) / time.as_secs_f64())
+    }
+
+    /// Whether first come could serve all again. Under newest first the line consists of those who
+    /// will leave it unserved: it is as long as it takes so many to come as leave. If clearly fewer
+    /// leave than are served, first come would serve them before they leave, at least at first. It
+    /// would not if the line has no more room: then it is as long as it may be.
+    fn may_try(&self, now: Duration) -> bool {
+        let Departures { all, unserved } = self.recent;
+        let has_room = |refused: Duration| now.saturating_sub(refused) > WINDOW;
+        self.has_lasted(now)
+            && all >= LEAST
+            && u64::from(unserved) * 4 < u64::from(all - unserved) * 3
+            && self.refused.is_none_or(has_room)
+    }
+
+    /// Whether newest first has lasted for as long as it is to last before a trial.
+    fn has_lasted(&self, now: Duration) -> bool {
+        let lasted = |began: Duration| now.saturating_sub(began) >= self.until_trial;
+        self.changed.is_some_and(lasted)
+    }
+
+    fn forget(&mut self) {
+        self.grains.clear();
+        self.recent = Departures::default();
     }
 
     fn end(&mut self, now: Duration) -> Option<Switch> {
@@ -218,6 +336,229 @@ impl Departures {
         Departures {
             all: count as u32,
             unserved: count as u32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn departures(all: u32, unserved: u32) -> Departures {
+        Departures { all, unserved }
+    }
+
+    /// Any moment.
+    const START: Duration = Duration::from_secs(1000);
+
+    #[test]
+    fn newest_first_begins_when_five_percent_leave_unserved() {
+        let (mut rule, now) = (Rule::new(true), START);
+        assert_eq!(rule.departed(now, Departures::served(95), 9), None);
+        assert_eq!(rule.departed(now, Departures::unserved(4), 9), None);
+        assert!(!rule.is_newest_first());
+        let switch = rule.departed(now, Departures::unserved(1), 9);
+        assert_eq!(switch, Some(Switch::NewestFirst(departures(100, 5), 9)));
+        assert!(rule.is_newest_first());
+    }
+
+    #[test]
+    fn fewer_than_ten_departures_change_nothing() {
+        let (mut rule, now) = (Rule::new(true), START);
+        assert_eq!(rule.departed(now, Departures::unserved(9), 9), None);
+        assert_eq!(rule.departed(now, Departures::unserved(0), 9), None);
+        let switch = rule.departed(now, Departures::unserved(1), 9);
+        assert_eq!(switch, Some(Switch::NewestFirst(departures(10, 10), 9)));
+    }
+
+    /// A rule that has begun with newest first because 5 of 100 left unserved.
+    fn begun(now: Duration) -> Rule {
+        let mut rule = Rule::new(true);
+        assert!(rule.departed(now, departures(100, 5), 9).is_some());
+        rule
+    }
+
+    #[test]
+    fn newest_first_ends_when_fewer_than_four_percent_leave_unserved() {
+        let start = START;
+        let mut rule = begun(start);
+        let later = start + Duration::from_millis(700);
+        assert_eq!(rule.departed(later, Departures::served(25), 9), None);
+        assert!(rule.is_newest_first());
+        let end = Switch::FirstCome(Duration::from_millis(700), departures(26, 0));
+        assert_eq!(rule.departed(later, Departures::served(1), 9), Some(end));
+        assert!(!rule.is_newest_first());
+        // Another time, what was before does not count.
+        assert!(rule.departed(later, Departures::unserved(30), 9).is_some());
+        let end = Switch::FirstCome(Duration::ZERO, Departures::default());
+        assert_eq!(rule.drained(|| later), Some(end));
+    }
+
+    #[test]
+    fn the_last_twenty_departures_count_however_long_ago_they_were() {
+        let mut rule = Rule::new(true);
+        assert!(rule.departed(START, Departures::unserved(10), 9).is_some());
+        let later = START + Duration::from_secs(60);
+        assert_eq!(rule.departed(later, Departures::served(12), 9), None);
+        let end = Switch::FirstCome(Duration::from_secs(60), departures(20, 0));
+        assert_eq!(rule.departed(later, Departures::served(8), 9), Some(end));
+    }
+
+    #[test]
+    fn first_come_is_tried_after_a_second_and_after_a_failure_later() {
+        let (mut rule, second) = (begun(START), Duration::from_secs(1));
+        let share = departures(100, 20);
+        assert_eq!(rule.departed(START + second / 2, share, 100), None);
+        let tried = rule.departed(START + second, share, 100);
+        assert!(matches!(tried, Some(Switch::FirstCome(..))), "{tried:?}");
+        // It makes the line grow.
+        let at = START + second + QUIET / 2;
+        assert_eq!(rule.departed(at, share, 125), None);
+        assert!(rule.departed(at, share, 126).is_some());
+        for later in [second, second * 19 / 10] {
+            assert_eq!(rule.departed(at + later, share, 100), None, "{later:?}");
+        }
+        assert!(rule.departed(at + second * 2, share, 100).is_some());
+        assert!(!rule.is_newest_first());
+        // This time it goes well: later, nothing of that counts.
+        let at = at + second * 10;
+        assert_eq!(rule.departed(at, Departures::served(100), 500), None);
+        assert!(rule.departed(at + second, share, 500).is_some());
+        assert!(rule.departed(at + second * 2, share, 500).is_some());
+    }
+
+    #[test]
+    fn first_come_is_not_tried_while_the_line_is_full_or_as_many_leave_as_are_served() {
+        let second = Duration::from_secs(1);
+        let mut rule = begun(START);
+        for n in 1..30 {
+            let now = START + second * n;
+            assert_eq!(rule.refused(now, 10, 100), None);
+            assert_eq!(rule.departed(now, departures(100, 10), 100), None);
+        }
+        let mut rule = begun(START);
+        for n in 1..30 {
+            assert_eq!(
+                rule.departed(START + second * n, departures(100, 50), 9),
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_more_than_a_second_ago_does_not_count() {
+        let (mut rule, start) = (Rule::new(true), START);
+        assert_eq!(rule.departed(start, Departures::served(1000), 9), None);
+        let later = start + Duration::from_millis(1001);
+        let switch = rule.departed(later, departures(60, 3), 9);
+        assert_eq!(switch, Some(Switch::NewestFirst(departures(60, 3), 9)));
+    }
+
+    #[test]
+    fn an_empty_line_ends_newest_first_and_what_was_is_forgotten() {
+        let start = START;
+        let mut rule = begun(start);
+        let now = start + Duration::from_millis(10);
+        assert_eq!(rule.departed(now, departures(3, 2), 9), None);
+        let end = Switch::FirstCome(Duration::from_millis(10), departures(3, 2));
+        assert_eq!(rule.drained(|| now), Some(end));
+        assert!(!rule.is_newest_first());
+        assert_eq!(rule.rate(now), None);
+        assert_eq!(rule.departed(now, Departures::unserved(9), 9), None);
+    }
+
+    #[test]
+    fn an_empty_line_under_first_come_does_not_ask_for_the_time() {
+        let mut rule = Rule::new(true);
+        assert_eq!(rule.drained(|| unreachable!()), None);
+        assert_eq!(rule.departed(START, Departures::served(5), 9), None);
+        assert_eq!(rule.drained(|| unreachable!()), None);
+    }
+
+    #[test]
+    fn it_is_known_when_the_order_changed_last() {
+        assert_eq!(Rule::new(true).changed(), None);
+        let mut rule = begun(START);
+        assert_eq!(rule.changed(), Some(START));
+        let later = START + Duration::from_millis(900);
+        assert_eq!(rule.departed(later, departures(2, 2), 9), None);
+        assert_eq!(rule.changed(), Some(START));
+        assert!(rule.drained(|| later).is_some());
+        assert_eq!(rule.changed(), Some(later));
+    }
+
+    #[test]
+    fn a_change_of_the_order_is_told_with_its_figures() {
+        let begins = Switch::NewestFirst(departures(100, 5), 9).to_string();
+        assert!(
+            begins.starts_with("newest first") && begins.contains(" 5 of 100 "),
+            "{begins}"
+        );
+        let ends = Switch::FirstCome(Duration::from_millis(1520), departures(80, 30)).to_string();
+        assert!(
+            ends.starts_with("first come") && ends.contains(" 1.5s, in which 30 of 80 "),
+            "{ends}"
+        );
+    }
+
+    #[test]
+    fn a_rule_that_does_not_adapt_keeps_first_come() {
+        let (mut rule, now) = (Rule::new(false), START);
+        for _ in 0..1000 {
+            assert_eq!(rule.departed(now, Departures::unserved(1), 9), None);
+        }
+        assert!(!rule.is_newest_first());
+        assert_eq!(rule.drained(|| now), None);
+    }
+
+    #[test]
+    fn the_figures_of_a_very_long_spell_do_not_overflow() {
+        let start = START;
+        let mut rule = begun(start);
+        let many = departures(1_000_000_000, 500_000_000);
+        for second in (2..=20).step_by(2) {
+            let switch = rule.departed(start + Duration::from_secs(second), many, 9);
+            assert_eq!(switch, None);
+        }
+        let end = Switch::FirstCome(Duration::from_secs(20), departures(u32::MAX, u32::MAX));
+        assert_eq!(rule.drained(|| start + Duration::from_secs(20)), Some(end));
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_served() {
+        let (mut rule, start) = (Rule::new(true), START);
+        assert_eq!(rule.rate(start), None);
+        let _ = rule.departed(start, Departures::unserved(1), 9);
+        assert_eq!(rule.rate(start), None);
+        let _ = rule.departed(start, Departures::served(2), 9);
+        assert_eq!(rule.rate(start), Some(40.0));
+        // 250 a second are served, and as many are not; then 50 a second.
+        for (pause, rate) in [(4_u64, 250.0), (20, 50.0)] {
+            let from = start + Duration::from_secs(pause);
+            for nth in 1..=500 {
+                let now = from + nth * Duration::from_millis(pause);
+                let _ = rule.departed(now, departures(2, 1), 9);
+                let measured = rule.rate(now).unwrap();
+                let off = (measured / rate - 1.0).abs();
+                assert!(nth < 300 || off < 0.1, "{measured} instead of {rate}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_departures_take_no_more_memory_than_few() {
+        for pause in [Duration::from_micros(30), Duration::from_millis(51), WINDOW] {
+            let (mut rule, start) = (Rule::new(true), START);
+            for nth in 0..1_000_000.min(30_000_000 / pause.as_micros() as u32) {
+                let _ = rule.departed(start + nth * pause, departures(1, nth % 2), 9);
+                assert!(rule.grains.len() < 40);
+            }
+            let mut sum = Departures::default();
+            rule.grains
+                .iter()
+                .for_each(|grain| sum.add(grain.departures));
+            assert_eq!(sum, rule.recent);
+            assert!(sum.all >= LEAST);
         }
     }
 }

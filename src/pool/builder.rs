@@ -364,7 +364,7 @@ impl Builder {
         let rule = Rule::new(config.line_order == LineOrder::Auto);
         let metrics = shared.metrics.clone();
         let on_switch = Box::new(move |switch: Switch| {
-            metrics.note_order("pool", matches!(switch, Switch::NewestFirst(_)));
+            metrics.note_order("pool", matches!(switch, Switch::NewestFirst(..)));
             info!("line for a connection: {switch}");
         });
         let line = Line::new(max, waiting, min_idle, rule, on_switch);

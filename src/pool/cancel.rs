@@ -1,4 +1,8 @@
 //! Cancel requests: each uses a connection of its own, and a few helper threads send them.
+//!
+//! A request is over once the server has closed that connection. The server signals the backend up
+//! to twice before that (its process, then its process group), and the backend may have ended the
+//! statement, and have been asked for the next one, between the two.
 
 use super::tracked::{Tracked, word};
 use super::wire;
@@ -35,9 +39,12 @@ pub(super) fn next_cancel(queue: &Mutex<Cancels>) -> Option<Arc<Tracked>> {
 }
 
 pub(super) fn cancel_one(tracked: &Tracked) {
-    // A statement that has ended in the meantime needs no cancel; its connection is closed in any
-    // case.
-    if word::unpack(tracked.word.load(SeqCst)).1 != word::CANCELLED || tracked.wire.is_aborted() {
+    // A statement that has ended in the meantime needs no cancel.
+    if word::unpack(tracked.word.load(SeqCst)).1 != word::CANCELLED {
+        tracked.cancel_over.store(true, SeqCst);
+        return;
+    }
+    if tracked.wire.is_aborted() {
         return;
     }
     let (Some((token, tcp)), id) = (tracked.cancel.get(), tracked.id) else {
@@ -47,7 +54,8 @@ pub(super) fn cancel_one(tracked: &Tracked) {
     // out.
     match catch_unwind(AssertUnwindSafe(|| cancel(token, *tcp))) {
         Ok(Ok(())) => {
-            tracked.cancel_sent.store(true, SeqCst);
+            // Over a Unix socket it is not known whether the server is done with it.
+            tracked.cancel_over.store(*tcp, SeqCst);
             debug!("cancel sent for conn={id}");
         }
         Ok(Err(e)) => debug!("cancel failed for conn={id}: {}", crate::error::Chain(&e)),
@@ -72,7 +80,7 @@ fn cancel(token: &CancelToken, tcp: bool) -> Result<(), postgres::Error> {
                 cut.abort();
             }
         });
-    let result = token.cancel_query(wire::Connector(wire));
+    let result = token.cancel_query(wire::CancelConnector(wire));
     drop(done);
     drop(timer);
     result

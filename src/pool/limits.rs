@@ -4,7 +4,7 @@ use crate::sync::LONGEST;
 use std::time::{Duration, Instant};
 
 /// Margin by which the server's own timeout comes first if both timeouts are about equal.
-pub(super) const SERVER_FIRST: Duration = Duration::from_millis(250);
+const SERVER_FIRST: Duration = Duration::from_millis(250);
 
 /// The limits on the time that one statement may take.
 #[derive(Clone, Copy, Debug)]

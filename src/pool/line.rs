@@ -152,7 +152,9 @@ impl<T> Line<T> {
             let newest_first = state.rule.is_newest_first();
             displaced = state.waiters.make_room(share, newest_first);
             // One leaves the line, or does not even enter it.
-            state.departed(self.now(), Departures::unserved(1));
+            let left = state.waiters.len();
+            let switch = state.rule.refused(self.now(), 1, left);
+            state.switch = switch.or(state.switch.take());
             if displaced.is_none() {
                 self.unlock(state);
                 return Arrival::Full;
@@ -458,7 +460,7 @@ impl<T> State<T> {
     }
 
     fn departed(&mut self, now: Duration, departures: Departures) {
-        let switch = self.rule.departed(now, departures);
+        let switch = self.rule.departed(now, departures, self.waiters.len());
         self.switch = switch.or(self.switch.take());
     }
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long the sender of a cancel request may take to note that it has sent it.
-const LONGEST_NOTE: Duration = Duration::from_millis(200);
+/// How long the server may take with a cancel request, until its connection is not used again.
+const LONGEST_CANCEL: Duration = Duration::from_millis(500);
 
 /// The deadline of one connection in one word: nanoseconds since the watchdog's start, and in the
 /// two lowest bits the action to take then. 0 = nothing is on the wire.
@@ -42,8 +42,8 @@ pub(crate) struct Tracked {
     pub(super) holder: Mutex<Option<Holder>>,
     /// The server reported in a warning that it gave up the wait for a synchronous standby.
     pub gave_up_on_standbys: AtomicBool,
-    /// The cancel request that was asked for last has been sent.
-    pub(super) cancel_sent: AtomicBool,
+    /// The server is done with the cancel request that was asked for last, or none was sent.
+    pub(super) cancel_over: AtomicBool,
     /// Its work is cancelled as soon as the pool closes.
     pub ends_with_pool: AtomicBool,
 }
@@ -62,15 +62,15 @@ impl Tracked {
         let _ = self.cancel.set((token, tcp));
     }
 
-    /// Returns whether the cancel request that was asked for last has been sent. Waits a moment:
-    /// the server may have obeyed it before its sender has noted that.
-    pub fn cancel_was_sent(&self) -> bool {
-        let until = Instant::now() + LONGEST_NOTE;
-        while !self.cancel_sent.load(Ordering::SeqCst) {
+    /// Waits until the server is done with the cancel request that was asked for last, so that it
+    /// cannot hit a later statement. Returns false if that is not known in time.
+    pub fn await_cancel(&self) -> bool {
+        let until = Instant::now() + LONGEST_CANCEL;
+        while !self.cancel_over.load(Ordering::SeqCst) {
             if Instant::now() >= until {
                 return false;
             }
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_micros(500));
         }
         true
     }

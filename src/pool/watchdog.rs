@@ -6,8 +6,10 @@
 //! cancel; 500 ms later it cuts the wire, whether or not the cancel request has been sent by then.
 //! While a COMMIT is on the wire nothing is cancelled: a cancel during the wait for a synchronous
 //! standby makes the server answer COMMIT with a mere warning. Instead, the wire is cut at the
-//! deadline. A connection to which a cancel was sent is not used again: the signal may arrive late
-//! and would end the next statement.
+//! deadline. A connection to which a cancel was sent at a deadline is not used again: the signal may
+//! arrive late and would end the next statement. If the cancel was sent because nobody needs the
+//! result any more, and the server is alive, it is waited for (see `cancel`), and the connection
+//! stays.
 
 use super::cancel::{Cancels, MOST_CANCELS, cancel_one, next_cancel};
 use super::tracked::{Tracked, word};
@@ -91,7 +93,7 @@ impl Watchdog {
             cancel: OnceLock::new(),
             holder: Mutex::default(),
             gave_up_on_standbys: AtomicBool::new(false),
-            cancel_sent: AtomicBool::new(false),
+            cancel_over: AtomicBool::new(false),
             ends_with_pool: AtomicBool::new(false),
         });
         self.all().push(Arc::clone(&tracked));
@@ -173,7 +175,7 @@ impl Watchdog {
     /// Queues a cancel request, which a helper thread sends. There are only a few helpers; further
     /// requests wait for one.
     fn send_cancel(&self, tracked: &Arc<Tracked>) {
-        tracked.cancel_sent.store(false, SeqCst);
+        tracked.cancel_over.store(false, SeqCst);
         let mut cancels = self.cancels();
         cancels.waiting.push_back(Arc::clone(tracked));
         if cancels.helpers >= MOST_CANCELS {

@@ -27,6 +27,7 @@ mod keyed;
 mod logs;
 mod models;
 mod outage;
+mod overload;
 mod peers;
 #[cfg(feature = "lab")]
 mod pooler;

@@ -4,7 +4,7 @@ use super::kept::{Kept, are_as_described};
 use super::life::Session;
 use crate::error::{AbandonedStage, Effect, Error, excerpt};
 use crate::metrics::CloseReason;
-use crate::pool::limits::{Limits, SERVER_FIRST};
+use crate::pool::limits::Limits;
 use crate::pool::observer::StatementEvent;
 use crate::pool::param_types::Described;
 use crate::pool::watchdog::Plan;
@@ -230,7 +230,7 @@ impl Session {
         let armed = self.client.registration().arm(limits.act_at(started), plan);
         // Looked at again: from here on, the token's cancel finds something to cancel.
         if plan == Plan::Cancel && self.is_abandoned() {
-            if armed.disarm() {
+            if armed.disarm() && !self.cancel_is_over() {
                 self.close_for(CloseReason::Broken);
             }
             return Err(ABANDONED);
@@ -253,11 +253,7 @@ impl Session {
         if result.is_ok() {
             self.hear(started + took);
         }
-        let is_over = match &result {
-            Err((error, _)) => cancelled && self.cancel_is_over(error, took, limits),
-            Ok(_) => false,
-        };
-        if cancelled && !is_over {
+        if cancelled && !self.cancel_is_over() {
             self.was_cancelled = true;
             // The cancel signal may still arrive, and would hit the next statement.
             self.close_for(CloseReason::Broken);
@@ -279,19 +275,13 @@ impl Session {
         result
     }
 
-    /// Returns whether a cancel has certainly done its work, so that it cannot hit a later
-    /// statement: the one request that was sent has ended this statement. Only known if nothing
-    /// else can have ended it, and so not if the server's own timeout was near.
-    fn cancel_is_over(&self, error: &postgres::Error, took: Duration, limits: &Limits) -> bool {
-        let server = self.server_timeout();
-        let is_near = limits
-            .server
-            .is_some_and(|limit| took + SERVER_FIRST >= limit);
+    /// Returns whether a cancel request that was sent because nobody needs the result any more
+    /// cannot hit a later statement. Behind a pooler that is never known.
+    fn cancel_is_over(&self) -> bool {
         self.is_abandoned()
-            && server.is_some()
-            && !is_near
-            && error.code() == Some(&SqlState::QUERY_CANCELED)
-            && self.tracked().cancel_was_sent()
+            && !self.shared.is_pooled()
+            && !self.tracked().wire.is_aborted()
+            && self.tracked().await_cancel()
     }
 
     fn failed(

@@ -18,12 +18,13 @@
 //!   as complete, when its connection was lost; and the process number that the server gave out,
 //!   which reveals a pooler.
 //!
-//! `Answers` reads the protocol in plain text, so it must stand above any encryption. This is the
-//! only file with async traits. A Unix socket has no wire (the driver has no host name to negotiate
+//! `Answers` reads the protocol in plain text, so it must stand above any encryption. This folder
+//! has the only async traits. A Unix socket has no wire (the driver has no host name to negotiate
 //! TLS with): on it, the server's own timeout is the only limit, and the progress of a statement is
 //! not known.
 
 mod frame;
+mod until_closed;
 
 use crate::retry::Progress;
 use crate::sync::unpoison;
@@ -37,6 +38,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+pub(crate) use until_closed::CancelConnector;
 
 /// Ends every call that is blocked on one wire.
 #[derive(Default)]

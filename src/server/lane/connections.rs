@@ -191,8 +191,19 @@ impl Connections {
 
     /// Notes who has left the line.
     pub fn departed(&mut self, departures: Departures) {
-        let switch = self.rule.departed(self.start.elapsed(), departures);
+        let left = self.line.len();
+        let switch = self.rule.departed(self.start.elapsed(), departures, left);
         self.switches.extend(switch);
+    }
+
+    /// Notes that so many found no room in the line.
+    pub fn refused(&mut self, count: usize) {
+        if count > 0 {
+            let switch = self
+                .rule
+                .refused(self.start.elapsed(), count, self.line.len());
+            self.switches.extend(switch);
+        }
     }
 
     /// The changes of the order since the last call.

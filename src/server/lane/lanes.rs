@@ -128,7 +128,7 @@ impl Lanes {
         if connections.admits(&route.share, sent_ahead) {
             return Ok(());
         }
-        connections.departed(Departures::unserved(1));
+        connections.refused(1);
         if route.lane == Lane::Api {
             let metrics = self.inbox.service.pool.metrics();
             metrics.line_wait_of("api", "refused", 0.0);
@@ -141,7 +141,7 @@ impl Lanes {
         let sent_ahead = self.table.waiting(route.lane);
         let connections = self.connections.of_mut(route.lane);
         let (refused, has_room) = connections.make_room(&route.share, sent_ahead);
-        connections.departed(Departures::unserved(refused.len()));
+        connections.refused(refused.len());
         let clears_in = connections.clears_in(sent_ahead);
         for mut exchange in refused {
             exchange.begin_to_wait();
@@ -228,7 +228,7 @@ impl Lanes {
     /// Tells of changes of a line's order.
     fn report_order(&mut self, lane: Lane) {
         for switch in self.connections.of_mut(lane).take_switches() {
-            let newest_first = matches!(switch, Switch::NewestFirst(_));
+            let newest_first = matches!(switch, Switch::NewestFirst(..));
             if lane == Lane::Api {
                 self.inbox.service.note_order(newest_first);
             }

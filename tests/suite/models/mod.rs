@@ -9,6 +9,7 @@ mod line;
 #[path = "../../../src/line_rule.rs"]
 #[allow(dead_code)]
 pub(crate) mod line_rule;
+mod overload;
 #[path = "../../../src/pool/line.rs"]
 #[allow(dead_code)]
 mod pool_line;
