@@ -181,18 +181,18 @@ impl Rule {
         if let Some(trial) = &self.trial {
             let lasts = now.saturating_sub(trial.began);
             match () {
+                () if lasts > TRIAL => {
+                    self.trial = None;
+                    self.until_trial = FIRST_TRIAL;
+                }
                 () if left > trial.longest => {
                     self.count(now, departures);
-                    return self.begin(now, left);
+                    return Some(self.begin(now, left));
                 }
                 () if lasts < QUIET => {
                     let served = departures.all - departures.unserved;
                     self.count(now, Departures::served(served as usize));
                     return None;
-                }
-                () if lasts > TRIAL => {
-                    self.trial = None;
-                    self.until_trial = FIRST_TRIAL;
                 }
                 () => {}
             }
@@ -225,17 +225,17 @@ impl Rule {
         if !(self.adapts && begin) {
             return None;
         }
-        self.begin(now, left)
+        Some(self.begin(now, left))
     }
 
-    fn begin(&mut self, now: Duration, left: usize) -> Option<Switch> {
+    fn begin(&mut self, now: Duration, left: usize) -> Switch {
         if self.trial.take().is_some() {
             self.until_trial = (self.until_trial * 2).min(LAST_TRIAL);
         }
         self.newest_first = true;
         self.since = Departures::default();
         self.changed = Some(now);
-        Some(Switch::NewestFirst(self.recent, left))
+        Switch::NewestFirst(self.recent, left)
     }
 
     /// Notes that so many found no room in the line. Returns the change that follows, if any.
@@ -439,7 +439,7 @@ mod tests {
         let mut rule = begun(START);
         for n in 1..30 {
             assert_eq!(
-                rule.departed(START + second * n, departures(100, 50), 9),
+                rule.departed(START + second * n, departures(100, 90), 9),
                 None
             );
         }

@@ -337,28 +337,28 @@ fn hang_ups_at_any_moment_lose_nothing_and_leave_nothing_behind() {
         for thread in 0..16 {
             let (served, sent) = (&served, &sent);
             scope.spawn(move || {
-                let mut random = fastrand_like(thread);
+                let mut random = fastrand::Rng::with_seed(thread);
                 while Instant::now() < until {
                     let n = sent.fetch_add(1, Ordering::SeqCst);
-                    let wait = random() % 12;
-                    let request = match random() % 3 {
+                    let wait = random.u64(..12);
+                    let request = match random.u64(..3) {
                         0 => format!("GET /api/read?{wait} HTTP/1.1\r\nHost: a\r\n\r\n"),
                         _ => format!("POST /api/write?{wait} HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nIdempotency-Key: t{n}\r\n\r\nbody"),
                     };
                     let mut stream = TcpStream::connect(served.addr).unwrap();
                     // Before the head is whole, in the body, or with all of it sent.
-                    let length = match random() % 4 {
-                        0 => random() as usize % request.len(),
+                    let length = match random.u64(..4) {
+                        0 => random.usize(..request.len()),
                         _ => request.len(),
                     };
                     let _ = stream.write_all(&request.as_bytes()[..length]);
-                    if random() % 4 == 0 {
+                    if random.u64(..4) == 0 {
                         let _ = stream.shutdown(Shutdown::Write);
                     }
-                    if random() % 4 == 0 {
+                    if random.u64(..4) == 0 {
                         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
                     }
-                    thread::sleep(Duration::from_micros(random() % 20_000));
+                    thread::sleep(Duration::from_micros(random.u64(..20_000)));
                 }
             });
         }
@@ -399,17 +399,6 @@ fn hang_ups_at_any_moment_lose_nothing_and_leave_nothing_behind() {
         "{} sent",
         sent.load(Ordering::SeqCst)
     );
-}
-
-/// Deterministic numbers that look random.
-fn fastrand_like(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state >> 11
-    }
 }
 
 // --- tokens
@@ -518,10 +507,10 @@ fn a_token_that_is_fired_at_any_moment_never_cancels_the_next_caller() {
         for thread in 0..2_u64 {
             let (pool, over) = (&pool, &over);
             scope.spawn(move || {
-                let mut random = fastrand_like(thread + 7);
+                let mut random = fastrand::Rng::with_seed(thread);
                 while !over.load(Ordering::SeqCst) {
                     let token = Token::new();
-                    let (fires, pause) = (token.clone(), Duration::from_micros(random() % 9000));
+                    let (fires, pause) = (token.clone(), Duration::from_micros(random.u64(..9000)));
                     let firing = thread::spawn(move || {
                         thread::sleep(pause);
                         fires.fire();
