@@ -7,7 +7,8 @@
 //! # Your own routes
 //!
 //! A handler takes a [`Request`] and returns a [`Response`], or a [`Problem`] in its place; an
-//! error of the pool becomes one by `?`. What it needs it captures.
+//! error of the pool becomes one by `?`. What it needs it captures. [`Request::call`] makes a call on
+//! the pool that keeps the request's time, and ends when its client hangs up.
 //!
 //! ```
 //! use millpond::config::HttpConfig;
@@ -35,9 +36,8 @@
 //!         },
 //!     };
 //!     let of = |row: &postgres::Row| Note { id: row.get(0), text: row.get(1) };
-//!     let rows = pool
-//!         .call()
-//!         .with_deadline(request.deadline)
+//!     let rows = request
+//!         .call(pool)
 //!         .read("SELECT id, text FROM notes ORDER BY id DESC LIMIT $1", &[&limit])?;
 //!     Ok(Response::json(200, &rows.iter().map(of).collect::<Vec<_>>()))
 //! }
@@ -47,9 +47,8 @@
 //!     if text.is_empty() {
 //!         return Err(Problem::plain(422, "a note has a text"));
 //!     }
-//!     let rows = pool
-//!         .call()
-//!         .with_deadline(request.deadline)
+//!     let rows = request
+//!         .call(pool)
 //!         .query("INSERT INTO notes (text) VALUES ($1) RETURNING id", &[&text])?;
 //!     let note = Note { id: rows[0].get(0), text };
 //!     Ok(Response::json(201, &note).header("Location", format!("/api/notes/{}", note.id)))

@@ -54,12 +54,12 @@ fn every_promise_of_the_readme_names_a_test_that_there_is() {
     let promises = promises.split("\n## ").next().unwrap();
     let tests: Vec<_> = promises
         .split('`')
-        .filter_map(|code| code.split_once("::"))
+        .filter_map(|code| code.rsplit_once("::"))
         .filter(|(_, name)| name.contains('_'))
         .collect();
     assert!(tests.len() > 20, "{tests:?}");
     for (module, name) in tests {
-        let source = read(&format!("tests/suite/{module}.rs"));
+        let source = read(&format!("tests/suite/{}.rs", module.replace("::", "/")));
         assert!(
             source.contains(&format!("#[test]\nfn {name}(")),
             "there is no {module}::{name}"

@@ -187,8 +187,10 @@ fn requests_whose_clients_hang_up_leave_nothing_behind() {
     served.has_in_flight(0);
     assert_eq!(backends(&mut admin, "overloaded"), before);
     assert_eq!(served.closed_connections(), closed);
-    assert_eq!(served.count("running"), 20);
-    assert_eq!(served.count("queued") + served.count("waiting"), 80);
+    // A few more may have begun before their hang-ups were seen.
+    assert!(served.count("running") >= 20);
+    let all = ["queued", "waiting", "running"].map(|stage| served.count(stage));
+    assert_eq!(all.iter().sum::<u64>(), 100, "{all:?}");
     let text = served.pool.metrics_text();
     assert!(text.contains("http_response_status_code=\"499\""), "{text}");
 }

@@ -18,7 +18,9 @@ pub(super) fn serve(incoming: Incoming, table: &Table, wakeup: &WorkerWakeup) {
     let Some((mut exchange, route, place)) = taken else {
         return incoming.discard();
     };
-    exchange.end_wait("served");
+    if route.lane == Lane::Api {
+        exchange.end_wait("served");
+    }
     let outcome = run(incoming, &mut exchange, &route);
     if exchange.is_abandoned() || Instant::now() >= exchange.deadline() {
         place.note_lateness();
