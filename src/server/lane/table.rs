@@ -114,12 +114,14 @@ impl Table {
         let lane = route.lane;
         self.mark_gone(&route, exchange.is_none());
         self.ask_for_more(lane);
+        // One that was given up has left its place already.
+        let exchange = exchange?;
         let place = Place {
             table: self,
             lane,
             class: route.share.class.clone(),
         };
-        Some((exchange?, route, place))
+        Some((exchange, route, place))
     }
 
     /// Gives up the requests that were sent over a lost connection: no worker will ever take them.
