@@ -51,6 +51,8 @@ const LAST_TRIAL: Duration = Duration::from_secs(64);
 /// For how long nobody's departure counts against a trial: those who are about to leave have waited
 /// in vain under the other order.
 const QUIET: Duration = Duration::from_millis(300);
+/// A change of the order is not told again within this time.
+const QUIET_LOG: Duration = Duration::from_secs(10);
 /// How long a trial lasts. It fails if the line grows meanwhile.
 const TRIAL: Duration = Duration::from_secs(5);
 
@@ -72,6 +74,9 @@ pub struct Rule {
     until_trial: Duration,
     /// When there was last no room in the line.
     refused: Option<Duration>,
+    /// When the beginning of newest first was last worth telling.
+    told: Option<Duration>,
+    is_news: bool,
 }
 
 /// How many have left a line, and how many of them unserved.
@@ -153,7 +158,15 @@ impl Rule {
             trial: None,
             until_trial: FIRST_TRIAL,
             refused: None,
+            told: None,
+            is_news: false,
         }
+    }
+
+    /// Whether the last change of the order is worth telling people. The order may change to and
+    /// fro, as the line fills and empties: of those changes only the first is, and its end.
+    pub fn is_news(&self) -> bool {
+        self.is_news
     }
 
     pub fn is_newest_first(&self) -> bool {
@@ -231,6 +244,12 @@ impl Rule {
     fn begin(&mut self, now: Duration, left: usize) -> Switch {
         if self.trial.take().is_some() {
             self.until_trial = (self.until_trial * 2).min(LAST_TRIAL);
+        }
+        self.is_news = self
+            .told
+            .is_none_or(|told| now.saturating_sub(told) > QUIET_LOG);
+        if self.is_news {
+            self.told = Some(now);
         }
         self.newest_first = true;
         self.since = Departures::default();
@@ -485,6 +504,21 @@ mod tests {
         assert_eq!(rule.changed(), Some(START));
         assert!(rule.drained(|| later).is_some());
         assert_eq!(rule.changed(), Some(later));
+    }
+
+    #[test]
+    fn of_changes_to_and_fro_only_the_first_is_told() {
+        let mut rule = Rule::new(true);
+        let mut told = Vec::new();
+        for n in 0..25 {
+            let now = START + Duration::from_secs(1) * n;
+            assert!(rule.departed(now, Departures::unserved(20), 9).is_some());
+            let begin = rule.is_news();
+            assert!(rule.drained(|| now).is_some());
+            assert_eq!(rule.is_news(), begin, "its end is as much news");
+            told.extend(begin.then_some(n));
+        }
+        assert_eq!(told, [0, 11, 22]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::fd_limit;
 use crate::line_rule::{Rule, Switch};
 use crate::retry::{Budget, RetryPolicy};
 use crate::sync::{LONGEST, caught};
-use log::{info, warn};
+use log::{debug, info, warn};
 use postgres::Client;
 use std::fmt;
 use std::io;
@@ -363,9 +363,12 @@ impl Builder {
         let min_idle = config.effective_min_idle() as usize;
         let rule = Rule::new(config.line_order == LineOrder::Auto);
         let metrics = shared.metrics.clone();
-        let on_switch = Box::new(move |switch: Switch| {
+        let on_switch = Box::new(move |switch: Switch, is_news| {
             metrics.note_order("pool", matches!(switch, Switch::NewestFirst(..)));
-            info!("line for a connection: {switch}");
+            match is_news {
+                true => info!("line for a connection: {switch}"),
+                false => debug!("line for a connection: {switch}"),
+            }
         });
         let line = Line::new(max, waiting, min_idle, rule, on_switch);
         let inner = Arc::new(Inner {

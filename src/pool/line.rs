@@ -32,19 +32,19 @@ pub struct Line<T> {
     start: Instant,
     max_waiting: usize,
     min_idle: usize,
-    /// Is told when the order changes, outside the lock.
+    /// Is told when the order changes, and whether that is news, outside the lock.
     on_switch: OnSwitch,
 }
 
-pub type OnSwitch = Box<dyn Fn(Switch) + Send + Sync>;
+pub type OnSwitch = Box<dyn Fn(Switch, bool) + Send + Sync>;
 
 struct State<T> {
     /// Idle values; the most recently returned one is last.
     idle: Vec<T>,
     waiters: ClassQueue<Arc<Waiter<T>>>,
     rule: Rule,
-    /// A change of the order that `on_switch` was not told of.
-    switch: Option<Switch>,
+    /// A change of the order that `on_switch` was not told of, and whether it is news.
+    switch: Option<(Switch, bool)>,
     /// Number of values that are checked out.
     active: usize,
     /// Number of openers at work for the waiters.
@@ -154,7 +154,7 @@ impl<T> Line<T> {
             // One leaves the line, or does not even enter it.
             let left = state.waiters.len();
             let switch = state.rule.refused(self.now(), 1, left);
-            state.switch = switch.or(state.switch.take());
+            state.note(switch);
             if displaced.is_none() {
                 self.unlock(state);
                 return Arrival::Full;
@@ -184,8 +184,8 @@ impl<T> Line<T> {
     fn unlock(&self, mut state: MutexGuard<'_, State<T>>) {
         let switch = state.switch.take();
         drop(state);
-        if let Some(switch) = switch {
-            (self.on_switch)(switch);
+        if let Some((switch, is_news)) = switch {
+            (self.on_switch)(switch, is_news);
         }
     }
 
@@ -461,12 +461,18 @@ impl<T> State<T> {
 
     fn departed(&mut self, now: Duration, departures: Departures) {
         let switch = self.rule.departed(now, departures, self.waiters.len());
-        self.switch = switch.or(self.switch.take());
+        self.note(switch);
     }
 
     fn drained(&mut self, now: impl Fn() -> Duration) {
         let switch = self.rule.drained(now);
-        self.switch = switch.or(self.switch.take());
+        self.note(switch);
+    }
+
+    fn note(&mut self, switch: Option<Switch>) {
+        if let Some(switch) = switch {
+            self.switch = Some((switch, self.rule.is_news()));
+        }
     }
 
     /// Empties the line with this answer. The caller wakes the threads outside the lock.

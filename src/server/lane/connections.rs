@@ -49,8 +49,8 @@ pub(super) struct Connections {
     line: ClassQueue<Waiting>,
     rule: Rule,
     start: Instant,
-    /// Changes of the order, which the caller reports.
-    switches: Vec<Switch>,
+    /// Changes of the order, which the caller reports, and whether they are news.
+    switches: Vec<(Switch, bool)>,
     /// The most requests that wait: in line, and sent ahead.
     queue: usize,
     bytes_in_line: usize,
@@ -193,7 +193,7 @@ impl Connections {
     pub fn departed(&mut self, departures: Departures) {
         let left = self.line.len();
         let switch = self.rule.departed(self.start.elapsed(), departures, left);
-        self.switches.extend(switch);
+        self.note(switch);
     }
 
     /// Notes that so many found no room in the line.
@@ -202,12 +202,18 @@ impl Connections {
             let switch = self
                 .rule
                 .refused(self.start.elapsed(), count, self.line.len());
-            self.switches.extend(switch);
+            self.note(switch);
+        }
+    }
+
+    fn note(&mut self, switch: Option<Switch>) {
+        if let Some(switch) = switch {
+            self.switches.push((switch, self.rule.is_news()));
         }
     }
 
     /// The changes of the order since the last call.
-    pub fn take_switches(&mut self) -> Vec<Switch> {
+    pub fn take_switches(&mut self) -> Vec<(Switch, bool)> {
         std::mem::take(&mut self.switches)
     }
 
@@ -217,7 +223,7 @@ impl Connections {
     pub fn next(&mut self, fresh: Option<u64>) -> Option<(usize, Waiting)> {
         if self.line.is_empty() {
             let switch = self.rule.drained(|| self.start.elapsed());
-            self.switches.extend(switch);
+            self.note(switch);
             return None;
         }
         let has_worker = self.has_free_worker();

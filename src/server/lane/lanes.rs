@@ -13,7 +13,7 @@ use crate::server::http::Problem;
 use crate::server::inbox::Inbox;
 use crate::server::router::{Lane, PerLane, Route};
 use crate::temporary::Temporary;
-use log::{info, warn};
+use log::{debug, info, warn};
 use mio::event::Event;
 use mio::{Registry, Token};
 use std::io;
@@ -227,12 +227,15 @@ impl Lanes {
 
     /// Tells of changes of a line's order.
     fn report_order(&mut self, lane: Lane) {
-        for switch in self.connections.of_mut(lane).take_switches() {
+        for (switch, is_news) in self.connections.of_mut(lane).take_switches() {
             let newest_first = matches!(switch, Switch::NewestFirst(..));
             if lane == Lane::Api {
                 self.inbox.service.note_order(newest_first);
             }
-            info!("line for a worker, lane {lane:?}: {switch}");
+            match is_news {
+                true => info!("line for a worker, lane {lane:?}: {switch}"),
+                false => debug!("line for a worker, lane {lane:?}: {switch}"),
+            }
         }
     }
 

@@ -18,7 +18,7 @@ fn new_line(max: usize, max_waiting: usize, min_idle: usize) -> Line<usize> {
         max_waiting,
         min_idle,
         Rule::new(true),
-        Box::new(|_| {}),
+        Box::new(|_, _| {}),
     )
 }
 
