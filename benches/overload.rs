@@ -647,7 +647,7 @@ fn raise_file_limit() {
 }
 
 fn work(pool: &Pool, request: &Request) -> Result<Response, Problem> {
-    pool.call().with_deadline(request.deadline).read(SQL, &[])?;
+    request.call(pool).read(SQL, &[])?;
     Ok(Response::json(200, &"done"))
 }
 
