@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// A call with [`abandon_on`](crate::Pool::abandon_on) ends when its token is fired. A handler that
 /// computes may look at [`is_fired`](Token::is_fired) now and then.
 ///
+/// Once a call that may write has been done with a token, the token ends no further calls: what
+/// belongs together is not left half done.
+///
 /// ```
 /// use millpond::Token;
 ///
@@ -32,6 +35,8 @@ struct Shared {
     waiting: AtomicUsize,
     /// A call has ended because of it.
     ended_a_call: AtomicBool,
+    /// A call that may write was done.
+    has_written: AtomicBool,
 }
 
 #[derive(Default)]
@@ -112,6 +117,15 @@ impl Token {
     /// The number of threads in line that leave it when this is fired.
     pub(crate) fn waiting(&self) -> &AtomicUsize {
         &self.0.waiting
+    }
+
+    /// Notes that a call that may write was done: those after it are to be done as well.
+    pub(crate) fn note_write(&self) {
+        self.0.has_written.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn has_written(&self) -> bool {
+        self.0.has_written.load(Ordering::SeqCst)
     }
 
     /// Notes that a call has ended because of it. Returns whether that is the first one.

@@ -130,8 +130,8 @@ impl Call<'_> {
     ///
     /// A call that waits for a connection, or for its next attempt, ends at once. A statement of
     /// [`read`](Call::read), or of a [READ ONLY](Call::read_only) transaction, is cancelled; its
-    /// connection stays in the pool. Whatever may write goes to its end once it has begun, and a
-    /// COMMIT is never cancelled.
+    /// connection stays in the pool. Whatever may write goes to its end once it has begun, a COMMIT
+    /// is never cancelled, and the calls after a write that was done are done as well.
     ///
     /// ```no_run
     /// use millpond::Token;

@@ -36,6 +36,10 @@ impl Call<'_> {
         attempt: impl FnMut(&mut Session) -> Result<T, Stop>,
     ) -> Result<T> {
         let done = self.attempts(reads_only, place, attempt);
+        let may_be_done = done.as_ref().err().is_none_or(Error::is_outcome_unknown);
+        if let Some(token) = self.token.as_ref().filter(|_| may_be_done && !reads_only) {
+            token.note_write();
+        }
         if let Err(error) = &done {
             self.note_lateness(error);
         }
@@ -60,8 +64,13 @@ impl Call<'_> {
         }
     }
 
+    /// The token that may end this call.
+    fn token(&self) -> Option<&Token> {
+        self.token.as_ref().filter(|token| !token.has_written())
+    }
+
     fn is_abandoned(&self) -> bool {
-        self.token.as_ref().is_some_and(Token::is_fired)
+        self.token().is_some_and(Token::is_fired)
     }
 
     fn attempts<T>(
@@ -101,7 +110,7 @@ impl Call<'_> {
                 Ok(mut lease) => {
                     lease.attempt = attempts;
                     // Ends before the lease, so that no later use of the session is cancelled.
-                    let token = self.token.as_ref().filter(|_| reads_only);
+                    let token = self.token().filter(|_| reads_only);
                     let _watch = token.map(|token| lease.cancel_on(token));
                     let done =
                         attempt(&mut lease).map_err(|stop| self.unless_demoted(stop, &mut lease));
@@ -167,7 +176,7 @@ impl Call<'_> {
                 verdict.repeat.as_str(),
                 Chain(&error)
             );
-            match &self.token {
+            match self.token() {
                 Some(token) => drop(token.sleep(pause)),
                 None => std::thread::sleep(pause),
             }
@@ -223,7 +232,7 @@ impl Call<'_> {
             until,
             place,
             share: &self.share,
-            token: self.token.as_ref(),
+            token: self.token(),
         })
     }
 

@@ -484,6 +484,28 @@ fn a_transaction_that_reads_only_is_cancelled_and_any_other_is_not() {
 }
 
 #[test]
+fn calls_after_a_write_with_the_same_token_are_done_as_well() {
+    let db = database();
+    let pool = db.pool().build().unwrap();
+    pool.batch_execute("CREATE TABLE orders (id int); CREATE TABLE mails (id int)")
+        .unwrap();
+    let token = Token::new();
+    let call = pool.abandon_on(&token);
+    call.execute("INSERT INTO orders VALUES (1)", &[]).unwrap();
+    token.fire();
+    call.execute("INSERT INTO mails VALUES (1)", &[]).unwrap();
+    assert_eq!(call.read("SELECT 1", &[]).unwrap().len(), 1);
+    // A write that was rolled back is none.
+    let token = Token::new();
+    let call = pool.abandon_on(&token);
+    call.execute("INSERT INTO nothing VALUES (1)", &[])
+        .unwrap_err();
+    token.fire();
+    let error = call.execute("INSERT INTO mails VALUES (2)", &[]);
+    assert_eq!(stage_of(&error.unwrap_err()), AbandonedStage::Queued);
+}
+
+#[test]
 fn a_pause_between_attempts_ends_with_the_token() {
     let db = database();
     let patient = RetryPolicy::default()

@@ -293,12 +293,12 @@ impl Clients {
         }
     }
 
-    /// Those whose requests wait for an answer, and whose streams have ended.
+    /// Those whose requests wait for an answer, and whose streams have ended; without those that
+    /// have given way.
     pub fn half_closed(&self) -> Vec<(ClientKey, Token)> {
         let half_closed = self.all.iter().filter(|(_, c)| c.half_closed);
-        half_closed
-            .filter_map(|(key, c)| Some(((key, c.serial), c.token.clone()?)))
-            .collect()
+        let all = half_closed.filter_map(|(key, c)| Some(((key, c.serial), c.token.clone()?)));
+        all.filter(|(_, token)| !token.is_fired()).collect()
     }
 
     // --- limits
