@@ -27,6 +27,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The departures of this time count.
@@ -104,6 +105,34 @@ pub enum Switch {
     NewestFirst(Departures, usize),
     /// Back to first come, after this time, in which these left.
     FirstCome(Duration, Departures),
+}
+
+/// About the least time that a piece of work takes of late. Whoever has not even waited for so long
+/// could not have been served in any order, and says nothing about the line: served first, they
+/// would only take time from those who wait.
+#[derive(Debug, Default)]
+pub struct LeastTime(AtomicU64);
+
+impl LeastTime {
+    /// In nanoseconds: shorter ones count at once, longer ones little by little.
+    pub fn observe(&self, took: Duration) {
+        let took = took.as_nanos().min(u128::from(u64::MAX)) as u64;
+        let least = self.0.load(Ordering::Relaxed);
+        let now = match least {
+            0 => took,
+            _ if took <= least => took,
+            _ => least + (took - least) / 64,
+        };
+        self.0.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// Longer than any wait if nothing is known.
+    pub fn get(&self) -> Duration {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Duration::MAX,
+            least => Duration::from_nanos(least),
+        }
+    }
 }
 
 impl fmt::Display for Departures {
@@ -504,6 +533,19 @@ mod tests {
         assert_eq!(rule.changed(), Some(START));
         assert!(rule.drained(|| later).is_some());
         assert_eq!(rule.changed(), Some(later));
+    }
+
+    #[test]
+    fn the_least_time_falls_at_once_and_rises_slowly() {
+        let (least, ms) = (LeastTime::default(), Duration::from_millis);
+        assert_eq!(least.get(), Duration::MAX);
+        least.observe(ms(50));
+        least.observe(ms(20));
+        assert_eq!(least.get(), ms(20));
+        least.observe(ms(84));
+        assert_eq!(least.get(), ms(21));
+        (0..1000).for_each(|_| least.observe(ms(84)));
+        assert!(least.get() > ms(83));
     }
 
     #[test]

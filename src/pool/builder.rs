@@ -11,7 +11,7 @@ use super::shared::{OnConnect, Shared};
 use super::watchdog::Watchdog;
 use crate::config::{ConfigErrors, Database, LineOrder, PoolConfig, Pooler, Problem, Reset};
 use crate::fd_limit;
-use crate::line_rule::{Rule, Switch};
+use crate::line_rule::{LeastTime, Rule, Switch};
 use crate::retry::{Budget, RetryPolicy};
 use crate::sync::{LONGEST, caught};
 use log::{debug, info, warn};
@@ -377,6 +377,7 @@ impl Builder {
             line: Arc::new(line),
             r2d2,
             max: AtomicUsize::new(max),
+            least_use: LeastTime::default(),
             out: AtomicUsize::new(0),
             warned_at: AtomicU64::new(0),
             next_look: AtomicUsize::new(0),

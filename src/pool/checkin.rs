@@ -48,6 +48,7 @@ impl Inner {
         self.out.fetch_sub(1, Ordering::Relaxed);
         if let Some(used) = session.tracked().take_hold() {
             session.count_use();
+            self.least_use.observe(used);
             self.shared.metrics.use_time.observe(used.as_secs_f64());
             self.shared.observe(|o| o.checked_in(session.id(), used));
             trace!("checked in conn={} used={used:.1?}", session.id());

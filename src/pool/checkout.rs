@@ -11,6 +11,7 @@ use super::waiter::{Outcome, Waiter};
 use crate::class_queue::Share;
 use crate::config::Reset;
 use crate::error::{AbandonedStage, CheckoutError, CheckoutFailure, Error, Result};
+use crate::line_rule::LeastTime;
 use crate::metrics::Stats;
 use crate::retry::Budget;
 use crate::sync::{self, Deadline};
@@ -43,6 +44,8 @@ pub(crate) struct Inner {
     /// The most connections there may be. A copy of the line's value, which is read without its
     /// lock.
     pub(super) max: AtomicUsize,
+    /// The least time that a session is checked out for.
+    pub(super) least_use: LeastTime,
     /// The number of sessions that are checked out, for the warning before none is left.
     pub(super) out: AtomicUsize,
     pub(super) warned_at: AtomicU64,
@@ -237,13 +240,11 @@ impl Inner {
         token: Option<&Token>,
     ) -> Outcome<Held> {
         let Some(token) = token else {
-            return self.line.wait(
-                place,
-                &Deadline {
-                    at: until,
-                    flag: None,
-                },
-            );
+            let deadline = Deadline {
+                at: until,
+                flag: None,
+            };
+            return self.line.wait(place, &deadline, self.least_use.get());
         };
         let me = std::thread::current();
         let _watch = token.watch(move || me.unpark());
@@ -252,7 +253,7 @@ impl Inner {
             flag: Some(token.flag()),
         };
         token.waiting().fetch_add(1, Ordering::Relaxed);
-        let outcome = self.line.wait(place, &deadline);
+        let outcome = self.line.wait(place, &deadline, self.least_use.get());
         token.waiting().fetch_sub(1, Ordering::Relaxed);
         outcome
     }

@@ -217,15 +217,23 @@ impl<T> Line<T> {
         coming < wanted && state.active + coming < state.max
     }
 
-    /// Waits for a value. Only the thread that queued may call this, once.
-    pub fn wait(&self, waiter: &Arc<Waiter<T>>, deadline: &Deadline) -> Outcome<T> {
+    /// Waits for a value. Only the thread that queued may call this, once. A thread that leaves the
+    /// line within less than `least` says nothing about the line.
+    pub fn wait(
+        &self,
+        waiter: &Arc<Waiter<T>>,
+        deadline: &Deadline,
+        least: Duration,
+    ) -> Outcome<T> {
+        let began = Instant::now();
         let mut has_waited = false;
         loop {
             if let Some(outcome) = waiter.take() {
                 return outcome;
             }
             if deadline.passed() {
-                return self.leave(waiter, has_waited);
+                let waited = Instant::now().saturating_duration_since(began);
+                return self.leave(waiter, has_waited && waited >= least);
             }
             deadline.park();
             has_waited = true;
@@ -233,12 +241,11 @@ impl<T> Line<T> {
     }
 
     /// Leaves the line, unless a value arrives at the same moment.
-    fn leave(&self, waiter: &Arc<Waiter<T>>, has_waited: bool) -> Outcome<T> {
+    fn leave(&self, waiter: &Arc<Waiter<T>>, counts: bool) -> Outcome<T> {
         let mut state = self.lock();
         let left = state.waiters.take_out(|w| Arc::ptr_eq(w, waiter));
         if !left.is_empty() {
-            // A thread that only looks whether there is a value says nothing about the line.
-            state.departed(self.now(), Departures::unserved(has_waited.into()));
+            state.departed(self.now(), Departures::unserved(counts.into()));
             self.unlock(state);
             return Outcome::TimedOut;
         }

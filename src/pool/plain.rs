@@ -63,7 +63,7 @@ impl Pool {
                         at: Some(Instant::now()),
                         flag: None,
                     };
-                    match self.inner.line.wait(&place, &now) {
+                    match self.inner.line.wait(&place, &now, Duration::ZERO) {
                         Outcome::Given(held) => held,
                         _ => return None,
                     }

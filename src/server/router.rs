@@ -7,6 +7,7 @@
 use super::http::{Problem, Response};
 use super::request::Request;
 use crate::class_queue::Share;
+use crate::line_rule::LeastTime;
 use std::fmt;
 use std::sync::Arc;
 
@@ -69,6 +70,8 @@ pub(crate) struct Route {
     pub handler: Handler,
     /// The class of its requests, named after its pattern.
     pub share: Share,
+    /// The least time that it takes to answer.
+    pub least_time: LeastTime,
     /// The handler never waits, so the edge calls it without a worker.
     pub instant: bool,
 }
@@ -160,6 +163,7 @@ impl Router {
                 class: Some(pattern.into()),
                 at_most: None,
             },
+            least_time: LeastTime::default(),
             instant: false,
         };
         self.routes.insert(behind, Arc::new(route));
@@ -423,6 +427,7 @@ impl Route {
                 at_most: Some(requests),
             },
             handler: Arc::clone(&self.handler),
+            least_time: LeastTime::default(),
             ..*self
         }
     }

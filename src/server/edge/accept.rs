@@ -4,7 +4,7 @@ use super::clients::Clients;
 use super::connection::Connection;
 use log::{debug, warn};
 use mio::net::TcpStream;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -77,13 +77,13 @@ impl Clients {
         peer: SocketAddr,
         registry: &Registry,
     ) -> io::Result<usize> {
-        let entry = self.all.vacant_entry();
-        let key = entry.key();
-        let token = Token(self.first_token + key);
-        registry.register(&mut socket, token, Interest::READABLE)?;
         self.last_serial += 1;
+        let (key, serial) = (self.all.vacant_key(), self.last_serial);
+        let token = self.token_of(key, serial);
+        registry.register(&mut socket, token, Interest::READABLE)?;
         let config = &self.service.config;
-        entry.insert(Connection::new(socket, peer.ip(), self.last_serial, config));
+        let connection = Connection::new(socket, peer.ip(), serial, config);
+        self.all.insert(connection);
         Ok(key)
     }
 

@@ -9,6 +9,7 @@ use crate::server::router::{Lane, Route};
 use crate::server::shutdown::Phase;
 use log::error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 /// A body of this size, that of the largest head, is taken however much others send.
 const SMALL_BODY: usize = 16 * 1024;
@@ -128,12 +129,12 @@ impl EventLoop {
             }
         }
         exchange.hold(ticket);
-        let token = exchange.token().clone();
-        let is_api = route.lane == Lane::Api;
+        let (token, its_route) = (exchange.token().clone(), Arc::clone(&route));
         self.lanes
             .submit(exchange, route, body, self.poll.registry());
-        if is_api {
-            self.clients.watch(key, token, self.poll.registry());
+        if its_route.lane == Lane::Api {
+            self.clients
+                .watch(key, token, its_route, self.poll.registry());
         }
     }
 }

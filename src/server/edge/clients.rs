@@ -12,6 +12,7 @@ use crate::server::exchange::{Exchange, PendingRequest};
 use crate::server::http::{Problem, request_id};
 use crate::server::inbox::{ClientKey, Done, Inbox};
 use crate::server::render::{closing, render};
+use crate::server::router::Route;
 use crate::server::service::{AccessEntry, Service};
 use crate::token::Token;
 use log::warn;
@@ -33,6 +34,10 @@ const MOST_BUFFERED: usize = 64 << 20;
 /// make room for each other.
 const LEAST_CLIENTS: usize = 8;
 
+/// The part of an event's token that is for the key, beside the tokens of the lanes: more than there
+/// may be connections.
+const KEY_BITS: u32 = 21;
+
 pub(super) struct Clients {
     pub(super) all: Slab<Connection>,
     pub(super) listener: Listener,
@@ -47,8 +52,10 @@ pub(super) struct Clients {
     /// An accepted client that waits until another makes room. Those behind it wait in the
     /// listener's backlog.
     pub(super) next_client: Option<(TcpStream, SocketAddr)>,
-    /// How many clients have gone while the api lane had their requests, since the loop asked last.
-    pub(super) gone: usize,
+    /// Clients have gone while the api lane had their requests, since the loop asked last; and how
+    /// many of them the line could have served.
+    pub(super) have_gone: bool,
+    pub(super) gone_unserved: usize,
     /// Lent to each connection that reads, so that idle ones hold no memory.
     scratch: Box<[u8]>,
 }
@@ -89,7 +96,8 @@ impl Clients {
             last_serial: 0,
             accept_at: None,
             next_client: None,
-            gone: 0,
+            have_gone: false,
+            gone_unserved: 0,
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
         }
     }
@@ -130,7 +138,9 @@ impl Clients {
 
     pub fn close(&mut self, key: usize, registry: &Registry) {
         if let Some(mut connection) = self.all.try_remove(key) {
-            self.gone += usize::from(connection.abandon());
+            let abandoned = connection.abandon();
+            self.have_gone |= abandoned.is_some();
+            self.gone_unserved += usize::from(abandoned.unwrap_or_default());
             // A worker may still hold the socket.
             let fd = connection.reply.socket.as_raw_fd();
             let _ = registry.deregister(&mut SourceFd(&fd));
@@ -139,17 +149,27 @@ impl Clients {
 
     // --- reading and writing
 
+    /// The token of a client's events. An event may be read after its client has gone and another has
+    /// got the key, so it names the serial number as well.
+    pub(super) fn token_of(&self, key: usize, serial: u64) -> mio::Token {
+        mio::Token((serial as usize) << KEY_BITS | (self.first_token + key))
+    }
+
     /// Handles an event of a client's socket.
     pub fn event(&mut self, event: &Event, registry: &Registry) -> (usize, Reaction) {
-        let key = event.token().0 - self.first_token;
+        let key = (event.token().0 & ((1 << KEY_BITS) - 1)) - self.first_token;
         (key, self.react(key, event, registry))
     }
 
     fn react(&mut self, key: usize, event: &Event, registry: &Registry) -> Reaction {
+        let serial = self.all.get(key).map(|connection| connection.serial);
+        if serial.map(|serial| self.token_of(key, serial)) != Some(event.token()) {
+            // It belongs to a client that had this key a moment ago.
+            return Reaction::Nothing;
+        }
         let Some(connection) = self.all.get_mut(key) else {
             return Reaction::Nothing;
         };
-        // The socket knows best: the event may belong to a client that had this key a moment ago.
         if event.is_error() && !matches!(connection.reply.socket.take_error(), Ok(None)) {
             self.close(key, registry);
             return Reaction::Nothing;
@@ -191,10 +211,10 @@ impl Clients {
     }
 
     fn listen_to(&self, key: usize, interest: Interest, registry: &Registry) -> io::Result<()> {
-        let token = mio::Token(self.first_token + key);
         let Some(connection) = self.get(key) else {
             return Ok(());
         };
+        let token = self.token_of(key, connection.serial);
         let fd = connection.reply.socket.as_raw_fd();
         registry.reregister(&mut SourceFd(&fd), token, interest)
     }
@@ -283,11 +303,11 @@ impl Clients {
 
     /// Watches a client whose request has gone to the api lane. Its stream may have ended already,
     /// which raises no event any more.
-    pub fn watch(&mut self, key: usize, token: Token, registry: &Registry) {
+    pub fn watch(&mut self, key: usize, token: Token, route: Arc<Route>, registry: &Registry) {
         let Some(connection) = self.all.get_mut(key) else {
             return;
         };
-        connection.token = Some(token);
+        connection.asked = Some((token, route));
         if connection.read_closed && !connection.note_end_of_stream() {
             self.close(key, registry);
         }
@@ -297,7 +317,8 @@ impl Clients {
     /// have given way.
     pub fn half_closed(&self) -> Vec<(ClientKey, Token)> {
         let half_closed = self.all.iter().filter(|(_, c)| c.half_closed);
-        let all = half_closed.filter_map(|(key, c)| Some(((key, c.serial), c.token.clone()?)));
+        let all =
+            half_closed.filter_map(|(key, c)| Some(((key, c.serial), c.asked.as_ref()?.0.clone())));
         all.filter(|(_, token)| !token.is_fired()).collect()
     }
 

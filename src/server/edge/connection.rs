@@ -29,8 +29,8 @@ pub(super) struct Connection {
     /// The socket, shared with the worker that answers.
     pub reply: Arc<Reply>,
     pub peer: IpAddr,
-    /// The token of its request, while it is with the api lane.
-    pub token: Option<Token>,
+    /// The token of its request, and its route, while it is with the api lane.
+    pub asked: Option<(Token, Arc<Route>)>,
     /// The client has ended its stream while its request waits for an answer, and may still be
     /// there.
     pub half_closed: bool,
@@ -107,7 +107,7 @@ impl Connection {
         Connection {
             reply: Arc::new(Reply::new(socket)),
             peer,
-            token: None,
+            asked: None,
             half_closed: false,
             serial,
             state: State::Idle,
@@ -152,17 +152,13 @@ impl Connection {
         is_there
     }
 
-    /// Notes that the client has gone. Returns whether the api lane's line is to know: nobody needs
-    /// the answer to its request any more.
-    pub fn abandon(&mut self) -> bool {
+    /// Notes that the client has gone. If nobody needs the answer to its request any more, returns
+    /// whether it could have had one: not if it has not even waited for as long as that takes.
+    pub fn abandon(&mut self) -> Option<bool> {
         let was_waiting = matches!(self.state, State::Waiting) && self.reply.give_up();
-        match self.token.take().filter(|_| was_waiting) {
-            Some(token) => {
-                token.fire();
-                true
-            }
-            None => false,
-        }
+        let (token, route) = self.asked.take().filter(|_| was_waiting)?;
+        token.fire();
+        Some(self.since.elapsed() >= route.least_time.get())
     }
 
     /// Whether it is between two requests and has sent nothing of the next.
@@ -357,7 +353,7 @@ impl Connection {
         }
         self.close = close;
         self.ticket = ticket;
-        self.token = None;
+        self.asked = None;
         self.half_closed = false;
         // Refused before it was complete.
         self.more_to_come |= matches!(self.state, State::Head | State::Body(_));

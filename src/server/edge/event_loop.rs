@@ -251,9 +251,9 @@ impl EventLoop {
 
     /// Ends the requests of clients that have gone.
     fn drop_abandoned(&mut self) {
-        let gone = std::mem::take(&mut self.clients.gone);
-        if gone > 0 {
-            self.lanes.note_abandoned(gone);
+        let unserved = std::mem::take(&mut self.clients.gone_unserved);
+        self.lanes.note_unserved(unserved);
+        if std::mem::take(&mut self.clients.have_gone) {
             self.lanes.abandon(Exchange::is_abandoned);
         }
     }
@@ -266,14 +266,12 @@ impl EventLoop {
             return;
         }
         let is_one = |client| half_closed.iter().any(|(one, _)| *one == client);
-        let others = self.lanes.waiting_of(Lane::Api, |e| !is_one(e.client()));
+        let for_worker = self.lanes.waiting_of(Lane::Api, |e| !is_one(e.client()));
         let in_pool = half_closed.iter().map(|(_, token)| token.waiting());
         let in_pool: usize = in_pool.map(|waiting| waiting.load(Ordering::Relaxed)).sum();
-        if others == 0 && self.service.pool.stats().waiting <= in_pool {
-            return;
-        }
-        half_closed.iter().for_each(|(_, token)| token.fire());
-        self.lanes.note_abandoned(half_closed.len());
+        let for_connection = self.service.pool.stats().waiting.saturating_sub(in_pool);
+        let give_way = half_closed.iter().take(for_worker + for_connection);
+        give_way.for_each(|(_, token)| token.fire());
         self.lanes.abandon(Exchange::is_abandoned);
     }
 

@@ -149,6 +149,12 @@ impl Connections {
         (refused, true)
     }
 
+    /// How many requests were sent beyond one for each worker, without those that were given up.
+    pub fn sent_ahead(&self, given_up: usize) -> usize {
+        let sent_ahead = self.ahead.saturating_sub(self.free);
+        sent_ahead.saturating_sub(given_up)
+    }
+
     fn has_free_worker(&self) -> bool {
         self.free > self.ahead
     }

@@ -123,8 +123,9 @@ impl Lanes {
     /// # Errors
     /// What to answer instead.
     pub fn admits(&mut self, route: &Route) -> Result<(), Problem> {
-        let sent_ahead = self.table.waiting(route.lane);
+        let given_up = self.table.given_up(route.lane);
         let connections = self.connections.of_mut(route.lane);
+        let sent_ahead = connections.sent_ahead(given_up);
         if connections.admits(&route.share, sent_ahead) {
             return Ok(());
         }
@@ -138,8 +139,9 @@ impl Lanes {
 
     /// Makes room for a request of a route, if need be by refusing others.
     fn make_room(&mut self, route: &Route) -> Result<(), Problem> {
-        let sent_ahead = self.table.waiting(route.lane);
+        let given_up = self.table.given_up(route.lane);
         let connections = self.connections.of_mut(route.lane);
+        let sent_ahead = connections.sent_ahead(given_up);
         let (refused, has_room) = connections.make_room(&route.share, sent_ahead);
         connections.refused(refused.len());
         let clears_in = connections.clears_in(sent_ahead);
@@ -252,8 +254,8 @@ impl Lanes {
         }
     }
 
-    /// Notes requests of the api lane that nobody needs any more, wherever they are.
-    pub fn note_abandoned(&mut self, count: usize) {
+    /// Notes requests of the api lane whose clients have gone without an answer, wherever they are.
+    pub fn note_unserved(&mut self, count: usize) {
         let connections = self.connections.of_mut(Lane::Api);
         connections.departed(Departures::unserved(count));
     }
@@ -330,8 +332,9 @@ impl Lanes {
         let is_late =
             |lane, exchange: &Exchange| lane == Lane::Api && now >= exchange.queue_deadline();
         let late = self.take_waiting(is_late);
-        let sent_ahead = self.table.waiting(Lane::Api);
+        let given_up = self.table.given_up(Lane::Api);
         let connections = self.connections.of_mut(Lane::Api);
+        let sent_ahead = connections.sent_ahead(given_up);
         connections.departed(Departures::unserved(late.len()));
         let clears_in = connections.clears_in(sent_ahead);
         for exchange in late {

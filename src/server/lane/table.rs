@@ -152,7 +152,13 @@ impl Table {
         }
     }
 
+    /// How many requests of a lane were given up, and are still to be read off it.
+    pub fn given_up(&self, lane: Lane) -> usize {
+        self.counts.of(lane).given_up.load(Ordering::SeqCst)
+    }
+
     /// How many requests wait in a lane for a worker, without those that were given up.
+    #[cfg(test)]
     pub fn waiting(&self, lane: Lane) -> usize {
         let counts = self.counts.of(lane);
         let given_up = counts.given_up.load(Ordering::SeqCst);

@@ -21,8 +21,13 @@ pub(super) fn serve(incoming: Incoming, table: &Table, wakeup: &WorkerWakeup) {
     if route.lane == Lane::Api {
         exchange.end_wait("served");
     }
+    let began = Instant::now();
     let outcome = run(incoming, &mut exchange, &route);
-    if exchange.is_abandoned() || Instant::now() >= exchange.deadline() {
+    if matches!(outcome, Some(Ok(_))) && !exchange.is_abandoned() {
+        route.least_time.observe(began.elapsed());
+    }
+    // Those whose clients have gone are counted where that is seen.
+    if Instant::now() >= exchange.deadline() {
         place.note_lateness();
     }
     // Before the client has its answer: if it asks again at once, it finds the room.

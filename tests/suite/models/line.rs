@@ -9,6 +9,7 @@ use super::waiter::Outcome;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
+use std::time::Duration;
 
 const NEVER: Deadline = Deadline(None);
 
@@ -32,7 +33,7 @@ fn line_with(values: usize, max_waiting: usize) -> Arc<Line<usize>> {
 fn get(line: &Line<usize>) -> usize {
     match line.arrive(&Share::default(), false) {
         Arrival::Ready(value) => value,
-        Arrival::Queued { place, .. } => match line.wait(&place, &NEVER) {
+        Arrival::Queued { place, .. } => match line.wait(&place, &NEVER, Duration::ZERO) {
             Outcome::Given(value) => value,
             other => panic!("{other:?}"),
         },
@@ -79,7 +80,7 @@ fn a_deadline_and_a_hand_off_may_race() {
             let Arrival::Queued { place, .. } = in_line.arrive(&Share::default(), false) else {
                 return;
             };
-            match in_line.wait(&place, &Deadline(Some(deadline))) {
+            match in_line.wait(&place, &Deadline(Some(deadline)), Duration::ZERO) {
                 // The value was given just as the deadline passed: it counts, and must be given
                 // back.
                 Outcome::Given(value) => assert!(in_line.give_back(value, None).is_none()),
@@ -125,7 +126,7 @@ fn one_who_gives_up_does_not_take_the_value_from_the_next() {
         let gives_back = line.clone();
         let holder = thread::spawn(move || assert!(gives_back.give_back(value, None).is_none()));
         let at_once = Deadline(Some(Arc::new(AtomicBool::new(true))));
-        if let Outcome::Given(value) = line.wait(&gives_up, &at_once) {
+        if let Outcome::Given(value) = line.wait(&gives_up, &at_once, Duration::ZERO) {
             assert!(line.give_back(value, None).is_none());
         }
         next.join().unwrap();
@@ -152,7 +153,7 @@ fn nobody_is_overtaken() {
             assert!(in_line.give_back(value, None).is_none());
         });
         assert!(line.give_back(value, None).is_none());
-        let Outcome::Given(_) = line.wait(&first, &NEVER) else {
+        let Outcome::Given(_) = line.wait(&first, &NEVER, Duration::ZERO) else {
             panic!("nobody closes")
         };
         // The first place gives back a 1, as a mark that it had the value.
@@ -179,7 +180,7 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
             Arrival::Ready(value) => value,
             Arrival::Queued { place, .. } => {
                 assert!(line.offer(7).is_none());
-                match line.wait(&place, &NEVER) {
+                match line.wait(&place, &NEVER, Duration::ZERO) {
                     Outcome::Given(value) => value,
                     other => panic!("{other:?}"),
                 }
@@ -210,7 +211,7 @@ fn an_opener_comes_for_everybody_who_finds_nothing() {
                 panic!("nothing was opened yet")
             };
             in_line.call_opener();
-            let Outcome::Given(value) = in_line.wait(&place, &NEVER) else {
+            let Outcome::Given(value) = in_line.wait(&place, &NEVER, Duration::ZERO) else {
                 panic!("nobody closes yet")
             };
             assert!(in_line.give_back(value, None).is_none());
@@ -229,7 +230,7 @@ fn closing_turns_everybody_away_and_loses_nothing() {
         let in_line = line.clone();
         let waiter = thread::spawn(move || match in_line.arrive(&Share::default(), false) {
             Arrival::Ready(value) => in_line.give_back(value, None).is_some() as usize,
-            Arrival::Queued { place, .. } => match in_line.wait(&place, &NEVER) {
+            Arrival::Queued { place, .. } => match in_line.wait(&place, &NEVER, Duration::ZERO) {
                 Outcome::Given(value) => in_line.give_back(value, None).is_some() as usize,
                 Outcome::Closed => 0,
                 Outcome::TimedOut | Outcome::TurnedAway | Outcome::Displaced => {
@@ -290,7 +291,7 @@ fn a_hopeless_wait_ends_and_a_hopeful_one_goes_on() {
             let Arrival::Queued { place, .. } = in_line.arrive(&Share::default(), false) else {
                 return;
             };
-            match in_line.wait(&place, &NEVER) {
+            match in_line.wait(&place, &NEVER, Duration::ZERO) {
                 Outcome::TurnedAway | Outcome::Closed => {}
                 Outcome::Given(value) => assert!(in_line.give_back(value, None).is_none()),
                 Outcome::TimedOut | Outcome::Displaced => panic!("there is no deadline"),
