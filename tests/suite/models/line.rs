@@ -7,7 +7,7 @@ use super::pool_line::{Arrival, Line};
 use super::sync::Deadline;
 use super::waiter::Outcome;
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 use std::time::Duration;
 
@@ -315,5 +315,79 @@ fn a_full_line_turns_away() {
         ));
         assert!(line.give_back(value, None).is_none());
         is_at_rest(&line, 1);
+    });
+}
+
+#[test]
+fn while_the_newest_go_first_one_who_is_displaced_learns_of_it_and_nothing_is_lost() {
+    check(3, || {
+        let line = line_with(1, 1);
+        let value = get(&line);
+        let Arrival::Queued { place: oldest, .. } = line.arrive(&Share::default(), false) else {
+            panic!("the value is out")
+        };
+        for _ in 0..10 {
+            assert!(matches!(
+                line.arrive(&Share::default(), false),
+                Arrival::Full
+            ));
+        }
+        assert!(line.figures().newest_first, "so many were refused");
+        let in_line = line.clone();
+        let newest = thread::spawn(move || {
+            let value = get(&in_line);
+            assert!(in_line.give_back(value, None).is_none());
+        });
+        let gives_back = line.clone();
+        let holder = thread::spawn(move || assert!(gives_back.give_back(value, None).is_none()));
+        match line.wait(&oldest, &NEVER, Duration::ZERO) {
+            Outcome::Given(value) => assert!(line.give_back(value, None).is_none()),
+            Outcome::Displaced => {}
+            other => panic!("{other:?}"),
+        }
+        newest.join().unwrap();
+        holder.join().unwrap();
+        is_at_rest(&line, 1);
+        assert!(!line.figures().newest_first, "the line is empty");
+    });
+}
+
+#[test]
+fn a_class_at_its_bound_waits_for_its_own_and_leaves_the_rest_to_others() {
+    check(3, || {
+        let line = line_with(2, 10);
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), 1);
+        let bounded = Share {
+            class: Some("bounded".into()),
+            at_most: Some(most),
+        };
+        let users: Vec<_> = (0..2)
+            .map(|_| {
+                let (line, share, now) = (line.clone(), bounded.clone(), now.clone());
+                thread::spawn(move || {
+                    let value = match line.arrive(&share, false) {
+                        Arrival::Ready(value) => value,
+                        Arrival::Queued { place, .. } => {
+                            match line.wait(&place, &NEVER, Duration::ZERO) {
+                                Outcome::Given(value) => value,
+                                other => panic!("{other:?}"),
+                            }
+                        }
+                        Arrival::Full | Arrival::Closed => panic!("turned away"),
+                    };
+                    assert!(now.fetch_add(1, Ordering::SeqCst) < most);
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    let unwanted = line.give_back(value, share.class.as_ref());
+                    assert!(unwanted.is_none());
+                })
+            })
+            .collect();
+        // The class never holds both.
+        let Arrival::Ready(value) = line.arrive(&Share::default(), false) else {
+            panic!("one is left to the others")
+        };
+        assert!(line.give_back(value, None).is_none());
+        users.into_iter().for_each(|u| u.join().unwrap());
+        is_at_rest(&line, 2);
     });
 }
