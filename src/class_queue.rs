@@ -121,6 +121,7 @@ impl<W> ClassQueue<W> {
     }
 
     /// Whether a class may hold one more.
+    #[cfg(any(test, feature = "server"))]
     pub fn may_take(&self, share: &Share) -> bool {
         match self.place(share.class.as_ref()) {
             Some(place) => {
@@ -221,6 +222,7 @@ impl<W> ClassQueue<W> {
     }
 
     /// Whether [`make_room`](Self::make_room) would refuse another than the one who comes.
+    #[cfg(any(test, feature = "server"))]
     pub fn can_make_room(&self, share: &Share, newest_first: bool) -> bool {
         self.gives_way_to(share, newest_first).is_some()
     }
@@ -261,6 +263,7 @@ impl<W> ClassQueue<W> {
     }
 
     /// All that wait.
+    #[cfg(any(test, feature = "server"))]
     pub fn iter(&self) -> impl Iterator<Item = &W> {
         let returned = self.returned.iter().map(|(_, waiter)| waiter);
         let classes = self.classes.iter().flat_map(|class| &class.waiting);
