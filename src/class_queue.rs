@@ -1,19 +1,19 @@
 //! A line in classes: the waiting class that holds the fewest is served first. Pure.
 //!
-//! A class is whatever its users say: the reports, a tenant, a route. One kind of work that takes
-//! long could otherwise hold everything there is to hold, and let quick work wait. Within a class
-//! the order is that of the line's [rule](crate::line_rule). A class exists as long as it holds
-//! something or somebody waits in it, so names may be many. Work without a class shares one.
+//! A class is what its users call it: reports, a tenant, a route. Without classes, one kind of slow
+//! work could hold everything and keep quick work waiting. Within a class, the order is that of the
+//! line's [rule](crate::line_rule). A class exists only while it holds something or has waiters, so
+//! there may be any number of names. All work without a class shares one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Whose share a piece of work counts in, and how large that may be.
+/// The class of a piece of work, and how many the class may hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// `None` is the class of all work without one.
     pub class: Option<Arc<str>>,
-    /// The most that the class may hold, if it has a name; the newest word counts.
+    /// The most that the class may hold, if it has a name. The latest value counts.
     pub at_most: Option<usize>,
 }
 
@@ -21,7 +21,7 @@ pub struct Share {
 pub struct ClassQueue<W> {
     /// The first is the class without a name, which stays.
     classes: Vec<Class<W>>,
-    /// They come back, and are served before everybody else.
+    /// Those who came back (see [`push_returned`](Self::push_returned)).
     returned: VecDeque<(Option<Arc<str>>, W)>,
     length: usize,
     arrivals: u64,
@@ -89,7 +89,7 @@ impl<W> ClassQueue<W> {
         self.length == 0
     }
 
-    /// How many of those who wait could be served at once, if there were enough for all.
+    /// How many of the waiters could be served now if there were enough for all of them.
     pub fn servable(&self) -> usize {
         let of = |class: &Class<W>| {
             let first = self.returned.iter().filter(|(name, _)| *name == class.name);
@@ -158,7 +158,7 @@ impl<W> ClassQueue<W> {
         self.class(share).waiting.push_back((arrival, waiter));
     }
 
-    /// Joins the line in front of everybody, whatever its class holds.
+    /// Joins the line at its head, whatever its class holds.
     pub fn push_returned(&mut self, share: &Share, waiter: W) {
         self.length += 1;
         self.returned.push_back((share.class.clone(), waiter));
@@ -208,11 +208,11 @@ impl<W> ClassQueue<W> {
         waiting.min().map(|(_, _, place)| place)
     }
 
-    /// Makes room in a full line for one more of a class: takes out the one who is to be refused.
-    /// `None` if that is the one who comes.
+    /// Makes room in a full line for one more of a class: takes out the waiter to be refused. `None`
+    /// if the newcomer is to be refused.
     ///
-    /// The longest class gives way, so that one kind of work cannot keep the others out: while
-    /// newest first is in force with its oldest, else with its newest.
+    /// The longest class gives up a waiter, so that one kind of work cannot keep the others out: its
+    /// oldest while the newest are served first, else its newest.
     pub fn make_room(&mut self, share: &Share, newest_first: bool) -> Option<W> {
         let longest = self.gives_way_to(share, newest_first)?;
         let refused = self.classes[longest].pop(!newest_first)?;
@@ -221,7 +221,7 @@ impl<W> ClassQueue<W> {
         Some(refused)
     }
 
-    /// Whether [`make_room`](Self::make_room) would refuse another than the one who comes.
+    /// Whether [`make_room`](Self::make_room) would take out a waiter.
     #[cfg(any(test, feature = "server"))]
     pub fn can_make_room(&self, share: &Share, newest_first: bool) -> bool {
         self.gives_way_to(share, newest_first).is_some()

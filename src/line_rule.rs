@@ -1,29 +1,33 @@
-//! Which end of a line is served next. Pure: departures in, order out. Moments are the time since
-//! any fixed one.
+//! Which end of a line is served next. Pure: departures in, order out. Moments are durations since
+//! any fixed moment.
 //!
-//! The order is first come, first served, as long as that serves anybody. If more comes than can be
-//! served, a line only grows, until those at its head have waited for so long that they give up, or
-//! have given up already: then everybody is served too late. The newest, however, can still be
-//! served in time. So while at least 5 % of those who leave the line leave it unserved, the newest
-//! are served first, and those who have waited for longest are the ones who go without.
+//! The order is first come, first served, as long as that works. If more arrive than can be served,
+//! the line grows until those at its head have waited so long that they give up; from then on, all
+//! are served too late. The newest, however, can still be served in time. So while at least 5 % of
+//! those who leave the line leave it unserved, the newest are served first, and those who have waited
+//! longest go unserved.
 //!
-//! This needs no setting, since how long people wait is not guessed: it is seen. Where nobody gives
-//! up, nothing changes. Simulated with 5 servers, 20 ms of work each, and clients who give up after
-//! 500 ms (the tests repeat it), the share of the possible answers that came in time:
+//! There is no setting: how long clients wait is not guessed but seen. Where nobody gives up, nothing
+//! changes. In a simulation with 5 servers, 20 ms of work each, and clients that give up after 500 ms
+//! (the tests repeat it), this share of the possible answers came in time:
 //!
-//! | offered, of what is possible | 0.8 | 1.05 | 1.2 | 2 | 4 | 10 |
+//! | offered, relative to the maximum | 0.8 | 1.05 | 1.2 | 2 | 4 | 10 |
 //! |---|---|---|---|---|---|---|
-//! | first come, and who gives up stays in line | 1.00 | 0.3 | 0.10 | 0.03 | 0.02 | 0.02 |
-//! | first come, and who gives up leaves | 1.00 | 0.8 | 0.36 | 0.04 | 0.02 | 0.02 |
+//! | first come; those who give up stay in line | 1.00 | 0.3 | 0.10 | 0.03 | 0.02 | 0.02 |
+//! | first come; those who give up leave | 1.00 | 0.8 | 0.36 | 0.04 | 0.02 | 0.02 |
 //! | this rule | 1.00 | 0.99 | 0.99 | 1.00 | 1.00 | 1.00 |
 //!
-//! Newest first itself makes those at the other end give up, also where first come would serve them
-//! all again. So first come is tried again, first after a second, and more and more seldom; a trial
-//! ends as soon as it makes the line grow.
+//! Newest first itself makes those at the other end give up, even if first come could serve all of
+//! them again. So first come is tried again after a second, and after each failed trial twice as
+//! late. A trial ends as soon as the line grows.
 //!
-//! Tried, and worse: newest first whenever there is a line (among 100 patient clients one was
-//! served once, another 969 times); a bound on the wait, also one that adapts as CoDel's does (it
-//! refuses most of a burst that could be served, and is wrong for another patience).
+//! Those who give up sooner than their work takes cannot be served in any order. They are not counted
+//! ([`LeastTime`]): otherwise a single impatient client would turn the order, be served first, and be
+//! in vain each time.
+//!
+//! Tried, and worse: newest first whenever there is a line (of 100 patient clients one was served
+//! once, another 969 times); a limit on the wait, also an adaptive one like CoDel's (it refuses most
+//! of a burst that could be served, and is wrong for another patience).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -34,23 +38,23 @@ use std::time::Duration;
 const WINDOW: Duration = Duration::from_secs(1);
 /// Departures are counted together for this long.
 const GRAIN: Duration = Duration::from_millis(50);
-/// At least so many departures count, however long ago they were.
+/// At least this many departures count, however long ago they were.
 const LEAST: u32 = 20;
-/// So many are enough to begin with newest first.
+/// Newest first begins only after this many departures.
 const LEAST_TO_BEGIN: u32 = 10;
-/// And so many of them unserved: one or two are no sign of anything.
+/// Newest first begins only if at least this many left unserved: one or two mean nothing.
 const LEAST_UNSERVED: u32 = 3;
 /// Newest first begins at this share of departures unserved, in percent, and ends below the other.
-/// They are near each other: a few hasty callers may be always there, and newest first that began
-/// in an outage must end in spite of them.
+/// The two are close to each other: a few impatient callers may always be there, and newest first
+/// must end in spite of them if it began in an outage.
 const BEGIN_PERCENT: u32 = 5;
 const END_PERCENT: u32 = 4;
-/// How long newest first lasts before first come is tried again; twice as long after each trial
-/// that fails.
+/// How long newest first lasts before first come is tried again; this doubles after each failed
+/// trial.
 const FIRST_TRIAL: Duration = Duration::from_secs(1);
 const LAST_TRIAL: Duration = Duration::from_secs(64);
-/// For how long nobody's departure counts against a trial: those who are about to leave have waited
-/// in vain under the other order.
+/// Departures in this time do not count against a trial: those who leave then have waited in vain
+/// under the other order.
 const QUIET: Duration = Duration::from_millis(300);
 /// A change of the order is not told again within this time.
 const QUIET_LOG: Duration = Duration::from_secs(10);
@@ -66,16 +70,16 @@ pub struct Rule {
     grains: VecDeque<Grain>,
     /// The sums of the grains.
     recent: Departures,
-    /// When the order changed last, and who has left since.
+    /// When the order changed last, and the departures since then.
     changed: Option<Duration>,
     since: Departures,
     /// First come is being tried.
     trial: Option<Trial>,
     /// How long newest first lasts before the next trial.
     until_trial: Duration,
-    /// When there was last no room in the line.
+    /// When the line was last full.
     refused: Option<Duration>,
-    /// When the beginning of newest first was last worth telling.
+    /// When the log was last told that newest first begins.
     told: Option<Duration>,
     is_news: bool,
 }
@@ -107,14 +111,16 @@ pub enum Switch {
     FirstCome(Duration, Departures),
 }
 
-/// About the least time that a piece of work takes of late. Whoever has not even waited for so long
-/// could not have been served in any order, and says nothing about the line: served first, they
-/// would only take time from those who wait.
+/// About the least time that a piece of work has taken of late. A client that gives up sooner could
+/// not have been served in any order, so its departure says nothing about the line.
 #[derive(Debug, Default)]
-pub struct LeastTime(AtomicU64);
+pub struct LeastTime(
+    /// Nanoseconds; 0 if nothing is known.
+    AtomicU64,
+);
 
 impl LeastTime {
-    /// In nanoseconds: shorter ones count at once, longer ones little by little.
+    /// A shorter time counts at once, longer ones count little by little.
     pub fn observe(&self, took: Duration) {
         let took = took.as_nanos().min(u128::from(u64::MAX)) as u64;
         let least = self.0.load(Ordering::Relaxed);
@@ -192,8 +198,8 @@ impl Rule {
         }
     }
 
-    /// Whether the last change of the order is worth telling people. The order may change to and
-    /// fro, as the line fills and empties: of those changes only the first is, and its end.
+    /// Whether the last change of the order belongs in the log. If the order changes back and forth,
+    /// as the line fills and empties, only the first change does, and its end.
     pub fn is_news(&self) -> bool {
         self.is_news
     }
@@ -207,9 +213,9 @@ impl Rule {
         self.changed
     }
 
-    /// Notes that `all` have left the line, so many of them unserved: their time was up, their
-    /// client has gone, or there was no room for them; and how many are left. Returns the change
-    /// that follows, if any.
+    /// Notes departures from the line, in which `left` remain. Those left unserved whose time was up,
+    /// whose client has gone, or for whom there was no room. Returns the resulting change of the
+    /// order, if any.
     #[must_use]
     pub fn departed(
         &mut self,
@@ -243,7 +249,7 @@ impl Rule {
         let recent = self.recent;
         if self.newest_first {
             self.since.add(departures);
-            // Right after a trial, those who wait in vain are not old enough to leave.
+            // Right after a trial, those who wait have not waited long enough to give up.
             let may_end = self.until_trial == FIRST_TRIAL || self.has_lasted(now);
             let is_over = may_end && recent.all >= LEAST && !recent.reach(END_PERCENT);
             return match () {
@@ -286,15 +292,15 @@ impl Rule {
         Switch::NewestFirst(self.recent, left)
     }
 
-    /// Notes that so many found no room in the line. Returns the change that follows, if any.
+    /// Notes that this many found no room in the line. Returns the resulting change, if any.
     #[must_use]
     pub fn refused(&mut self, now: Duration, count: usize, left: usize) -> Option<Switch> {
         self.refused = Some(now);
         self.departed(now, Departures::unserved(count), left)
     }
 
-    /// Notes that nobody is in line any more: whatever was, is over. Returns the change that
-    /// follows, if any.
+    /// Notes that the line is empty: earlier departures no longer count. Returns the resulting
+    /// change, if any.
     #[must_use]
     pub fn drained(&mut self, now: impl FnOnce() -> Duration) -> Option<Switch> {
         if self.recent.all > 0 {
@@ -308,7 +314,7 @@ impl Rule {
         }
     }
 
-    /// How many were served a second of late; `None` if nobody was.
+    /// How many were served per second of late; `None` if none were.
     pub fn rate(&self, now: Duration) -> Option<f64> {
         let age = |grain: &Grain| now.saturating_sub(grain.began);
         let recent = self.grains.iter().filter(|grain| age(grain) <= WINDOW);
@@ -321,10 +327,10 @@ impl Rule {
         (served > 0).then(|| f64::from(served) / time.as_secs_f64())
     }
 
-    /// Whether first come could serve all again. Under newest first the line consists of those who
-    /// will leave it unserved: it is as long as it takes so many to come as leave. If clearly fewer
-    /// leave than are served, first come would serve them before they leave, at least at first. It
-    /// would not if the line has no more room: then it is as long as it may be.
+    /// Whether first come could serve everybody again. Under newest first, the line consists of those
+    /// who will leave unserved, so its length is their rate times the time that they wait (Little's
+    /// law). If clearly fewer leave than are served, first come would serve them before they leave.
+    /// This says nothing if the line is full, which limits its length.
     fn may_try(&self, now: Duration) -> bool {
         let Departures { all, unserved } = self.recent;
         let has_room = |refused: Duration| now.saturating_sub(refused) > WINDOW;

@@ -1,4 +1,4 @@
-//! Tokens: one thread gives up work that others do.
+//! Tokens: one thread ends the work of others that nobody needs any more.
 
 use crate::sync::unpoison;
 use std::fmt;
@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Says that nobody needs the result of some work any more. Clones are handles to the same token,
-/// and any thread may [`fire`](Token::fire) it, once.
+/// Tells calls that nobody needs their result any more. Clones are handles to the same token, and any
+/// thread may [`fire`](Token::fire) it, once.
 ///
-/// A call with [`abandon_on`](crate::Pool::abandon_on) ends when its token is fired. A handler that
-/// computes may look at [`is_fired`](Token::is_fired) now and then.
+/// A call with [`abandon_on`](crate::Pool::abandon_on) ends when its token is fired. Code that computes
+/// for a long time can check [`is_fired`](Token::is_fired).
 ///
-/// Once a call that may write has been done with a token, the token ends no further calls: what
-/// belongs together is not left half done.
+/// After a call that may write has succeeded with a token, the token ends no further calls, so that
+/// work which belongs together is not left half done.
 ///
 /// ```
 /// use millpond::Token;
