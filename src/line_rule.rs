@@ -252,21 +252,17 @@ impl Rule {
             // Right after a trial, those who wait have not waited long enough to give up.
             let may_end = self.until_trial == FIRST_TRIAL || self.has_lasted(now);
             let is_over = may_end && recent.all >= LEAST && !recent.reach(END_PERCENT);
-            return match () {
-                () if is_over => {
-                    self.until_trial = FIRST_TRIAL;
-                    self.end(now)
-                }
-                () if self.may_try(now) => {
-                    self.forget();
-                    self.trial = Some(Trial {
-                        began: now,
-                        longest: left + (left / 4).max(LEAST as usize),
-                    });
-                    self.end(now)
-                }
-                () => None,
-            };
+            if !(is_over || self.may_try(now)) {
+                return None;
+            }
+            // A trial in any case: where clients are not seen to give up, few leave for as long as
+            // they may wait.
+            self.forget();
+            self.trial = Some(Trial {
+                began: now,
+                longest: left + (left / 16).max(LEAST as usize),
+            });
+            return self.end(now);
         }
         let enough = recent.all >= LEAST_TO_BEGIN && recent.unserved >= LEAST_UNSERVED;
         let begin = enough && recent.reach(BEGIN_PERCENT);
@@ -443,6 +439,7 @@ mod tests {
         assert_eq!(rule.departed(later, Departures::served(1), 9), Some(end));
         assert!(!rule.is_newest_first());
         // Another time, what was before does not count.
+        let later = later + WINDOW;
         assert!(rule.departed(later, Departures::unserved(30), 9).is_some());
         let end = Switch::FirstCome(Duration::ZERO, Departures::default());
         assert_eq!(rule.drained(|| later), Some(end));
@@ -467,8 +464,8 @@ mod tests {
         assert!(matches!(tried, Some(Switch::FirstCome(..))), "{tried:?}");
         // It makes the line grow.
         let at = START + second + QUIET / 2;
-        assert_eq!(rule.departed(at, share, 125), None);
-        assert!(rule.departed(at, share, 126).is_some());
+        assert_eq!(rule.departed(at, share, 120), None);
+        assert!(rule.departed(at, share, 121).is_some());
         for later in [second, second * 19 / 10] {
             assert_eq!(rule.departed(at + later, share, 100), None, "{later:?}");
         }
