@@ -1,9 +1,9 @@
 //! What the server still answers in time when more is asked of it than its database can do.
 //!
-//! The client is an open loop: requests arrive at a fixed rate, whatever comes back, as they do from
-//! many people who know nothing of each other. Each has a connection of its own, which is closed
-//! when the client's patience ends. An answer after that is worth nothing, but may have cost the
-//! database as much as any other. Compare the shares: the rates depend on the machine.
+//! The client is an open loop: requests arrive at a fixed rate, whatever comes back, as they do
+//! from many people who know nothing of each other. Each has a connection of its own, which is
+//! closed when the client's patience ends. An answer after that is worth nothing, but may have cost
+//! the database as much as any other. Compare the shares: the rates depend on the machine.
 //!
 //! ```text
 //! cargo bench --bench overload -- [--seconds N] [--only FACTOR,PATIENCE_MS].. [--via HOW]
@@ -308,7 +308,8 @@ impl Asking {
         self.due + self.patience
     }
 
-    /// Writes and reads what can be without blocking; returns the status once the answer is complete.
+    /// Writes and reads what can be without blocking; returns the status once the answer is
+    /// complete.
     fn advance(&mut self) -> io::Result<Option<u16>> {
         match self.try_advance() {
             // The latter while it is being connected.
@@ -588,8 +589,8 @@ fn spawn(program: &str, dir: &TempDir) -> io::Result<Child> {
         .spawn()
 }
 
-/// The defaults, but for places that only root may write to. It is one process, so that none is left
-/// when that is killed.
+/// The defaults, but for places that only root may write to. It is one process, so that none is
+/// left when that is killed.
 fn nginx_config(addr: SocketAddr, server: SocketAddr) -> String {
     format!(
         "daemon off;

@@ -208,11 +208,11 @@ impl<W> ClassQueue<W> {
         waiting.min().map(|(_, _, place)| place)
     }
 
-    /// Makes room in a full line for one more of a class: takes out the waiter to be refused. `None`
-    /// if the newcomer is to be refused.
+    /// Makes room in a full line for one more of a class: takes out the waiter to be refused.
+    /// `None` if the newcomer is to be refused.
     ///
-    /// The longest class gives up a waiter, so that one kind of work cannot keep the others out: its
-    /// oldest while the newest are served first, else its newest.
+    /// The longest class gives up a waiter, so that one kind of work cannot keep the others out:
+    /// its oldest while the newest are served first, else its newest.
     pub fn make_room(&mut self, share: &Share, newest_first: bool) -> Option<W> {
         let longest = self.gives_way_to(share, newest_first)?;
         let refused = self.classes[longest].pop(!newest_first)?;
@@ -242,19 +242,9 @@ impl<W> ClassQueue<W> {
     pub fn take_out(&mut self, leaves: impl Fn(&W) -> bool) -> Vec<W> {
         let mut out = Vec::new();
         for class in &mut self.classes {
-            if class.waiting.iter().any(|(_, waiter)| leaves(waiter)) {
-                let all = std::mem::take(&mut class.waiting);
-                let (left, stay): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, w)| leaves(w));
-                class.waiting = stay.into();
-                out.extend(left.into_iter().map(|(_, waiter)| waiter));
-            }
+            take_out_of(&mut class.waiting, &leaves, &mut out);
         }
-        if self.returned.iter().any(|(_, waiter)| leaves(waiter)) {
-            let all = std::mem::take(&mut self.returned);
-            let (left, stay): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, w)| leaves(w));
-            self.returned = stay.into();
-            out.extend(left.into_iter().map(|(_, waiter)| waiter));
-        }
+        take_out_of(&mut self.returned, &leaves, &mut out);
         self.length -= out.len();
         for place in (1..self.classes.len()).rev() {
             self.forget_if_unused(place);
@@ -277,6 +267,21 @@ impl<W> ClassQueue<W> {
             self.classes.swap_remove(place);
         }
     }
+}
+
+/// Moves all that are to leave to `out`; the others keep their order.
+fn take_out_of<K, W>(
+    waiting: &mut VecDeque<(K, W)>,
+    leaves: impl Fn(&W) -> bool,
+    out: &mut Vec<W>,
+) {
+    if !waiting.iter().any(|(_, waiter)| leaves(waiter)) {
+        return;
+    }
+    let all = std::mem::take(waiting).into_iter();
+    let (left, stay): (Vec<_>, Vec<_>) = all.partition(|(_, waiter)| leaves(waiter));
+    *waiting = stay.into();
+    out.extend(left.into_iter().map(|(_, waiter)| waiter));
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@
 //! The order is first come, first served, as long as that works. If more arrive than can be served,
 //! the line grows until those at its head have waited so long that they give up; from then on, all
 //! are served too late. The newest, however, can still be served in time. So while at least 5 % of
-//! those who leave the line leave it unserved, the newest are served first, and those who have waited
-//! longest go unserved.
+//! those who leave the line leave it unserved, the newest are served first, and those who have
+//! waited longest go unserved.
 //!
-//! There is no setting: how long clients wait is not guessed but seen. Where nobody gives up, nothing
-//! changes. In a simulation with 5 servers, 20 ms of work each, and clients that give up after 500 ms
-//! (the tests repeat it), this share of the possible answers came in time:
+//! There is no setting: how long clients wait is not guessed but seen. Where nobody gives up,
+//! nothing changes. In a simulation with 5 servers, 20 ms of work each, and clients that give up
+//! after 500 ms (the tests repeat it), this share of the possible answers came in time:
 //!
 //! | offered, relative to the maximum | 0.8 | 1.05 | 1.2 | 2 | 4 | 10 |
 //! |---|---|---|---|---|---|---|
@@ -21,13 +21,13 @@
 //! them again. So first come is tried again after a second, and after each failed trial twice as
 //! late. A trial ends as soon as the line grows.
 //!
-//! Those who give up sooner than their work takes cannot be served in any order. They are not counted
-//! ([`LeastTime`]): otherwise a single impatient client would turn the order, be served first, and be
-//! in vain each time.
+//! Those who give up sooner than their work takes cannot be served in any order. They are not
+//! counted ([`LeastTime`]): otherwise a single impatient client would turn the order, be served
+//! first, and be in vain each time.
 //!
 //! Tried, and worse: newest first whenever there is a line (of 100 patient clients one was served
-//! once, another 969 times); a limit on the wait, also an adaptive one like CoDel's (it refuses most
-//! of a burst that could be served, and is wrong for another patience).
+//! once, another 969 times); a limit on the wait, also an adaptive one like CoDel's (it refuses
+//! most of a burst that could be served, and is wrong for another patience).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -164,6 +164,20 @@ impl fmt::Display for Switch {
 }
 
 impl Departures {
+    pub fn served(count: usize) -> Departures {
+        Departures {
+            all: count as u32,
+            unserved: 0,
+        }
+    }
+
+    pub fn unserved(count: usize) -> Departures {
+        Departures {
+            all: count as u32,
+            unserved: count as u32,
+        }
+    }
+
     fn add(&mut self, other: Departures) {
         self.all = self.all.saturating_add(other.all);
         self.unserved = self.unserved.saturating_add(other.unserved);
@@ -198,8 +212,8 @@ impl Rule {
         }
     }
 
-    /// Whether the last change of the order belongs in the log. If the order changes back and forth,
-    /// as the line fills and empties, only the first change does, and its end.
+    /// Whether the last change of the order belongs in the log. If the order changes back and
+    /// forth, as the line fills and empties, only the first change does, and its end.
     pub fn is_news(&self) -> bool {
         self.is_news
     }
@@ -213,9 +227,9 @@ impl Rule {
         self.changed
     }
 
-    /// Notes departures from the line, in which `left` remain. Those left unserved whose time was up,
-    /// whose client has gone, or for whom there was no room. Returns the resulting change of the
-    /// order, if any.
+    /// Notes departures from the line, in which `left` remain. Those left unserved whose time was
+    /// up, whose client has gone, or for whom there was no room. Returns the resulting change of
+    /// the order, if any.
     #[must_use]
     pub fn departed(
         &mut self,
@@ -323,10 +337,10 @@ impl Rule {
         (served > 0).then(|| f64::from(served) / time.as_secs_f64())
     }
 
-    /// Whether first come could serve everybody again. Under newest first, the line consists of those
-    /// who will leave unserved, so its length is their rate times the time that they wait (Little's
-    /// law). If clearly fewer leave than are served, first come would serve them before they leave.
-    /// This says nothing if the line is full, which limits its length.
+    /// Whether first come could serve everybody again. Under newest first, the line consists of
+    /// those who will leave unserved, so its length is their rate times the time that they wait
+    /// (Little's law). If clearly fewer leave than are served, first come would serve them before
+    /// they leave. This says nothing if the line is full, which limits its length.
     fn may_try(&self, now: Duration) -> bool {
         let Departures { all, unserved } = self.recent;
         let has_room = |refused: Duration| now.saturating_sub(refused) > WINDOW;
@@ -370,22 +384,6 @@ impl Rule {
         {
             self.recent.subtract(first.departures);
             self.grains.pop_front();
-        }
-    }
-}
-
-impl Departures {
-    pub fn served(count: usize) -> Departures {
-        Departures {
-            all: count as u32,
-            unserved: 0,
-        }
-    }
-
-    pub fn unserved(count: usize) -> Departures {
-        Departures {
-            all: count as u32,
-            unserved: count as u32,
         }
     }
 }

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Tells calls that nobody needs their result any more. Clones are handles to the same token, and any
-/// thread may [`fire`](Token::fire) it, once.
+/// Tells calls that nobody needs their result any more. Clones are handles to the same token, and
+/// any thread may [`fire`](Token::fire) it, once.
 ///
-/// A call with [`abandon_on`](crate::Pool::abandon_on) ends when its token is fired. Code that computes
-/// for a long time can check [`is_fired`](Token::is_fired).
+/// A call with [`abandon_on`](crate::Pool::abandon_on) ends when its token is fired. Code that
+/// computes for a long time can check [`is_fired`](Token::is_fired).
 ///
 /// After a call that may write has succeeded with a token, the token ends no further calls, so that
 /// work which belongs together is not left half done.

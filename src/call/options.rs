@@ -128,10 +128,10 @@ impl Call<'_> {
     /// Ends the call when the token is fired, as [`Error::Abandoned`](crate::Error::Abandoned):
     /// nobody needs its result any more.
     ///
-    /// A call that waits for a connection, or for its next attempt, ends at once. A running statement
-    /// of [`read`](Call::read), or of a [READ ONLY](Call::read_only) transaction, is cancelled, and
-    /// its connection stays in the pool. A call that may write is finished once it has begun (a
-    /// COMMIT is never cancelled), and so are later calls with the same token.
+    /// A call that waits for a connection, or for its next attempt, ends at once. A running
+    /// statement of [`read`](Call::read), or of a [READ ONLY](Call::read_only) transaction, is
+    /// cancelled, and its connection stays in the pool. A call that may write is finished once it
+    /// has begun (a COMMIT is never cancelled), and so are later calls with the same token.
     ///
     /// ```no_run
     /// use millpond::Token;

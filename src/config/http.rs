@@ -14,7 +14,8 @@ pub struct HttpConfig {
     pub workers: Option<usize>,
     /// Requests that may wait for a worker; a further one gets 503. Default 1024.
     pub queue: usize,
-    /// Longest wait for a worker; then 503. `None` is `request_timeout`, which limits it in any case.
+    /// Longest wait for a worker; then 503. `None` is `request_timeout`, which limits it in any
+    /// case.
     pub queue_timeout: Option<Duration>,
     /// A larger body gets 413. Default 1 MiB.
     pub max_body_bytes: usize,

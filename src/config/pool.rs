@@ -240,7 +240,7 @@ pub enum LineOrder {
     /// First come, first served; but while at least 5 % of those who left the line in the last
     /// second left it unserved (their time was up, their client has gone, or the line was full),
     /// the newest first: those can still be served in time. Back to first come once the line is
-    /// empty, or less than 1 % leave unserved.
+    /// empty, or less than 4 % leave unserved; and tried now and then in between.
     #[default]
     Auto,
     /// Always first come, first served.

@@ -239,21 +239,16 @@ impl Inner {
         until: Option<Instant>,
         token: Option<&Token>,
     ) -> Outcome<Held> {
-        let Some(token) = token else {
-            let deadline = Deadline {
-                at: until,
-                flag: None,
-            };
-            return self.line.wait(place, &deadline, self.least_use.get());
-        };
-        let me = std::thread::current();
-        let _watch = token.watch(move || me.unpark());
         let deadline = Deadline {
             at: until,
-            flag: Some(token.flag()),
+            flag: token.map(Token::flag),
         };
+        let wait = || self.line.wait(place, &deadline, self.least_use.get());
+        let Some(token) = token else { return wait() };
+        let me = std::thread::current();
+        let _watch = token.watch(move || me.unpark());
         token.waiting().fetch_add(1, Ordering::Relaxed);
-        let outcome = self.line.wait(place, &deadline, self.least_use.get());
+        let outcome = wait();
         token.waiting().fetch_sub(1, Ordering::Relaxed);
         outcome
     }

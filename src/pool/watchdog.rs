@@ -6,10 +6,10 @@
 //! cancel; 500 ms later it cuts the wire, whether or not the cancel request has been sent by then.
 //! While a COMMIT is on the wire nothing is cancelled: a cancel during the wait for a synchronous
 //! standby makes the server answer COMMIT with a mere warning. Instead, the wire is cut at the
-//! deadline. A connection to which a cancel was sent at a deadline is not used again: the signal may
-//! arrive late and would end the next statement. If the cancel was sent because nobody needs the
-//! result any more, and the server is alive, it is waited for (see `cancel`), and the connection
-//! stays.
+//! deadline. A connection to which a cancel was sent at a deadline is not used again: the signal
+//! may arrive late and would end the next statement. If the cancel was sent because nobody needs
+//! the result any more, and the server is alive, it is waited for (see `cancel`), and the
+//! connection stays.
 
 use super::cancel::{Cancels, MOST_CANCELS, cancel_one, next_cancel};
 use super::tracked::{Tracked, word};

@@ -7,8 +7,8 @@
 //! # Your own routes
 //!
 //! A handler takes a [`Request`] and returns a [`Response`], or a [`Problem`] in its place; an
-//! error of the pool becomes one by `?`. What it needs it captures. [`Request::call`] makes a call on
-//! the pool that keeps the request's time, and ends when its client hangs up.
+//! error of the pool becomes one by `?`. What it needs it captures. [`Request::call`] makes a call
+//! on the pool that keeps the request's time, and ends when its client hangs up.
 //!
 //! ```
 //! use millpond::config::HttpConfig;

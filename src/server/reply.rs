@@ -1,13 +1,13 @@
-//! A client's socket, and the progress of the answer to its request. Shared by the edge, which watches
-//! the client, and the thread that answers.
+//! A client's socket, and the progress of the answer to its request. Shared by the edge, which
+//! watches the client, and the thread that answers.
 //!
 //! # Has the client gone?
 //!
-//! A client that hangs up closes its socket. A client that has nothing more to send may close only its
-//! own direction (`nc -N`) and wait for the answer. The server sees the same in both cases: the end of
-//! the stream. They differ as soon as something is sent to them, since a closed socket responds with a
-//! reset. So at the end of the stream, the edge sends the first bytes of the answer, which are the same
-//! for every answer. A client that is still there gets the rest later.
+//! A client that hangs up closes its socket. A client that has nothing more to send may close only
+//! its own direction (`nc -N`) and wait for the answer. The server sees the same in both cases: the
+//! end of the stream. They differ as soon as something is sent to them, since a closed socket
+//! responds with a reset. So at the end of the stream, the edge sends the first bytes of the
+//! answer, which are the same for every answer. A client that is still there gets the rest later.
 
 use crate::sync::unpoison;
 use mio::net::TcpStream;

@@ -51,8 +51,8 @@ impl KeysInUse {
     /// Waits until no other request uses the key.
     ///
     /// # Errors
-    /// The key is still in use at `give_up`, or too many requests wait already, or nobody needs this
-    /// one any more.
+    /// The key is still in use at `give_up`, or too many requests wait already, or nobody needs
+    /// this one any more.
     pub fn wait_for(
         &self,
         key: &str,

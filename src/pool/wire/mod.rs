@@ -383,8 +383,8 @@ impl TlsConnect<Socket> for Connector {
     }
 }
 
-/// The stream of a cancel request. It is shut down once the server has closed its side, which it does
-/// when it has passed the request on.
+/// The stream of a cancel request. It is shut down once the server has closed its side, which it
+/// does when it has passed the request on.
 pub(crate) struct UntilClosed(Wire);
 
 impl AsyncRead for UntilClosed {

@@ -34,8 +34,8 @@ const MOST_BUFFERED: usize = 64 << 20;
 /// make room for each other.
 const LEAST_CLIENTS: usize = 8;
 
-/// The part of an event's token that is for the key, beside the tokens of the lanes: more than there
-/// may be connections.
+/// The part of an event's token that is for the key, beside the tokens of the lanes: more than
+/// there may be connections.
 const KEY_BITS: u32 = 21;
 
 pub(super) struct Clients {
@@ -149,8 +149,8 @@ impl Clients {
 
     // --- reading and writing
 
-    /// The token of a client's events. An event may be read after its client has gone and another has
-    /// got the key, so it names the serial number as well.
+    /// The token of a client's events. An event may be read after its client has gone and another
+    /// has got the key, so it names the serial number as well.
     pub(super) fn token_of(&self, key: usize, serial: u64) -> mio::Token {
         mio::Token((serial as usize) << KEY_BITS | (self.first_token + key))
     }

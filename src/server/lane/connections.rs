@@ -224,8 +224,8 @@ impl Connections {
     }
 
     /// Takes the next request out of the line, if there is a free worker, and picks its connection:
-    /// the first of the least busy ones, whose thread is probably still awake. `fresh` is the number
-    /// of a request that has just come, and does not have to wait if a worker is free.
+    /// the first of the least busy ones, whose thread is probably still awake. `fresh` is the
+    /// number of a request that has just come, and does not have to wait if a worker is free.
     pub fn next(&mut self, fresh: Option<u64>) -> Option<(usize, Waiting)> {
         if self.line.is_empty() {
             let switch = self.rule.drained(|| self.start.elapsed());

@@ -218,7 +218,7 @@ impl Lanes {
     pub fn refill(&mut self, registry: &Registry) {
         self.look_again = false;
         for lane in BOTH {
-            // Read first: who is late says so before its place is free.
+            // Read first: a worker notes that it was late before it frees its place.
             let late = self.table.take_served_too_late(lane);
             let freed = self.table.take_freed(lane);
             self.connections.of_mut(lane).add_free(&freed, late);
