@@ -6,8 +6,9 @@ use millpond::error::CheckoutError;
 use millpond::pool::Builder;
 use millpond::{Error, Pool, RetryPolicy};
 use postgres::{Client, NoTls};
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, Once, OnceLock};
+use std::sync::{Mutex, Once, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 pub const MS: Duration = Duration::from_millis(1);
@@ -16,7 +17,11 @@ pub const SECOND: Duration = Duration::from_secs(1);
 /// The server for all tests that do not disturb others. It ends with this process.
 fn shared_server() -> &'static PrivateServer {
     static SERVER: OnceLock<PrivateServer> = OnceLock::new();
-    SERVER.get_or_init(|| server(&[("max_connections", "400")]))
+    SERVER.get_or_init(|| {
+        // Little write-ahead log is kept, for a machine with a small disk.
+        let wal = [("min_wal_size", "32MB"), ("max_wal_size", "128MB")];
+        server(&[("max_connections", "400"), wal[0], wal[1]])
+    })
 }
 
 /// A server for a test that restarts it, fills it up or takes it away.
@@ -40,7 +45,31 @@ pub fn programs_in_use() -> std::path::PathBuf {
     postgres.parent().expect("a directory").to_owned()
 }
 
-/// A database of its own on the shared server.
+/// The databases that a thread made, by name. They are dropped when it ends: a thread runs one test.
+struct Made(RefCell<Vec<String>>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        static WORK: OnceLock<mpsc::Sender<String>> = OnceLock::new();
+        // A thread that ends can no longer connect, so another one does the work.
+        let work = WORK.get_or_init(|| {
+            let (work, names) = mpsc::channel::<String>();
+            std::thread::spawn(move || {
+                let mut admin = admin(&shared_server().url());
+                for name in names {
+                    let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+                    admin.batch_execute(&sql).expect("DROP DATABASE");
+                }
+            });
+            work
+        });
+        for name in self.0.take() {
+            let _ = work.send(name);
+        }
+    }
+}
+
+/// A database of its own on the shared server, until the test ends.
 pub struct Database {
     pub url: String,
     pub port: u16,
@@ -53,6 +82,8 @@ pub fn database() -> Database {
     admin(&server.url())
         .batch_execute(&format!("CREATE DATABASE {name}"))
         .expect("a database");
+    thread_local!(static MADE: Made = const { Made(RefCell::new(Vec::new())) });
+    MADE.with(|made| made.0.borrow_mut().push(name.clone()));
     let base = server.url();
     let url = format!(
         "{}/{name}",
