@@ -19,7 +19,6 @@ mod sync;
 #[allow(dead_code)]
 mod retry {
     pub enum Progress {
-        Unseen,
         NothingSent,
         Sent,
         Completed,
@@ -32,6 +31,7 @@ use millpond::embedded::{Options, PrivateServer};
 use postgres::config::{SslMode, SslNegotiation};
 use postgres::{Client, Config, NoTls};
 use r2d2_postgres::PostgresConnectionManager;
+use std::net::SocketAddr;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -136,7 +136,14 @@ fn over_the_wire(url: &str) -> Client {
     config
         .ssl_mode(SslMode::Require)
         .ssl_negotiation(SslNegotiation::Direct);
-    let wire = wire::Connector(Arc::default());
+    let address = SocketAddr::from(([127, 0, 0, 1], config.get_ports()[0]));
+    let wire = wire::Connector {
+        handle: Arc::default(),
+        route: wire::Route {
+            place: wire::Place::Tcp(address),
+            tls: None,
+        },
+    };
     config.connect(wire).expect("connection")
 }
 

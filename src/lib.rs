@@ -2,14 +2,15 @@
 //!
 //! Threads check connections out of a [`Pool`], and waiting threads are served in order. Statements
 //! are retried only if that is safe. A call with a deadline ends at most 550 ms after it, even if
-//! the server does not answer (not on a plain connection, nor over a Unix socket).
+//! the server does not answer (not on a plain connection).
 //! [`Pool::builder`] has every option with its default; [`Error`] says what went wrong and what can
 //! be done about it; the page `recipes` has whole programs, [`coming_from_r2d2`] what changes in
 //! one on r2d2.
 //!
-//! The pool works with PostgreSQL 14 and newer, without TLS so far: a URL that insists on TLS is
-//! refused. A call blocks its thread: from asynchronous code, make it on a thread for blocking work
-//! (tokio: `spawn_blocking`); on a thread that drives a runtime, it is [`Error::Misuse`].
+//! The pool works with PostgreSQL 14 and newer, over TLS with the feature `tls`; without it, a URL
+//! that insists on TLS is refused. A call blocks its thread: from asynchronous code, make it on a
+//! thread for blocking work (tokio: `spawn_blocking`); on a thread that drives a runtime, it is
+//! [`Error::Misuse`].
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -87,6 +88,7 @@ mod line_rule;
 pub mod metrics;
 pub mod pool;
 pub mod retry;
+mod secrets;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "studio")]
@@ -94,6 +96,8 @@ pub mod studio;
 mod sync;
 #[cfg(any(feature = "server", feature = "embedded"))]
 mod temporary;
+#[cfg(feature = "tls")]
+mod tls;
 mod token;
 
 pub use call::{Call, Executor, FromRow, Keyed, Transaction};

@@ -27,9 +27,7 @@ pub(super) fn is_private(config: &Config) -> Result<bool, Failure> {
             "DATABASE_URL is not set, and PRIVATE_DATABASE is off; set DATABASE_URL".into(),
         )),
         PrivateDatabase::Auto => {
-            let public = if config.pghost_set {
-                "PGHOST is set (millpond does not read it)"
-            } else if !config.http.addr.ip().is_loopback() {
+            let public = if !config.http.addr.ip().is_loopback() {
                 "HTTP_ADDR is not loopback"
             } else if config.http.api_token.is_some() {
                 "API_TOKEN is set"

@@ -13,7 +13,7 @@ use std::thread;
 const LEAST_CLIENTS: usize = 8;
 /// Threads in addition to the workers: those of the pool, the edge, the health lane, tiny_http and
 /// the log, and some to spare.
-const OTHER_THREADS: usize = 34;
+const OTHER_THREADS: usize = 48;
 
 /// Lowers the settings that do not fit.
 pub(super) fn fit(config: &mut Config, private: bool) -> Result<(), Failure> {

@@ -1,11 +1,15 @@
-//! Where the database is: a `postgresql://` URL or a `key=value` string.
-//!
-//! The driver's parser does the work. Values that it would weaken silently, or put where they would
-//! be printed, are rejected here. One parameter is our own and is removed before: `pgbouncer=true`,
-//! which other tools use as well to announce a pooler.
+//! Where the database is: a `postgresql://` URL or a `key=value` string, with what libpq's
+//! environment, services and defaults add to it.
 
-use postgres::config::{ChannelBinding, Host, SslMode, SslNegotiation};
+use super::libpq::{self, Origin, Parameters, passfile};
+use super::server_host::{ServerHost, SessionAttrs};
+use super::tls::{SslMode, TlsSettings};
+use log::warn;
+use postgres::config::{ChannelBinding, Host, LoadBalanceHosts, SslNegotiation};
 use std::fmt;
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,13 +17,24 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct Database {
     config: postgres::Config,
+    servers: Vec<ServerHost>,
     pooler: Option<bool>,
+    tls: TlsSettings,
+    session_attrs: SessionAttrs,
+    passfile: Option<(PathBuf, Origin)>,
+    #[cfg_attr(not(feature = "env"), allow(dead_code))]
+    parameters: Parameters,
 }
 
 impl Database {
-    /// Returns the driver's settings.
+    /// Returns the driver's settings. Those of TLS are left out: the pool sees to it.
     pub fn config(&self) -> &postgres::Config {
         &self.config
+    }
+
+    /// Returns whether the connection is encrypted, and what is verified of the server.
+    pub fn ssl_mode(&self) -> SslMode {
+        self.tls.mode
     }
 
     /// Returns whether a pooler stands in front of it, according to `pgbouncer=`; `None` without
@@ -28,36 +43,29 @@ impl Database {
         self.pooler
     }
 
-    /// Returns one configuration for each host, in the order given. The pool tries the hosts
-    /// itself, since the driver would spend the whole time limit on a host that accepts and then
-    /// stays silent.
-    pub(crate) fn each_host(&self) -> Vec<postgres::Config> {
-        let (hosts, addrs, ports) = (
-            self.config.get_hosts(),
-            self.config.get_hostaddrs(),
-            self.config.get_ports(),
-        );
-        let count = hosts.len().max(addrs.len());
-        (0..count)
-            .map(|i| {
-                let mut one = self.without_hosts();
-                match hosts.get(i) {
-                    Some(Host::Tcp(name)) => one.host(name),
-                    #[cfg(unix)]
-                    Some(Host::Unix(path)) => one.host_path(path),
-                    // The wire needs a host name, and an address is one.
-                    None => one.host(&addrs[i].to_string()),
-                };
-                if let Some(addr) = addrs.get(i) {
-                    one.hostaddr(*addr);
-                }
-                one.port(*ports.get(i).or(ports.first()).unwrap_or(&5432));
-                one
-            })
-            .collect()
+    pub(crate) fn tls(&self) -> &TlsSettings {
+        &self.tls
     }
 
-    fn without_hosts(&self) -> postgres::Config {
+    pub(crate) fn session_attrs(&self) -> SessionAttrs {
+        self.session_attrs
+    }
+
+    /// Returns the parameters with their origins; none if it was made from the driver's settings.
+    #[cfg(feature = "env")]
+    pub(super) fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Returns the hosts in the order given. The pool tries them itself, since the driver would
+    /// spend the whole time limit on a host that accepts and then stays silent.
+    pub(crate) fn servers(&self) -> &[ServerHost] {
+        &self.servers
+    }
+
+    /// Returns the settings of a connection, without its host. TLS and the kind of server are left
+    /// out as well: the pool sees to them.
+    pub(crate) fn without_hosts(&self) -> postgres::Config {
         let from = &self.config;
         let mut one = postgres::Config::new();
         if let Some(user) = from.get_user() {
@@ -71,12 +79,6 @@ impl Database {
         }
         if let Some(options) = from.get_options() {
             one.options(options);
-        }
-        if let Some(name) = from.get_application_name() {
-            one.application_name(name);
-        }
-        if let Some(timeout) = from.get_connect_timeout() {
-            one.connect_timeout(*timeout);
         }
         // Keepalives detect a peer that is gone while we wait for it, tcp_user_timeout one that is
         // gone while we send. Without both, one of these waits would never end.
@@ -98,54 +100,192 @@ impl Database {
                 .unwrap_or(Duration::from_secs(10)),
         );
         one.keepalives_retries(from.get_keepalives_retries().unwrap_or(3));
-        one.target_session_attrs(from.get_target_session_attrs());
+        one.channel_binding(from.get_channel_binding());
         one.load_balance_hosts(from.get_load_balance_hosts());
         one
     }
+
+    /// Returns the password that the password file has for this server. The file is read each time,
+    /// so that a change is seen.
+    pub(crate) fn password_from_file(&self, server: &ServerHost) -> Option<String> {
+        let (path, origin) = self.passfile.as_ref()?;
+        let named = *origin != Origin::Default;
+        let found = match fs::metadata(path) {
+            Ok(found) => found,
+            // libpq ignores it, too.
+            Err(e) => {
+                if named {
+                    warn!("the password file {} cannot be read: {e}", path.display());
+                }
+                return None;
+            }
+        };
+        if let Err(why) = passfile::is_private(&found) {
+            warn!("the password file {} is not used: {why}", path.display());
+            return None;
+        }
+        let text = fs::read_to_string(path).ok()?;
+        let user = self.config.get_user().map(str::to_owned);
+        let user = user.or_else(|| std::env::var("USER").ok())?;
+        let dbname = self.config.get_dbname().unwrap_or(&user);
+        let host = match &server.host {
+            Host::Tcp(name) => name.clone(),
+            #[cfg(unix)]
+            Host::Unix(directory) => directory.display().to_string(),
+        };
+        passfile::find(&text, &host, &server.port.to_string(), dbname, &user)
+    }
+
+    /// Makes it from parameters whose words were checked.
+    pub(super) fn of(parameters: Parameters) -> Result<Database, String> {
+        let given = |name| parameters.get(name).filter(|value| !value.is_empty());
+        let number = |name| given(name).and_then(|text| text.parse::<u32>().ok());
+        let seconds = |name| {
+            let time = number(name).filter(|seconds| *seconds > 0)?;
+            Some(Duration::from_secs(time.into()))
+        };
+        let servers = servers(&parameters)?;
+        let mut config = postgres::Config::new();
+        for server in &servers {
+            match &server.host {
+                Host::Tcp(name) => config.host(name),
+                #[cfg(unix)]
+                Host::Unix(directory) => config.host_path(directory),
+            };
+            config.port(server.port);
+        }
+        if servers.iter().all(|server| server.address.is_some()) {
+            let addresses = servers.iter().filter_map(|server| server.address);
+            addresses.for_each(|address| {
+                config.hostaddr(address);
+            });
+        }
+        if let Some(user) = given("user") {
+            config.user(user);
+        }
+        if let Some(password) = given("password") {
+            config.password(password);
+        }
+        if let Some(dbname) = given("dbname") {
+            config.dbname(dbname);
+        }
+        if let Some(options) = given("options") {
+            config.options(options);
+        }
+        let name = parameters.get("application_name");
+        let name = name.or(parameters.get("fallback_application_name"));
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            config.application_name(name);
+        }
+        if let Some(limit) = seconds("connect_timeout") {
+            config.connect_timeout(limit);
+        }
+        if let Some(ms) = number("tcp_user_timeout").filter(|ms| *ms > 0) {
+            config.tcp_user_timeout(Duration::from_millis(ms.into()));
+        }
+        config.keepalives(given("keepalives") != Some("0"));
+        if let Some(idle) = seconds("keepalives_idle") {
+            config.keepalives_idle(idle);
+        }
+        if let Some(interval) = seconds("keepalives_interval") {
+            config.keepalives_interval(interval);
+        }
+        if let Some(count) = number("keepalives_count").filter(|count| *count > 0) {
+            config.keepalives_retries(count);
+        }
+        config.channel_binding(match given("channel_binding") {
+            Some("disable") => ChannelBinding::Disable,
+            Some("require") => ChannelBinding::Require,
+            _ => ChannelBinding::Prefer,
+        });
+        if given("load_balance_hosts") == Some("random") {
+            config.load_balance_hosts(LoadBalanceHosts::Random);
+        }
+        let pooler = given("pgbouncer")
+            .map(|switch| matches!(switch.to_ascii_lowercase().as_str(), "true" | "on" | "1"));
+        let origin = parameters.origin("passfile").cloned();
+        let tls = TlsSettings::of(&parameters)?;
+        let attrs = given("target_session_attrs").and_then(SessionAttrs::parse);
+        let passfile = given("passfile").map(PathBuf::from).zip(origin);
+        Database {
+            config,
+            servers,
+            pooler,
+            tls,
+            session_attrs: attrs.unwrap_or_default(),
+            passfile,
+            parameters,
+        }
+        .checked()
+    }
+
+    /// Refuses what cannot be had without TLS, where that is not built in.
+    fn checked(self) -> Result<Database, String> {
+        match self.lacks() {
+            None => Ok(self),
+            Some(what) => Err(format!(
+                "asks for {what}, but TLS is not built in (the feature `tls`); takes sslmode=disable, allow or prefer"
+            )),
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    fn lacks(&self) -> Option<String> {
+        None
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn lacks(&self) -> Option<String> {
+        let binding = self.config.get_channel_binding() == ChannelBinding::Require;
+        let binding = binding.then(|| "channel_binding=require".to_owned());
+        self.tls.needs_tls().or(binding)
+    }
 }
 
-/// Parses a URL or a `key=value` string. The error says what is wrong, but never quotes the text.
+fn servers(parameters: &Parameters) -> Result<Vec<ServerHost>, String> {
+    let list = |name| match parameters.get(name) {
+        None | Some("") => Vec::new(),
+        Some(list) => list.split(',').collect::<Vec<_>>(),
+    };
+    let (hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+    let count = hosts.len().max(addresses.len());
+    if count == 0 {
+        return Err("names no host".into());
+    }
+    let server = |i: usize| {
+        let address = match addresses.get(i) {
+            None | Some(&"") => None,
+            Some(text) => {
+                let address = text.parse::<IpAddr>();
+                Some(address.map_err(|_| "has a bad value for hostaddr")?)
+            }
+        };
+        let host = match (hosts.get(i).copied().unwrap_or_default(), address) {
+            #[cfg(unix)]
+            (name, _) if name.starts_with('/') => Host::Unix(name.into()),
+            ("", None) => return Err("names an empty host"),
+            // The driver needs a host name, and an address is one.
+            ("", Some(address)) => Host::Tcp(address.to_string()),
+            (name, _) => Host::Tcp(name.to_owned()),
+        };
+        let port = ports.get(i).or(ports.first()).copied().unwrap_or_default();
+        Ok(ServerHost {
+            host,
+            address,
+            port: port.parse().unwrap_or(5432),
+        })
+    };
+    let all: Result<_, &str> = (0..count).map(server).collect();
+    all.map_err(str::to_owned)
+}
+
+/// Parses a URL or a `key=value` string, without libpq's environment. The error says what is wrong,
+/// but never quotes the text.
 impl FromStr for Database {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Database, String> {
-        let text = text.trim();
-        if text.is_empty() {
-            return Err("is set but empty; takes a postgresql:// URL or a key=value string".into());
-        }
-        let url = text
-            .strip_prefix("postgresql://")
-            .or_else(|| text.strip_prefix("postgres://"));
-        if let Some(rest) = url {
-            // The driver takes the host from the text after the first @, wherever that @ stands.
-            let before_host = rest.split('@').next().unwrap_or_default();
-            if rest.contains('@') && before_host.contains(['/', '?']) {
-                return Err("has a / or ? before its @, or an @ behind its host; write them as %2F, %3F and %40".into());
-            }
-            if rest.matches('@').count() > 1 {
-                return Err(
-                    "holds more than one @; write an @ of the user or the password as %40".into(),
-                );
-            }
-        } else if text.contains("://") {
-            return Err("takes a URL that begins with postgresql://, or a key=value string".into());
-        } else if !text.contains('=') {
-            return Err("is neither a postgresql:// URL nor a key=value string".into());
-        }
-        let is_encoded = |part: &str| {
-            let digits = part.get(..2).unwrap_or_default();
-            digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit())
-        };
-        if url.is_some() && !text.split('%').skip(1).all(is_encoded) {
-            return Err(
-                "has a % without two hexadecimal digits behind it; write a % as %25".into(),
-            );
-        }
-        let (pooler, text) = take_pooler(text, url.is_some())?;
-        let config: postgres::Config = text
-            .parse()
-            .map_err(|e| explain(&e, &text, url.is_some()))?;
-        Database::checked(config, pooler)
+        Database::of(libpq::only(text)?)
     }
 }
 
@@ -154,139 +294,65 @@ impl TryFrom<postgres::Config> for Database {
     type Error = String;
 
     fn try_from(config: postgres::Config) -> Result<Database, String> {
-        Database::checked(config, None)
-    }
-}
-
-impl Database {
-    fn checked(config: postgres::Config, pooler: Option<bool>) -> Result<Database, String> {
-        let refused = match () {
-            () if config.get_ssl_mode() == SslMode::Require => Some("sslmode=require"),
-            () if config.get_ssl_negotiation() == SslNegotiation::Direct => {
-                Some("sslnegotiation=direct")
-            }
-            () if config.get_channel_binding() == ChannelBinding::Require => {
-                Some("channel_binding=require")
-            }
-            () => None,
-        };
-        if let Some(what) = refused {
-            return Err(format!(
-                "asks for {what}, but TLS is not built in; takes sslmode=disable or prefer"
-            ));
-        }
-        let (hosts, addrs) = (config.get_hosts().len(), config.get_hostaddrs().len());
-        if hosts.max(addrs) == 0 {
+        let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
+        let ports = config.get_ports();
+        let count = hosts.len().max(addresses.len());
+        if count == 0 {
             return Err("names no host".into());
         }
-        if hosts > 0 && addrs > 0 && hosts != addrs {
+        if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
             return Err(format!(
-                "names {hosts} hosts but {addrs} addresses (hostaddr)"
+                "names {} hosts but {} addresses (hostaddr)",
+                hosts.len(),
+                addresses.len()
             ));
         }
-        let ports = config.get_ports().len();
-        if ports > 1 && ports != hosts.max(addrs) {
-            return Err(format!(
-                "names {} hosts but {ports} ports",
-                hosts.max(addrs)
-            ));
+        if ports.len() > 1 && ports.len() != count {
+            return Err(format!("names {count} hosts but {} ports", ports.len()));
+        }
+        let is_empty = |host: &Host| matches!(host, Host::Tcp(name) if name.is_empty());
+        if hosts.iter().any(is_empty) {
+            return Err("names an empty host".into());
         }
         let names = [
             config.get_user(),
             config.get_dbname(),
             config.get_application_name(),
         ];
-        let is_odd = |bytes: &[u8]| bytes.iter().any(u8::is_ascii_control);
-        if names
-            .into_iter()
-            .flatten()
-            .any(|name| is_odd(name.as_bytes()))
-            || config
-                .get_password()
-                .is_some_and(|password| password.contains(&0))
-        {
+        let is_odd = |name: &str| name.bytes().any(|byte| byte.is_ascii_control());
+        let odd_password = config.get_password().is_some_and(|p| p.contains(&0));
+        if names.into_iter().flatten().any(is_odd) || odd_password {
             return Err("has a control character in a name".into());
         }
-        let empty = |h: &Host| matches!(h, Host::Tcp(name) if name.is_empty());
-        if config.get_hosts().iter().any(empty) {
-            return Err("names an empty host".into());
+        let server = |i: usize| ServerHost {
+            host: (hosts.get(i).cloned()).unwrap_or_else(|| Host::Tcp(addresses[i].to_string())),
+            address: addresses.get(i).copied(),
+            port: *ports.get(i).or(ports.first()).unwrap_or(&5432),
+        };
+        let tls = TlsSettings {
+            mode: match config.get_ssl_mode() {
+                postgres::config::SslMode::Disable => SslMode::Disable,
+                postgres::config::SslMode::Require => SslMode::Require,
+                _ => SslMode::Prefer,
+            },
+            direct: config.get_ssl_negotiation() == SslNegotiation::Direct,
+            ..TlsSettings::default()
+        };
+        if tls.direct && tls.mode != SslMode::Require {
+            return Err("asks for direct negotiation of TLS, which needs sslmode=require".into());
         }
-        Ok(Database { config, pooler })
-    }
-}
-
-/// Removes `pgbouncer=..` from the parameters.
-fn take_pooler(text: &str, url: bool) -> Result<(Option<bool>, String), String> {
-    let (before, parameters) = match text.split_once('?') {
-        Some((before, parameters)) if url => (before, parameters),
-        _ if url => (text, ""),
-        _ => ("", text),
-    };
-    let mut quoted = false;
-    let ends = |c: char| {
-        quoted ^= !url && c == '\'';
-        !quoted && (if url { c == '&' } else { c.is_whitespace() })
-    };
-    let (mut pooler, mut others) = (None, Vec::new());
-    for parameter in parameters.split(ends) {
-        match parameter.strip_prefix("pgbouncer=") {
-            None => others.push(parameter),
-            Some(switch) => {
-                let switch = switch.trim_matches('\'').to_ascii_lowercase();
-                pooler = Some(match switch.as_str() {
-                    "true" | "on" | "1" => true,
-                    "false" | "off" | "0" => false,
-                    _ => return Err("has a bad value for pgbouncer: takes true or false".into()),
-                });
-            }
+        let session_attrs = config.get_target_session_attrs().into();
+        Database {
+            servers: (0..count).map(server).collect(),
+            config,
+            pooler: None,
+            tls,
+            session_attrs,
+            passfile: None,
+            parameters: Parameters::default(),
         }
+        .checked()
     }
-    if pooler.is_none() {
-        return Ok((None, text.to_owned()));
-    }
-    let others = others.join(if url { "&" } else { " " });
-    let text = match (url, others.is_empty()) {
-        (true, false) => format!("{before}?{others}"),
-        (true, true) => before.to_owned(),
-        (false, _) => others,
-    };
-    Ok((pooler, text))
-}
-
-/// Returns the parser's error without any word that could be part of a password.
-fn explain(error: &postgres::Error, text: &str, url: bool) -> String {
-    let cause = std::error::Error::source(error)
-        .map(ToString::to_string)
-        .unwrap_or_default();
-    let quoted = cause.split('`').nth(1).unwrap_or_default();
-    let plain = !quoted.is_empty()
-        && quoted.len() <= 40
-        && quoted.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-    if cause.starts_with("invalid value for option") {
-        return match quoted {
-            "sslmode" => {
-                "has an sslmode that is not supported: takes disable or prefer (TLS is not built in)"
-                    .into()
-            }
-            _ => format!("has a bad value for {quoted}"),
-        };
-    }
-    if cause.starts_with("unknown option") {
-        // In a key=value string, a blank in an unquoted password makes a part of the password look
-        // like a name.
-        let name = if url || !text.contains("password") {
-            quoted
-        } else {
-            ""
-        };
-        return match (plain, name) {
-            (true, name) if !name.is_empty() => format!("has an unknown parameter: {name}"),
-            _ => {
-                "has an unknown parameter (a value with blanks must stand in single quotes)".into()
-            }
-        };
-    }
-    "cannot be parsed; takes a postgresql:// URL or a key=value string".into()
 }
 
 impl fmt::Display for Database {
@@ -299,15 +365,14 @@ impl fmt::Display for Database {
             }
             f.write_str("@")?;
         }
-        for (i, one) in self.each_host().iter().enumerate() {
+        for (i, one) in self.servers.iter().enumerate() {
             let comma = if i > 0 { "," } else { "" };
-            let port = one.get_ports().first().copied().unwrap_or(5432);
-            match one.get_hosts().first() {
-                Some(Host::Tcp(name)) if name.contains(':') => write!(f, "{comma}[{name}]:{port}")?,
-                Some(Host::Tcp(name)) => write!(f, "{comma}{name}:{port}")?,
+            let port = one.port;
+            match &one.host {
+                Host::Tcp(name) if name.contains(':') => write!(f, "{comma}[{name}]:{port}")?,
+                Host::Tcp(name) => write!(f, "{comma}{name}:{port}")?,
                 #[cfg(unix)]
-                Some(Host::Unix(path)) => write!(f, "{comma}{}:{port}", path.display())?,
-                None => {}
+                Host::Unix(path) => write!(f, "{comma}{}:{port}", path.display())?,
             }
         }
         match self.config.get_dbname() {
@@ -358,21 +423,24 @@ mod tests {
             ("justaword", "neither"),
             ("postgresql://u:s3@cret@h/d", "%40"),
             (
-                "postgresql://u:s3cret@h/d?sslmode=require",
-                "sslmode=require",
-            ),
-            ("postgresql://u:s3cret@h/d?sslmode=verify-full", "sslmode"),
-            (
                 "postgresql://u:s3cret@h/d?sslnegotiation=direct&sslmode=prefer",
                 "sslnegotiation=direct",
             ),
             (
-                "postgresql://u:s3cret@h/d?channel_binding=require",
-                "channel_binding=require",
+                "postgresql://u:s3cret@h/d?sslrootcert=system&sslmode=require",
+                "verify-full",
             ),
-            ("postgresql://u:s3cret@h/d?sslrootcert=x", "sslrootcert"),
+            (
+                "host=h ssl_max_protocol_version=TLSv1.1",
+                "takes TLSv1.2 or TLSv1.3",
+            ),
+            (
+                "host=h ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
+                "no less than ssl_min_protocol_version",
+            ),
+            ("host=h hostaddr=s3cret", "bad value for hostaddr"),
             ("host=h colour=red", "colour"),
-            ("host=h password=s3 cret", "cannot be parsed"),
+            ("host=h password=s3 cret", "a value with blanks"),
             ("host=h password=s3 cret=1", "unknown parameter (a value"),
             ("user=u", "no host"),
             ("host=a,b,c port=1,2", "3 hosts but 2 ports"),
@@ -427,17 +495,30 @@ mod tests {
         let db: Database = "host=a,b port=1,2 user=u password=p dbname=d options='-c x=1'"
             .parse()
             .unwrap();
-        let each = db.each_host();
-        assert_eq!(each.len(), 2);
-        assert_eq!(
-            (each[1].get_hosts().len(), each[1].get_ports()),
-            (1, &[2u16][..])
-        );
-        assert_eq!(each[1].get_password(), Some(&b"p"[..]));
-        assert_eq!(each[1].get_options(), Some("-c x=1"));
+        let each = db.servers().iter().map(|one| (one.host_name(), one.port));
+        assert_eq!(each.collect::<Vec<_>>(), [("a", 1), ("b", 2)]);
+        let common = db.without_hosts();
+        assert!(common.get_hosts().is_empty());
+        assert_eq!(common.get_password(), Some(&b"p"[..]));
+        assert_eq!(common.get_options(), Some("-c x=1"));
         let one: Database = "hostaddr=127.0.0.1 user=u".parse().unwrap();
-        assert!(
-            matches!(&one.each_host()[0].get_hosts()[0], Host::Tcp(name) if name == "127.0.0.1")
-        );
+        assert_eq!(one.servers()[0].host_name(), "127.0.0.1");
+    }
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn what_needs_tls_is_refused_where_it_is_not_built_in() {
+        for asks in [
+            "sslmode=require",
+            "sslmode=verify-full",
+            "sslmode=require sslnegotiation=direct",
+            "channel_binding=require",
+            "sslcert=/x",
+        ] {
+            let said = format!("host=h {asks}").parse::<Database>().unwrap_err();
+            assert!(said.contains("TLS is not built in"), "{asks}: {said}");
+        }
+        for takes in ["sslmode=disable", "sslmode=allow", "sslmode=prefer"] {
+            assert!(format!("host=h {takes}").parse::<Database>().is_ok());
+        }
     }
 }

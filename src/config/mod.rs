@@ -7,20 +7,28 @@
 //! defaults on [`Pool::builder`](crate::Pool::builder).
 
 mod database;
+#[cfg(feature = "env")]
+mod environment;
 #[cfg(feature = "server")]
 mod http;
 #[cfg(all(feature = "server", feature = "env"))]
 mod http_texts;
+mod libpq;
+#[cfg(feature = "env")]
+mod named;
 #[cfg(feature = "env")]
 mod parse;
 mod pool;
 mod problem;
 #[cfg(feature = "env")]
 mod program;
+mod server_host;
 #[cfg(feature = "env")]
 mod source;
 #[cfg(feature = "env")]
 mod table;
+mod tls;
+mod url_file;
 
 pub use database::Database;
 #[cfg(feature = "server")]
@@ -31,7 +39,12 @@ pub use pool::{LineOrder, PoolConfig, Pooler, Reset};
 pub use problem::{ConfigErrors, Problem};
 #[cfg(feature = "env")]
 pub use program::{Config, PrivateDatabase};
+pub(crate) use server_host::{ServerHost, SessionAttrs};
 #[cfg(feature = "env")]
 pub use source::Source;
 #[cfg(feature = "env")]
 pub use table::names;
+pub use tls::SslMode;
+#[cfg_attr(not(feature = "tls"), allow(unused_imports))]
+pub(crate) use tls::{Roots, TlsSettings, TlsVersion};
+pub(crate) use url_file::UrlFile;

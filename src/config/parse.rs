@@ -2,9 +2,12 @@
 
 use super::pool::{LineOrder, Pooler, Reset};
 use super::program::PrivateDatabase;
+use crate::error::Chain;
+use crate::secrets::Secret;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// PostgreSQL's own limit for a time in milliseconds, about 24 days.
 const LONGEST_MS: u64 = i32::MAX as u64;
@@ -119,4 +122,16 @@ pub(super) fn optional_ms(time: Option<Duration>) -> String {
 
 pub(super) fn on_off(switch: bool) -> String {
     if switch { "on" } else { "off" }.to_owned()
+}
+
+pub(super) fn password_file(path: &str) -> Result<Arc<Secret>, String> {
+    let secret = Secret::file(filled(path)?);
+    match secret.current(Instant::now()) {
+        Ok(_) => Ok(Arc::new(secret)),
+        Err(e) => Err(Chain(&e).to_string()),
+    }
+}
+
+pub(super) fn password_command(line: &str) -> Result<Arc<Secret>, String> {
+    Ok(Arc::new(Secret::command(filled(line)?)))
 }

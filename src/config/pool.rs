@@ -2,7 +2,11 @@
 
 use super::database::Database;
 use super::problem::Problem;
+use super::server_host::SessionAttrs;
+use super::url_file::UrlFile;
 use crate::retry::RetryPolicy;
+use crate::secrets::Secret;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A larger number is a typing error: PostgreSQL itself takes at most 262143.
@@ -23,6 +27,8 @@ pub struct PoolConfig {
     pub idle_timeout: Option<Duration>,
     /// Longest wait for a connection. Default 2 s.
     pub connection_timeout: Duration,
+    /// Longest time to open one connection. `None` is the URL's `connect_timeout`, else 10 s.
+    pub connect_timeout: Option<Duration>,
     /// A connection is retired at this age less up to 10 % jitter. Default 30 min; `None` = never.
     pub max_lifetime: Option<Duration>,
     /// A connection is retired after this many check-outs. Default 7500; 0 = never.
@@ -58,6 +64,10 @@ pub struct PoolConfig {
     pub ledger_schema: String,
     /// How long a key is kept. Default 24 h.
     pub ledger_ttl: Duration,
+    /// Where the password comes from if it may change. It takes the place of the URL's.
+    pub(crate) password: Option<Arc<Secret>>,
+    /// The file that holds the URL.
+    pub(crate) url_file: Option<Arc<UrlFile>>,
     /// `DB_STATEMENT_TIMEOUT_MS` was set, and so overrides the same option in the URL.
     pub(crate) statement_timeout_wins: bool,
 }
@@ -68,6 +78,9 @@ impl Default for PoolConfig {
             database: None,
             max_size: 20,
             min_idle: None,
+            connect_timeout: None,
+            password: None,
+            url_file: None,
             idle_timeout: Some(Duration::from_secs(30)),
             connection_timeout: Duration::from_secs(2),
             max_lifetime: Some(Duration::from_secs(30 * 60)),
@@ -109,16 +122,27 @@ impl PoolConfig {
     /// Returns whether the URL asks for a server that takes no writes
     /// (`target_session_attrs=read-only`).
     pub(crate) fn reads_only(&self) -> bool {
-        let attributes = self
-            .database
-            .as_ref()
-            .map(|d| d.config().get_target_session_attrs());
-        attributes == Some(postgres::config::TargetSessionAttrs::ReadOnly)
+        let asked = self.database.as_ref().map(Database::session_attrs);
+        asked == Some(SessionAttrs::ReadOnly)
+    }
+
+    /// Returns the limit for opening a connection that is in force.
+    pub(crate) fn effective_connect_timeout(&self) -> Duration {
+        let by_url = || {
+            self.database
+                .as_ref()?
+                .config()
+                .get_connect_timeout()
+                .copied()
+        };
+        let given = self.connect_timeout.or_else(by_url);
+        given.unwrap_or(Duration::from_secs(10))
     }
 
     /// Limits all times to `longest`. Longer times are meant as "never", and would overflow.
     pub(crate) fn bound_times(&mut self, longest: std::time::Duration) {
         for time in [
+            &mut self.connect_timeout,
             &mut self.idle_timeout,
             &mut self.max_lifetime,
             &mut self.statement_timeout,

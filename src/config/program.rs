@@ -1,10 +1,12 @@
 //! All settings of the program.
 
+use super::environment::Variables;
 #[cfg(feature = "server")]
 use super::http::HttpConfig;
 use super::pool::PoolConfig;
 use super::source::Source;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Whether the program starts a PostgreSQL of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,19 @@ pub enum PrivateDatabase {
     On,
     /// Never.
     Off,
+}
+
+/// The text of the URL, and the path of its file if it has one. Its `Debug` shows neither.
+#[derive(Clone, Default)]
+pub(super) struct Url {
+    pub text: Option<String>,
+    pub file: Option<String>,
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 /// All settings of the program, and where each came from.
@@ -28,8 +43,6 @@ pub struct Config {
     pub http: HttpConfig,
     /// Whether the program starts a PostgreSQL of its own.
     pub private_database: PrivateDatabase,
-    /// `PGHOST` is set: the user means a database that exists already.
-    pub pghost_set: bool,
     /// The directory of the PostgreSQL server's programs (`PG_BIN_DIR`).
     pub pg_bin_dir: Option<std::path::PathBuf>,
     /// Whether the studio's routes are served.
@@ -38,6 +51,8 @@ pub struct Config {
     pub studio_currency: String,
     /// The most detailed level that is logged.
     pub log_level: log::LevelFilter,
+    pub(super) url: Url,
+    pub(super) variables: Variables,
     pub(crate) sources: BTreeMap<&'static str, Source>,
     /// Variables of the environment or of `.env` that look like settings but are none, each with
     /// the setting that may be meant.
@@ -54,7 +69,8 @@ impl Default for Config {
             #[cfg(feature = "server")]
             http: HttpConfig::default(),
             private_database: PrivateDatabase::Auto,
-            pghost_set: false,
+            url: Url::default(),
+            variables: Variables::default(),
             pg_bin_dir: None,
             studio_api: true,
             studio_currency: "EUR".into(),

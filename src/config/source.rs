@@ -14,6 +14,10 @@ pub enum Source {
     DotEnv,
     /// A parameter of `DATABASE_URL`.
     DatabaseUrl,
+    /// A parameter of a service (`pg_service.conf`).
+    Service,
+    /// libpq's variables (`PGHOST` and others).
+    Libpq,
 }
 
 impl fmt::Display for Source {
@@ -23,6 +27,8 @@ impl fmt::Display for Source {
             Source::Environment => "environment",
             Source::DotEnv => ".env",
             Source::DatabaseUrl => "DATABASE_URL",
+            Source::Service => "service",
+            Source::Libpq => "PG variables",
         })
     }
 }

@@ -1,10 +1,12 @@
 //! The table of variables: how each is read, what it takes, and how it is shown.
 
+use super::environment::{self, Variables};
 #[cfg(feature = "server")]
 use super::http_texts::{delay_beyond_the_end, hidden, networks, origins, token};
+use super::named;
 use super::parse::{
     as_ms, currency, filled, line_order, ms, number, off_at_zero, on_off, optional_ms, parsed,
-    pooler, private, read_file, reset, switch,
+    password_command, password_file, pooler, private, read_file, reset, switch,
 };
 use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS, PoolConfig};
 use super::problem::{ConfigErrors, Problem};
@@ -58,9 +60,13 @@ const fn secret(
 
 #[rustfmt::skip]
 const SETTINGS: &[Setting] = &[
-    secret("DATABASE_URL", "a postgresql:// URL or a key=value string", |c, v| { c.pool.database = Some(v.parse()?); Ok(()) },
+    secret("DATABASE_URL", "a postgresql:// URL or a key=value string", |c, v| { c.url.text = Some(v.to_owned()); Ok(()) },
         |c| c.pool.database.as_ref().map(ToString::to_string).unwrap_or_default()),
-    secret("DATABASE_URL_FILE", "the path of a file that holds what DATABASE_URL takes", |c, v| { c.pool.database = Some(read_file(v)?.parse()?); Ok(()) },
+    secret("DATABASE_URL_FILE", "the path of a file that holds what DATABASE_URL takes", |c, v| { c.url.text = Some(read_file(v)?); c.url.file = Some(v.to_owned()); Ok(()) },
+        |_| String::new()),
+    plain("DB_PASSWORD_FILE", "the path of a file that holds the password", |c, v| { c.pool.password = Some(password_file(v)?); Ok(()) },
+        |_| String::new()),
+    secret("DB_PASSWORD_COMMAND", "a command whose first line of output is the password", |c, v| { c.pool.password = Some(password_command(v)?); Ok(()) },
         |_| String::new()),
     plain("PRIVATE_DATABASE", "on, off or auto", |c, v| { c.private_database = private(v)?; Ok(()) },
         |c| format!("{:?}", c.private_database).to_lowercase()),
@@ -74,6 +80,8 @@ const SETTINGS: &[Setting] = &[
         |c| optional_ms(c.pool.idle_timeout)),
     plain("DB_CONNECTION_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.pool.connection_timeout = ms(v, 1)?; Ok(()) },
         |c| as_ms(c.pool.connection_timeout)),
+    plain("DB_CONNECT_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.pool.connect_timeout = Some(ms(v, 1)?); Ok(()) },
+        |c| as_ms(c.pool.effective_connect_timeout())),
     plain("DB_MAX_LIFETIME_MS", "milliseconds, 0 = never", |c, v| { c.pool.max_lifetime = off_at_zero(v)?; Ok(()) },
         |c| optional_ms(c.pool.max_lifetime)),
     plain("DB_MAX_USES", "a whole number, 0 = never", |c, v| { c.pool.max_uses = number(v, 0..=u64::MAX)?; Ok(()) },
@@ -337,6 +345,7 @@ fn read(
     }
     for (one, other) in [
         ("DATABASE_URL", "DATABASE_URL_FILE"),
+        ("DB_PASSWORD_FILE", "DB_PASSWORD_COMMAND"),
         ("API_TOKEN", "API_TOKEN_FILE"),
     ] {
         if config.sources.contains_key(one) && config.sources.contains_key(other) {
@@ -349,8 +358,9 @@ fn read(
     }
     #[cfg(feature = "server")]
     problems.extend(delay_beyond_the_end(&config.http));
-    config.pghost_set = look_up("PGHOST").is_some();
-    take_over_from_url(&mut config);
+    config.variables = Variables::of(|name| look_up(name)?.ok());
+    problems.extend(named::name_database(&mut config));
+    named::take_over(&mut config);
     let broken: Vec<_> = problems.iter().map(|p| p.name).collect();
     problems.extend(
         config
@@ -389,27 +399,9 @@ fn problem(setting: &Setting, value: &str, why: String) -> Problem {
     }
 }
 
-/// Takes over parameters of the URL. They override defaults; variables override them.
-fn take_over_from_url(config: &mut Config) {
-    let Some(database) = &config.pool.database else {
-        return;
-    };
-    let mut by_url = Vec::new();
-    if let Some(name) = database.config().get_application_name()
-        && !config.sources.contains_key("DB_APPLICATION_NAME")
-    {
-        config.pool.application_name = Some(name.to_owned());
-        by_url.push("DB_APPLICATION_NAME");
-    }
-    if database.pooler().is_some() && config.pool.pooler.is_none() {
-        by_url.push("DB_POOLER");
-    }
-    let sources = by_url.into_iter().map(|name| (name, Source::DatabaseUrl));
-    config.sources.extend(sources);
-}
-
 fn is_of_the_pool(name: &str) -> bool {
-    name.starts_with("DB_") || name.starts_with("DATABASE_URL")
+    let is_ours = name.starts_with("DB_") || name.starts_with("DATABASE_URL");
+    is_ours || environment::names().any(|theirs| theirs == name)
 }
 
 /// Removes the program's own name, which is not that of programs that embed the pool.
@@ -421,9 +413,9 @@ fn pool_alone(mut config: Config) -> PoolConfig {
 }
 
 impl PoolConfig {
-    /// Reads `DATABASE_URL`, `DATABASE_URL_FILE` and the variables that begin with `DB_`, from the
-    /// environment and from the file `.env` in the current directory; the environment overrides the
-    /// file. Other variables may have any value.
+    /// Reads `DATABASE_URL`, `DATABASE_URL_FILE`, the variables that begin with `DB_`, and those of
+    /// libpq (`PGHOST` and others), from the environment and from the file `.env` in the current
+    /// directory; the environment overrides the file. Other variables may have any value.
     ///
     /// ```no_run
     /// use millpond::config::PoolConfig;
@@ -467,13 +459,15 @@ impl Config {
         )
     }
 
-    /// Returns name, value and source of every setting in force. Passwords and tokens are shown as
-    /// `***`.
+    /// Returns name, value and source of every setting in force, and of what libpq's variables and
+    /// its services add to the database. Passwords and tokens are shown as `***`.
     pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
-        SETTINGS
+        let ours = SETTINGS
             .iter()
-            .map(|s| (s.name, (s.show)(self), self.source(s.name)))
-            .collect()
+            .map(|s| (s.name, (s.show)(self), self.source(s.name)));
+        let database = self.pool.database.as_ref();
+        let theirs = database.map(|database| self.variables.additions(database));
+        ours.chain(theirs.into_iter().flatten()).collect()
     }
 }
 

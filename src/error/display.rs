@@ -136,6 +136,16 @@ impl fmt::Display for OpenError {
                 write!(f, "the server did not complete the login within {limit:?}")
             }
             OpenError::Resolve(_) => f.write_str("the host's name could not be resolved"),
+            OpenError::Connect(_) => f.write_str("could not reach the server"),
+            OpenError::Tls(what) => f.write_str(what),
+            OpenError::Password(_) => f.write_str("the password could not be had"),
+            OpenError::Unfit { asked, standby } => {
+                let kind = if *standby { "a standby" } else { "a primary" };
+                write!(
+                    f,
+                    "target_session_attrs={asked}: no server is of that kind; the last one is {kind}"
+                )
+            }
             OpenError::OnConnect(_) => f.write_str("on_connect failed"),
             OpenError::OnConnectTimeout(limit) => {
                 write!(
@@ -154,9 +164,12 @@ impl StdError for OpenError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             OpenError::Driver(e) => Some(e),
-            OpenError::Resolve(e) | OpenError::Files(e) => Some(e),
+            OpenError::Resolve(e) | OpenError::Connect(e) | OpenError::Files(e) => Some(e),
             OpenError::OnConnect(e) => Some(e),
+            OpenError::Password(e) => Some(&**e),
             OpenError::Timeout(_)
+            | OpenError::Tls(_)
+            | OpenError::Unfit { .. }
             | OpenError::OnConnectTimeout(_)
             | OpenError::Panicked(_)
             | OpenError::Closed => None,

@@ -332,6 +332,22 @@ pub enum OpenError {
     Timeout(Duration),
     /// The host's name could not be resolved.
     Resolve(std::io::Error),
+    /// The server's socket could not be reached, or the connection was lost before the login.
+    Connect(std::io::Error),
+    /// The encryption that was asked for is not to be had: the server offers none, or its
+    /// certificate is wrong, or a file that is needed. The text says what was expected and what
+    /// came.
+    Tls(String),
+    /// The password could not be had: its file or its command, or the application's callback.
+    Password(Box<dyn StdError + Send + Sync>),
+    /// No server is of the kind that `target_session_attrs` asks for.
+    #[non_exhaustive]
+    Unfit {
+        /// What was asked for.
+        asked: &'static str,
+        /// The last server that was reached is a standby.
+        standby: bool,
+    },
     /// The application's `on_connect` failed.
     OnConnect(Box<Error>),
     /// The application's `on_connect` took longer than opening a connection may.
@@ -352,11 +368,21 @@ impl OpenError {
             OpenError::OnConnect(e) => e.sqlstate(),
             OpenError::Timeout(_)
             | OpenError::Resolve(_)
+            | OpenError::Connect(_)
+            | OpenError::Tls(_)
+            | OpenError::Password(_)
+            | OpenError::Unfit { .. }
             | OpenError::OnConnectTimeout(_)
             | OpenError::Files(_)
             | OpenError::Panicked(_)
             | OpenError::Closed => None,
         }
+    }
+
+    /// Returns whether the server does not accept who we say we are.
+    pub(crate) fn is_wrong_password(&self) -> bool {
+        self.sqlstate()
+            .is_some_and(|code| code.code().starts_with("28"))
     }
 
     /// Returns whether the server is reachable but has no room for another connection, or this
@@ -369,7 +395,7 @@ impl OpenError {
     pub(crate) fn is_out_of_files(&self) -> bool {
         match self {
             OpenError::Files(_) => true,
-            OpenError::Resolve(e) => is_out_of_files(e),
+            OpenError::Resolve(e) | OpenError::Connect(e) => is_out_of_files(e),
             OpenError::Driver(e) => {
                 let cause = e.source().and_then(|cause| cause.downcast_ref());
                 cause.is_some_and(is_out_of_files)
@@ -387,7 +413,11 @@ impl OpenError {
     /// Returns whether every connection is refused, by the server or by `on_connect`. A panic does
     /// not count: the next attempt may succeed.
     pub(crate) fn is_refusal(&self) -> bool {
-        self.is_permanent() && matches!(self, OpenError::Driver(_) | OpenError::OnConnect(_))
+        let by_others = matches!(
+            self,
+            OpenError::Driver(_) | OpenError::OnConnect(_) | OpenError::Tls(_)
+        );
+        by_others && self.is_permanent()
     }
 
     fn symptom(&self) -> Symptom<'_> {
@@ -395,6 +425,9 @@ impl OpenError {
             OpenError::Driver(e) => Symptom::of(e),
             OpenError::Timeout(_)
             | OpenError::Resolve(_)
+            | OpenError::Connect(_)
+            | OpenError::Password(_)
+            | OpenError::Unfit { .. }
             | OpenError::OnConnectTimeout(_)
             | OpenError::Files(_) => Symptom::Lost,
             OpenError::OnConnect(e) => match &**e {
@@ -403,7 +436,7 @@ impl OpenError {
                 }
                 _ => Symptom::BadCall,
             },
-            OpenError::Panicked(_) | OpenError::Closed => Symptom::BadCall,
+            OpenError::Tls(_) | OpenError::Panicked(_) | OpenError::Closed => Symptom::BadCall,
         }
     }
 }

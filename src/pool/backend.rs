@@ -20,9 +20,8 @@ pub(crate) struct Backend {
     pub risks: String,
     /// The server sends us no warnings.
     pub hides_warnings: bool,
-    /// How the server's client connected, as the server sees it.
-    pub over_tcp: bool,
-    pub port: Option<u16>,
+    /// Transactions are read-only by default, as they are on a standby.
+    pub read_only: bool,
 }
 
 /// A span of a server's life during which its transaction ids only increase.
@@ -49,7 +48,7 @@ impl Backend {
              concat_ws(' and ', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'synchronous_commit=off' END, \
              CASE current_setting('fsync') WHEN 'off' THEN 'fsync=off' END) AS risks, \
              current_setting('client_min_messages') = 'error' AS hides_warnings, \
-             inet_client_addr() IS NOT NULL AS over_tcp, current_setting('port') AS port"
+             current_setting('transaction_read_only') = 'on' AS read_only"
         );
         let server = "CASE WHEN NOT pg_is_in_recovery() THEN (SELECT system_identifier::text FROM pg_control_system()) \
                       END AS system_identifier, CASE WHEN NOT pg_is_in_recovery() THEN \
@@ -88,8 +87,7 @@ impl Backend {
             standby: is_true("standby"),
             risks: text("risks").unwrap_or_default(),
             hides_warnings: is_true("hides_warnings"),
-            over_tcp: is_true("over_tcp"),
-            port: number("port").and_then(|n| u16::try_from(n).ok()),
+            read_only: is_true("read_only"),
             incarnation: incarnation.filter(|_| number("backend_start").is_some()),
             age: Duration::from_micros(span("age")),
             statement_timeout: Duration::from_millis(span("statement_timeout")),

@@ -8,16 +8,20 @@ use super::observer::{Observer, Observers};
 use super::opener::Opener;
 use super::probe::Probe;
 use super::shared::{OnConnect, Shared};
+use super::target::Target;
 use super::watchdog::Watchdog;
 use crate::config::{ConfigErrors, Database, LineOrder, PoolConfig, Pooler, Problem, Reset};
 use crate::fd_limit;
 use crate::line_rule::{LeastTime, Rule, Switch};
 use crate::retry::{Budget, RetryPolicy};
+use crate::secrets::Secret;
 use crate::sync::{LONGEST, caught};
 use log::{debug, info, warn};
 use postgres::Client;
+use scheduled_thread_pool::ScheduledThreadPool;
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -44,7 +48,7 @@ impl From<PoolConfig> for Builder {
 
 /// Takes the driver's settings of a connection, and the defaults for everything else. As with a
 /// URL, [`build`](Builder::build) refuses settings that it would have to weaken silently, such as
-/// `sslmode=require`.
+/// `sslmode=require` without the feature `tls`.
 ///
 /// ```
 /// use millpond::pool::Builder;
@@ -75,9 +79,10 @@ fn unless_zero(time: Duration) -> Option<Duration> {
 
 impl Builder {
     /// Sets the database: a `postgresql://` URL or a `key=value` string, which may name several
-    /// hosts. No default: [`build`](Self::build) fails without it. `sslmode` may be `disable` or
-    /// `prefer` (which is plain: TLS is not built in). [`build`](Self::build) reports what is wrong
-    /// with the URL.
+    /// hosts. No default: [`build`](Self::build) fails without it, and reports what is wrong with
+    /// it. All of libpq's parameters for TLS are taken with the feature `tls`; without it, a URL that
+    /// insists on TLS is refused. libpq's environment and its services do not count here, but
+    /// [`PoolConfig::from_env`](crate::config::PoolConfig) reads them.
     pub fn database_url(self, url: &str) -> Self {
         self.with_database(url.parse())
     }
@@ -87,6 +92,41 @@ impl Builder {
             Ok(database) => (self.config.database, self.bad_url) = (Some(database), None),
             Err(why) => self.bad_url = Some(why),
         }
+        self
+    }
+
+    /// Sets where the password comes from, in place of the URL's: `password` is called for each
+    /// connection that is opened, and again when the server refuses what it returned. It must not
+    /// take long. No default. An error counts as a failure to open the connection; its text is
+    /// logged, so it must not hold a secret.
+    ///
+    /// ```
+    /// let builder = millpond::Pool::builder()
+    ///     .database_url("postgresql://app@db.example/studio")
+    ///     .password(|| Ok(std::fs::read_to_string("/run/secrets/token")?));
+    /// ```
+    pub fn password<F>(mut self, password: F) -> Self
+    where
+        F: Fn() -> Result<String, Box<dyn std::error::Error + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.config.password = Some(Arc::new(Secret::callback(Arc::new(password))));
+        self
+    }
+
+    /// Sets the file that holds the password, in place of the URL's. It is read again when it has
+    /// changed, and when the server refuses what it held. No default.
+    pub fn password_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.password = Some(Arc::new(Secret::file(path)));
+        self
+    }
+
+    /// Sets the command that prints the password, in place of the URL's: it is run by `sh -c`, and
+    /// its first line is the password. A second line `expires_in=SECONDS` says how long that may be
+    /// used; without it, the command is run again after 60 s (for a token of AWS RDS: after three
+    /// quarters of its life), and in any case when the server refuses the password, at most once a
+    /// second. It may take 10 s. No default.
+    pub fn password_command(mut self, command: impl Into<String>) -> Self {
+        self.config.password = Some(Arc::new(Secret::command(command)));
         self
     }
 
@@ -110,12 +150,20 @@ impl Builder {
         self
     }
 
-    /// Sets the limit for one check-out (waiting in line plus validation), and for opening one
-    /// connection (name, TCP, handshake and authentication). Default 2 s; [`build`](Self::build)
-    /// refuses zero. A check-out that takes longer fails as
+    /// Sets the limit for one check-out (waiting in line plus validation). Default 2 s;
+    /// [`build`](Self::build) refuses zero. A check-out that takes longer fails as
     /// [`Error::Checkout`](crate::Error::Checkout).
     pub fn connection_timeout(mut self, limit: Duration) -> Self {
         self.config.connection_timeout = limit;
+        self
+    }
+
+    /// Sets the limit for opening one connection: name, TCP, TLS and login. Default 10 s, or the
+    /// URL's `connect_timeout`; zero = the default. It may be longer than
+    /// [`connection_timeout`](Self::connection_timeout): then a check-out that gives up leaves the
+    /// connection to the next.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.config.connect_timeout = unless_zero(limit);
         self
     }
 
@@ -164,7 +212,7 @@ impl Builder {
 
     /// Sets the pool's own deadline for one statement. It also holds if the server is frozen or
     /// unreachable: a cancel request is sent at the deadline, and the connection is cut 500 ms
-    /// later (not over a Unix socket). Default 5 s; zero = off. Fails as
+    /// later. Default 5 s; zero = off. Fails as
     /// [`Error::QueryTimeout`](crate::Error::QueryTimeout).
     pub fn query_timeout(mut self, limit: Duration) -> Self {
         self.config.query_timeout = unless_zero(limit);
@@ -205,8 +253,7 @@ impl Builder {
     ///   key](Pool::transaction_with_key).
     ///
     /// A pooler that gives its clients the server's own process numbers (pgpool-II) cannot be told
-    /// from the server: use [`Pooler::On`] there. A relay that forwards a Unix socket over TCP
-    /// looks like a pooler: use [`Pooler::Off`].
+    /// from the server: use [`Pooler::On`] there.
     pub fn pooler(mut self, pooler: Pooler) -> Self {
         self.config.pooler = Some(pooler);
         self
@@ -268,7 +315,7 @@ impl Builder {
 
     /// Runs `work` once on each new connection before it is used (`SET search_path`, `SET ROLE`),
     /// and again after a plain connection was reset at its check-in. It has to end within
-    /// [`connection_timeout`](Self::connection_timeout). An error counts as a failure to open the
+    /// [`connect_timeout`](Self::connect_timeout). An error counts as a failure to open the
     /// connection.
     ///
     /// ```
@@ -324,11 +371,10 @@ impl Builder {
             );
             config.max_size = fit;
         }
-        let hosts = config
-            .database
-            .as_ref()
-            .map(Database::each_host)
-            .unwrap_or_default();
+        let Some(database) = config.database.clone() else {
+            unreachable!("a missing database is a problem above");
+        };
+        let target = Target::new(database, config.url_file.clone(), config.password.clone());
         let watchdog = Watchdog::start().map_err(BuildError::Thread)?;
         let shared = Arc::new(Shared::new(
             config,
@@ -336,11 +382,22 @@ impl Builder {
             Observers::new(self.observers),
             watchdog,
         ));
-        let opener = Arc::new(Opener::new(Arc::clone(&shared), hosts));
+        let opener = Arc::new(Opener::new(Arc::clone(&shared), target));
+        let weak = Arc::downgrade(&opener);
+        let has_changed = move || {
+            let opener = weak.upgrade();
+            opener.is_some_and(|opener| opener.target.has_changed())
+        };
+        let _ = (opener.gate.another_password).set(Box::new(has_changed));
         let config = &shared.config;
         // r2d2 panics if it cannot start a thread (scheduled-thread-pool 0.2.7).
         let r2d2 = caught(|| {
+            let threads = ScheduledThreadPool::builder()
+                .num_threads(housekeeping::openers(config.max_size))
+                .thread_name_pattern("millpond-r2d2-{}")
+                .build();
             r2d2::Pool::builder()
+                .thread_pool(Arc::new(threads))
                 .max_size(config.max_size)
                 .connection_timeout(config.connection_timeout)
                 // The pool does these itself; see `pool/mod.rs`.

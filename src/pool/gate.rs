@@ -4,7 +4,7 @@ use crate::error::{Chain, OpenError};
 use crate::sync::unpoison;
 use log::{info, warn};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How often an outage is logged while it lasts.
@@ -15,11 +15,24 @@ const REMIND_EVERY: Duration = Duration::from_secs(30);
 pub(crate) struct Gate {
     state: Mutex<GateState>,
     changed: Condvar,
+    /// Called while a refusal is waited out: whether there is another password, so that the next
+    /// attempt may be made at once.
+    pub another_password: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
-#[derive(Default)]
+/// The most connections that are opened at once.
+pub(super) const MOST_OPENERS: usize = 10;
+/// After an outage, this many connections are opened at once, and one more with each that succeeds:
+/// a database that has just come back is not to be met by a storm.
+const FIRST_AFTER_OUTAGE: usize = 3;
+/// How often `another_password` is called.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 struct GateState {
     down: Option<Down>,
+    /// Attempts under way while the database is not down, and how many there may be.
+    opening: usize,
+    at_once: usize,
     /// The number of the turn whose thread is trying while the database is down.
     trying: Option<u64>,
     turns: u64,
@@ -28,6 +41,20 @@ struct GateState {
     /// When the server last had no room for another connection, and the error. Other connections
     /// may come and go at the same time, so a successful attempt in between does not clear it.
     full: Option<Full>,
+}
+
+impl Default for GateState {
+    fn default() -> GateState {
+        GateState {
+            down: None,
+            opening: 0,
+            at_once: MOST_OPENERS,
+            trying: None,
+            turns: 0,
+            opened_at: None,
+            full: None,
+        }
+    }
 }
 
 struct Full {
@@ -60,12 +87,14 @@ impl Gate {
                 return None;
             }
             let wait = match &state.down {
-                None => {
+                None if state.opening < state.at_once => {
+                    state.opening += 1;
                     return Some(Turn {
                         gate: self,
                         number: None,
                     });
                 }
+                None => Duration::from_secs(1),
                 Some(_) if state.trying.is_some() => Duration::from_secs(1),
                 Some(down) => down.next_try.saturating_duration_since(Instant::now()),
             };
@@ -76,7 +105,25 @@ impl Gate {
                 return Some(Turn { gate: self, number });
             }
             let wait = left.map_or(wait, |left| wait.min(left));
-            state = unpoison(self.changed.wait_timeout(state, wait)).0;
+            let refused = |state: &GateState| {
+                let down = state.down.as_ref();
+                down.is_some_and(|down| down.error.is_wrong_password()) && state.trying.is_none()
+            };
+            match self.another_password.get().filter(|_| refused(&state)) {
+                None => state = unpoison(self.changed.wait_timeout(state, wait)).0,
+                Some(changed) => {
+                    let short = wait.min(LOOK_EVERY);
+                    drop(unpoison(self.changed.wait_timeout(state, short)).0);
+                    let may_try = changed();
+                    state = self.lock();
+                    if may_try
+                        && refused(&state)
+                        && let Some(down) = &mut state.down
+                    {
+                        down.next_try = Instant::now();
+                    }
+                }
+            }
         }
     }
 
@@ -88,6 +135,7 @@ impl Gate {
             info!("the database is back after {:.1?}", down.since.elapsed());
         }
         state.opened_at = Some(Instant::now());
+        state.at_once = (state.at_once + 1).min(MOST_OPENERS);
         state.trying = None;
         drop(state);
         self.changed.notify_all();
@@ -126,6 +174,7 @@ impl Gate {
             }
             logged_at = Some(now);
         }
+        state.at_once = FIRST_AFTER_OUTAGE;
         state.down = Some(Down {
             since,
             next_try: now + pause,
@@ -159,22 +208,21 @@ impl Gate {
     }
 }
 
-/// A thread's turn to try while the database is down. It ends when this value is dropped, so that
-/// the next thread may try however the attempt ends.
+/// A thread's turn to try. It ends when this value is dropped, so that the next thread may try
+/// however the attempt ends.
 pub(crate) struct Turn<'g> {
     gate: &'g Gate,
-    /// None while the database is not down: then every thread may try.
+    /// None while the database is not down: then several threads may try.
     number: Option<u64>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if self.number.is_none() {
-            return;
-        }
         let mut state = self.gate.lock();
-        if state.trying == self.number {
-            state.trying = None;
+        match self.number {
+            None => state.opening -= 1,
+            number if state.trying == number => state.trying = None,
+            Some(_) => {}
         }
         drop(state);
         self.gate.changed.notify_all();

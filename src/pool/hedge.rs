@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// take at one address: this long, or twice as long as opening usually takes. A hedged attempt that
 /// is cut too early finds nothing, and costs a busy server a process each time.
 const PATIENCE: Duration = Duration::from_millis(100);
-const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// The usual time is the fastest of this many recent openings, so that one slow opening does not
 /// count.
 const RECENT: usize = 4;
@@ -55,6 +55,8 @@ struct State<T> {
     /// The oldest attempt is first.
     waiting: Vec<Arc<Attempt<T>>>,
     is_hedging: bool,
+    /// How many hedged attempts have found nothing since the last connection was opened.
+    fruitless: u32,
     /// How long the most recent openings took.
     took: VecDeque<Duration>,
     /// Found when no attempt was waiting any more; kept for an attempt that begins while the
@@ -80,6 +82,7 @@ impl<T> Default for Attempts<T> {
         Attempts(Mutex::new(State {
             waiting: Vec::new(),
             is_hedging: false,
+            fruitless: 0,
             took: VecDeque::new(),
             spare: None,
         }))
@@ -114,6 +117,11 @@ impl<T> Attempts<T> {
         }
     }
 
+    /// Returns how long opening a connection usually takes; `None` before the first.
+    pub fn usual(&self) -> Option<Duration> {
+        self.lock().took.iter().min().copied()
+    }
+
     /// Records how long it took to open a connection.
     pub fn note_opened(&self, took: Duration) {
         let mut state = self.lock();
@@ -121,11 +129,19 @@ impl<T> Attempts<T> {
             state.took.pop_front();
         }
         state.took.push_back(took);
+        state.fruitless = 0;
     }
 
+    /// Returns how long an attempt waits before another is made, and how long that may take. Before
+    /// the first connection it is not known what is usual: the database may be far away, so each
+    /// hedged attempt gets more time than the one before.
     fn patience(&self) -> Duration {
-        let usual = self.lock().took.iter().min().copied();
-        (2 * usual.unwrap_or_default()).clamp(PATIENCE, LONGEST_PATIENCE)
+        let state = self.lock();
+        let patience = match state.took.iter().min() {
+            Some(usual) => 2 * *usual,
+            None => PATIENCE * (1 << state.fruitless.min(8)),
+        };
+        patience.clamp(PATIENCE, LONGEST_PATIENCE)
     }
 
     /// Returns how long the oldest attempt has been waiting, and its purpose. If there is none, the
@@ -270,6 +286,8 @@ fn hedge<O: Opens>(opener: &Arc<O>) {
         } else if let Some(opened) = opener.open_beside(patience, purpose) {
             attempts.found(opened, purpose);
             opener.note_opened();
+        } else {
+            attempts.lock().fruitless += 1;
         }
     }
 }
@@ -288,6 +306,8 @@ mod tests {
             attempts.patience()
         };
         assert_eq!(patience_after(&[]), PATIENCE);
+        attempts.lock().fruitless = 3;
+        assert_eq!(patience_after(&[]), 8 * PATIENCE);
         assert_eq!(patience_after(&[150]), Duration::from_millis(300));
         assert_eq!(
             patience_after(&[160, 155, 5000, 170]),

@@ -3,11 +3,11 @@
 //! too long, and logs the holders that have held a connection for too long.
 
 use super::checkout::{Held, Inner};
+use super::gate::MOST_OPENERS;
 use super::line::Line;
 use super::manager::Manager;
 use super::opener::Opener;
-use super::ready::aside;
-use super::session::{HOUSEKEEPING, Session};
+use super::session::Session;
 use crate::class_queue::Share;
 use crate::metrics::CloseReason;
 use crate::sync::{caught, unpoison};
@@ -18,8 +18,6 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// As many as r2d2 has threads that open connections.
-const OPENERS: usize = 3;
 /// How long an opener waits inside r2d2 before it asks again: r2d2 does not wake it when a broken
 /// connection makes room.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -29,7 +27,7 @@ const LOOK_AT_IDLE: Duration = Duration::from_millis(500);
 const MOST_LOOKS: usize = 256;
 
 pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
-    for _ in 0..OPENERS {
+    for _ in 0..openers(inner.r2d2.max_size()) {
         let (line, r2d2) = (Arc::clone(&inner.line), inner.r2d2.clone());
         let opener = Arc::clone(&inner.opener);
         thread::Builder::new()
@@ -42,6 +40,12 @@ pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
         .spawn(move || keep(&pool))?;
     *unpoison(inner.housekeeper.lock()) = Some(housekeeper.thread().clone());
     Ok(())
+}
+
+/// Returns how many connections a pool of this size may open at once. r2d2 has as many threads for
+/// it.
+pub(super) fn openers(max_size: u32) -> usize {
+    MOST_OPENERS.min(max_size as usize)
 }
 
 fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Opener) {
@@ -111,13 +115,7 @@ impl Inner {
     /// does not have to. A session that went straight to a waiter is cleaned by that waiter.
     fn clean_idle(self: &Arc<Self>) {
         while let Some(held) = self.line.check_out_idle(|held| held.is_dirty()) {
-            // A connection that cannot be cut must not block the housekeeper.
-            let until = Instant::now() + HOUSEKEEPING;
-            let _ = aside(
-                self.lease(held, &Share::default()),
-                Some(until),
-                |session| session.clean(None),
-            );
+            self.lease(held, &Share::default()).clean(None);
         }
     }
 

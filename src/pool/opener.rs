@@ -1,30 +1,26 @@
-//! Opens server connections: chooses the host, the address, the settings and the time limit, and
-//! retries.
+//! Opens server connections: chooses the host, the address and the time limit, and retries.
 //!
 //! While the database is down, one thread tries about every 25 ms and the others wait for it (see
 //! `gate`). So the database is not flooded with attempts, and is found at once when it is back. An
 //! attempt that gets no answer is overtaken by another (see `hedge`).
 
-use super::backend::Backend;
 use super::demand::Demand;
 use super::gate::{Gate, Turn};
 use super::hedge::{self, Attempt, Attempts, Opens, Purpose};
 use super::names::Names;
-use super::pooler::{Seen, refuses_options};
 use super::session::Session;
 use super::shared::Shared;
-use super::startup::is_tcp;
-use super::watchdog::Plan;
-use super::wire::Connector;
-use crate::error::{Chain, OpenError, is_out_of_files};
+use super::target::Target;
+use super::wire::Place;
+use crate::config::{Database, ServerHost, SessionAttrs};
+use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
-use crate::sync::caught;
-use log::{debug, info};
-use postgres::NoTls;
+#[cfg(feature = "tls")]
+use crate::tls::ClientCache;
+use log::debug;
 use postgres::config::{Host, LoadBalanceHosts};
 use postgres::error::SqlState;
-use r2d2::ManageConnection;
-use r2d2_postgres::PostgresConnectionManager;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -49,22 +45,24 @@ pub(crate) struct Opener {
     /// to be opened.
     pub on_refused: OnceLock<Box<dyn Fn() + Send + Sync>>,
     pub has_connected: AtomicBool,
-    hosts: Vec<postgres::Config>,
+    pub(super) target: Target,
+    #[cfg(feature = "tls")]
+    pub(super) tls_clients: ClientCache,
     last_good_host: AtomicUsize,
     /// A standby refused a write: if there are several hosts, the primary is wanted.
     wants_primary: AtomicBool,
     /// When a connection last led to a primary, in nanoseconds as counted by `Shared::now`; 0 =
     /// never.
-    primary_at: AtomicU64,
+    pub(super) primary_at: AtomicU64,
     names: Names,
-    next_id: AtomicU64,
+    pub(super) next_id: AtomicU64,
     pub(super) warned_of_timeout: AtomicBool,
     pub(super) warned_of_incarnation: AtomicBool,
     pub(super) warned_of_risks: AtomicBool,
 }
 
 impl Opener {
-    pub fn new(shared: Arc<Shared>, hosts: Vec<postgres::Config>) -> Opener {
+    pub fn new(shared: Arc<Shared>, target: Target) -> Opener {
         Opener {
             shared,
             gate: Gate::default(),
@@ -72,7 +70,9 @@ impl Opener {
             demand: Demand::default(),
             on_refused: OnceLock::new(),
             has_connected: AtomicBool::new(false),
-            hosts,
+            target,
+            #[cfg(feature = "tls")]
+            tls_clients: ClientCache::default(),
             last_good_host: AtomicUsize::new(0),
             wants_primary: AtomicBool::new(false),
             primary_at: AtomicU64::new(0),
@@ -91,7 +91,8 @@ impl Opener {
         const OF_LATE: Duration = Duration::from_secs(60);
         let primary = self.primary_at.load(Ordering::Relaxed);
         let since = self.shared.now().saturating_sub(primary);
-        self.hosts.len() > 1 || (primary > 0 && u128::from(since) < OF_LATE.as_nanos())
+        self.target.known().servers().len() > 1
+            || (primary > 0 && u128::from(since) < OF_LATE.as_nanos())
     }
 
     /// Retires the sessions of this generation, whose server takes no writes, and looks for a
@@ -147,7 +148,7 @@ impl Opener {
             return Ok(session);
         }
         let started = Instant::now();
-        let limit = started + self.shared.config.connection_timeout;
+        let limit = started + self.shared.config.effective_connect_timeout();
         let attempt = hedge::begin(self, purpose);
         let until = deadline.map_or(limit, |at| at.min(limit));
         let result = self.open(until, Duration::MAX, purpose, Some(&attempt));
@@ -187,8 +188,9 @@ impl Opener {
         Err(error)
     }
 
-    /// Opens a connection to the first host that accepts one, beginning with the last host that
-    /// did. Each address may take `each`.
+    /// Opens a connection to the first host that accepts one and fits what is asked for, beginning
+    /// with the last host that did. Each address may take `each`. If the password is refused and
+    /// there is another one by now, that is tried as well.
     pub fn open(
         self: &Arc<Self>,
         deadline: Instant,
@@ -196,53 +198,78 @@ impl Opener {
         purpose: Purpose,
         attempt: Option<&Attempt<Session>>,
     ) -> Result<Session, OpenError> {
-        let first = match self
-            .hosts
-            .first()
-            .map(postgres::Config::get_load_balance_hosts)
-        {
-            Some(LoadBalanceHosts::Random) => fastrand::usize(..self.hosts.len()),
-            _ => self.last_good_host.load(Ordering::Relaxed),
+        let open = || self.open_to(&self.target.database(), deadline, each, purpose, attempt);
+        match open() {
+            Err(e) if e.is_wrong_password() && self.target.has_changed() => open(),
+            other => other,
+        }
+    }
+
+    fn open_to(
+        self: &Arc<Self>,
+        database: &Database,
+        deadline: Instant,
+        each: Duration,
+        purpose: Purpose,
+        attempt: Option<&Attempt<Session>>,
+    ) -> Result<Session, OpenError> {
+        let hosts = database.servers();
+        let wants_primary = hosts.len() > 1 && self.wants_primary.load(Ordering::Relaxed);
+        let asked = match database.session_attrs() {
+            SessionAttrs::Any if wants_primary => SessionAttrs::Primary,
+            asked => asked,
         };
-        let count = self.hosts.len();
+        let open = |at: usize, share| {
+            self.open_host((database, &hosts[at]), share, each, purpose, attempt)
+        };
+        // A server that was passed over is better than none: a standby can be read from, and may be
+        // promoted.
+        let settles = asked != database.session_attrs() || asked == SessionAttrs::PreferStandby;
+        let order = self.order(database);
         let mut last_error = OpenError::Closed;
-        let wants_primary = count > 1 && self.wants_primary.load(Ordering::Relaxed);
-        let mut standby = None;
-        for nth in 0..count {
-            let at = (first + nth) % count;
+        let mut passed_over = None;
+        for (nth, &at) in order.iter().enumerate() {
             // Each host gets a share of the remaining time: one that accepts the connection and
             // then stays silent must not use up the time of the others.
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = left / (count - nth) as u32;
-            match self.open_host(
-                &self.hosts[at],
-                Instant::now() + share,
-                each,
-                purpose,
-                attempt,
-            ) {
-                Ok(mut session) if wants_primary && session.backend().standby => {
+            let share = share_of(deadline, order.len() - nth);
+            match open(at, share) {
+                Ok(mut session) => {
+                    let backend = session.backend();
+                    if asked.fits(backend.standby, backend.read_only) {
+                        self.last_good_host.store(at, Ordering::Relaxed);
+                        return Ok(session);
+                    }
+                    last_error = OpenError::Unfit {
+                        asked: asked.as_str(),
+                        standby: backend.standby,
+                    };
                     session.close_for(CloseReason::FailedOver);
-                    standby.get_or_insert(at);
-                }
-                Ok(session) => {
-                    self.last_good_host.store(at, Ordering::Relaxed);
-                    return Ok(session);
+                    passed_over.get_or_insert(at);
                 }
                 Err(e) => last_error = e,
             }
         }
-        match standby {
-            // A standby is better than nothing: it can be read from, and may be promoted.
-            Some(at) => self.open_host(&self.hosts[at], deadline, each, purpose, attempt),
+        match passed_over.filter(|_| settles) {
+            Some(at) => open(at, deadline),
             None => Err(last_error),
         }
+    }
+
+    /// Returns the hosts in the order in which they are tried.
+    fn order(&self, database: &Database) -> Vec<usize> {
+        let count = database.servers().len();
+        let mut order: Vec<_> = (0..count).collect();
+        match database.config().get_load_balance_hosts() {
+            LoadBalanceHosts::Random => fastrand::shuffle(&mut order),
+            _ => order.rotate_left(self.last_good_host.load(Ordering::Relaxed) % count.max(1)),
+        }
+        order
     }
 
     /// Opens a connection to one host, at the first of its addresses that accepts one.
     fn open_host(
         self: &Arc<Self>,
-        host: &postgres::Config,
+        (database, server): (&Database, &ServerHost),
         deadline: Instant,
         each: Duration,
         purpose: Purpose,
@@ -250,11 +277,10 @@ impl Opener {
     ) -> Result<Session, OpenError> {
         let mut last_error = OpenError::Closed;
         let left = || deadline.saturating_duration_since(Instant::now());
-        let all = self.addresses(host, left().min(each))?;
-        let count = all.len();
-        for (nth, one) in all.iter().enumerate() {
-            let share = left() / (count - nth) as u32;
-            match self.open_at(one, share.min(each), purpose, attempt) {
+        let places = self.places(database, server, left().min(each))?;
+        for (nth, place) in places.iter().enumerate() {
+            let share = left() / (places.len() - nth) as u32;
+            match self.open_at((database, server), place, share.min(each), purpose, attempt) {
                 Ok(session) => return Ok(session),
                 Err(e) => last_error = e,
             }
@@ -262,154 +288,42 @@ impl Opener {
         Err(last_error)
     }
 
-    /// Returns one configuration for each address of a host. If the driver were given all
-    /// addresses, it would try each of them within one connect, with the whole time limit for each.
-    fn addresses(
+    /// Returns the places of a host, whose name is looked up each time: it may lead elsewhere than
+    /// before. If the driver were given all addresses, it would try each of them within one
+    /// connect, with the whole time limit for each.
+    fn places(
         &self,
-        host: &postgres::Config,
+        database: &Database,
+        server: &ServerHost,
         limit: Duration,
-    ) -> Result<Vec<postgres::Config>, OpenError> {
-        let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
-            return Ok(vec![host.clone()]);
-        };
-        let mut found = self
-            .names
-            .addresses(name, limit)
-            .map_err(OpenError::Resolve)?;
-        found.dedup();
-        let with = |addr| {
-            let mut one = host.clone();
-            one.hostaddr(addr);
-            one
-        };
-        Ok(found.into_iter().map(with).collect())
-    }
-
-    fn open_at(
-        self: &Arc<Self>,
-        host: &postgres::Config,
-        limit: Duration,
-        purpose: Purpose,
-        attempt: Option<&Attempt<Session>>,
-    ) -> Result<Session, OpenError> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let generation = self.shared.generation.load(Ordering::Relaxed);
-        let started = Instant::now();
-        let registration = self.shared.watchdog.register(id);
-        let armed = registration.arm(Some(started + limit), Plan::Abort);
-        let wire = Arc::clone(&registration.tracked.wire);
-        if let Some(attempt) = attempt {
-            attempt.set_wire(&wire);
-            // The close sets `closing` before it cuts the wires, and this thread has registered its
-            // wire before it reads `closing`: so either the close is seen here, or the close sees
-            // this wire.
-            if purpose == Purpose::Use && self.shared.closing.load(Ordering::SeqCst) {
-                return Err(OpenError::Closed);
+    ) -> Result<Vec<Place>, OpenError> {
+        let port = server.port;
+        let found = match (&server.host, server.address) {
+            #[cfg(unix)]
+            (Host::Unix(directory), _) => {
+                let path = directory.join(format!(".s.PGSQL.{port}"));
+                return Ok(vec![Place::Unix(path)]);
             }
-        }
-        let tcp = is_tcp(host);
-        let connect = |with_options: bool| {
-            let config = (self.shared).startup(host, limit, with_options, &registration.tracked);
-            if tcp {
-                PostgresConnectionManager::new(config, Connector(Arc::clone(&wire))).connect()
-            } else {
-                PostgresConnectionManager::new(config, NoTls).connect()
-            }
-        };
-        if let Some(e) = out_of_files() {
-            return Err(OpenError::Files(e));
-        }
-        let opened = caught(|| {
-            if self.shared.without_options.load(Ordering::Relaxed) {
-                return connect(false);
-            }
-            let refused = match connect(true) {
-                Err(e) if host.get_options().is_none() && refuses_options(&e) => e,
-                other => return other,
-            };
-            let opened = connect(false)?;
-            info!(
-                "the server refuses startup options, as poolers do; connected without them: {}",
-                Chain(&refused)
-            );
-            self.shared.without_options.store(true, Ordering::Relaxed);
-            if !tcp {
-                self.shared.note_pooler("it refuses startup options");
-            }
-            Ok(opened)
-        });
-        let opened = match opened {
-            Ok(Ok(client)) => Ok(client),
-            Ok(Err(_)) if wire.is_aborted() => Err(OpenError::Timeout(limit)),
-            Ok(Err(e)) => Err(OpenError::Driver(e)),
-            // The driver unwraps the result of building its runtime.
-            Err(panic) => Err(out_of_files().map_or(OpenError::Panicked(panic), OpenError::Files)),
-        };
-        let mut client = opened?;
-        let mut backend = match Backend::read(&mut client) {
-            Ok(backend) => backend,
-            Err(_) if wire.is_aborted() => return Err(OpenError::Timeout(limit)),
-            Err(e) => return Err(OpenError::Driver(e)),
-        };
-        let seen = Seen {
-            told: wire.process(),
-            over_tcp: tcp,
-            port: host.get_ports().first().copied(),
-            since: started.elapsed(),
-        };
-        if let Some(how) = seen.betrays_pooler(&backend) {
-            self.shared.note_pooler(how);
-        } else if self.shared.sends_options()
-            && self.shared.asked_for_timeout() != Some(backend.statement_timeout)
-        {
-            self.shared.note_pooler("it drops startup options");
-        }
-        if !backend.standby {
-            self.primary_at.store(self.shared.now(), Ordering::Relaxed);
-        }
-        self.note_incarnation(&backend);
-        self.note_risks(&backend);
-        if let Some(reading) = backend.clock() {
-            self.shared.database_clock.note(Instant::now(), reading);
-        }
-        if self.shared.sets_timeout() {
-            backend.statement_timeout = self.shared.config.statement_timeout.unwrap_or_default();
-        }
-        self.note_timeout(&backend);
-        self.shared
-            .hides_warnings
-            .fetch_or(backend.hides_warnings, Ordering::Relaxed);
-        registration.tracked.set_cancel(client.cancel_token(), tcp);
-        let restored = match purpose {
-            Purpose::Use => caught(|| self.shared.restore(&mut client)),
-            Purpose::Resolve => Ok(Ok(())),
-        };
-        // Whatever the result says, the attempt has used all of its time, and the wire may be cut
-        // at any moment.
-        if armed.disarm() {
-            return Err(match purpose {
-                Purpose::Use if self.shared.on_connect.is_some() => {
-                    OpenError::OnConnectTimeout(limit)
+            (Host::Tcp(_), Some(address)) => vec![address],
+            (Host::Tcp(name), None) => {
+                let looked_up = self.names.addresses(name, limit);
+                let mut found = looked_up.map_err(OpenError::Resolve)?;
+                found.dedup();
+                if database.config().get_load_balance_hosts() == LoadBalanceHosts::Random {
+                    fastrand::shuffle(&mut found);
                 }
-                _ => OpenError::Timeout(limit),
-            });
-        }
-        match restored {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(OpenError::OnConnect(Box::new(e))),
-            Err(panic) => return Err(OpenError::Panicked(panic)),
-        }
-        let took = started.elapsed();
-        self.attempts.note_opened(took);
-        Ok(Session::new(
-            client,
-            backend,
-            registration,
-            Arc::clone(&self.shared),
-            generation,
-            took,
-        ))
+                found
+            }
+        };
+        let place = |address| Place::Tcp(SocketAddr::new(address, port));
+        Ok(found.into_iter().map(place).collect())
     }
+}
+
+/// Returns when the next of `count` equal shares of the time that remains ends.
+fn share_of(deadline: Instant, count: usize) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / count as u32
 }
 
 impl Opens for Opener {
@@ -424,7 +338,7 @@ impl Opens for Opener {
     }
 
     fn open_beside(self: &Arc<Self>, patience: Duration, purpose: Purpose) -> Option<Session> {
-        let until = Instant::now() + self.shared.config.connection_timeout;
+        let until = Instant::now() + self.shared.config.effective_connect_timeout();
         match self.open(until, patience, purpose, None) {
             Ok(session) => Some(session),
             Err(e) => {
@@ -439,12 +353,4 @@ impl Opens for Opener {
         self.has_connected.store(true, Ordering::SeqCst);
         self.gate.note_opened();
     }
-}
-
-/// Returns the error if no more files can be opened. The driver needs three file descriptors for a
-/// connection and panics if it gets none for its runtime. This is checked beforehand, since each
-/// panic would be printed.
-fn out_of_files() -> Option<std::io::Error> {
-    let spare: Result<Vec<_>, _> = (0..3).map(|_| std::fs::File::open("/dev/null")).collect();
-    spare.err().filter(is_out_of_files)
 }

@@ -1,5 +1,6 @@
 //! Plain connections: the driver's client, on which the caller runs any statements.
 
+use super::cancel_token::CancelToken;
 use super::checkout::{CheckoutRequest, Lease, Pool};
 use super::line::Arrival;
 use super::session::Session;
@@ -91,6 +92,11 @@ impl PooledConnection {
         self.lease.id()
     }
 
+    /// Returns a token that cancels the statement on this connection, from any thread.
+    pub fn cancel_token(&self) -> CancelToken {
+        CancelToken::of(self.lease.tracked())
+    }
+
     /// Takes the connection out of the pool, for long work.
     ///
     /// It no longer counts in the pool, which may open another in its place. Its settings stay as
@@ -142,6 +148,11 @@ impl DetachedConnection {
     /// Returns the connection's number in the log.
     pub fn id(&self) -> u64 {
         self.session.id()
+    }
+
+    /// Returns a token that cancels the statement on this connection, from any thread.
+    pub fn cancel_token(&self) -> CancelToken {
+        CancelToken::of(self.session.tracked())
     }
 }
 

@@ -6,10 +6,8 @@ use std::time::Duration;
 
 /// What is known of a connection on our side.
 pub(super) struct Seen {
-    /// The process number that we were given; `None` if it was not seen (Unix sockets).
+    /// The process number that we were given.
     pub told: Option<i32>,
-    pub over_tcp: bool,
-    pub port: Option<u16>,
     pub since: Duration,
 }
 
@@ -24,11 +22,6 @@ impl Seen {
             Some(_) => Some("the process that answers is not the one that cancel requests go to"),
             None if server.age > self.since + SLACK => {
                 Some("the process that answers is older than the connection")
-            }
-            // A relay that looks like a pooler is taken for one; a wrong guess in the other
-            // direction would cost more.
-            None if server.over_tcp != self.over_tcp || server.port != self.port => {
-                Some("the server sees another port or transport than the one used")
             }
             None => None,
         }

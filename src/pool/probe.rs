@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 
 /// The longest that a caller waits for an answer.
 const LIMIT: Duration = Duration::from_millis(800);
+/// How much longer than usual a login or an answer may take before it counts as missing. To a
+/// database that is far away, both may take longer than a caller waits.
+const SLACK: u32 = 3;
 /// How long an answer is reused for other callers.
 const SHARED_FOR: Duration = Duration::from_millis(250);
 
@@ -44,6 +47,8 @@ pub enum ProbeError {
     Timeout,
     /// Wrong user or password, or access denied.
     Authentication,
+    /// The encryption that the URL asks for is not to be had, or the server's certificate is wrong.
+    Tls,
     /// The database does not exist.
     UnknownDatabase,
     /// The server has no room for another connection.
@@ -61,6 +66,7 @@ impl fmt::Display for ProbeError {
             ProbeError::Refused => "refused",
             ProbeError::Timeout => "timeout",
             ProbeError::Authentication => "authentication",
+            ProbeError::Tls => "tls",
             ProbeError::UnknownDatabase => "unknown database",
             ProbeError::TooManyConnections => "too many connections",
             ProbeError::StartingUp => "starting up",
@@ -108,8 +114,34 @@ struct State {
 #[derive(Default)]
 struct Inner {
     last: Option<(Instant, Reading)>,
-    asking: bool,
+    /// A probe is out: since when, and how long it may take.
+    out: Option<(Instant, Duration)>,
     session: Option<Session>,
+    /// How many logins in a row did not end in time: each may take twice as long as the one before.
+    late_logins: u32,
+}
+
+impl Inner {
+    /// Returns the last answer if it was good, and the probe that is out takes no longer than it
+    /// may at this distance.
+    fn presumed(&self) -> Option<Reading> {
+        let (since, limit) = self.out?;
+        let (_, last) = self.last.as_ref()?;
+        let is_far = limit > LIMIT && since.elapsed() < limit;
+        (is_far && last.is_ok()).then(|| last.clone())
+    }
+
+    /// Returns how long an answer may take, and how long a login.
+    fn limits(&self, opener: &Opener) -> (Duration, Duration) {
+        let answer = match &self.last {
+            Some((_, Ok(pong))) => SLACK * pong.took,
+            _ => Duration::ZERO,
+        };
+        let usual = opener.attempts.usual().unwrap_or_default();
+        let login = LIMIT.max(SLACK * usual) * (1 << self.late_logins.min(8));
+        let most = opener.shared.config.effective_connect_timeout();
+        (LIMIT.max(answer), login.min(most.max(LIMIT)))
+    }
 }
 
 impl State {
@@ -138,14 +170,14 @@ impl Probe {
                 .map_or(Err((ProbeError::Other, None)), |(_, last)| last.clone());
         }
         let asked_at = Instant::now();
-        if !inner.asking {
-            inner.asking = true;
-            if let Err(e) = self.send(opener, until) {
+        if inner.out.is_none() {
+            inner.out = Some((asked_at, LIMIT));
+            if let Err(e) = self.send(opener) {
                 // The lack of a thread says nothing about the database: probe on this thread, whose
                 // wire is cut in time.
                 warn!("cannot start a thread for the health probe: {e}");
                 drop(inner);
-                self.state.ask_now(opener, until);
+                self.state.ask_now(opener, Some(until));
                 inner = self.state.lock();
             }
         }
@@ -157,7 +189,7 @@ impl Probe {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err((ProbeError::Timeout, None));
+                return inner.presumed().unwrap_or(Err((ProbeError::Timeout, None)));
             }
             inner = unpoison(self.state.answered.wait_timeout(inner, left)).0;
         }
@@ -169,17 +201,17 @@ impl Probe {
         let mut inner = self.state.lock();
         let newest = inner.last.clone();
         let is_fresh = matches!(&newest, Some((at, _)) if at.elapsed() < SHARED_FOR);
-        if !is_fresh && !inner.asking && !self.state.closed.load(Ordering::SeqCst) {
-            inner.asking = self.send(opener, Instant::now() + LIMIT).is_ok();
+        if !is_fresh && inner.out.is_none() && !self.state.closed.load(Ordering::SeqCst) {
+            inner.out = self.send(opener).is_ok().then(|| (Instant::now(), LIMIT));
         }
         newest.map(|(_, reading)| reading)
     }
 
     /// Starts a thread that probes and can be left behind.
-    fn send(&self, opener: &Arc<Opener>, until: Instant) -> io::Result<()> {
+    fn send(&self, opener: &Arc<Opener>) -> io::Result<()> {
         let (state, theirs) = (Arc::clone(&self.state), Arc::clone(opener));
         let asker = thread::Builder::new().name("millpond-probe".into());
-        asker.spawn(move || state.ask_now(&theirs, until))?;
+        asker.spawn(move || state.ask_now(&theirs, None))?;
         Ok(())
     }
 
@@ -200,7 +232,8 @@ impl Probe {
 }
 
 impl State {
-    fn ask_now(&self, opener: &Arc<Opener>, until: Instant) {
+    /// Probes the database, until this moment, or for as long as that may take.
+    fn ask_now(&self, opener: &Arc<Opener>, until: Option<Instant>) {
         // An old session does not see a setting that applies to new sessions only. So a new session
         // is opened if a write was refused since the last probe, and as long as the database is
         // read-only.
@@ -211,12 +244,28 @@ impl State {
         let mut inner = self.lock();
         let was_read_only = matches!(&inner.last, Some((_, Ok(pong))) if pong.read_only);
         let session = inner.session.take().filter(|_| !refused && !was_read_only);
+        let (answer, login) = inner.limits(opener);
+        let whole = if session.is_some() {
+            answer
+        } else {
+            login + answer
+        };
+        inner.out = Some((Instant::now(), whole));
         drop(inner);
-        let (session, reading) = caught(|| read(opener, session, until)).unwrap_or_else(|panic| {
+        let end = |limit| {
+            let own = Instant::now() + limit;
+            until.map_or(own, |until| until.min(own))
+        };
+        let result = caught(|| read(opener, session, || end(answer), || end(login)));
+        let (session, reading) = result.unwrap_or_else(|panic| {
             error!("the health probe panicked: {panic}");
             (None, Err((ProbeError::Other, None)))
         });
         let mut inner = self.lock();
+        inner.late_logins = match (&session, &reading) {
+            (None, Err((ProbeError::Timeout, _))) => inner.late_logins + 1,
+            _ => 0,
+        };
         let was_up = inner.last.as_ref().is_none_or(|(_, last)| last.is_ok());
         match &reading {
             Ok(_) if !was_up => info!("the health probe succeeds again"),
@@ -224,7 +273,7 @@ impl State {
             _ => {}
         }
         inner.last = Some((Instant::now(), reading));
-        inner.asking = false;
+        inner.out = None;
         let unwanted = if self.closed.load(Ordering::SeqCst) {
             session
         } else {
@@ -241,9 +290,11 @@ impl State {
 fn read(
     opener: &Arc<Opener>,
     session: Option<Session>,
-    until: Instant,
+    answer_until: impl Fn() -> Instant,
+    login_until: impl Fn() -> Instant,
 ) -> (Option<Session>, Reading) {
     if let Some(mut session) = session {
+        let until = answer_until();
         match Pong::of(&mut session, until) {
             Ok(pong) => return (Some(session), Ok(pong)),
             // The server may have been restarted since: a new connection shows whether it is up.
@@ -251,7 +302,7 @@ fn read(
             Err(_) => return (None, Err((ProbeError::Timeout, None))),
         }
     }
-    let opened = opener.open(until, Duration::MAX, Purpose::Use, None);
+    let opened = opener.open(login_until(), Duration::MAX, Purpose::Use, None);
     let mut session = match opened {
         Ok(mut session) => {
             session.announce();
@@ -263,6 +314,8 @@ fn read(
             return (None, Err((what, e.sqlstate().map(|s| s.code().to_owned()))));
         }
     };
+    // How far away the database is, is not known yet; a login takes several answers.
+    let until = answer_until().max(Instant::now() + session.took());
     match Pong::of(&mut session, until) {
         Ok(pong) => (Some(session), Ok(pong)),
         Err(_) if Instant::now() >= until => (None, Err((ProbeError::Timeout, None))),
@@ -287,18 +340,27 @@ fn classify(error: &OpenError) -> ProbeError {
             OpenError::Timeout(_) | OpenError::OnConnectTimeout(_) => ProbeError::Timeout,
             OpenError::Resolve(e) if e.kind() == io::ErrorKind::TimedOut => ProbeError::Timeout,
             OpenError::Resolve(_) => ProbeError::Unreachable,
+            OpenError::Connect(e) => by_kind(e),
+            OpenError::Tls(_) => ProbeError::Tls,
+            OpenError::Password(_) => ProbeError::Authentication,
             OpenError::Driver(e) => by_cause(e),
             _ => ProbeError::Other,
         },
     }
 }
 
+fn by_kind(error: &io::Error) -> ProbeError {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => ProbeError::Refused,
+        io::ErrorKind::TimedOut => ProbeError::Timeout,
+        _ => ProbeError::Unreachable,
+    }
+}
+
 fn by_cause(error: &postgres::Error) -> ProbeError {
     let cause = error.source().and_then(|c| c.downcast_ref::<io::Error>());
-    match cause.map(io::Error::kind) {
-        Some(io::ErrorKind::ConnectionRefused) => ProbeError::Refused,
-        Some(io::ErrorKind::TimedOut) => ProbeError::Timeout,
-        Some(_) => ProbeError::Unreachable,
+    match cause {
+        Some(e) => by_kind(e),
         None if Symptom::of(error) == Symptom::Lost => ProbeError::Unreachable,
         None if error.to_string().starts_with("authentication error") => ProbeError::Authentication,
         None => ProbeError::Other,

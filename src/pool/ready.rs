@@ -2,7 +2,6 @@
 
 use super::checkout::{Inner, Lease};
 use super::session::Session;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// A session on which the server has not answered for longer than this is validated before it is
@@ -27,10 +26,9 @@ impl Inner {
             return Err(());
         }
         if session.is_dirty() {
-            let until = least(deadline);
-            return match aside(lease, until, move |session| session.clean(until))? {
-                (lease, true) => Ok(lease),
-                (_, false) => Err(()),
+            return match session.clean(least(deadline)) {
+                true => Ok(lease),
+                false => Err(()),
             };
         }
         let unheard_for = now.saturating_duration_since(session.heard_at());
@@ -39,12 +37,10 @@ impl Inner {
         }
         let until = least(deadline);
         let generation = session.generation();
-        let validate = move |session: &mut Session| session.validate(until).is_ok();
-        let silent = match aside(lease, until, validate) {
-            Ok((lease, true)) => return Ok(lease),
-            Ok((lease, false)) => lease.tracked().wire.is_aborted(),
-            Err(()) => true,
-        };
+        if session.validate(until).is_ok() {
+            return Ok(lease);
+        }
+        let silent = session.tracked().wire.is_aborted();
         // The other sessions are now validated before they are used, too. But if this one got no
         // answer, which takes the whole time limit, the sessions of its generation are retired
         // without a validation; unless only the caller's deadline has cut the wait short.
@@ -61,29 +57,4 @@ impl Inner {
 /// closed.
 fn least(deadline: Option<Instant>) -> Option<Instant> {
     deadline.map(|at| at.max(Instant::now() + LEAST_READYING))
-}
-
-/// Runs `work` on a session before it is handed out. If nothing can cut its wire, as on a Unix
-/// socket, this is done on another thread, which is left behind at the deadline and gives the
-/// session back when the server answers.
-pub(super) fn aside(
-    mut lease: Lease,
-    until: Option<Instant>,
-    work: impl FnOnce(&mut Session) -> bool + Send + 'static,
-) -> Result<(Lease, bool), ()> {
-    let (Some(until), false) = (until, lease.can_be_cut()) else {
-        let done = work(&mut lease);
-        return Ok((lease, done));
-    };
-    let (sender, receiver) = mpsc::sync_channel(0);
-    let worker = std::thread::Builder::new().name("millpond-look".into());
-    let look = move || {
-        let done = work(&mut lease);
-        // If the receiver is gone, the lease goes back to the pool.
-        let _ = sender.send((lease, done));
-    };
-    worker.spawn(look).map_err(|_| ())?;
-    receiver
-        .recv_timeout(until.saturating_duration_since(Instant::now()))
-        .map_err(|_| ())
 }

@@ -1,40 +1,34 @@
-//! The settings of the startup packet.
+//! The settings with which the driver connects: the startup packet, and where it is led.
 
 use super::shared::Shared;
 use super::tracked::Tracked;
+use super::wire::Place;
 use log::debug;
-use postgres::config::{Host, SslMode, SslNegotiation};
+use postgres::config::{SslMode, SslNegotiation};
 use postgres::error::SqlState;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 impl Shared {
     /// Returns the settings of the startup packet. A later option overrides an earlier one, so the
     /// order is significant.
     pub(super) fn startup(
         &self,
-        host: &postgres::Config,
-        limit: Duration,
+        parameters: &postgres::Config,
         with_options: bool,
         tracked: &Arc<Tracked>,
     ) -> postgres::Config {
-        let mut config = host.clone();
-        if is_tcp(host) {
-            // This makes the driver use the wire. The TLS mode that the user asked for was checked
-            // when the URL was read.
-            config
-                .ssl_mode(SslMode::Require)
-                .ssl_negotiation(SslNegotiation::Direct);
-        } else {
-            config.ssl_mode(SslMode::Disable);
-        }
-        let own = host.get_connect_timeout().copied().unwrap_or(limit);
-        config.connect_timeout(own.min(limit).max(Duration::from_millis(1)));
+        let mut config = parameters.clone();
+        // This makes the driver use the wire, which does what the user asked for (`dial`).
+        config
+            .ssl_mode(SslMode::Require)
+            .ssl_negotiation(SslNegotiation::Direct);
         config.application_name(&self.application_name());
         if with_options {
             let ours = format!("-c statement_timeout={}", self.statement_timeout_ms());
-            let options = match host.get_options() {
+            let options = match parameters.get_options() {
                 Some(theirs) if self.config.statement_timeout_wins => {
                     format!("{theirs} {ours}")
                 }
@@ -60,7 +54,17 @@ impl Shared {
     }
 }
 
-pub(super) fn is_tcp(host: &postgres::Config) -> bool {
-    // Windows has no others.
-    matches!(host.get_hosts().first(), None | Some(Host::Tcp(_)))
+/// Returns the address that the driver connects to. For a Unix socket, which the connector opens
+/// itself, it is that of a listener to be kept until then: nobody accepts what comes there, and
+/// nothing is sent.
+pub(super) fn led_to(place: &Place) -> io::Result<(SocketAddr, Option<TcpListener>)> {
+    if let Place::Tcp(address) = place {
+        return Ok((*address, None));
+    }
+    let explain = |e: io::Error| {
+        let what = format!("a Unix socket needs the loopback interface as well: {e}");
+        io::Error::new(e.kind(), what)
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(explain)?;
+    Ok((listener.local_addr()?, Some(listener)))
 }

@@ -1,9 +1,8 @@
 //! The state of a connection that other threads may read and change.
 
-use super::wire;
+use super::wire::{self, Route};
 use crate::error::HeldBy;
 use crate::sync::unpoison;
-use postgres::CancelToken;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -36,9 +35,8 @@ pub(crate) struct Tracked {
     pub id: u64,
     pub wire: Arc<wire::Handle>,
     pub(super) word: AtomicU64,
-    /// Set once the server has accepted the connection; the flag says whether it uses TCP (and so a
-    /// wire).
-    pub(super) cancel: OnceLock<(CancelToken, bool)>,
+    /// Set once the server has accepted the connection.
+    pub(super) route: OnceLock<Route>,
     pub(super) holder: Mutex<Option<Holder>>,
     /// The server reported in a warning that it gave up the wait for a synchronous standby.
     pub gave_up_on_standbys: AtomicBool,
@@ -57,9 +55,10 @@ pub(super) struct Holder {
 }
 
 impl Tracked {
-    pub fn set_cancel(&self, token: CancelToken, tcp: bool) {
-        // Set once, right after opening; a second call would set the same token.
-        let _ = self.cancel.set((token, tcp));
+    /// Sets the way that cancel requests take, once the connection is open.
+    pub fn set_route(&self, route: Route) {
+        // A second call would set the same.
+        let _ = self.route.set(route);
     }
 
     /// Waits until the server is done with the cancel request that was asked for last, so that it

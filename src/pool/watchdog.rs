@@ -90,7 +90,7 @@ impl Watchdog {
             id,
             wire: Arc::default(),
             word: AtomicU64::new(0),
-            cancel: OnceLock::new(),
+            route: OnceLock::new(),
             holder: Mutex::default(),
             gave_up_on_standbys: AtomicBool::new(false),
             cancel_over: AtomicBool::new(false),

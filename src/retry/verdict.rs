@@ -11,9 +11,6 @@
 //!   CommandComplete there was no commit ([`Phase::Executing`]); with it there may have been one
 //!   ([`Phase::Commit`]). A statement that commits by itself ([`Phase::CommitsInside`]) is
 //!   recognized by its text.
-//! - If the answers are not read on the way, as on a Unix socket, it is not known whether
-//!   CommandComplete arrived ([`Phase::Statement`]). But an error after which the session goes on
-//!   comes before CommandComplete there, too: no message is logged at Sync.
 //! - In the **simple protocol** `exec_simple_query` commits first and queues CommandComplete
 //!   afterwards. So a missing CommandComplete proves nothing, and an error may arise in between: a
 //!   message that commits is [`Phase::Commit`] from the start.
@@ -113,8 +110,6 @@ pub enum Phase {
 /// How far a request had come when it failed, as the bytes on the wire show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// The wire was not watched.
-    Unseen,
     /// No byte of it had been written: the connection was found broken before.
     NothingSent,
     /// Some of it had been written, and the server had reported no statement complete.
@@ -553,7 +548,6 @@ mod tests {
     #[test]
     fn what_was_seen_on_the_wire_says_how_far_a_request_had_come() {
         for (phase, progress, seen) in [
-            (Statement, Progress::Unseen, Statement),
             (Statement, Progress::NothingSent, Preparing),
             (Statement, Progress::Sent, Executing),
             (Statement, Progress::Completed, Phase::Commit),

@@ -526,7 +526,7 @@ fn an_on_connect_that_leaves_a_transaction_open_or_takes_too_long_is_named() {
     );
     let slow = db
         .pool()
-        .connection_timeout(300 * MS)
+        .connect_timeout(300 * MS)
         .on_connect(|client| {
             // The result does not matter.
             let _ = client.batch_execute("SELECT pg_sleep(5)");

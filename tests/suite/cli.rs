@@ -523,7 +523,6 @@ fn what_would_be_open_to_everybody_is_refused() {
     for vars in [
         &[public, ("STUDIO_API", "off")][..],
         &[("API_TOKEN", "t")],
-        &[("PGHOST", "h")],
         &[("PRIVATE_DATABASE", "off")],
     ] {
         let output = run(dir.path(), &[], vars);
@@ -1269,4 +1268,95 @@ fn an_inherited_listener_that_others_can_reach_needs_a_token_as_well() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("API_TOKEN"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_psql_knows_counts_where_the_url_is_silent() {
+    let db = database();
+    let dir = open_dir(0o777);
+    let rest = db.url.strip_prefix("postgresql://").unwrap();
+    let (user, rest) = rest.split_once(':').unwrap();
+    let (password, rest) = rest.split_once('@').unwrap();
+    let name = rest.rsplit_once('/').unwrap().1;
+    let port = db.port.to_string();
+    // A service, and the password of psql's file.
+    let services = dir.path().join("services");
+    std::fs::write(
+        &services,
+        format!("[studio]\nhost=127.0.0.1\nport={port}\n"),
+    )
+    .unwrap();
+    let passfile = dir.path().join("pgpass");
+    std::fs::write(&passfile, format!("*:*:*:{user}:{password}\n")).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&passfile, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (services, passfile) = (
+        services.display().to_string(),
+        passfile.display().to_string(),
+    );
+    let ways: [&[(&str, &str)]; 3] = [
+        &[
+            ("PGHOST", "127.0.0.1"),
+            ("PGPORT", &port),
+            ("PGPASSWORD", password),
+        ],
+        &[
+            ("PGSERVICE", "studio"),
+            ("PGSERVICEFILE", &services),
+            ("PGPASSFILE", &passfile),
+        ],
+        // The URL counts first.
+        &[
+            ("DATABASE_URL", &format!("postgresql://127.0.0.1:{port}")),
+            ("PGHOST", "192.0.2.1"),
+            ("PGPASSFILE", &passfile),
+        ],
+    ];
+    for way in ways {
+        let common = [
+            ("PGUSER", user),
+            ("PGDATABASE", name),
+            ("STUDIO_API", "off"),
+        ];
+        let vars: Vec<_> = way.iter().chain(&common).copied().collect();
+        let shown = run(dir.path(), &["config"], &vars);
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(!shown.contains(password), "{shown}");
+        let line = |name: &str| {
+            let found = shown
+                .lines()
+                .find(|line| line.split_whitespace().next() == Some(name));
+            found
+                .unwrap_or_else(|| panic!("no {name}: {shown}"))
+                .split_whitespace()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(line("PGUSER"), ["PGUSER", user, "environment"]);
+        if way[0].0 == "PGSERVICE" {
+            assert_eq!(line("port"), ["port", &port, "service"]);
+        }
+        let mut serving = listening(spawn(
+            millpond(dir.path(), &[])
+                .envs(vars.iter().copied())
+                .env("HTTP_ADDR", "127.0.0.1:0"),
+        ));
+        let addr = ([127, 0, 0, 1], serving.port).into();
+        eventually("it is healthy", || http::get(addr, "/health").status == 200);
+        serving.stops();
+    }
+    // What cannot be had is refused by name.
+    for (variable, value) in [
+        ("PGREQUIREAUTH", "scram-sha-256"),
+        ("PGGSSENCMODE", "require"),
+        ("PGSSLMODE", "maybe"),
+        ("PGSERVICE", "nobody"),
+    ] {
+        let output = run(
+            dir.path(),
+            &["config"],
+            &[("PGHOST", "h"), (variable, value)],
+        );
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(variable), "{}", stderr(&output));
+    }
 }

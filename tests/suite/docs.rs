@@ -43,7 +43,9 @@ fn the_example_is_taken_as_it_stands() {
     let example = example();
     let usable = example
         .iter()
-        .filter(|(name, _)| !name.ends_with("_FILE") && name != "PG_BIN_DIR");
+        // A file has to exist, and the password is in the URL of the example.
+        .filter(|(name, _)| !name.ends_with("_FILE") && name != "PG_BIN_DIR")
+        .filter(|(name, _)| name != "DB_PASSWORD_COMMAND");
     Config::from_vars(usable.map(|(n, v)| (n.as_str(), v.as_str()))).unwrap();
 }
 

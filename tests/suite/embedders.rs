@@ -654,8 +654,17 @@ fn the_drivers_settings_make_a_pool_and_none_is_weakened() {
     assert_eq!(name, "named by the driver's settings");
     let mut secure = config;
     secure.ssl_mode(postgres::config::SslMode::Require);
-    let error = Builder::from(secure).build().unwrap_err();
-    assert!(error.to_string().contains("sslmode=require"), "{error}");
+    let pool = Builder::from(secure).build().unwrap();
+    match pool.query_scalar::<bool>(
+        "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
+        &[],
+    ) {
+        Ok(encrypted) => assert!(encrypted),
+        Err(error) => {
+            let said = millpond::error::Chain(&error).to_string();
+            assert!(said.contains("sslmode=require"), "{said}");
+        }
+    }
 }
 
 #[test]

@@ -494,3 +494,54 @@ fn a_pool_that_reads_only_reads_from_a_standby() {
         Some("25006")
     );
 }
+
+#[test]
+fn sessions_are_on_the_kind_of_server_that_is_asked_for() {
+    let (primary, standby) = pair();
+    // Which of the two answers: the first host is the primary.
+    let is_standby = |attributes: &str| {
+        let pool = pool(&url(&primary, primary.port(), &standby, attributes))
+            .connection_timeout(SECOND)
+            .min_idle(0)
+            .retry_policy(millpond::RetryPolicy::none())
+            .build()
+            .unwrap();
+        let found = pool.read("SELECT pg_is_in_recovery()", &[]);
+        found.map(|rows| rows[0].get::<_, bool>(0))
+    };
+    for (asked, standby) in [
+        ("any", false),
+        ("read-write", false),
+        ("primary", false),
+        ("read-only", true),
+        ("standby", true),
+        ("prefer-standby", true),
+    ] {
+        let found = is_standby(&format!("?target_session_attrs={asked}"));
+        assert_eq!(found.unwrap(), standby, "{asked}");
+    }
+    // In any order, and both are used.
+    let random = "?target_session_attrs=any&load_balance_hosts=random";
+    let found: std::collections::BTreeSet<_> =
+        (0..40).map(|_| is_standby(random).unwrap()).collect();
+    assert_eq!(found.len(), 2);
+    drop(standby);
+    let without = |asked: &str| {
+        let pool = pool(&format!("{}?target_session_attrs={asked}", primary.url()))
+            .connection_timeout(SECOND)
+            .min_idle(0)
+            .retry_policy(millpond::RetryPolicy::none())
+            .build()
+            .unwrap();
+        pool.read("SELECT 1", &[]).map(|_| ())
+    };
+    without("prefer-standby").unwrap();
+    for asked in ["standby", "read-only"] {
+        let error = without(asked).unwrap_err();
+        let said = millpond::error::Chain(&error).to_string();
+        assert!(
+            said.contains(&format!("target_session_attrs={asked}")),
+            "{said}"
+        );
+    }
+}

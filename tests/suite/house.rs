@@ -6,13 +6,14 @@ use std::fs;
 use std::path::Path;
 
 /// The layers, lowest first. A module may import its own layer and the layers below it.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 13] = [
     &[
         "hex",
         "sync",
         "retry",
         "metrics",
         "fd_limit",
+        "secrets",
         "temporary",
         "token",
         "class_queue",
@@ -20,6 +21,7 @@ const LAYERS: [&[&str]; 12] = [
     ],
     &["error"],
     &["config"],
+    &["tls"],
     &["pool"],
     &["commit"],
     &["call"],

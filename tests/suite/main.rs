@@ -3,6 +3,7 @@
 //! `lab`.
 
 mod answers;
+mod authority;
 mod callers;
 mod changes;
 mod checkout;
@@ -12,6 +13,7 @@ mod cluster;
 mod comeback;
 mod commit;
 mod conformance;
+mod distance;
 mod docs;
 mod edge;
 mod embedders;
@@ -33,10 +35,13 @@ mod peers;
 mod pooler;
 mod proxy;
 mod retry;
+mod rotation;
 mod servers;
 mod sessions;
 mod studio;
 mod support;
+mod terminator;
+mod tls;
 mod torture;
 mod wire;
 mod writers;

@@ -1,7 +1,8 @@
 //! A TCP relay in front of PostgreSQL that records the messages that pass, and can be told to
 //! misbehave.
 
-use super::support::MS;
+use super::support::{MS, over_tls};
+use super::terminator::terminate;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -105,6 +106,7 @@ struct Shared {
     /// Both ends of each open connection, by its number.
     sockets: Mutex<HashMap<usize, Vec<TcpStream>>>,
     accepted: AtomicUsize,
+    encrypted: AtomicUsize,
     fault: Mutex<Option<Fault>>,
     stop: AtomicBool,
 }
@@ -126,6 +128,7 @@ impl Proxy {
             log: Mutex::default(),
             sockets: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            encrypted: AtomicUsize::new(0),
             fault: Mutex::default(),
             stop: AtomicBool::new(false),
         });
@@ -137,7 +140,23 @@ impl Proxy {
                 }
                 let Ok(client) = client else { continue };
                 let number = accepting.accepted.fetch_add(1, Ordering::SeqCst);
-                accepting.relay(client, number);
+                let relaying = Arc::clone(&accepting);
+                match over_tls() {
+                    None => relaying.relay(client, number),
+                    // A client that is slow to speak must not keep the others waiting.
+                    Some(files) => drop(thread::spawn(move || {
+                        if *relaying.mode.lock().unwrap() == Mode::Silent {
+                            return relaying.relay(client, number);
+                        }
+                        let from = client.peer_addr();
+                        if let Ok(plain) = terminate(client, files) {
+                            if plain.peer_addr().ok() != from.ok() {
+                                relaying.encrypted.fetch_add(1, Ordering::SeqCst);
+                            }
+                            relaying.relay(plain, number);
+                        }
+                    })),
+                }
             }
         });
         Proxy { port, shared }
@@ -214,6 +233,11 @@ impl Proxy {
         std::mem::take(&mut self.shared.log.lock().unwrap())
     }
 
+    /// How many connections were encrypted.
+    pub fn encrypted(&self) -> usize {
+        self.shared.encrypted.load(Ordering::SeqCst)
+    }
+
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
@@ -263,6 +287,7 @@ impl Shared {
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, frontend: bool, number: usize) {
         let mut framer = Framer {
             startup: frontend,
+            first: true,
             rest: Vec::new(),
         };
         let mut buffer = [0; 64 * 1024];
@@ -357,12 +382,17 @@ impl Shared {
 /// Splits a stream of bytes into messages (PostgreSQL's manual, section 55.7).
 struct Framer {
     startup: bool,
+    first: bool,
     rest: Vec<u8>,
 }
 
 impl Framer {
     fn tags(&mut self, bytes: &[u8]) -> Vec<char> {
         self.rest.extend_from_slice(bytes);
+        // The answer to a request for TLS is no message.
+        if std::mem::take(&mut self.first) && !self.startup && bytes == b"N" {
+            self.rest.clear();
+        }
         let mut tags = Vec::new();
         loop {
             let head = if self.startup { 0 } else { 1 };
@@ -373,21 +403,30 @@ impl Framer {
             if self.rest.len() < length {
                 break;
             }
-            tags.push(if self.startup {
-                '^'
-            } else {
-                char::from(self.rest[0])
-            });
-            self.startup = false;
+            let is_tls_request = self.startup && length == 8;
+            if !is_tls_request {
+                tags.push(if self.startup {
+                    '^'
+                } else {
+                    char::from(self.rest[0])
+                });
+                self.startup = false;
+            }
             self.rest.drain(..length);
         }
         tags
     }
 }
 
-/// The startup message is short, and arrives in one piece over loopback.
+/// Answers the request for TLS as a server without TLS does, if there is one. The startup message
+/// is short, and arrives in one piece over loopback.
 fn has_options(client: &TcpStream) -> bool {
     let mut startup = [0; 1024];
+    if client.peek(&mut startup).unwrap_or(0) == 8 {
+        let mut client = client;
+        let _ = client.read_exact(&mut startup[..8]);
+        let _ = client.write_all(b"N");
+    }
     let count = client.peek(&mut startup).unwrap_or(0);
     let name = b"\0options\0";
     startup[..count].windows(name.len()).any(|w| w == name)

@@ -1,6 +1,7 @@
 //! What the tests share: private PostgreSQL servers, a database for each test, and waiting for a
 //! condition.
 
+use super::authority::{Authority, Files};
 use millpond::embedded::{Options, PrivateServer};
 use millpond::error::CheckoutError;
 use millpond::pool::Builder;
@@ -26,11 +27,30 @@ fn shared_server() -> &'static PrivateServer {
 
 /// A server for a test that restarts it, fills it up or takes it away.
 pub fn server(settings: &[(&str, &str)]) -> PrivateServer {
-    let options = settings.iter().fold(
+    let tls = over_tls().map(Files::settings);
+    let tls = tls
+        .iter()
+        .flatten()
+        .map(|(name, value)| (*name, value.as_str()));
+    let options = tls.chain(settings.iter().copied()).fold(
         Options::temporary().bin_dir(programs()),
         |options, (name, value)| options.setting(name, value),
     );
     PrivateServer::start(options).expect("a private PostgreSQL")
+}
+
+/// The server's certificate if the tests run over TLS: with `MILLPOND_TEST_TLS`, every server offers
+/// it, so every pool uses it, and the proxies between end it, so that they see what passes.
+pub fn over_tls() -> Option<&'static Files> {
+    static TLS: OnceLock<Option<(Authority, Files)>> = OnceLock::new();
+    let made = TLS.get_or_init(|| {
+        std::env::var_os("MILLPOND_TEST_TLS")?;
+        let authority = Authority::new("the tests' authority");
+        let names = "DNS:localhost,IP:127.0.0.1";
+        let files = authority.issue("server", "localhost", names, "30");
+        Some((authority, files.for_the_server()))
+    });
+    made.as_ref().map(|(_, files)| files)
 }
 
 /// The programs in `PG_BIN_DIR`, if it is set: to test another version of PostgreSQL.

@@ -1,5 +1,4 @@
-//! Traffic on the wire: no more round trips than needed, and no unencrypted byte if TLS was asked
-//! for.
+//! Traffic on the wire: no more round trips than needed.
 
 use super::proxy::{Passed, Proxy};
 use super::support::{SECOND, database};
@@ -82,33 +81,4 @@ fn a_check_out_that_is_not_used_sends_nothing() {
         drop(pool.get().unwrap());
     }
     assert_eq!(proxy.take_log(), []);
-}
-
-#[test]
-fn a_url_that_asks_for_tls_is_refused_before_a_byte_leaves() {
-    let db = database();
-    let proxy = Proxy::in_front_of(db.port);
-    for asks in [
-        "sslmode=require",
-        "sslmode=verify-full",
-        "sslnegotiation=direct",
-        "channel_binding=require",
-    ] {
-        let url = format!("{}?{asks}", proxy.url(&db.url));
-        let errors = super::support::pool(&url).build().unwrap_err().to_string();
-        assert!(errors.contains("database_url"), "{errors}");
-        assert!(errors.contains("sslmode"), "{errors}");
-    }
-    assert_eq!(proxy.accepted(), 0);
-}
-
-#[test]
-fn sslmode_disable_and_prefer_connect_in_the_clear() {
-    let db = database();
-    for mode in ["disable", "prefer"] {
-        let pool = super::support::pool(&format!("{}?sslmode={mode}", db.url))
-            .build()
-            .unwrap();
-        pool.query("SELECT 1", &[]).unwrap();
-    }
 }

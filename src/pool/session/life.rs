@@ -14,7 +14,6 @@ use crate::pool::texts::Texts;
 use crate::pool::tracked::Tracked;
 use crate::pool::watchdog::{Plan, Registration};
 use crate::pool::wire;
-use crate::retry::Progress;
 use crate::token::{Token, Watch};
 use log::{info, warn};
 use postgres::fallible_iterator::FallibleIterator;
@@ -172,9 +171,9 @@ impl Session {
         self.shared.observe(|o| o.opened(id, took));
     }
 
-    /// Returns whether a deadline can cut its wire.
-    pub fn can_be_cut(&self) -> bool {
-        !matches!(self.tracked().wire.progress(), Progress::Unseen)
+    /// Returns how long opening it took.
+    pub fn took(&self) -> Duration {
+        self.took
     }
 
     /// Returns the driver's client, for a caller that may use it freely.
@@ -221,10 +220,7 @@ impl Session {
     /// Reads what the server has sent without a request, and does not wait for more. Returns true
     /// if the server has ended the connection. Notifications are discarded.
     pub fn check_for_end(&mut self) -> bool {
-        if !self.tracked().wire.ask_for_look() {
-            // There is no wire to look at: a broken connection is found at its validation.
-            return self.is_lost();
-        }
+        self.tracked().wire.ask_for_look();
         // A look does not block; but if it did, only this deadline would end it. It is long, since
         // a thread that is not scheduled for a while is no sign of a broken connection.
         let limit = Instant::now() + LONGEST_LOOK;

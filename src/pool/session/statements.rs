@@ -142,9 +142,6 @@ impl Session {
             let undone = match self.tracked().wire.progress() {
                 _ if never_sent => true,
                 Progress::NothingSent | Progress::Sent => true,
-                // The answer was not tracked. After an unnamed statement the driver may look up the
-                // types of its rows, so the failure may come from that.
-                Progress::Unseen => matches!(text, Text::Prepared(_)),
                 // The statement was done, or may have been; the error comes from what the driver
                 // did after it.
                 Progress::Completed | Progress::Answered => false,

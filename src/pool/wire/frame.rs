@@ -11,7 +11,7 @@ const COMMAND_COMPLETE: u8 = b'C';
 const READY_FOR_QUERY: u8 = b'Z';
 /// ErrorResponse.
 const ERROR: u8 = b'E';
-/// BackendKeyData: the process to be named in a cancel request.
+/// BackendKeyData: the process to be named in a cancel request, and its key.
 const BACKEND_KEY_DATA: u8 = b'K';
 
 const HEAD: usize = 5;
@@ -24,9 +24,9 @@ pub(super) struct Frame {
     have: usize,
     /// Length of the part of its body that was not read yet.
     left: usize,
-    /// The process number, as far as it was read.
-    process: [u8; 4],
-    process_bytes: usize,
+    /// The process number and the key, as far as they were read.
+    cancel_key: [u8; 8],
+    key_bytes: usize,
     completed: bool,
     failed: bool,
     largest: usize,
@@ -42,7 +42,7 @@ impl Frame {
             if self.left > 0 {
                 let step = self.left.min(data.len() - at);
                 if self.head[0] == BACKEND_KEY_DATA {
-                    self.keep_process(&data[at..at + step]);
+                    self.keep_key(&data[at..at + step]);
                 }
                 self.left -= step;
                 at += step;
@@ -87,21 +87,21 @@ impl Frame {
         self.largest
     }
 
-    /// Returns the process number of BackendKeyData, once after it arrived.
-    pub fn take_process(&mut self) -> Option<i32> {
-        let whole = self.process_bytes == self.process.len();
+    /// Returns the process number and the key of BackendKeyData, once after they arrived.
+    pub fn take_cancel_key(&mut self) -> Option<[u8; 8]> {
+        let whole = self.key_bytes == self.cancel_key.len();
         whole.then(|| {
-            self.process_bytes = 0;
-            i32::from_be_bytes(self.process)
+            self.key_bytes = 0;
+            self.cancel_key
         })
     }
 
-    fn keep_process(&mut self, body: &[u8]) {
-        // The process number is followed by the key, whose length is not fixed since protocol 3.2.
+    fn keep_key(&mut self, body: &[u8]) {
+        // The driver speaks protocol 3.0, in which the key has four bytes.
         let before = self.body_read();
-        for (offset, byte) in (before..self.process.len()).zip(body) {
-            self.process[offset] = *byte;
-            self.process_bytes = offset + 1;
+        for (offset, byte) in (before..self.cancel_key.len()).zip(body) {
+            self.cancel_key[offset] = *byte;
+            self.key_bytes = offset + 1;
         }
     }
 
@@ -150,16 +150,17 @@ mod tests {
     }
 
     #[test]
-    fn the_process_number_is_read_out_of_whatever_pieces() {
-        let key = message(b'K', &[0, 1, 0xe2, 0x40, 9, 9, 9, 9]);
+    fn the_cancel_key_is_read_out_of_whatever_pieces() {
+        let bytes = [0, 1, 0xe2, 0x40, 9, 8, 7, 6];
+        let key = message(b'K', &bytes);
         let start = [message(b'R', &[0; 4]), key, message(b'Z', b"I")].concat();
         for size in 1..=start.len() {
             let mut frame = Frame::default();
             for piece in start.chunks(size) {
                 frame.until_ready(piece);
             }
-            assert_eq!(frame.take_process(), Some(123_456), "pieces of {size}");
-            assert_eq!(frame.take_process(), None);
+            assert_eq!(frame.take_cancel_key(), Some(bytes), "pieces of {size}");
+            assert_eq!(frame.take_cancel_key(), None);
         }
     }
 

@@ -1,0 +1,133 @@
+//! The handle of one wire, with which other threads can cut it, and which says how far a request has
+//! come.
+
+use crate::retry::Progress;
+use crate::sync::unpoison;
+use postgres::Notification;
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Waker};
+
+/// Ends every call that is blocked on one wire.
+#[derive(Default)]
+pub(crate) struct Handle {
+    aborted: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+    /// One of the constants of `progress`.
+    pub(super) progress: AtomicU8,
+    /// What the server gave out for cancel requests: a process number and a key. 0 = none was seen.
+    pub(super) cancel_key: AtomicU64,
+    /// The stream above the wire is encrypted, or the handshake for it has begun.
+    pub(super) encrypted: AtomicBool,
+    pub(super) grown: AtomicBool,
+    /// One of the constants of `look`.
+    pub(super) look: AtomicU8,
+}
+
+/// States of a look, which reads what the server has sent without a request.
+///
+/// The driver reports only messages that had arrived when its runtime last polled the socket, which
+/// it does while it waits. So a look makes it wait for a notification that the wire itself
+/// delivers.
+pub(super) mod look {
+    pub const NONE: u8 = 0;
+    pub const ASKED: u8 = 1;
+    /// The runtime has polled the socket since the look was asked for.
+    pub const TURNED: u8 = 2;
+    /// A NotificationResponse: a length, a process, a channel, no payload.
+    pub const MESSAGE: &[u8] = b"A\0\0\0\x17\0\0\0\0millpond_look\0\0";
+    pub const CHANNEL: &str = "millpond_look";
+}
+
+/// After a message longer than this, the driver keeps buffers of that size for the life of its
+/// connection.
+pub(super) const HUGE: usize = 16 << 20;
+
+/// How far the current request has come. Only the thread that uses the connection advances it.
+pub(super) mod progress {
+    pub const NOTHING_SENT: u8 = 0;
+    pub const SENT: u8 = 1;
+    pub const COMPLETED: u8 = 2;
+    /// Completed, then followed by an error.
+    pub const FAILED: u8 = 3;
+    pub const ANSWERED: u8 = 4;
+}
+
+impl Handle {
+    /// Cuts the connection permanently. Never blocks.
+    pub fn abort(&self) {
+        self.aborted.store(true, Ordering::SeqCst);
+        let waker = unpoison(self.waker.lock()).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::SeqCst)
+    }
+
+    /// Resets the progress: the next request is about to be sent.
+    pub fn begin_request(&self) {
+        self.progress
+            .store(progress::NOTHING_SENT, Ordering::Relaxed);
+    }
+
+    /// Returns how far the request has come since [`begin_request`](Self::begin_request).
+    pub fn progress(&self) -> Progress {
+        match self.progress.load(Ordering::Relaxed) {
+            progress::NOTHING_SENT => Progress::NothingSent,
+            progress::SENT => Progress::Sent,
+            progress::ANSWERED => Progress::Answered,
+            _ => Progress::Completed,
+        }
+    }
+
+    /// Returns the process to be named in a cancel request, as the server gave it out when the
+    /// connection was opened.
+    pub fn process(&self) -> Option<i32> {
+        let process = i32::from_be_bytes(*self.cancel_key().first_chunk()?);
+        Some(process).filter(|process| *process != 0)
+    }
+
+    /// Returns the process number and the key of a cancel request, as the server gave them out.
+    pub fn cancel_key(&self) -> [u8; 8] {
+        self.cancel_key.load(Ordering::Relaxed).to_be_bytes()
+    }
+
+    pub fn is_encrypted(&self) -> bool {
+        self.encrypted.load(Ordering::Relaxed)
+    }
+
+    /// Makes the next wait on the wire end at once: with a message from the server if there is one,
+    /// otherwise with a notification that the wire makes.
+    pub fn ask_for_look(&self) {
+        self.look.store(look::ASKED, Ordering::Relaxed);
+    }
+
+    /// Returns whether a notification is the one that ends a look.
+    pub fn is_look(notification: &Notification) -> bool {
+        notification.process_id() == 0 && notification.channel() == look::CHANNEL
+    }
+
+    /// Returns whether a message longer than [`HUGE`] has passed.
+    pub fn has_grown(&self) -> bool {
+        self.grown.load(Ordering::Relaxed)
+    }
+
+    /// Stores the waker first and reads the flag afterwards, so that an abort between the two is
+    /// not missed.
+    pub(super) fn check(&self, cx: &Context<'_>) -> io::Result<()> {
+        let mut waker = unpoison(self.waker.lock());
+        if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        drop(waker);
+        if self.is_aborted() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Decides about the server's certificate.
+
+use super::certificate::Certificate;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::sync::Arc;
+
+/// Verifies as libpq does. Webpki builds the chain; where it is stricter than OpenSSL in ways that
+/// shut out the certificates of small installations, this goes on: a certificate that is itself
+/// among the roots, one of the first version of the format, a host that only the common name
+/// names.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    /// None if the certificate is not verified.
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    roots: Vec<CertificateDer<'static>>,
+    /// The host that the certificate must name.
+    host: Option<String>,
+    algorithms: WebPkiSupportedAlgorithms,
+    has_revocations: bool,
+}
+
+impl Verifier {
+    pub fn new(
+        provider: &Arc<CryptoProvider>,
+        roots: Vec<CertificateDer<'static>>,
+        revoked: Vec<CertificateRevocationListDer<'static>>,
+        host: Option<&str>,
+    ) -> Result<Verifier, String> {
+        let has_revocations = !revoked.is_empty();
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(roots.iter().cloned());
+        let chain = match store.is_empty() {
+            true => None,
+            false => {
+                let builder = WebPkiServerVerifier::builder_with_provider(
+                    Arc::new(store),
+                    Arc::clone(provider),
+                );
+                Some(
+                    builder
+                        .with_crls(revoked)
+                        // As OpenSSL does when it has lists: an issuer without one is an error
+                        // there, too.
+                        .build()
+                        .map_err(|e| format!("the files of roots and revoked certificates: {e}"))?,
+                )
+            }
+        };
+        if chain.is_none() && !roots.is_empty() {
+            return Err("the file of roots holds no certificate that can be used".into());
+        }
+        Ok(Verifier {
+            chain,
+            roots,
+            host: host.map(str::to_owned),
+            algorithms: provider.signature_verification_algorithms,
+            has_revocations,
+        })
+    }
+
+    fn check_issuer(
+        &self,
+        chain: &WebPkiServerVerifier,
+        certificate: &Certificate,
+        (end_entity, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+        server_name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        certificate.check_dates(now)?;
+        if self.roots.iter().any(|root| root == end_entity) {
+            return Ok(());
+        }
+        if certificate.is_first_version() {
+            return self.check_direct_issuer(certificate, now);
+        }
+        match chain.verify_server_cert(end_entity, intermediates, server_name, &[], now) {
+            // One that may itself issue certificates.
+            Err(Error::InvalidCertificate(CertificateError::Other(_))) => {
+                self.check_direct_issuer(certificate, now)
+            }
+            // Names are compared last, and here by libpq's rules.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Checks that one of the roots issued the certificate itself. Lists of revoked certificates are
+    /// not read here, so with such a list it is refused.
+    fn check_direct_issuer(&self, certificate: &Certificate, now: UnixTime) -> Result<(), Error> {
+        if self.has_revocations {
+            return Err(CertificateError::UnknownRevocationStatus.into());
+        }
+        let roots = self
+            .roots
+            .iter()
+            .filter_map(|root| Certificate::read(root).ok());
+        let mut in_force = roots.filter(|root| root.check_dates(now).is_ok());
+        match in_force.any(|root| certificate.is_issued_by(&root, &self.algorithms)) {
+            true => Ok(()),
+            false => Err(CertificateError::UnknownIssuer.into()),
+        }
+    }
+
+    /// Checks the signature of the handshake with a certificate that webpki does not take.
+    fn check_signature(
+        &self,
+        message: &[u8],
+        certificate: &Certificate,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        match certificate.has_signed(message, signed.scheme, signed.signature(), &self.algorithms) {
+            true => Ok(HandshakeSignatureValid::assertion()),
+            false => Err(CertificateError::BadSignature.into()),
+        }
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Some(chain) = &self.chain else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let certificate = Certificate::read(end_entity)?;
+        let both = (end_entity, intermediates);
+        self.check_issuer(chain, &certificate, both, server_name, now)?;
+        match &self.host {
+            Some(host) if !certificate.names(host) => {
+                Err(CertificateError::NotValidForNameContext {
+                    expected: server_name.to_owned(),
+                    presented: certificate.all_names(),
+                }
+                .into())
+            }
+            _ => Ok(ServerCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let certificate = Certificate::read(cert)?;
+        match certificate.is_first_version() {
+            true => self.check_signature(message, &certificate, signed),
+            false => verify_tls12_signature(message, cert, signed, &self.algorithms),
+        }
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let certificate = Certificate::read(cert)?;
+        match certificate.is_first_version() {
+            true => self.check_signature(message, &certificate, signed),
+            false => verify_tls13_signature(message, cert, signed, &self.algorithms),
+        }
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,189 @@
+//! Passwords that change while the pool runs.
+
+use super::support::{MS, SECOND, admin, backends, eventually, server};
+use millpond::Pool;
+use millpond::config::Config;
+use millpond::pool::{Builder, ProbeError};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+/// Where the password stands, and how it is written there.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    UrlFile,
+    PasswordFile,
+    Passfile,
+    Command,
+}
+
+impl Source {
+    /// Replaces the file, as careful tools do: the new one is complete when it gets the name.
+    fn write(self, file: &Path, port: u16, password: &str) {
+        let text = match self {
+            Source::UrlFile => format!("postgresql://app:{password}@127.0.0.1:{port}/postgres"),
+            Source::PasswordFile | Source::Command => format!("{password}\n"),
+            Source::Passfile => format!("127.0.0.1:{port}:*:app:{password}\n"),
+        };
+        let new = file.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::rename(new, file).unwrap();
+    }
+
+    fn pool(self, file: &Path, port: u16) -> Pool {
+        let url = format!("postgresql://app@127.0.0.1:{port}/postgres");
+        let path = file.display().to_string();
+        let command = format!("cat {path}; echo expires_in=3600");
+        let vars = match self {
+            Source::UrlFile => vec![("DATABASE_URL_FILE", &path)],
+            Source::PasswordFile => vec![("DATABASE_URL", &url), ("DB_PASSWORD_FILE", &path)],
+            Source::Passfile => vec![("DATABASE_URL", &url), ("PGPASSFILE", &path)],
+            Source::Command => vec![("DATABASE_URL", &url), ("DB_PASSWORD_COMMAND", &command)],
+        };
+        let config = Config::from_vars(vars.into_iter().map(|(n, v)| (n, v.as_str()))).unwrap();
+        Builder::from(config.pool)
+            .application_name("rotated")
+            .max_size(10)
+            .min_idle(1)
+            .build()
+            .unwrap()
+    }
+}
+
+fn rotate_under_fifty_threads(source: Source) {
+    let server = server(&[]);
+    let port = server.port();
+    let mut admin = admin(&server.url());
+    admin
+        .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    source.write(&file, port, "one");
+    let pool = source.pool(&file, port);
+    let (over, calls) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if let Err(e) = pool.read("SELECT 1", &[]) {
+                        over.store(true, Ordering::Relaxed);
+                        panic!("{source:?}: {e:?}");
+                    }
+                    calls.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for password in ["two", "three"] {
+            eventually("all are open", || open(&pool) == 10);
+            let refused = refusals(&pool);
+            admin
+                .batch_execute(&format!("ALTER ROLE app PASSWORD '{password}'"))
+                .unwrap();
+            // Some connections are lost, and the server refuses the password of the new ones.
+            let lost = &backends(&mut admin, "rotated")[..3];
+            let ended = "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid";
+            admin.query(ended, &[&lost]).unwrap();
+            eventually("a refusal", || refusals(&pool) > refused);
+            let before = calls.load(Ordering::Relaxed);
+            eventually("work goes on", || {
+                calls.load(Ordering::Relaxed) > before + 1000 || over.load(Ordering::Relaxed)
+            });
+            assert!(open(&pool) < 10);
+            source.write(&file, port, password);
+            let written = Instant::now();
+            eventually("all are open again", || {
+                open(&pool) == 10 || over.load(Ordering::Relaxed)
+            });
+            let took = written.elapsed();
+            println!("{source:?}: {took:?}");
+            assert!(took < 2 * SECOND, "{source:?}: it took {took:?}");
+            eventually("healthy", || pool.health().healthy);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+fn open(pool: &Pool) -> usize {
+    let stats = pool.stats();
+    stats.idle + stats.active
+}
+
+fn refusals(pool: &Pool) -> u64 {
+    let label = "millpond_connect_failures_total{sqlstate=\"28P01\"}";
+    match pool.metrics_text().contains(label) {
+        true => super::support::counter(pool, label),
+        false => 0,
+    }
+}
+
+#[test]
+fn a_url_in_a_file_may_change_under_load() {
+    rotate_under_fifty_threads(Source::UrlFile);
+}
+
+#[test]
+fn a_password_in_a_file_may_change_under_load() {
+    rotate_under_fifty_threads(Source::PasswordFile);
+}
+
+#[test]
+fn a_password_file_of_libpq_may_change_under_load() {
+    rotate_under_fifty_threads(Source::Passfile);
+}
+
+#[test]
+fn a_command_may_print_another_password_under_load() {
+    rotate_under_fifty_threads(Source::Command);
+}
+
+#[test]
+fn health_says_that_the_password_is_what_fails_and_recovers_with_it() {
+    let server = server(&[]);
+    let mut admin = admin(&server.url());
+    admin
+        .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    let source = Source::PasswordFile;
+    source.write(&file, server.port(), "wrong");
+    let pool = source.pool(&file, server.port());
+    eventually("the health check knows why", || {
+        pool.health().error == Some(ProbeError::Authentication)
+    });
+    source.write(&file, server.port(), "one");
+    let written = Instant::now();
+    eventually("healthy", || pool.health().healthy);
+    assert!(written.elapsed() < 2 * SECOND);
+    pool.read("SELECT 1", &[]).unwrap();
+}
+
+#[test]
+fn the_application_may_be_asked_for_the_password() {
+    let server = server(&[]);
+    let mut admin = admin(&server.url());
+    admin
+        .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
+        .unwrap();
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let pool = Pool::builder()
+        .database_url(&format!(
+            "postgresql://app@127.0.0.1:{}/postgres",
+            server.port()
+        ))
+        .password(|| match ASKED.fetch_add(1, Ordering::Relaxed) {
+            0 => Err("the vault is sealed".into()),
+            1 => Ok("wrong".to_owned()),
+            _ => Ok("one".to_owned()),
+        })
+        .connection_timeout(10 * SECOND)
+        .retry_policy(millpond::RetryPolicy::default().initial_delay(5 * MS))
+        .build()
+        .unwrap();
+    pool.read("SELECT 1", &[]).unwrap();
+    assert!(ASKED.load(Ordering::Relaxed) >= 3);
+}
