@@ -249,11 +249,12 @@ fn may_succeed_otherwise(error: &OpenError, asked: bool, wire: &Handle) -> bool 
         OpenError::Tls(_) => true,
         // The handshake was cut short.
         OpenError::Connect(_) => wire.is_encrypted(),
-        // It is the rules of access that may differ (pg_hba.conf), and a pooler's. A server that
-        // offered no encryption has seen the other way already.
-        OpenError::Driver(e) if wire.is_encrypted() || !asked => e.code().is_some_and(|code| {
-            let code = code.code();
-            code.starts_with("28") || code.starts_with("08")
+        // It is the rules of access that may differ (pg_hba.conf). A server that offered no
+        // encryption has seen the other way already. A pooler that insists on encryption says so
+        // with a code of its own.
+        OpenError::Driver(e) => e.code().is_some_and(|code| match (asked, code.code()) {
+            (true, code) => wire.is_encrypted() && code.starts_with("28"),
+            (false, code) => code.starts_with("28") || code.starts_with("08"),
         }),
         _ => false,
     }

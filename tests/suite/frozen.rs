@@ -251,8 +251,8 @@ fn a_cancel_never_hits_the_next_statement() {
     while Instant::now() < until {
         // The query ends near its deadline: sometimes before the cancel, sometimes because of it,
         // sometimes while it is under way.
-        let limit = Duration::from_micros(2_000 + some_micros(30_000));
-        match pool.with_timeout(limit).query("SELECT pg_sleep(0.02)", &[]) {
+        let limit = Duration::from_micros(2_000 + some_micros(90_000));
+        match pool.with_timeout(limit).query("SELECT pg_sleep(0.06)", &[]) {
             Ok(_) => good += 1,
             Err(e) => {
                 assert!(e.is_timeout(), "{e:?}");
@@ -264,7 +264,7 @@ fn a_cancel_never_hits_the_next_statement() {
         }
     }
     println!("{timeouts} timeouts, {good} in time, no stray cancel");
-    assert!(timeouts > 20 && good > 0, "{timeouts} {good}");
+    assert!(timeouts > 5 && good > 0, "{timeouts} {good}");
 }
 
 /// A number that differs from call to call; it need not be random.

@@ -72,6 +72,8 @@ pub(crate) fn cancel(route: &Route, key: [u8; 8], until: Instant) -> io::Result<
         Place::Tcp(address) => {
             let left = until.saturating_duration_since(Instant::now());
             let socket = TcpStream::connect_timeout(address, left.max(Duration::from_millis(1)))?;
+            // A handshake would wait for delayed acknowledgements otherwise.
+            socket.set_nodelay(true)?;
             send_over(Timed { socket, until }, route, key)
         }
         // A connect to a Unix socket waits only while the server's backlog is full.
