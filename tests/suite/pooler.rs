@@ -3,7 +3,9 @@
 use super::commit::{COMMITTED, outcomes};
 use super::proxy::{Act, Proxy};
 use super::servers::signal;
-use super::support::{MS, SECOND, admin, eventually, log_lines, pool, server};
+use super::support::{
+    MS, SECOND, admin, eventually, log_lines, over_tls, pool, server, shared_server,
+};
 use super::writers::{
     EVERY_WAY, check_all, pool_for_writers, server_for_writers, terminate_for, write_during,
 };
@@ -15,6 +17,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -52,10 +55,17 @@ impl PgBouncer {
         let (password, _) = rest.split_once('@').expect("a URL with a password");
         let users = dir.path().join("users.txt");
         fs::write(&users, format!("\"{user}\" \"{password}\"\n")).expect("users.txt");
+        let tls = over_tls().map_or_else(String::new, |files| {
+            format!(
+                "client_tls_sslmode=prefer\nclient_tls_cert_file={}\nclient_tls_key_file={}\nserver_tls_sslmode=prefer",
+                files.certificate.display(),
+                files.key.display()
+            )
+        });
         let ini = format!(
             "[databases]\n* = host=127.0.0.1 port={upstream}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n\
              auth_type=trust\nauth_file={}\nunix_socket_dir={}\nmax_client_conn=500\ndefault_pool_size=10\n\
-             server_login_retry=1\nserver_check_delay=0\n{}\n",
+             server_login_retry=1\nserver_check_delay=0\n{tls}\n{}\n",
             users.display(),
             dir.path().display(),
             settings.join("\n")
@@ -133,6 +143,22 @@ impl Drop for PgBouncer {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// The same URL behind a PgBouncer in front of the shared server, in the mode that
+/// `MILLPOND_TEST_POOLER` names, if it is set: to run any test of the pool behind a pooler.
+pub fn in_between(url: &str) -> Option<String> {
+    static SHARED: OnceLock<PgBouncer> = OnceLock::new();
+    let mode = std::env::var("MILLPOND_TEST_POOLER").ok()?;
+    let server = shared_server();
+    let there = format!(":{}/", server.port());
+    url.contains(&there).then(|| {
+        let shared = SHARED.get_or_init(|| {
+            let mode = format!("pool_mode={mode}");
+            PgBouncer::in_front_of(server, server.port(), &[&mode, DROPS_OPTIONS])
+        });
+        url.replace(&there, &format!(":{}/", shared.port))
+    })
 }
 
 fn behind(settings: &[&str]) -> (PrivateServer, PgBouncer) {

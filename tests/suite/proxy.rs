@@ -145,7 +145,8 @@ impl Proxy {
                     None => relaying.relay(client, number),
                     // A client that is slow to speak must not keep the others waiting.
                     Some(files) => drop(thread::spawn(move || {
-                        if *relaying.mode.lock().unwrap() == Mode::Silent {
+                        let mode = *relaying.mode.lock().unwrap();
+                        if matches!(mode, Mode::Silent | Mode::Refuse) {
                             return relaying.relay(client, number);
                         }
                         let from = client.peer_addr();

@@ -16,7 +16,7 @@ pub const MS: Duration = Duration::from_millis(1);
 pub const SECOND: Duration = Duration::from_secs(1);
 
 /// The server for all tests that do not disturb others. It ends with this process.
-fn shared_server() -> &'static PrivateServer {
+pub fn shared_server() -> &'static PrivateServer {
     static SERVER: OnceLock<PrivateServer> = OnceLock::new();
     SERVER.get_or_init(|| {
         // Little write-ahead log is kept, for a machine with a small disk.
@@ -136,6 +136,10 @@ impl Database {
 /// A pool with short pauses between retries.
 pub fn pool(url: &str) -> Builder {
     collect_logs();
+    #[cfg(feature = "lab")]
+    let between = super::pooler::in_between(url);
+    #[cfg(feature = "lab")]
+    let url = between.as_deref().unwrap_or(url);
     Pool::builder().database_url(url).retry_policy(
         RetryPolicy::default()
             .initial_delay(5 * MS)
