@@ -10,6 +10,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, SupportedProtocolVersion, version};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -24,14 +25,13 @@ pub(crate) struct Client {
     pub name: ServerName<'static>,
 }
 
-/// Keeps the settings until one of the files changes.
+/// Keeps the settings for each host until one of the files changes.
 #[derive(Default)]
-pub(crate) struct ClientCache(Mutex<Option<(Key, Client)>>);
+pub(crate) struct ClientCache(Mutex<HashMap<String, (Key, Client)>>);
 
 #[derive(PartialEq)]
 struct Key {
     settings: TlsSettings,
-    host: String,
     stamps: Vec<Stamp>,
 }
 
@@ -41,16 +41,16 @@ impl ClientCache {
         let files = Files::of(settings);
         let key = Key {
             settings: settings.clone(),
-            host: host.to_owned(),
             stamps: files.all().map(|path| files::stamp(path)).collect(),
         };
-        if let Some((known, client)) = &*unpoison(self.0.lock())
+        if let Some((known, client)) = unpoison(self.0.lock()).get(host)
             && *known == key
         {
             return Ok(client.clone());
         }
         let client = make(settings, &files, host)?;
-        *unpoison(self.0.lock()) = Some((key, client.clone()));
+        let entry = (key, client.clone());
+        unpoison(self.0.lock()).insert(host.to_owned(), entry);
         Ok(client)
     }
 }
