@@ -64,7 +64,7 @@ const SETTINGS: &[Setting] = &[
         |c| c.pool.database.as_ref().map(ToString::to_string).unwrap_or_default()),
     secret("DATABASE_URL_FILE", "the path of a file that holds what DATABASE_URL takes", |c, v| { c.url.text = Some(read_file(v)?); c.url.file = Some(v.to_owned()); Ok(()) },
         |_| String::new()),
-    plain("DB_PASSWORD_FILE", "the path of a file that holds the password", |c, v| { c.pool.password = Some(password_file(v)?); Ok(()) },
+    secret("DB_PASSWORD_FILE", "the path of a file that holds the password", |c, v| { c.pool.password = Some(password_file(v)?); Ok(()) },
         |_| String::new()),
     secret("DB_PASSWORD_COMMAND", "a command whose first line of output is the password", |c, v| { c.pool.password = Some(password_command(v)?); Ok(()) },
         |_| String::new()),

@@ -381,8 +381,33 @@ impl OpenError {
 
     /// Returns whether the server does not accept who we say we are.
     pub(crate) fn is_wrong_password(&self) -> bool {
-        self.sqlstate()
+        self.meant()
             .is_some_and(|code| code.code().starts_with("28"))
+    }
+
+    /// Returns the code that the server means. A pooler refuses a login with a code of its own, and
+    /// says why in the text only (PgBouncer 1.18).
+    pub(crate) fn meant(&self) -> Option<&SqlState> {
+        let by_pooler = match self {
+            OpenError::Driver(e) if matches!(Symptom::of(e), Symptom::Middleman(_)) => {
+                e.as_db_error().map(|db| db.message().to_ascii_lowercase())
+            }
+            _ => None,
+        };
+        match by_pooler {
+            Some(said)
+                if said.contains("authentication failed") || said.contains("no such user") =>
+            {
+                Some(&SqlState::INVALID_PASSWORD)
+            }
+            Some(said) if said.contains("no such database") => {
+                Some(&SqlState::INVALID_CATALOG_NAME)
+            }
+            Some(said) if said.contains("ssl required") => {
+                Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+            }
+            _ => self.sqlstate(),
+        }
     }
 
     /// Returns whether the server is reachable but has no room for another connection, or this
@@ -422,7 +447,10 @@ impl OpenError {
 
     fn symptom(&self) -> Symptom<'_> {
         match self {
-            OpenError::Driver(e) => Symptom::of(e),
+            OpenError::Driver(e) => match (Symptom::of(e), self.meant()) {
+                (Symptom::Middleman(said), Some(meant)) if said != meant => Symptom::Fatal(meant),
+                (symptom, _) => symptom,
+            },
             OpenError::Timeout(_)
             | OpenError::Resolve(_)
             | OpenError::Connect(_)

@@ -12,7 +12,7 @@ use super::wire::{Connector, Failure, Handle, Handshake, Place, Route};
 use crate::config::{Database, ServerHost, SslMode, TlsSettings};
 use crate::error::{Chain, OpenError, is_out_of_files};
 use crate::sync::caught;
-use log::{debug, info};
+use log::{debug, info, warn};
 use postgres::Client;
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
@@ -165,7 +165,7 @@ impl Opener {
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[true],
         };
         let mut first = None;
-        for encrypted in ways {
+        for (nth, encrypted) in ways.iter().enumerate() {
             let handshake = match encrypted {
                 true => self.handshake(tls, server).map(Some),
                 false => Ok(None),
@@ -178,8 +178,8 @@ impl Opener {
             match opened {
                 Ok(opened) => return Ok(opened),
                 Err(e) if wire.is_aborted() => return Err(e),
-                Err(e) if first.is_none() && may_succeed_otherwise(&e, *encrypted, wire) => {
-                    debug!("sslmode={mode}: trying the other way after: {}", Chain(&e));
+                Err(e) if nth + 1 < ways.len() && may_succeed_otherwise(&e, *encrypted, wire) => {
+                    self.note_other_way(&e, mode);
                     first = Some(e);
                 }
                 // Why the preferred way failed says more than what came of the other.
@@ -187,6 +187,20 @@ impl Opener {
             }
         }
         Err(first.unwrap_or(OpenError::Closed))
+    }
+
+    /// Says once that connections go on in the clear although the server offers TLS.
+    fn note_other_way(&self, error: &OpenError, mode: SslMode) {
+        let in_the_clear = matches!(error, OpenError::Tls(_)) && mode == SslMode::Prefer;
+        if in_the_clear && !self.warned_of_plain.swap(true, Ordering::Relaxed) {
+            let cause = Chain(error);
+            warn!("sslmode=prefer: going on in the clear, since the encryption failed: {cause}");
+        } else {
+            debug!(
+                "sslmode={mode}: trying the other way after: {}",
+                Chain(error)
+            );
+        }
     }
 
     #[cfg(feature = "tls")]

@@ -31,6 +31,10 @@ const RETRY_EVERY: Duration = Duration::from_millis(25);
 const RETRY_LATER: Duration = Duration::from_millis(250);
 /// Pause if the next attempt will most likely fail as well.
 const RETRY_REFUSED: Duration = Duration::from_secs(3);
+/// For this long after the first refusal the pause is shorter: a password may be changed in two
+/// places, one after the other.
+const SOON_AFTER: Duration = Duration::from_secs(5);
+const RETRY_SOON: Duration = Duration::from_millis(500);
 /// Pause between a hedged attempt without an answer and the next.
 const HEDGE_AGAIN: Duration = Duration::from_millis(25);
 
@@ -59,6 +63,7 @@ pub(crate) struct Opener {
     pub(super) warned_of_timeout: AtomicBool,
     pub(super) warned_of_incarnation: AtomicBool,
     pub(super) warned_of_risks: AtomicBool,
+    pub(super) warned_of_plain: AtomicBool,
 }
 
 impl Opener {
@@ -81,6 +86,7 @@ impl Opener {
             warned_of_timeout: AtomicBool::new(false),
             warned_of_incarnation: AtomicBool::new(false),
             warned_of_risks: AtomicBool::new(false),
+            warned_of_plain: AtomicBool::new(false),
         }
     }
 
@@ -174,7 +180,10 @@ impl Opener {
             .inc();
         self.shared.observe(|o| o.open_failed(&error));
         let pause = match () {
-            () if error.is_refusal() => RETRY_REFUSED,
+            () if error.is_refusal() => match self.gate.down_since() {
+                Some(since) if since.elapsed() > SOON_AFTER => RETRY_REFUSED,
+                _ => RETRY_SOON,
+            },
             () if error.is_permanent() || error.is_for_want_of_room() => RETRY_LATER,
             () => RETRY_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64()),
         };

@@ -298,7 +298,10 @@ fn read(
         match Pong::of(&mut session, until) {
             Ok(pong) => return (Some(session), Ok(pong)),
             // The server may have been restarted since: a new connection shows whether it is up.
-            Err(_) if Instant::now() < until => drop(session),
+            Err(_) if Instant::now() < until => {
+                session.close_for(CloseReason::Broken);
+                drop(session);
+            }
             Err(_) => return (None, Err((ProbeError::Timeout, None))),
         }
     }
@@ -330,7 +333,7 @@ fn read(
 }
 
 fn classify(error: &OpenError) -> ProbeError {
-    match error.sqlstate().map(postgres::error::SqlState::code) {
+    match error.meant().map(postgres::error::SqlState::code) {
         Some(code) if code.starts_with("28") => ProbeError::Authentication,
         Some("3D000") => ProbeError::UnknownDatabase,
         Some("53300") => ProbeError::TooManyConnections,
@@ -349,6 +352,12 @@ fn classify(error: &OpenError) -> ProbeError {
     }
 }
 
+/// The driver says so in its texts only.
+fn is_for_want_of_password(error: &postgres::Error) -> bool {
+    let said = Chain(error).to_string();
+    said.starts_with("authentication error") || said.contains("password missing")
+}
+
 fn by_kind(error: &io::Error) -> ProbeError {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => ProbeError::Refused,
@@ -362,7 +371,7 @@ fn by_cause(error: &postgres::Error) -> ProbeError {
     match cause {
         Some(e) => by_kind(e),
         None if Symptom::of(error) == Symptom::Lost => ProbeError::Unreachable,
-        None if error.to_string().starts_with("authentication error") => ProbeError::Authentication,
+        None if is_for_want_of_password(error) => ProbeError::Authentication,
         None => ProbeError::Other,
     }
 }

@@ -9,8 +9,8 @@ use x509_cert::certificate::Version;
 use x509_cert::der::asn1::{PrintableStringRef, TeletexStringRef, Utf8StringRef};
 use x509_cert::der::oid::ObjectIdentifier;
 use x509_cert::der::{Decode, Encode};
-use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectAltName};
 
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
@@ -47,6 +47,32 @@ impl Certificate {
             });
         }
         Ok(())
+    }
+
+    pub fn is_self_issued(&self) -> bool {
+        let own = &self.0.tbs_certificate;
+        own.issuer == own.subject
+    }
+
+    /// Returns whether it is an authority's own certificate, and in force. Webpki takes any anchor
+    /// that it is given; OpenSSL wants such a one.
+    pub fn may_issue(&self, now: UnixTime) -> bool {
+        let own = &self.0.tbs_certificate;
+        let is_authority = || {
+            let constraints = own.get::<BasicConstraints>();
+            let usage = own.get::<KeyUsage>();
+            matches!(
+                constraints,
+                Ok(Some((_, BasicConstraints { ca: true, .. })))
+            ) && match usage {
+                Ok(None) => true,
+                Ok(Some((_, usage))) => usage.key_cert_sign(),
+                Err(_) => false,
+            }
+        };
+        self.is_self_issued()
+            && self.check_dates(now).is_ok()
+            && (self.is_first_version() || is_authority())
     }
 
     /// Returns whether `issuer` issued it: by name and by signature.

@@ -7,7 +7,7 @@ use crate::config::{Roots, SslMode, TlsSettings, TlsVersion};
 use crate::sync::unpoison;
 use log::warn;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, SupportedProtocolVersion, version};
 use std::collections::HashMap;
@@ -33,6 +33,8 @@ pub(crate) struct ClientCache(Mutex<HashMap<String, (Key, Client)>>);
 struct Key {
     settings: TlsSettings,
     stamps: Vec<Stamp>,
+    /// Authorities that have expired meanwhile are left out the next day.
+    day: u64,
 }
 
 impl ClientCache {
@@ -41,6 +43,7 @@ impl ClientCache {
         let files = Files::of(settings);
         let key = Key {
             settings: settings.clone(),
+            day: UnixTime::now().as_secs() / (24 * 60 * 60),
             stamps: files.all().map(|path| files::stamp(path)).collect(),
         };
         if let Some((known, client)) = unpoison(self.0.lock()).get(host)

@@ -16,8 +16,9 @@ use std::sync::Arc;
 /// names.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    /// None if the certificate is not verified.
+    /// None if none of the roots may issue certificates.
     chain: Option<Arc<WebPkiServerVerifier>>,
+    /// Empty if the certificate is not verified.
     roots: Vec<CertificateDer<'static>>,
     /// The host that the certificate must name.
     host: Option<String>,
@@ -33,8 +34,12 @@ impl Verifier {
         host: Option<&str>,
     ) -> Result<Verifier, String> {
         let has_revocations = !revoked.is_empty();
+        let now = UnixTime::now();
+        let issuers = roots
+            .iter()
+            .filter(|root| Certificate::read(root).is_ok_and(|read| read.may_issue(now)));
         let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(roots.iter().cloned());
+        store.add_parsable_certificates(issuers.cloned());
         let chain = match store.is_empty() {
             true => None,
             false => {
@@ -42,19 +47,16 @@ impl Verifier {
                     Arc::new(store),
                     Arc::clone(provider),
                 );
+                let built = builder
+                    .with_crls(revoked)
+                    .enforce_revocation_expiration()
+                    .build();
                 Some(
-                    builder
-                        .with_crls(revoked)
-                        // As OpenSSL does when it has lists: an issuer without one is an error
-                        // there, too.
-                        .build()
-                        .map_err(|e| format!("the files of roots and revoked certificates: {e}"))?,
+                    built
+                        .map_err(|e| format!("the lists of revoked certificates (sslcrl): {e}"))?,
                 )
             }
         };
-        if chain.is_none() && !roots.is_empty() {
-            return Err("the file of roots holds no certificate that can be used".into());
-        }
         Ok(Verifier {
             chain,
             roots,
@@ -66,16 +68,18 @@ impl Verifier {
 
     fn check_issuer(
         &self,
-        chain: &WebPkiServerVerifier,
         certificate: &Certificate,
         (end_entity, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
         server_name: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<(), Error> {
         certificate.check_dates(now)?;
-        if self.roots.iter().any(|root| root == end_entity) {
+        if certificate.is_self_issued() && self.roots.iter().any(|root| root == end_entity) {
             return Ok(());
         }
+        let Some(chain) = &self.chain else {
+            return Err(CertificateError::UnknownIssuer.into());
+        };
         if certificate.is_first_version() {
             return self.check_direct_issuer(certificate, now);
         }
@@ -102,8 +106,8 @@ impl Verifier {
             .roots
             .iter()
             .filter_map(|root| Certificate::read(root).ok());
-        let mut in_force = roots.filter(|root| root.check_dates(now).is_ok());
-        match in_force.any(|root| certificate.is_issued_by(&root, &self.algorithms)) {
+        let mut issuers = roots.filter(|root| root.may_issue(now));
+        match issuers.any(|root| certificate.is_issued_by(&root, &self.algorithms)) {
             true => Ok(()),
             false => Err(CertificateError::UnknownIssuer.into()),
         }
@@ -132,12 +136,12 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(chain) = &self.chain else {
+        if self.roots.is_empty() {
             return Ok(ServerCertVerified::assertion());
-        };
+        }
         let certificate = Certificate::read(end_entity)?;
         let both = (end_entity, intermediates);
-        self.check_issuer(chain, &certificate, both, server_name, now)?;
+        self.check_issuer(&certificate, both, server_name, now)?;
         match &self.host {
             Some(host) if !certificate.names(host) => {
                 Err(CertificateError::NotValidForNameContext {

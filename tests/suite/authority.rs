@@ -41,6 +41,25 @@ impl Authority {
         authority
     }
 
+    /// An authority whose own certificate has these extensions (none: it is of the first version),
+    /// and is valid for so many days.
+    pub fn odd(extensions: &str, days: &str) -> Authority {
+        let authority = Authority::new("odd");
+        authority.openssl(&[
+            "req", "-new", "-key", "root.key", "-subj", "/CN=odd", "-out", "root.csr",
+        ]);
+        std::fs::write(authority.dir.path().join("root.ext"), extensions).unwrap();
+        let mut arguments = vec![
+            "x509", "-req", "-in", "root.csr", "-signkey", "root.key", "-days", days, "-out",
+            "root.crt",
+        ];
+        if !extensions.is_empty() {
+            arguments.extend(["-extfile", "root.ext"]);
+        }
+        authority.openssl(&arguments);
+        authority
+    }
+
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root.crt")
     }

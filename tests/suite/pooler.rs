@@ -671,3 +671,20 @@ fn a_value_is_of_the_type_that_the_server_expects() {
         );
     }
 }
+
+#[test]
+fn a_login_that_the_pooler_refuses_is_a_refusal_and_no_outage() {
+    let (server, pgbouncer) = behind(&[TRANSACTION, "auth_type=plain"]);
+    let url = pgbouncer.url(&server);
+    let (before, at) = url.split_once('@').unwrap();
+    let user = before.rsplit_once(':').unwrap().0;
+    let pool = pool(&format!("{user}:wrong@{at}")).build().unwrap();
+    let started = Instant::now();
+    let error = pool.execute("SELECT 1", &[]).unwrap_err();
+    let said = millpond::error::Chain(&error).to_string();
+    assert!(said.contains("refuses the pool's connections"), "{said}");
+    assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+    eventually("health knows why", || {
+        pool.health().error == Some(millpond::pool::ProbeError::Authentication)
+    });
+}

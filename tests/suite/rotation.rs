@@ -187,3 +187,28 @@ fn the_application_may_be_asked_for_the_password() {
     pool.read("SELECT 1", &[]).unwrap();
     assert!(ASKED.load(Ordering::Relaxed) >= 3);
 }
+
+#[test]
+fn the_file_may_change_before_the_server_knows_the_password() {
+    let server = server(&[]);
+    let mut admin = admin(&server.url());
+    admin
+        .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    let source = Source::PasswordFile;
+    source.write(&file, server.port(), "one");
+    let pool = source.pool(&file, server.port());
+    pool.read("SELECT 1", &[]).unwrap();
+    source.write(&file, server.port(), "two");
+    let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'";
+    admin.batch_execute(all).unwrap();
+    eventually("a refusal", || refusals(&pool) > 0);
+    admin
+        .batch_execute("ALTER ROLE app PASSWORD 'two'")
+        .unwrap();
+    let changed = Instant::now();
+    eventually("it works again", || pool.read("SELECT 1", &[]).is_ok());
+    assert!(changed.elapsed() < 2 * SECOND, "{:?}", changed.elapsed());
+}
