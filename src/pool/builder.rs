@@ -384,9 +384,9 @@ impl Builder {
         ));
         let opener = Arc::new(Opener::new(Arc::clone(&shared), target));
         let weak = Arc::downgrade(&opener);
-        let has_changed = move || {
+        let has_changed = move |until| {
             let opener = weak.upgrade();
-            opener.is_some_and(|opener| opener.target.has_changed())
+            opener.is_some_and(|opener| opener.target.has_changed(until))
         };
         let _ = (opener.gate.another_password).set(Box::new(has_changed));
         let config = &shared.config;

@@ -171,9 +171,8 @@ impl Opener {
                 false => Ok(None),
             };
             let theirs = database.config().get_options().is_some();
-            let connect = |handshake, with_options| connect(handshake, with_options);
             let opened = handshake.and_then(|handshake| {
-                self.with_or_without_options(handshake, theirs, place, connect)
+                self.with_or_without_options(handshake, theirs, place, &connect)
             });
             match opened {
                 Ok(opened) => return Ok(opened),

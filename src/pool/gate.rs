@@ -15,9 +15,9 @@ const REMIND_EVERY: Duration = Duration::from_secs(30);
 pub(crate) struct Gate {
     state: Mutex<GateState>,
     changed: Condvar,
-    /// Called while a refusal is waited out: whether there is another password, so that the next
-    /// attempt may be made at once.
-    pub another_password: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
+    /// Called while a refusal is waited out: whether there is another password by now, so that the
+    /// next attempt may be made at once. It returns by the moment that it is given.
+    pub another_password: OnceLock<Box<dyn Fn(Instant) -> bool + Send + Sync>>,
 }
 
 /// The most connections that are opened at once.
@@ -27,6 +27,8 @@ pub(super) const MOST_OPENERS: usize = 10;
 const FIRST_AFTER_OUTAGE: usize = 3;
 /// How often `another_password` is called.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Limit for a call of it by a thread that has no deadline: a command may take as long.
+const LONGEST_ASK: Duration = Duration::from_secs(10);
 
 struct GateState {
     down: Option<Down>,
@@ -114,7 +116,7 @@ impl Gate {
                 Some(changed) => {
                     let short = wait.min(LOOK_EVERY);
                     drop(unpoison(self.changed.wait_timeout(state, short)).0);
-                    let may_try = changed();
+                    let may_try = changed(deadline.unwrap_or_else(|| Instant::now() + LONGEST_ASK));
                     state = self.lock();
                     if may_try
                         && refused(&state)

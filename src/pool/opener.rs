@@ -209,7 +209,7 @@ impl Opener {
     ) -> Result<Session, OpenError> {
         let open = || self.open_to(&self.target.database(), deadline, each, purpose, attempt);
         match open() {
-            Err(e) if e.is_wrong_password() && self.target.has_changed() => open(),
+            Err(e) if e.is_wrong_password() && self.target.has_changed(deadline) => open(),
             other => other,
         }
     }

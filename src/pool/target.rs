@@ -6,10 +6,7 @@ use crate::error::OpenError;
 use crate::secrets::Secret;
 use crate::sync::unpoison;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-
-/// Limit for asking a source again after a refusal.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+use std::time::Instant;
 
 pub(crate) struct Target {
     newest: Mutex<Newest>,
@@ -76,8 +73,9 @@ impl Target {
         Ok(found)
     }
 
-    /// Returns whether there is another URL or password than the one that was refused.
-    pub fn has_changed(&self) -> bool {
+    /// Returns whether there is another URL or password than the one that was refused, as far as
+    /// that can be found out in time.
+    pub fn has_changed(&self, until: Instant) -> bool {
         if self.read_url(true) {
             return true;
         }
@@ -90,7 +88,6 @@ impl Target {
         };
         match &self.password {
             Some(source) => {
-                let until = Instant::now() + ASK_AGAIN;
                 let refused = used.as_deref().unwrap_or_default();
                 source.may_have_changed(refused) && source.newer_than(refused, until).is_some()
             }

@@ -2,6 +2,7 @@
 
 use super::authority::{Authority, Files};
 use super::proxy::Proxy;
+use super::servers::signal;
 use super::support::{MS, SECOND, database, eventually, over_tls, programs_in_use, server};
 use super::terminator::REQUEST;
 use millpond::embedded::PrivateServer;
@@ -33,6 +34,19 @@ fn with_tls(
     settings.extend(more);
     let server = server(&settings);
     (server, hba)
+}
+
+/// Gives the server another certificate and other rules of access.
+fn change(server: &PrivateServer, own: &Files, hba: &Path, files: &Files, rules: &str) {
+    // The files keep their owner and their mode.
+    std::fs::write(&own.certificate, std::fs::read(&files.certificate).unwrap()).unwrap();
+    std::fs::write(&own.key, std::fs::read(&files.key).unwrap()).unwrap();
+    std::fs::write(hba, format!("{rules}\n")).unwrap();
+    // A connection that comes after this line is taken when the files have been read.
+    let times = || server.log().matches("received SIGHUP").count();
+    let before = times();
+    signal(server.pid().unwrap(), "HUP");
+    eventually("the server reads its files again", || times() > before);
 }
 
 fn open(path: &Path) {
@@ -160,9 +174,10 @@ fn every_mode_does_what_it_does_in_libpq() {
     let good = authority
         .issue("good", "localhost", LOCAL, "30")
         .for_the_server();
-    let (server_, _hba) = with_tls(&good, ANY, &[]);
-    let local = ("localhost", server_.port());
-    let table = as_psql_does("a good certificate", &server_, local, &root, "");
+    let (tls, hba) = with_tls(&good, ANY, &[]);
+    let own = good.clone();
+    let local = ("localhost", tls.port());
+    let table = as_psql_does("a good certificate", &tls, local, &root, "");
     assert_eq!(
         table
             .iter()
@@ -171,31 +186,24 @@ fn every_mode_does_what_it_does_in_libpq() {
         6
     );
     // By its address, too.
-    as_psql_does(
-        "an address",
-        &server_,
-        ("127.0.0.1", server_.port()),
-        &root,
-        "",
-    );
+    as_psql_does("an address", &tls, ("127.0.0.1", tls.port()), &root, "");
     // The same certificate, but the authority is another.
-    as_psql_does("another authority", &server_, local, &other.root(), "");
+    as_psql_does("another authority", &tls, local, &other.root(), "");
     as_psql_does(
         "an old client",
-        &server_,
+        &tls,
         local,
         &root,
         "ssl_max_protocol_version=TLSv1.2",
     );
-    as_psql_does("no server name", &server_, local, &root, "sslsni=0");
+    as_psql_does("no server name", &tls, local, &root, "sslsni=0");
     as_psql_does(
         "a missing file of roots",
-        &server_,
+        &tls,
         local,
         Path::new("/does/not/exist"),
         "",
     );
-    drop(server_);
 
     for (what, files) in [
         (
@@ -223,18 +231,10 @@ fn every_mode_does_what_it_does_in_libpq() {
             authority.sign_itself("itself", "localhost"),
         ),
     ] {
-        let files = files.for_the_server();
-        let (server, _hba) = with_tls(&files, ANY, &[]);
-        as_psql_does(what, &server, ("localhost", server.port()), &root, "");
+        change(&tls, &own, hba.path(), &files, ANY);
+        as_psql_does(what, &tls, local, &root, "");
         if what.contains("itself") {
-            let own = &files.certificate;
-            as_psql_does(
-                "its own root",
-                &server,
-                ("localhost", server.port()),
-                own,
-                "",
-            );
+            as_psql_does("its own root", &tls, local, &files.certificate, "");
         }
     }
 
@@ -258,9 +258,10 @@ fn every_mode_does_what_it_does_in_libpq() {
         ),
         ("nobody is let in", "host all nobody all scram-sha-256"),
     ];
+    let again = authority.issue("again", "localhost", LOCAL, "30");
     for (what, rules) in rules {
-        let (server, _hba) = with_tls(&good, rules, &[]);
-        as_psql_does(what, &server, ("localhost", server.port()), &root, "");
+        change(&tls, &own, hba.path(), &again, rules);
+        as_psql_does(what, &tls, local, &root, "");
     }
 }
 
@@ -502,6 +503,11 @@ fn a_cancel_request_is_encrypted_and_the_connection_stays() {
 #[test]
 fn only_an_authority_in_force_may_issue_certificates() {
     const CA: &str = "basicConstraints=critical,CA:TRUE";
+    let first = Authority::new("the first");
+    let own = first
+        .issue("own", "localhost", LOCAL, "30")
+        .for_the_server();
+    let (server, hba) = with_tls(&own, ANY, &[]);
     for (what, extensions, days, is_good) in [
         ("a good one", CA, "30", true),
         ("of the first version", "", "30", true),
@@ -516,8 +522,8 @@ fn only_an_authority_in_force_may_issue_certificates() {
         ),
     ] {
         let odd = Authority::odd(extensions, days);
-        let files = odd.issue("good", "localhost", LOCAL, "30").for_the_server();
-        let (server, _hba) = with_tls(&files, ANY, &[]);
+        let files = odd.issue("odd", "localhost", LOCAL, "30");
+        change(&server, &own, hba.path(), &files, ANY);
         let root = odd.root().display().to_string();
         let more = format!("sslmode=verify-full sslrootcert={root}");
         let text = conninfo(&server, "localhost", server.port(), &more);
