@@ -90,7 +90,7 @@ fn a_connection_may_take_longer_to_open_than_a_caller_waits() {
 #[test]
 fn opening_has_a_limit_of_its_own() {
     let db = database();
-    let way = way_to(db.port, Duration::ZERO, 60 * SECOND);
+    let way = way_to(db.port, Duration::ZERO, 4 * SECOND);
     for (text, limit) in [("", Some(SECOND)), ("?connect_timeout=1", None)] {
         let url = way.url(&db.url, db.port) + text;
         let builder = pool(&url).connection_timeout(20 * SECOND).min_idle(0);

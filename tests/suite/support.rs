@@ -6,6 +6,7 @@ use millpond::embedded::{Options, PrivateServer};
 use millpond::error::CheckoutError;
 use millpond::pool::Builder;
 use millpond::{Error, Pool, RetryPolicy};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use postgres::{Client, NoTls};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +20,9 @@ pub const SECOND: Duration = Duration::from_secs(1);
 pub fn shared_server() -> &'static PrivateServer {
     static SERVER: OnceLock<PrivateServer> = OnceLock::new();
     SERVER.get_or_init(|| {
+        // Each connection takes several files, on both sides of each proxy.
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
         // Little write-ahead log is kept, for a machine with a small disk.
         let wal = [("min_wal_size", "32MB"), ("max_wal_size", "128MB")];
         server(&[("max_connections", "400"), wal[0], wal[1]])
