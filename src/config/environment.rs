@@ -11,13 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Variables that libpq reads besides those of the parameters.
-const ALSO: [&str; 5] = [
-    "HOME",
-    "PGREQUIRESSL",
-    "PGSERVICE",
-    "PGSERVICEFILE",
-    "PGSYSCONFDIR",
-];
+const ALSO: [&str; 3] = ["HOME", "PGREQUIRESSL", "PGSYSCONFDIR"];
 
 /// Returns the names of all variables that libpq reads.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {

@@ -47,7 +47,8 @@ pub(super) fn name_database(config: &mut Config) -> Option<Problem> {
     })
 }
 
-/// Takes over parameters of the database that are settings of ours. They override defaults; variables override them.
+/// Takes over parameters of the database that are settings of ours. They override defaults;
+/// variables override them.
 pub(super) fn take_over(config: &mut Config) {
     let Some(database) = &config.pool.database else {
         return;

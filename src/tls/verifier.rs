@@ -113,19 +113,31 @@ impl Verifier {
         }
     }
 
-    /// Checks the signature of the handshake with a certificate that webpki does not take.
+    /// Checks the signature of the handshake: by `webpki`, unless it does not take the certificate.
     fn check_signature(
         &self,
         message: &[u8],
-        certificate: &Certificate,
+        cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
+        webpki: WebpkiCheck,
     ) -> Result<HandshakeSignatureValid, Error> {
+        let certificate = Certificate::read(cert)?;
+        if !certificate.is_first_version() {
+            return webpki(message, cert, signed, &self.algorithms);
+        }
         match certificate.has_signed(message, signed.scheme, signed.signature(), &self.algorithms) {
             true => Ok(HandshakeSignatureValid::assertion()),
             false => Err(CertificateError::BadSignature.into()),
         }
     }
 }
+
+type WebpkiCheck = fn(
+    &[u8],
+    &CertificateDer<'_>,
+    &DigitallySignedStruct,
+    &WebPkiSupportedAlgorithms,
+) -> Result<HandshakeSignatureValid, Error>;
 
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
@@ -160,11 +172,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let certificate = Certificate::read(cert)?;
-        match certificate.is_first_version() {
-            true => self.check_signature(message, &certificate, signed),
-            false => verify_tls12_signature(message, cert, signed, &self.algorithms),
-        }
+        self.check_signature(message, cert, signed, verify_tls12_signature)
     }
 
     fn verify_tls13_signature(
@@ -173,11 +181,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let certificate = Certificate::read(cert)?;
-        match certificate.is_first_version() {
-            true => self.check_signature(message, &certificate, signed),
-            false => verify_tls13_signature(message, cert, signed, &self.algorithms),
-        }
+        self.check_signature(message, cert, signed, verify_tls13_signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

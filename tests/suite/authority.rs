@@ -23,21 +23,7 @@ impl Authority {
             .unwrap();
         open_to_all(dir.path(), 0o755);
         let authority = Authority { dir };
-        authority.openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "30",
-            "-subj",
-            &format!("/CN={name}"),
-            "-keyout",
-            "root.key",
-            "-out",
-            "root.crt",
-        ]);
+        authority.sign_itself("root", name);
         authority
     }
 

@@ -3,7 +3,9 @@
 use super::support::{MS, SECOND, admin, backends, eventually, server};
 use millpond::Pool;
 use millpond::config::Config;
+use millpond::embedded::PrivateServer;
 use millpond::pool::{Builder, ProbeError};
+use postgres::Client;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -53,13 +55,19 @@ impl Source {
     }
 }
 
-fn rotate_under_fifty_threads(source: Source) {
+/// A server with the role `app`, whose password is `one`.
+fn server_with_role() -> (PrivateServer, Client) {
     let server = server(&[]);
-    let port = server.port();
     let mut admin = admin(&server.url());
     admin
         .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
         .unwrap();
+    (server, admin)
+}
+
+fn rotate_under_fifty_threads(source: Source) {
+    let (server, mut admin) = server_with_role();
+    let port = server.port();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("secret");
     source.write(&file, port, "one");
@@ -142,11 +150,7 @@ fn a_command_may_print_another_password_under_load() {
 
 #[test]
 fn health_says_that_the_password_is_what_fails_and_recovers_with_it() {
-    let server = server(&[]);
-    let mut admin = admin(&server.url());
-    admin
-        .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
-        .unwrap();
+    let (server, _) = server_with_role();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("secret");
     let source = Source::PasswordFile;
@@ -164,11 +168,7 @@ fn health_says_that_the_password_is_what_fails_and_recovers_with_it() {
 
 #[test]
 fn the_application_may_be_asked_for_the_password() {
-    let server = server(&[]);
-    let mut admin = admin(&server.url());
-    admin
-        .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
-        .unwrap();
+    let (server, _) = server_with_role();
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     let pool = Pool::builder()
         .database_url(&format!(
@@ -190,11 +190,7 @@ fn the_application_may_be_asked_for_the_password() {
 
 #[test]
 fn the_file_may_change_before_the_server_knows_the_password() {
-    let server = server(&[]);
-    let mut admin = admin(&server.url());
-    admin
-        .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
-        .unwrap();
+    let (server, mut admin) = server_with_role();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("secret");
     let source = Source::PasswordFile;
