@@ -15,6 +15,11 @@ mod wire;
 #[allow(dead_code, unused_imports)]
 mod sync;
 
+/// A certificate for the server, made with the program `openssl`.
+#[path = "../tests/suite/authority.rs"]
+#[allow(dead_code)]
+mod authority;
+
 /// The byte stream's reports to the pool, which this benchmark ignores.
 #[allow(dead_code)]
 mod retry {
@@ -231,17 +236,23 @@ fn check_out_ns(mut one: impl FnMut()) -> f64 {
     median(rounds.collect())
 }
 
+/// Microseconds for one of so many, the mean.
+fn mean_us(count: u32, one: impl FnMut()) -> f64 {
+    let begun = Instant::now();
+    std::iter::repeat_with(one)
+        .take(count as usize)
+        .for_each(drop);
+    begun.elapsed().as_micros() as f64 / f64::from(count)
+}
+
 /// Microseconds for one transaction; each transaction gets a number of its own.
 fn transaction_us(mut one: impl FnMut(i32)) -> f64 {
     let mut n = 0;
     let rounds = (0..ROUNDS).map(|_| {
-        let count = 1_000;
-        let begun = Instant::now();
-        for _ in 0..count {
+        mean_us(1_000, || {
             n += 1;
             one(n);
-        }
-        begun.elapsed().as_micros() as f64 / f64::from(count)
+        })
     });
     median(rounds.collect())
 }
@@ -252,9 +263,20 @@ fn main() {
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
-    let server = PrivateServer::start(Options::temporary().setting("max_connections", "150"))
-        .expect("PostgreSQL");
-    let url = server.url();
+    let authority = authority::Authority::new("bench");
+    let certificate = authority.issue("server", "localhost", "IP:127.0.0.1", "30");
+    let mut options = Options::temporary().setting("max_connections", "150");
+    for (name, value) in certificate.for_the_server().settings() {
+        options = options.setting(name, &value);
+    }
+    let server = PrivateServer::start(options).expect("PostgreSQL");
+    let encrypted = format!(
+        "{}?sslmode=verify-full&sslrootcert={}",
+        server.url(),
+        authority.root().display()
+    );
+    // Everything but what is about TLS speaks plain.
+    let url = server.url() + "?sslmode=disable";
     let pool = Pool::builder()
         .database_url(&url)
         .max_size(CONNECTIONS)
@@ -276,6 +298,7 @@ fn main() {
     println!(
         "  millpond      max_size={CONNECTIONS}, else its defaults: fair line, validation after 500 ms idle, statement cache"
     );
+    println!("  millpond, TLS the same with sslmode=verify-full; all others speak plain");
     println!(
         "  r2d2_postgres max_size={CONNECTIONS}, as it comes: test_on_check_out, no statement cache"
     );
@@ -312,6 +335,29 @@ fn main() {
     );
     println!("  bare                  - (nothing to check out)");
 
+    println!("\nTLS with sslmode=verify-full beside plain, one thread");
+    let ways = [&url, &encrypted].map(|url| {
+        let once = Pool::builder().database_url(url).max_size(1).min_idle(0);
+        let once = once.max_uses(1).build().expect("pool");
+        let kept = Pool::builder().database_url(url).max_size(1);
+        (once, kept.build().expect("pool"))
+    });
+    let mut rounds: [[Vec<f64>; 2]; 2] = Default::default();
+    for _ in 0..ROUNDS {
+        for (way, (once, kept)) in ways.iter().enumerate() {
+            let query = || drop(kept.query(SQL, &[&1]).expect("query"));
+            rounds[0][way].push(mean_us(100, || drop(once.get().expect("connection"))));
+            rounds[1][way].push(mean_us(5_000, query));
+        }
+    }
+    for (what, rounds) in ["a connection is opened", SQL].iter().zip(rounds) {
+        let [plain, encrypted] = rounds.map(median);
+        println!(
+            "  {what:<22} plain {plain:>7.0} us   TLS {encrypted:>7.0} us  ({:.2} x plain)",
+            encrypted / plain
+        );
+    }
+
     println!("\na transaction with one INSERT, one thread");
     pool.create_ledger().expect("the ledger");
     let mut client = Client::connect(&url, NoTls).expect("connection");
@@ -346,7 +392,9 @@ fn main() {
     println!(
         "\n{SQL}, {THREADS} threads on {CONNECTIONS} connections, median of {ROUNDS} rounds of {ROUND:?}"
     );
-    let mut rounds: [Vec<Figures>; 5] = Default::default();
+    let over_tls = Pool::builder().database_url(&encrypted);
+    let over_tls = over_tls.max_size(CONNECTIONS).build().expect("pool");
+    let mut rounds: [Vec<Figures>; 6] = Default::default();
     for _ in 0..ROUNDS {
         rounds[0].push(millpond_queries(&pool));
         rounds[1].push(r2d2_queries(&plain));
@@ -355,13 +403,15 @@ fn main() {
         }));
         rounds[3].push(bare_queries(|| over_the_wire(&url)));
         rounds[4].push(deadpool_queries(&runtime, &dead));
+        rounds[5].push(millpond_queries(&over_tls));
     }
-    let [ours, plain, bare, wire, dead] = rounds.map(|r| median_figures(&r));
+    let [ours, plain, bare, wire, dead, tls] = rounds.map(|r| median_figures(&r));
     println!(
         "                 queries/s   mean ms    p50 ms    p99 ms  p99/mean  of bare  of r2d2"
     );
     for (name, f) in [
         ("millpond", ours),
+        ("millpond, TLS", tls),
         ("r2d2_postgres", plain),
         ("bare", bare),
         ("bare, wire", wire),

@@ -515,7 +515,7 @@ fn an_on_connect_that_leaves_a_transaction_open_or_takes_too_long_is_named() {
     let begins = db
         .pool()
         .on_connect(|client| client.batch_execute("BEGIN; SELECT 1"))
-        .connection_timeout(20 * SECOND)
+        .connection_timeout(3 * SECOND)
         .build()
         .unwrap();
     let error = begins.execute("INSERT INTO t VALUES (1)", &[]).unwrap_err();

@@ -126,7 +126,11 @@ fn reading_goes_on_at_once_and_nobody_gets_an_error() {
     let strict = std::env::var_os("MILLPOND_TEST_FIGURES").is_some();
     let times = if strict { 3 } else { 1 };
     let mut server = server(&[]);
-    for outage in [0.2, 1.0, 5.0, 15.0].map(Duration::from_secs_f64) {
+    let outages: &[f64] = match strict {
+        true => &[0.2, 1.0, 5.0, 15.0],
+        false => &[0.2, 3.0],
+    };
+    for outage in outages.iter().copied().map(Duration::from_secs_f64) {
         let all: Vec<_> = (0..times)
             .map(|_| after_an_outage_of(outage, &mut server))
             .collect();

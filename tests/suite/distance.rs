@@ -93,7 +93,7 @@ fn opening_has_a_limit_of_its_own() {
     let way = way_to(db.port, Duration::ZERO, 4 * SECOND);
     for (text, limit) in [("", Some(SECOND)), ("?connect_timeout=1", None)] {
         let url = way.url(&db.url, db.port) + text;
-        let builder = pool(&url).connection_timeout(20 * SECOND).min_idle(0);
+        let builder = pool(&url).connection_timeout(3 * SECOND).min_idle(0);
         let builder = match limit {
             Some(limit) => builder.connect_timeout(limit),
             None => builder,

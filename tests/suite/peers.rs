@@ -964,6 +964,7 @@ fn an_on_connect_without_end_is_cut_and_named() {
     let pool = database()
         .pool()
         .connection_timeout(400 * MS)
+        .connect_timeout(400 * MS)
         .on_connect(|client| {
             loop {
                 client.batch_execute("SELECT pg_sleep(0.02)")?;

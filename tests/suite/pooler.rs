@@ -64,7 +64,7 @@ impl PgBouncer {
         });
         let ini = format!(
             "[databases]\n* = host=127.0.0.1 port={upstream}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n\
-             auth_type=trust\nauth_file={}\nunix_socket_dir={}\nmax_client_conn=500\ndefault_pool_size=10\n\
+             auth_type=trust\nauth_file={}\nunix_socket_dir={}\nmax_client_conn=500\ndefault_pool_size=40\n\
              server_login_retry=1\nserver_check_delay=0\n{tls}\n{}\n",
             users.display(),
             dir.path().display(),
@@ -133,6 +133,21 @@ impl PgBouncer {
         self.process = PgBouncer::start(&self.dir, self.owner, self.port);
     }
 
+    /// Lets another process end it and remove its files, for one that is never dropped.
+    fn end_with_this_process(&self) {
+        Command::new("sh")
+            .args([
+                "-c",
+                "cat; kill $0; rm -r $1",
+                &self.process.id().to_string(),
+            ])
+            .arg(self.dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .map(std::mem::forget)
+            .expect("sh");
+    }
+
     fn end(&mut self) {
         signal(self.process.id(), "KILL");
         self.process.wait().expect("its end");
@@ -155,7 +170,9 @@ pub fn in_between(url: &str) -> Option<String> {
     url.contains(&there).then(|| {
         let shared = SHARED.get_or_init(|| {
             let mode = format!("pool_mode={mode}");
-            PgBouncer::in_front_of(server, server.port(), &[&mode, DROPS_OPTIONS])
+            let shared = PgBouncer::in_front_of(server, server.port(), &[&mode, DROPS_OPTIONS]);
+            shared.end_with_this_process();
+            shared
         });
         url.replace(&there, &format!(":{}/", shared.port))
     })

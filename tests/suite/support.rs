@@ -70,6 +70,8 @@ pub fn programs_in_use() -> std::path::PathBuf {
 }
 
 /// The databases that a thread made, by name. They are dropped when it ends: a thread runs one test.
+/// Behind a pooler they are kept: PgBouncer up to 1.19 exits if the server ends a session while a
+/// cancel request for it is under way.
 struct Made(RefCell<Vec<String>>);
 
 impl Drop for Made {
@@ -87,7 +89,8 @@ impl Drop for Made {
             });
             work
         });
-        for name in self.0.take() {
+        let is_kept = std::env::var_os("MILLPOND_TEST_POOLER").is_some();
+        for name in self.0.take().into_iter().filter(|_| !is_kept) {
             let _ = work.send(name);
         }
     }
