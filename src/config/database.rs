@@ -375,11 +375,33 @@ impl fmt::Display for Database {
                 Host::Unix(path) => write!(f, "{comma}{}:{port}", path.display())?,
             }
         }
-        match self.config.get_dbname() {
-            Some(dbname) => write!(f, "/{dbname}"),
-            None => Ok(()),
+        if let Some(dbname) = self.config.get_dbname() {
+            write!(f, "/{dbname}")?;
         }
+        // Above all, what is asked for of TLS.
+        let shown = ["host", "hostaddr", "port", "user", "password", "dbname"];
+        let others = (self.parameters.iter())
+            .filter(|(name, _, origin)| **origin == Origin::Text && !shown.contains(name));
+        for (i, (name, value, _)) in others.enumerate() {
+            let mark = if i == 0 { '?' } else { '&' };
+            let is_secret = name.contains("password") || name.contains("secret");
+            let value = match is_secret {
+                true => "***".to_owned(),
+                false => percent_encoded(value),
+            };
+            write!(f, "{mark}{name}={value}")?;
+        }
+        Ok(())
     }
+}
+
+/// Encodes what would end a value of a URL's parameter.
+fn percent_encoded(value: &str) -> String {
+    [("%", "%25"), (" ", "%20"), ("&", "%26"), ("#", "%23")]
+        .iter()
+        .fold(value.to_owned(), |value, (plain, encoded)| {
+            value.replace(plain, encoded)
+        })
 }
 
 impl fmt::Debug for Database {
@@ -408,6 +430,10 @@ mod tests {
         );
         assert_eq!(shown("postgres://[::1]/x"), "postgresql://[::1]:5432/x");
         assert_eq!(shown("host=/run/pg user=u"), "postgresql://u@/run/pg:5432");
+        assert_eq!(
+            shown("host=h options='-c x=1 & 5%' sslmode=verify-full sslrootcert=/ca"),
+            "postgresql://h:5432?options=-c%20x=1%20%26%205%25&sslmode=verify-full&sslrootcert=/ca"
+        );
         let debug = format!(
             "{:?}",
             "postgresql://u:s3cret@h/d".parse::<Database>().unwrap()
