@@ -12,17 +12,32 @@ use std::thread;
 /// The request for TLS.
 pub const REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
+/// The first byte of a handshake.
+const HANDSHAKE: u8 = 0x16;
+
 /// Returns a stream over which the client's bytes come in plain text, and ours go to it. A client
 /// that asks for no TLS is returned as it is.
-pub fn terminate(mut client: TcpStream, files: &Files) -> std::io::Result<TcpStream> {
+pub fn terminate(client: TcpStream, files: &Files) -> std::io::Result<TcpStream> {
+    terminate_for(client, files, &[b"postgresql"])
+}
+
+/// The same, as one who speaks these protocols, by their names in the handshake (ALPN).
+pub fn terminate_for(
+    mut client: TcpStream,
+    files: &Files,
+    protocols: &[&[u8]],
+) -> std::io::Result<TcpStream> {
     let mut request = [0; 8];
-    if client.peek(&mut request)? != 8 || request != REQUEST {
+    let found = client.peek(&mut request)?;
+    if found == 8 && request == REQUEST {
+        client.read_exact(&mut request)?;
+        client.write_all(b"S")?;
+    } else if found == 0 || request[0] != HANDSHAKE {
         return Ok(client);
     }
-    client.read_exact(&mut request)?;
-    client.write_all(b"S")?;
     client.set_nodelay(true)?;
-    let mut session = ServerConnection::new(config(files)).expect("a session");
+    let session = ServerConnection::new(config(files, protocols));
+    let mut session = session.expect("a session");
     session.set_buffer_limit(None);
     let session = Arc::new(Mutex::new(session));
     let (plain, ours) = pair()?;
@@ -90,7 +105,7 @@ fn pair() -> std::io::Result<(TcpStream, TcpStream)> {
     Ok((one, other))
 }
 
-fn config(files: &Files) -> Arc<ServerConfig> {
+fn config(files: &Files, protocols: &[&[u8]]) -> Arc<ServerConfig> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&files.certificate)
         .expect("a file")
         .collect();
@@ -102,6 +117,6 @@ fn config(files: &Files) -> Arc<ServerConfig> {
         .with_no_client_auth()
         .with_single_cert(chain.expect("certificates"), key)
         .expect("a certificate and its key");
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Arc::new(config)
 }

@@ -4,7 +4,7 @@ use super::authority::{Authority, Files};
 use super::proxy::Proxy;
 use super::servers::signal;
 use super::support::{MS, SECOND, database, eventually, over_tls, programs_in_use, server};
-use super::terminator::REQUEST;
+use super::terminator::{REQUEST, terminate_for};
 use millpond::embedded::PrivateServer;
 use millpond::error::Chain;
 use millpond::{Pool, RetryPolicy};
@@ -433,6 +433,57 @@ fn channel_binding_is_used_and_can_be_demanded() {
                 &authority.root(),
                 &more,
             );
+        }
+    }
+}
+
+/// A server that ends TLS in front of another, and begins it at once where a client does.
+fn in_front(upstream: u16, files: &Files, protocols: &'static [&'static [u8]]) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let files = files.clone();
+    let copy = |mut from: TcpStream, mut to: TcpStream| {
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        })
+    };
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(client) = terminate_for(client, &files, protocols) else {
+                continue;
+            };
+            let server = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream)).unwrap();
+            copy(client.try_clone().unwrap(), server.try_clone().unwrap());
+            copy(server, client);
+        }
+    });
+    port
+}
+
+/// psql knows this since version 17, and refuses what is refused here.
+#[test]
+fn a_handshake_that_begins_at_once_is_with_a_server_that_says_it_is_postgresql() {
+    let authority = Authority::new("the tests' authority");
+    let files = authority.issue("good", "localhost", LOCAL, "30");
+    let server = server(&[]);
+    let protocols: [(&[&[u8]], _); 3] = [
+        (&[b"postgresql"], Ok(false)),
+        (&[], Err("does not speak PostgreSQL")),
+        (&[b"http/1.1"], Err("does not speak PostgreSQL")),
+    ];
+    for (protocols, expected) in protocols {
+        let port = in_front(server.port(), &files, protocols);
+        let more = format!(
+            "sslnegotiation=direct sslmode=verify-full sslrootcert={}",
+            authority.root().display()
+        );
+        // The server itself sees a plain connection.
+        let found = by_us(&conninfo(&server, "localhost", port, &more));
+        match (&found, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(*found, expected),
+            (Err(said), Err(expected)) => assert!(said.contains(expected), "{said}"),
+            _ => panic!("{protocols:?}: {found:?}"),
         }
     }
 }

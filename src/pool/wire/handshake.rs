@@ -4,8 +4,6 @@
 use super::failure::Failure;
 use super::stream::{Stream, Wire};
 #[cfg(feature = "tls")]
-use postgres::tls::{MakeTlsConnect, TlsConnect};
-#[cfg(feature = "tls")]
 use rustls::pki_types::ServerName;
 #[cfg(feature = "tls")]
 use rustls::{AlertDescription, CertificateError, ClientConfig, Error};
@@ -18,7 +16,7 @@ use std::sync::atomic::Ordering;
 #[cfg(feature = "tls")]
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 #[cfg(feature = "tls")]
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_rustls::TlsConnector;
 
 /// The request for TLS: its length, and a number that is no version of the protocol.
 #[cfg(feature = "tls")]
@@ -59,11 +57,13 @@ pub(super) async fn encrypt(mut wire: Wire, tls: &Handshake) -> Result<Stream, F
         }
     }
     wire.handle.encrypted.store(true, Ordering::Relaxed);
-    let name = tls.name.to_str().into_owned();
-    let mut make = MakeRustlsConnect::new((*tls.config).clone());
-    let connect = MakeTlsConnect::<Wire>::make_tls_connect(&mut make, &name);
-    let connect = connect.unwrap_or_else(|never| match never {});
-    let above = connect.connect(wire).await.map_err(|e| tls.explain(e))?;
+    let connector = TlsConnector::from(Arc::clone(&tls.config));
+    let connecting = connector.connect(tls.name.clone(), wire);
+    let above = connecting.await.map_err(|e| tls.explain(e))?;
+    // Asked without the request before it, another kind of server may have answered.
+    if tls.direct && above.get_ref().1.alpn_protocol().is_none() {
+        return Err(tls.explain(io::Error::other(Error::NoApplicationProtocol)));
+    }
     Ok(Stream::Encrypted(Box::new(above)))
 }
 

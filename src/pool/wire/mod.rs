@@ -27,6 +27,8 @@
 //! Unix socket itself.
 
 mod answers;
+#[cfg(feature = "tls")]
+mod binding;
 mod cancel;
 mod connector;
 mod failure;

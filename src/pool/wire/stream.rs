@@ -1,5 +1,7 @@
 //! The byte stream under [`Answers`](super::answers::Answers), which can be cut.
 
+#[cfg(feature = "tls")]
+use super::binding::channel_binding;
 use super::handle::Handle;
 use postgres::Socket;
 use postgres::tls::{ChannelBinding, TlsStream};
@@ -65,15 +67,11 @@ impl AsyncWrite for Wire {
     }
 }
 
-#[cfg(feature = "tls")]
-type Encrypted =
-    <tokio_postgres_rustls::MakeRustlsConnect as postgres::tls::MakeTlsConnect<Wire>>::Stream;
-
 /// The wire, or the encryption above it.
 pub(crate) enum Stream {
     Plain(Wire),
     #[cfg(feature = "tls")]
-    Encrypted(Box<Encrypted>),
+    Encrypted(Box<tokio_rustls::client::TlsStream<Wire>>),
 }
 
 macro_rules! on_stream {
@@ -119,7 +117,11 @@ impl TlsStream for Stream {
         match self {
             Stream::Plain(_) => ChannelBinding::none(),
             #[cfg(feature = "tls")]
-            Stream::Encrypted(above) => above.channel_binding(),
+            Stream::Encrypted(above) => {
+                let certificates = above.get_ref().1.peer_certificates();
+                let own = certificates.and_then(|chain| chain.first());
+                own.map_or_else(ChannelBinding::none, channel_binding)
+            }
         }
     }
 }
