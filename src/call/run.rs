@@ -230,6 +230,7 @@ impl Call<'_> {
             .or_else(|| Instant::now().checked_add(self.pool.config().connection_timeout));
         self.pool.check_out(&CheckoutRequest {
             until,
+            waits_for_pauses: self.deadline.is_none(),
             place,
             share: &self.share,
             token: self.token(),

@@ -79,11 +79,16 @@ fn health_url(given: &str, path: &str) -> Result<String, Failure> {
     })
 }
 
-/// The server's URL on loopback. Other settings, valid or not, do not matter to this command.
-fn default_url() -> String {
+/// The server's address. Other settings, valid or not, do not matter to those who ask it.
+pub(super) fn default_addr() -> SocketAddr {
     let addr = Config::from_env().ok().map(|config| config.http.addr);
     let addr = addr.or_else(|| std::env::var("HTTP_ADDR").ok()?.parse().ok());
-    let addr = addr.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 3000)));
+    addr.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 3000)))
+}
+
+/// The server's URL on loopback.
+fn default_url() -> String {
+    let addr = default_addr();
     let ip = match addr.ip() {
         ip if ip.is_loopback() => ip,
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

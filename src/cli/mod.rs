@@ -2,6 +2,7 @@
 
 mod check;
 mod config;
+mod control;
 mod database;
 mod failure;
 mod limits;
@@ -34,6 +35,10 @@ enum Command {
     LoadTest(load_test::Arguments),
     /// Show the settings in force and where each came from
     Config,
+    /// Close a running server's connections and let its callers wait, to move or restart the database
+    Pause(control::Pause),
+    /// End a pause
+    Resume(control::Which),
 }
 
 /// Runs the command that the arguments name.
@@ -49,6 +54,8 @@ pub(super) fn run() -> ExitCode {
         Command::Config => Config::from_env()
             .map_err(Failure::from)
             .and_then(|config| config::print(&config)),
+        Command::Pause(arguments) => control::pause(&arguments),
+        Command::Resume(which) => control::resume(&which),
     };
     logger::finish();
     match result {

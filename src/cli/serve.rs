@@ -1,5 +1,6 @@
 //! `millpond serve`: runs the server until a signal stops it.
 
+use super::control::Control;
 use super::failure::Failure;
 use super::{config, database, limits, logger, signals};
 use listenfd::ListenFd;
@@ -70,6 +71,7 @@ fn serve(
     stopped: &Receiver<Stop>,
 ) -> Result<(), Failure> {
     let pool = builder(config).build()?;
+    let controlled = pool.clone();
     let http = config.http.clone();
     let (router, is_ready) = routes(config, &pool, stop)?;
     if inherited.is_some()
@@ -88,6 +90,7 @@ fn serve(
             )),
             _ => cannot_listen(config, &e),
         })?;
+    let _control = Control::listen(&controlled, server.addr().port());
     // The signal handler keeps a sender, so this returns a reason.
     let reason = stopped.recv().unwrap_or(Ok(()));
     info!(

@@ -119,6 +119,8 @@ impl Pool {
 /// Who asks for a session, and how long it may take.
 pub(crate) struct CheckoutRequest<'a> {
     pub until: Option<Instant>,
+    /// The limit is the pool's own, not the caller's: a pause does not count.
+    pub waits_for_pauses: bool,
     pub place: &'static Location<'static>,
     pub share: &'a Share,
     /// Ends the wait when it is fired.
@@ -137,6 +139,7 @@ impl CheckoutRequest<'_> {
         };
         CheckoutRequest {
             until,
+            waits_for_pauses: false,
             place,
             share: &NO_CLASS,
             token: None,
@@ -173,7 +176,7 @@ impl Inner {
     fn check_out(self: &Arc<Self>, request: &CheckoutRequest<'_>) -> Result<Lease> {
         self.shared.may_block_here()?;
         let &CheckoutRequest {
-            until,
+            mut until,
             place,
             share,
             ..
@@ -185,6 +188,11 @@ impl Inner {
             let held = match self.line.arrive(share, spent_before) {
                 Arrival::Ready(held) => held,
                 Arrival::Queued { place, room } => {
+                    let paused = self.opener.gate.paused_until();
+                    let paused = paused.filter(|_| request.waits_for_pauses);
+                    let after =
+                        |end: Instant| end.checked_add(self.shared.config.connection_timeout);
+                    until = until.max(paused.and_then(after));
                     // If all connections are checked out, the thread can only wait for a check-in.
                     let hopeless = if room {
                         self.fetch_for_the_line()
@@ -206,6 +214,13 @@ impl Inner {
                         Outcome::TimedOut if request.token.is_some_and(Token::is_fired) => {
                             let stage = AbandonedStage::Waiting;
                             return Err(Error::Abandoned { stage });
+                        }
+                        // It stood in line when the pause began.
+                        Outcome::TimedOut
+                            if request.waits_for_pauses
+                                && self.opener.gate.paused_until().is_some() =>
+                        {
+                            continue;
                         }
                         Outcome::TimedOut => {
                             return refuse(hopeless.unwrap_or(CheckoutFailure::Timeout));

@@ -1,9 +1,11 @@
-//! Control of a running pool: wait until it is ready, replace its connections, change its size.
+//! Control of a running pool: wait until it is ready, replace its connections, change its size, pause
+//! it.
 
 use super::checkout::{CheckoutRequest, Inner, Pool};
 use crate::error::{CheckoutFailure, Error, Result};
 use crate::metrics::CloseReason;
 use crate::sync::LONGEST;
+use log::info;
 use std::panic::Location;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -70,6 +72,52 @@ impl Pool {
             self.inner.shared.evict();
             self.inner.sweep();
         }
+    }
+
+    /// Closes all connections and opens none until [`resume`](Pool::resume), at most for this long:
+    /// for a database that is to be moved, or restarted, while its callers wait.
+    ///
+    /// Idle connections are closed at once, those in use at their check-in; once
+    /// [`stats`](Pool::stats) shows none as active, the pool does nothing in the database. Callers
+    /// wait in line meanwhile, with their own deadlines; `connection_timeout` does not count. Names
+    /// are looked up, and files of URLs and passwords read, when connections are opened again. A
+    /// second call sets another end.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// pool.pause(Duration::from_secs(60));
+    /// while pool.stats().active > 0 {
+    ///     std::thread::sleep(Duration::from_millis(10));
+    /// }
+    /// // The database moves.
+    /// pool.resume();
+    /// ```
+    pub fn pause(&self, at_most: Duration) {
+        if self.inner.shared.process.is_another() {
+            return;
+        }
+        let at_most = at_most.min(LONGEST);
+        self.inner.opener.gate.pause(Instant::now() + at_most);
+        info!("paused for at most {at_most:?}: no connection is opened, callers wait");
+        self.evict();
+    }
+
+    /// Ends a pause: connections are opened again. Returns false if there was none.
+    pub fn resume(&self) -> bool {
+        if self.inner.shared.process.is_another() {
+            return false;
+        }
+        let was_paused = self.inner.opener.gate.resume();
+        if was_paused {
+            info!("the pause is over");
+        }
+        was_paused
+    }
+
+    /// Returns whether the pool is paused.
+    pub fn is_paused(&self) -> bool {
+        !self.inner.shared.process.is_another() && self.inner.opener.gate.paused_until().is_some()
     }
 
     /// Changes the most connections there may be, from 1 to the

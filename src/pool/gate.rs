@@ -15,6 +15,8 @@ const REMIND_EVERY: Duration = Duration::from_secs(30);
 pub(crate) struct Gate {
     state: Mutex<GateState>,
     changed: Condvar,
+    /// Until when nothing is opened; read by all who wait for a connection.
+    paused: Pause,
     /// Called while a refusal is waited out: whether there is another password by now, so that the
     /// next attempt may be made at once. It returns by the moment that it is given.
     pub another_password: OnceLock<Box<dyn Fn(Instant) -> bool + Send + Sync>>,
@@ -29,6 +31,34 @@ const FIRST_AFTER_OUTAGE: usize = 3;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Limit for a call of it by a thread that has no deadline: a command may take as long.
 const LONGEST_ASK: Duration = Duration::from_secs(10);
+
+/// A moment until which nothing is opened, if there is one.
+#[derive(Default)]
+struct Pause {
+    is_on: AtomicBool,
+    until: Mutex<Option<Instant>>,
+}
+
+impl Pause {
+    fn set(&self, until: Option<Instant>) {
+        *unpoison(self.until.lock()) = until;
+        self.is_on.store(until.is_some(), Ordering::SeqCst);
+    }
+
+    /// Returns its end if it has not come yet.
+    fn ends_at(&self) -> Option<Instant> {
+        if !self.is_on.load(Ordering::SeqCst) {
+            return None;
+        }
+        let mut until = unpoison(self.until.lock());
+        if until.is_some_and(|at| at <= Instant::now()) {
+            warn!("the pause is over, since nobody has ended it in time");
+            self.is_on.store(false, Ordering::SeqCst);
+            *until = None;
+        }
+        *until
+    }
+}
 
 struct GateState {
     down: Option<Down>,
@@ -88,7 +118,13 @@ impl Gate {
             if closing.load(Ordering::SeqCst) || left.is_some_and(|left| left.is_zero()) {
                 return None;
             }
+            let paused = self.paused.ends_at();
             let wait = match &state.down {
+                // Not nothing at all, which would be a turn.
+                _ if let Some(end) = paused => {
+                    let rest = end.saturating_duration_since(Instant::now());
+                    rest.max(Duration::from_millis(1))
+                }
                 None if state.opening < state.at_once => {
                     state.opening += 1;
                     return Some(Turn {
@@ -109,7 +145,9 @@ impl Gate {
             let wait = left.map_or(wait, |left| wait.min(left));
             let refused = |state: &GateState| {
                 let down = state.down.as_ref();
-                down.is_some_and(|down| down.error.is_wrong_password()) && state.trying.is_none()
+                down.is_some_and(|down| down.error.is_wrong_password())
+                    && state.trying.is_none()
+                    && paused.is_none()
             };
             match self.another_password.get().filter(|_| refused(&state)) {
                 None => state = unpoison(self.changed.wait_timeout(state, wait)).0,
@@ -185,19 +223,49 @@ impl Gate {
         });
     }
 
+    /// Lets no thread try until this moment, or until the pause is ended.
+    pub fn pause(&self, until: Instant) {
+        self.paused.set(Some(until));
+    }
+
+    /// Ends the pause. Returns false if there is none.
+    pub fn resume(&self) -> bool {
+        let was_paused = self.paused.ends_at().is_some();
+        self.paused.set(None);
+        let mut state = self.lock();
+        if let Some(down) = &mut state.down {
+            down.next_try = Instant::now();
+        }
+        drop(state);
+        self.changed.notify_all();
+        was_paused
+    }
+
+    /// Returns when the pause ends, if there is one.
+    pub fn paused_until(&self) -> Option<Instant> {
+        self.paused.ends_at()
+    }
+
     /// Wakes the waiting threads, so that they see that the pool is closing.
     pub fn close(&self) {
         drop(self.lock());
         self.changed.notify_all();
     }
 
-    /// Returns since when no connection could be opened; None while the database is not down.
+    /// Returns since when no connection could be opened; None while the database is not down, and
+    /// during a pause, in which that is expected.
     pub fn down_since(&self) -> Option<Instant> {
+        if self.paused_until().is_some() {
+            return None;
+        }
         self.lock().down.as_ref().map(|d| d.since)
     }
 
-    /// Returns the newest failure if the newest attempt failed.
+    /// Returns the newest failure if the newest attempt failed, and there is no pause.
     pub fn last_error(&self) -> Option<Arc<OpenError>> {
+        if self.paused_until().is_some() {
+            return None;
+        }
         self.lock().down.as_ref().map(|d| Arc::clone(&d.error))
     }
 

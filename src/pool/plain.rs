@@ -26,7 +26,11 @@ impl Pool {
     /// [`Error::Checkout`], with the reason and the pool's figures.
     #[track_caller]
     pub fn get(&self) -> Result<PooledConnection> {
-        self.get_timeout(self.config().connection_timeout)
+        let until = Instant::now() + self.config().connection_timeout.min(LONGEST);
+        self.get_plain(&CheckoutRequest {
+            waits_for_pauses: true,
+            ..CheckoutRequest::plain(Some(until), Location::caller())
+        })
     }
 
     /// Checks out a connection, waiting up to `timeout`. Otherwise like [`get`](Pool::get).
@@ -36,8 +40,11 @@ impl Pool {
     #[track_caller]
     pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
         let until = Instant::now() + timeout.min(LONGEST);
-        let request = CheckoutRequest::plain(Some(until), Location::caller());
-        self.check_out(&request)
+        self.get_plain(&CheckoutRequest::plain(Some(until), Location::caller()))
+    }
+
+    fn get_plain(&self, request: &CheckoutRequest<'_>) -> Result<PooledConnection> {
+        self.check_out(request)
             .map(|lease| PooledConnection { lease })
     }
 

@@ -30,6 +30,7 @@ mod logs;
 mod models;
 mod outage;
 mod overload;
+mod pause;
 mod peers;
 #[cfg(feature = "lab")]
 mod pooler;

@@ -24,6 +24,8 @@ struct Body {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     draining: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    paused: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     private: bool,
 }
 
@@ -61,8 +63,7 @@ pub(super) fn add_to(
     let answer = {
         let (pool, phase) = (pool.clone(), Arc::clone(phase));
         move |health: Health, checks: Option<Report>| {
-            let failing_fast = pool.is_failing_fast();
-            Ok(report(&health, checks, failing_fast, phase.get(), database))
+            Ok(report(&health, checks, &pool, phase.get(), database))
         }
     };
     let of_all = {
@@ -94,7 +95,11 @@ pub(super) fn add_to(
                 false => Database::Serves,
             };
             let (status, word) = readiness(phase.get(), has_started, database);
-            Ok(Response::json(status, &json!({ "status": word })))
+            let body = match pool.is_paused() {
+                true => json!({ "status": word, "paused": true }),
+                false => json!({ "status": word }),
+            };
+            Ok(Response::json(status, &body))
         }
     };
     router
@@ -109,7 +114,7 @@ pub(super) fn add_to(
 fn report(
     health: &Health,
     checks: Option<Report>,
-    failing_fast: bool,
+    pool: &Pool,
     phase: Phase,
     database: DatabaseKind,
 ) -> Response {
@@ -130,11 +135,12 @@ fn report(
             error: health.error.map(|e| e.to_string()),
             sqlstate: health.sqlstate.clone(),
             probe: health.probe_refused.then_some("refused"),
-            failing_fast,
+            failing_fast: pool.is_failing_fast(),
             read_only: health.read_only,
         },
         checks,
         draining: phase > Phase::Running,
+        paused: pool.is_paused(),
         private: database == DatabaseKind::Private,
     };
     Response::json(if healthy { 200 } else { 503 }, &body)
