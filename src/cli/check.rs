@@ -6,7 +6,7 @@ use millpond::config::Config;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use ureq::Agent;
-use ureq::http::Uri;
+use ureq::http::{StatusCode, Uri};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     /// Ask whether requests should be sent to it
     #[arg(long)]
     ready: bool,
-    /// Where the server is [default: the port of HTTP_ADDR on loopback]
+    /// Where the server is [default: at HTTP_ADDR, on loopback if that is every address]
     #[arg(long)]
     url: Option<String>,
     /// How long to wait for the answer
@@ -32,20 +32,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let base = arguments.url.clone().unwrap_or_else(default_url);
     let url = health_url(&base, path)?;
-    let agent: Agent = Agent::config_builder()
-        .timeout_global(Some(Duration::from_millis(arguments.timeout_ms)))
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .proxy(None)
-        .build()
-        .into();
-    let answered = agent.get(&url).call().and_then(|mut answer| {
-        let status = answer.status();
-        answer
-            .body_mut()
-            .read_to_string()
-            .map(|text| (status, text))
-    });
+    let answered = ask(&url, Duration::from_millis(arguments.timeout_ms));
     let (status, text) =
         answered.map_err(|e| Failure::because(format!("no answer from {url}: {e}")))?;
     output::print(&format!("{}\n", text.trim_end()))?;
@@ -54,6 +41,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         Err(Failure::Failed(None))
     }
+}
+
+/// Returns the status and the body of the answer.
+pub(super) fn ask(url: &str, limit: Duration) -> Result<(StatusCode, String), ureq::Error> {
+    let agent: Agent = Agent::config_builder()
+        .timeout_global(Some(limit))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .build()
+        .into();
+    let mut answer = agent.get(url).call()?;
+    let status = answer.status();
+    let text = answer.body_mut().read_to_string()?;
+    Ok((status, text))
 }
 
 /// The URL to ask: `given` with `path` added, unless it leads to the health already.
@@ -86,13 +88,16 @@ pub(super) fn default_addr() -> SocketAddr {
     addr.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 3000)))
 }
 
-/// The server's URL on loopback.
 fn default_url() -> String {
-    let addr = default_addr();
+    url_of(default_addr())
+}
+
+/// The URL of a server with this address, on loopback if it listens everywhere.
+pub(super) fn url_of(addr: SocketAddr) -> String {
     let ip = match addr.ip() {
-        ip if ip.is_loopback() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
     };
     format!("http://{}", SocketAddr::new(ip, addr.port()))
 }

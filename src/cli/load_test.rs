@@ -76,7 +76,7 @@ impl Observer for Counter {
 
 pub(super) fn run(mut config: Config, arguments: &Arguments) -> Result<(), Failure> {
     // Info lines would only clutter the report.
-    logger::start(config.log_level.min(LevelFilter::Warn));
+    logger::start(config.log_level.min(LevelFilter::Warn), config.log_format);
     let private = database::is_private(&config)?;
     let joined = private && database::join_private(&mut config)?;
     let server = if private && !joined {

@@ -9,8 +9,10 @@ mod limits;
 mod load_test;
 mod logger;
 mod output;
+mod reload;
 mod serve;
 mod signals;
+mod supervisor;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -35,6 +37,8 @@ enum Command {
     LoadTest(load_test::Arguments),
     /// Show the settings in force and where each came from
     Config,
+    /// Print a systemd unit for this program
+    Unit,
     /// Close a running server's connections and let its callers wait, to move or restart the database
     Pause(control::Pause),
     /// End a pause
@@ -54,6 +58,7 @@ pub(super) fn run() -> ExitCode {
         Command::Config => Config::from_env()
             .map_err(Failure::from)
             .and_then(|config| config::print(&config)),
+        Command::Unit => supervisor::print_unit(),
         Command::Pause(arguments) => control::pause(&arguments),
         Command::Resume(which) => control::resume(&which),
     };

@@ -2,7 +2,8 @@
 
 use super::control::Control;
 use super::failure::Failure;
-use super::{config, database, limits, logger, signals};
+use super::reload::Reload;
+use super::{config, database, limits, logger, signals, supervisor};
 use listenfd::ListenFd;
 use log::{info, warn};
 use millpond::config::Config;
@@ -18,11 +19,19 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why the program stops: `Ok` on a signal, or an error that prevents it from serving.
 type Stop = Result<(), Failure>;
+
+/// What the program is asked for while it serves.
+enum Wish {
+    Stop(Stop),
+    ReadSettings,
+}
+
 /// Whether the API can be served.
 type Ready = Box<dyn Fn() -> bool>;
 
 pub(super) fn run(mut config: Config) -> Result<(), Failure> {
-    signals::leave_hangup_ignored();
+    let hears_hangup = signals::block_hangup();
+    let mut settings = Reload::of(&config);
     // From systemd, for example (socket activation). Its address decides who may use the API
     // without a token.
     let inherited = ListenFd::from_env().take_tcp_listener(0).ok().flatten();
@@ -31,7 +40,7 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     }
     refuse_open_studio(&config)?;
     let private = database::is_private(&config)?;
-    logger::start(config.log_level);
+    logger::start(config.log_level, config.log_format);
     for text in config::unknown_settings(&config) {
         warn!("{text}");
     }
@@ -39,6 +48,11 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
     let (stop, stopped) = mpsc::channel();
     let asked = stop.clone();
     signals::listen(move || tell(&asked, Ok(())))?;
+    if hears_hangup {
+        let (again, gone) = (stop.clone(), stop.clone());
+        let reload = move || drop(again.send(Wish::ReadSettings));
+        signals::on_hangup(reload, move || tell(&gone, Ok(())))?;
+    }
     let server = if private {
         if inherited.is_none() {
             // Fails early, before a private database is created for nothing.
@@ -52,23 +66,24 @@ pub(super) fn run(mut config: Config) -> Result<(), Failure> {
         true => DatabaseKind::Private,
         false => DatabaseKind::External,
     };
-    let outcome = serve(&config, inherited, database, stop, &stopped);
+    let outcome = serve(&config, inherited, database, stop, &stopped, &mut settings);
     // The private server stops after the pool has closed.
     drop(server);
     outcome
 }
 
-fn tell(stop: &Sender<Stop>, reason: Stop) {
+fn tell(stop: &Sender<Wish>, reason: Stop) {
     // Fails if the program is stopping already.
-    let _ = stop.send(reason);
+    let _ = stop.send(Wish::Stop(reason));
 }
 
 fn serve(
     config: &Config,
     inherited: Option<TcpListener>,
     database: DatabaseKind,
-    stop: Sender<Stop>,
-    stopped: &Receiver<Stop>,
+    stop: Sender<Wish>,
+    stopped: &Receiver<Wish>,
+    settings: &mut Reload,
 ) -> Result<(), Failure> {
     let pool = builder(config).build()?;
     let controlled = pool.clone();
@@ -91,8 +106,16 @@ fn serve(
             _ => cannot_listen(config, &e),
         })?;
     let _control = Control::listen(&controlled, server.addr().port());
-    // The signal handler keeps a sender, so this returns a reason.
-    let reason = stopped.recv().unwrap_or(Ok(()));
+    supervisor::ready(server.addr());
+    let reason = loop {
+        match stopped.recv() {
+            Ok(Wish::ReadSettings) => settings.read_again(&server),
+            Ok(Wish::Stop(reason)) => break reason,
+            // The signal handler keeps a sender, so this does not happen.
+            Err(_) => break Ok(()),
+        }
+    };
+    supervisor::stopping();
     info!(
         "stopping: draining for at most {:?}",
         config.http.shutdown_timeout
@@ -112,15 +135,16 @@ fn serve(
 /// The clients of an inherited listener wait in its backlog until they can be answered, but no
 /// longer than a request may take. `Some` if the program is to stop meanwhile.
 fn wait_until_ready(
-    stopped: &Receiver<Stop>,
+    stopped: &Receiver<Wish>,
     limit: Duration,
     is_ready: &dyn Fn() -> bool,
 ) -> Option<Stop> {
     let until = Instant::now() + limit;
     while !is_ready() && Instant::now() < until {
         match stopped.recv_timeout(LOOK_AGAIN) {
-            Ok(reason) => return Some(reason),
-            Err(RecvTimeoutError::Timeout) => {}
+            Ok(Wish::Stop(reason)) => return Some(reason),
+            // They have just been read.
+            Ok(Wish::ReadSettings) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Some(Ok(())),
         }
     }
@@ -138,7 +162,7 @@ fn builder(config: &Config) -> Builder {
 
 /// The studio's routes. Its schema is created in the background.
 #[cfg(feature = "studio")]
-fn routes(config: &Config, pool: &Pool, stop: Sender<Stop>) -> Result<(Router, Ready), Failure> {
+fn routes(config: &Config, pool: &Pool, stop: Sender<Wish>) -> Result<(Router, Ready), Failure> {
     use millpond::studio::{SchemaError, Studio};
     if !config.studio_api {
         return Ok((Router::new(), has_connected(pool)));
@@ -164,7 +188,7 @@ fn builder(config: &Config) -> Builder {
 }
 
 #[cfg(not(feature = "studio"))]
-fn routes(config: &Config, pool: &Pool, _: Sender<Stop>) -> Result<(Router, Ready), Failure> {
+fn routes(config: &Config, pool: &Pool, _: Sender<Wish>) -> Result<(Router, Ready), Failure> {
     if config.studio_api {
         info!("built without the studio: only health and metrics are served");
     }

@@ -1,5 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP: the first signal starts a clean shutdown, a second one ends the
-//! program at once.
+//! SIGINT and SIGTERM: the first signal starts a clean shutdown, a second one ends the program at
+//! once. SIGHUP has the settings read again.
 //!
 //! ctrlc does not tell which signal came. The exit code of the second signal (130, 143) is set by
 //! handlers of signal-hook, which pass each signal on to ctrlc's handler. So that one must be set
@@ -10,6 +10,7 @@ use log::debug;
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -38,17 +39,40 @@ pub(super) fn listen(mut on_signal: impl FnMut() + Send + 'static) -> Result<(),
     Ok(())
 }
 
-/// Blocks SIGHUP if the program was started with it ignored (nohup), since ctrlc would handle it.
-/// Must be called before other threads start, which inherit the mask.
-pub(super) fn leave_hangup_ignored() {
+/// Keeps SIGHUP from all threads: ctrlc would take it for a signal to stop. Must be called before
+/// other threads start, which inherit the mask. Returns whether somebody listens for it: under nohup
+/// it is ignored.
+pub(super) fn block_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status
         .lines()
         .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     let hangup = 1 << (Signal::SIGHUP as u64 - 1);
-    if ignored.is_some_and(|ignored| ignored & hangup != 0)
-        && let Err(e) = SigSet::from(Signal::SIGHUP).thread_block()
-    {
-        debug!("cannot ignore SIGHUP: {e}");
+    if let Err(e) = SigSet::from(Signal::SIGHUP).thread_block() {
+        debug!("SIGHUP stops this program: {e}");
+        return false;
     }
+    ignored.is_none_or(|ignored| ignored & hangup == 0)
+}
+
+/// Calls `reload` at each SIGHUP, and `stop` at the one that says that the terminal is gone.
+pub(super) fn on_hangup(
+    mut reload: impl FnMut() + Send + 'static,
+    stop: impl Fn() + Send + 'static,
+) -> Result<(), Failure> {
+    let has_terminal = || File::open("/dev/tty").is_ok();
+    let had_terminal = has_terminal();
+    let listen = move || {
+        while SigSet::from(Signal::SIGHUP).wait().is_ok() {
+            match had_terminal && !has_terminal() {
+                true => stop(),
+                false => reload(),
+            }
+        }
+    };
+    let begun = thread::Builder::new().name("millpond-hangup".into());
+    begun
+        .spawn(listen)
+        .map(drop)
+        .map_err(|e| Failure::because(format!("SIGHUP cannot be handled: {e}")))
 }

@@ -13,6 +13,8 @@ mod environment;
 mod http;
 #[cfg(all(feature = "server", feature = "env"))]
 mod http_texts;
+#[cfg(feature = "env")]
+mod in_force;
 mod libpq;
 #[cfg(feature = "env")]
 mod named;
@@ -38,7 +40,7 @@ pub use ipnet::IpNet;
 pub use pool::{LineOrder, PoolConfig, Pooler, Reset};
 pub use problem::{ConfigErrors, Problem};
 #[cfg(feature = "env")]
-pub use program::{Config, PrivateDatabase};
+pub use program::{Config, LogFormat, PrivateDatabase};
 pub(crate) use server_host::{ServerHost, SessionAttrs};
 #[cfg(feature = "env")]
 pub use source::Source;

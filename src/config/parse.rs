@@ -1,7 +1,7 @@
 //! Converts texts to values, and values to texts.
 
 use super::pool::{LineOrder, Pooler, Reset};
-use super::program::PrivateDatabase;
+use super::program::{LogFormat, PrivateDatabase};
 use crate::error::Chain;
 use crate::secrets::Secret;
 use std::ops::RangeInclusive;
@@ -72,6 +72,14 @@ pub(super) fn line_order(text: &str) -> Result<LineOrder, String> {
     match text.trim().to_ascii_lowercase().as_str() {
         "auto" => Ok(LineOrder::Auto),
         "fifo" => Ok(LineOrder::Fifo),
+        _ => Err(String::new()),
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
         _ => Err(String::new()),
     }
 }

@@ -19,6 +19,15 @@ pub enum PrivateDatabase {
     Off,
 }
 
+/// The form of the program's log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object on each line.
+    Json,
+}
+
 /// The text of the URL, and the path of its file if it has one. Its `Debug` shows neither.
 #[derive(Clone, Default)]
 pub(super) struct Url {
@@ -49,6 +58,8 @@ pub struct Config {
     pub studio_api: bool,
     /// The currency of all amounts.
     pub studio_currency: String,
+    /// The form of the program's log lines.
+    pub log_format: LogFormat,
     /// The most detailed level that is logged.
     pub log_level: log::LevelFilter,
     pub(super) url: Url,
@@ -74,6 +85,7 @@ impl Default for Config {
             pg_bin_dir: None,
             studio_api: true,
             studio_currency: "EUR".into(),
+            log_format: LogFormat::Text,
             log_level: log::LevelFilter::Info,
             sources: BTreeMap::new(),
             unknown: Vec::new(),

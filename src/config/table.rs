@@ -5,8 +5,8 @@ use super::environment::{self, Variables};
 use super::http_texts::{delay_beyond_the_end, hidden, networks, origins, token};
 use super::named;
 use super::parse::{
-    as_ms, currency, filled, line_order, ms, number, off_at_zero, on_off, optional_ms, parsed,
-    password_command, password_file, pooler, private, read_file, reset, switch,
+    as_ms, currency, filled, line_order, log_format, ms, number, off_at_zero, on_off, optional_ms,
+    parsed, password_command, password_file, pooler, private, read_file, reset, switch,
 };
 use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS, PoolConfig};
 use super::problem::{ConfigErrors, Problem};
@@ -179,6 +179,8 @@ const SETTINGS: &[Setting] = &[
         |c| as_ms(c.http.shutdown_timeout)),
     plain("LOG_LEVEL", "off, error, warn, info, debug or trace", |c, v| { c.log_level = parsed(v)?; Ok(()) },
         |c| c.log_level.to_string().to_lowercase()),
+    plain("LOG_FORMAT", "text or json", |c, v| { c.log_format = log_format(v)?; Ok(()) },
+        |c| format!("{:?}", c.log_format).to_lowercase()),
 ];
 
 /// Returns the names of all variables, in the order of the documentation.
@@ -458,17 +460,11 @@ impl Config {
             Vec::new(),
         )
     }
+}
 
-    /// Returns name, value and source of every setting in force, and of what libpq's variables and
-    /// its services add to the database. Passwords and tokens are shown as `***`.
-    pub fn effective(&self) -> Vec<(&'static str, String, Source)> {
-        let ours = SETTINGS
-            .iter()
-            .map(|s| (s.name, (s.show)(self), self.source(s.name)));
-        let database = self.pool.database.as_ref();
-        let theirs = database.map(|database| self.variables.additions(database));
-        ours.chain(theirs.into_iter().flatten()).collect()
-    }
+/// Returns name and value of each setting in force.
+pub(super) fn shown(config: &Config) -> impl Iterator<Item = (&'static str, String)> {
+    SETTINGS.iter().map(|s| (s.name, (s.show)(config)))
 }
 
 #[cfg(test)]

@@ -12,11 +12,12 @@ use super::shutdown::{DrainReport, Phase, PhaseFlag};
 use crate::config::{HttpConfig, LineOrder};
 use crate::fd_limit;
 use crate::pool::Pool;
+use crate::sync::unpoison;
 use log::info;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ const FILES_PER_LANE_CONNECTION: usize = 3;
 pub struct Server {
     pool: Pool,
     phase: Arc<PhaseFlag>,
+    service: Arc<Service>,
     edge: Edge,
 }
 
@@ -105,14 +107,20 @@ impl Server {
         let service = Arc::new(Service {
             router,
             phase: Arc::clone(&phase),
+            trusted_proxies: RwLock::new(config.trusted_proxies.clone()),
             config,
             pool: pool.clone(),
             order,
         });
         let others = Server::files(most, workers);
-        let edge = Edge::start(service, inherited, sizes, others)?;
+        let edge = Edge::start(Arc::clone(&service), inherited, sizes, others)?;
         info!("listening on http://{}", edge.addr());
-        Ok(Server { pool, phase, edge })
+        Ok(Server {
+            pool,
+            phase,
+            service,
+            edge,
+        })
     }
 
     /// The most files that a server without clients has open.
@@ -122,6 +130,12 @@ impl Server {
         FILES_BESIDES
             + (connections + fd_limit::MORE_CONNECTIONS) * fd_limit::PER_CONNECTION
             + FILES_PER_LANE_CONNECTION * lane_connections
+    }
+
+    /// Replaces the proxies that may name the client of a request
+    /// ([`HttpConfig::trusted_proxies`]), for connections and requests from now on.
+    pub fn set_trusted_proxies(&self, proxies: Vec<ipnet::IpNet>) {
+        *unpoison(self.service.trusted_proxies.write()) = proxies;
     }
 
     /// The address in use; if port 0 was configured, with the port that the system picked.

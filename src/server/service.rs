@@ -8,9 +8,11 @@ use super::router::{Access, Found, Route, Router};
 use super::shutdown::PhaseFlag;
 use crate::config::HttpConfig;
 use crate::pool::Pool;
+use crate::sync::unpoison;
+use ipnet::IpNet;
 use log::debug;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 
@@ -19,6 +21,8 @@ pub(super) struct Service {
     pub router: Router,
     pub phase: Arc<PhaseFlag>,
     pub config: HttpConfig,
+    /// The proxies of `config`, which may change while the server runs.
+    pub trusted_proxies: RwLock<Vec<IpNet>>,
     pub pool: Pool,
     /// The order of the line for the api lane's workers.
     pub order: Arc<OrderReport>,
@@ -37,6 +41,11 @@ pub(super) struct AccessEntry<'a> {
 }
 
 impl Service {
+    /// The proxies that are trusted at this moment.
+    pub fn trusted_proxies(&self) -> RwLockReadGuard<'_, Vec<IpNet>> {
+        unpoison(self.trusted_proxies.read())
+    }
+
     /// Notes a change of the order of the line for the api lane's workers.
     pub fn note_order(&self, newest_first: bool) {
         self.order.set(newest_first);

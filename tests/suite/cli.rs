@@ -4,8 +4,10 @@ use super::frozen::slack;
 use super::http;
 use super::servers::Frozen;
 use super::support::{MS, SECOND, database, eventually, memory};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -109,7 +111,9 @@ impl Serving {
             .lines()
             .find_map(|l| l.split_once("listening on http://127.0.0.1:"))
             .map(|(_, port)| port);
-        self.port = port.and_then(|p| p.trim().parse().ok()).unwrap_or(0);
+        // In JSON, more of the line comes behind it.
+        let port = port.and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+        self.port = port.and_then(|p| p.parse().ok()).unwrap_or(0);
         self.port != 0
     }
 
@@ -1080,29 +1084,190 @@ fn it_does_without_a_temporary_directory_that_cannot_be_used_and_takes_away_what
 }
 
 #[test]
-fn under_nohup_a_hangup_does_nothing() {
+fn a_hangup_has_the_settings_read_again_and_stops_nothing() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let settings = |text: &str| std::fs::write(dir.path().join(".env"), text).unwrap();
+    settings("DB_POOL_MAX=3\n");
+    let mut serving = serve(dir.path(), &[("DATABASE_URL", &db.url)]);
+    let addr = ([127, 0, 0, 1], serving.port).into();
+    let from = |client: &str| {
+        let mut connection = http::Client::to(addr);
+        let answer = connection.ask(
+            "GET",
+            "/health/live",
+            &format!("X-Forwarded-For: {client}\r\n"),
+            b"",
+        );
+        assert_eq!(answer.status, 200);
+    };
+    from("192.0.2.1");
+    let says = |text: &str| serving.log().contains(text);
+    settings("DB_POOL_MAX=4\nLOG_LEVEL=debug\nHTTP_TRUSTED_PROXIES=127.0.0.1\nAPI_TOKEN=secret\n");
+    serving.signal("HUP");
+    eventually("it has read them", || says("needs a restart"));
+    assert!(
+        says("the settings were read again: HTTP_TRUSTED_PROXIES, LOG_LEVEL changed")
+            && says("what has changed in DB_POOL_MAX, API_TOKEN needs a restart"),
+        "{}",
+        serving.log()
+    );
+    from("192.0.2.2");
+    eventually("it is trusted, and said", || says("client=192.0.2.2"));
+    assert!(!says("192.0.2.1") && !says("secret"));
+    settings("LOG_LEVEL=loud\n");
+    serving.signal("HUP");
+    eventually("it is refused", || says("the settings stay as they are"));
+    from("192.0.2.3");
+    eventually("they do", || says("client=192.0.2.3"));
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0));
+}
+
+#[test]
+fn a_hangup_does_nothing_under_nohup_and_stops_what_has_lost_its_terminal() {
     let db = database();
     let dir = tempfile::TempDir::new().unwrap();
     let program = millpond(dir.path(), &[]);
-    for (ignored, stays) in [("trap '' HUP; ", true), ("", false)] {
-        let mut command = Command::new("sh");
+    let vars = [("DATABASE_URL", &*db.url), ("LOG_LEVEL", "info")];
+    let start = |command: &mut Command| {
         command
-            .args(["-c", &format!("{ignored}exec \"$0\"")])
             .arg(program.get_program())
             .current_dir(dir.path())
             .env_clear()
-            .env("DATABASE_URL", &db.url);
-        let mut serving = listening(spawn(&mut command));
-        serving.signal("HUP");
-        if stays {
-            let addr = ([127, 0, 0, 1], serving.port).into();
-            for _ in 0..10 {
-                assert_eq!(http::get(addr, "/health/live").status, 200);
-                thread::sleep(20 * MS);
-            }
-            serving.signal("TERM");
-        }
-        assert_eq!(serving.ends(), Some(0));
+            .envs(vars);
+        listening(spawn(command))
+    };
+    let mut nohup = Command::new("sh");
+    let mut serving = start(nohup.args(["-c", "trap '' HUP; exec \"$0\""]));
+    serving.signal("HUP");
+    let addr = ([127, 0, 0, 1], serving.port).into();
+    for _ in 0..10 {
+        assert_eq!(http::get(addr, "/health/live").status, 200);
+        thread::sleep(20 * MS);
+    }
+    assert!(!serving.log().contains("read again"));
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0));
+
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let closes = FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC);
+    fcntl(&terminal.master, closes).unwrap();
+    let mut in_terminal = Command::new("setsid");
+    in_terminal.arg("--ctty").stdin(terminal.slave);
+    let mut serving = start(&mut in_terminal);
+    serving.signal("HUP");
+    eventually("as long as it is there", || {
+        serving.log().contains("read again")
+    });
+    // The window is closed.
+    drop(in_terminal);
+    drop(terminal.master);
+    assert_eq!(serving.ends(), Some(0), "{}", serving.log());
+}
+
+#[test]
+fn systemd_is_told_of_the_start_the_end_and_that_it_lives() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("notify");
+    let systemd = UnixDatagram::bind(&path).unwrap();
+    systemd.set_read_timeout(Some(20 * SECOND)).unwrap();
+    let vars = [
+        ("DATABASE_URL", &*db.url),
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "300000"),
+    ];
+    let mut serving = serve(dir.path(), &vars);
+    let told = || {
+        let mut text = [0; 1024];
+        let length = systemd.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    let first = told();
+    let status = format!("STATUS=listening on http://127.0.0.1:{}", serving.port);
+    assert!(
+        first.contains("READY=1") && first.contains(&status),
+        "{first}"
+    );
+    for _ in 0..5 {
+        assert_eq!(told().trim(), "WATCHDOG=1");
+    }
+    // A program that is stopped says nothing: systemd restarts it.
+    let frozen = Frozen::process(serving.child.id());
+    systemd.set_read_timeout(Some(500 * MS)).unwrap();
+    while systemd.recv(&mut [0; 1024]).is_ok() {}
+    drop(frozen);
+    systemd.set_read_timeout(Some(20 * SECOND)).unwrap();
+    assert_eq!(told().trim(), "WATCHDOG=1");
+    serving.signal("TERM");
+    while !told().contains("STOPPING=1") {}
+    assert_eq!(serving.ends(), Some(0));
+}
+
+#[test]
+fn the_unit_names_this_program_and_systemd_takes_it() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let printed = run(dir.path(), &["unit"], &[]);
+    assert!(printed.status.success());
+    let unit = String::from_utf8(printed.stdout).unwrap();
+    let program = millpond(dir.path(), &[]);
+    let program = std::fs::canonicalize(program.get_program()).unwrap();
+    assert!(
+        unit.contains(&format!("ExecStart={} serve\n", program.display())),
+        "{unit}"
+    );
+    let path = dir.path().join("millpond.service");
+    std::fs::write(&path, unit).unwrap();
+    // Where systemd is installed, it says what it thinks of the unit.
+    let Ok(verified) = Command::new("systemd-analyze")
+        .arg("verify")
+        .arg(&path)
+        .output()
+    else {
+        return;
+    };
+    let said = stderr(&verified);
+    let of_ours: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("millpond"))
+        .collect();
+    assert!(of_ours.is_empty(), "{said}");
+}
+
+#[test]
+fn log_lines_may_be_json() {
+    let db = database();
+    let dir = tempfile::TempDir::new().unwrap();
+    let vars = [
+        ("DATABASE_URL", &*db.url),
+        ("LOG_FORMAT", "json"),
+        ("LOG_LEVEL", "debug"),
+    ];
+    let mut serving = serve(dir.path(), &vars);
+    let addr = ([127, 0, 0, 1], serving.port).into();
+    // What comes from outside stays within its line.
+    http::get(addr, "/nowhere/%0A%22x");
+    eventually("it is logged", || serving.log().contains("/nowhere/"));
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0));
+    let log = serving.log();
+    assert!(log.lines().count() > 5, "{log}");
+    for line in log.lines() {
+        let object: serde_json::Value = serde_json::from_str(line).expect(line);
+        let text = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
+        assert!(
+            text("timestamp").parse::<jiff::Timestamp>().is_ok(),
+            "{line}"
+        );
+        assert!(
+            ["error", "warn", "info", "debug"].contains(&&*text("level")),
+            "{line}"
+        );
+        assert!(
+            !text("message").is_empty() && !text("target").is_empty(),
+            "{line}"
+        );
     }
 }
 

@@ -81,8 +81,9 @@ impl Clients {
         let (key, serial) = (self.all.vacant_key(), self.last_serial);
         let token = self.token_of(key, serial);
         registry.register(&mut socket, token, Interest::READABLE)?;
-        let config = &self.service.config;
-        let connection = Connection::new(socket, peer.ip(), serial, config);
+        let (config, proxies) = (&self.service.config, self.service.trusted_proxies());
+        let connection = Connection::new(socket, peer.ip(), serial, config, &proxies);
+        drop(proxies);
         self.all.insert(connection);
         Ok(key)
     }

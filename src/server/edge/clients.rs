@@ -245,7 +245,7 @@ impl Clients {
             address: forwarded::client(
                 connection.peer,
                 &head.forwarded_for,
-                &config.trusted_proxies,
+                &self.service.trusted_proxies(),
             ),
             id: request_id(head.request_id.as_deref()),
             for_pages: browsers::may_read(page, &config.cors_origins),

@@ -10,6 +10,7 @@ use crate::server::in_flight::Ticket;
 use crate::server::reply::Reply;
 use crate::server::router::Route;
 use crate::token::Token;
+use ipnet::IpNet;
 use mio::net::TcpStream;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown};
@@ -102,7 +103,13 @@ pub(super) enum Step {
 }
 
 impl Connection {
-    pub fn new(socket: TcpStream, peer: IpAddr, serial: u64, limits: &HttpConfig) -> Connection {
+    pub fn new(
+        socket: TcpStream,
+        peer: IpAddr,
+        serial: u64,
+        limits: &HttpConfig,
+        proxies: &[IpNet],
+    ) -> Connection {
         let now = Instant::now();
         Connection {
             reply: Arc::new(Reply::new(socket)),
@@ -118,10 +125,7 @@ impl Connection {
             read_closed: false,
             kept: false,
             blocked: false,
-            may_be_proxied: limits
-                .trusted_proxies
-                .iter()
-                .any(|net| net.contains(&peer.to_canonical())),
+            may_be_proxied: proxies.iter().any(|net| net.contains(&peer.to_canonical())),
             input: Vec::new(),
             seen: 0,
             eof: false,

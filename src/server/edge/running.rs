@@ -153,6 +153,7 @@ mod tests {
         let service = Arc::new(Service {
             router,
             phase: Arc::default(),
+            trusted_proxies: Default::default(),
             config,
             pool: nowhere.build().unwrap(),
             order: Arc::default(),

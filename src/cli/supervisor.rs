@@ -1,0 +1,57 @@
+//! What systemd is told: that the server is ready, that it lives, and that it stops. Without systemd
+//! nothing is told to anyone. `millpond unit` prints a unit that uses this.
+
+use super::failure::Failure;
+use super::{check, output};
+use log::{debug, warn};
+use sd_notify::NotifyState;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+const UNIT: &str = include_str!("assets/millpond.service");
+
+/// Prints a unit for this program.
+pub(super) fn print_unit() -> Result<(), Failure> {
+    let program = std::env::current_exe().map_err(|e| Failure::of(&e))?;
+    output::print(&UNIT.replace("@PROGRAM@", &program.display().to_string()))
+}
+
+/// Says that the server listens. If systemd asks for signs of life, they are sent from now on, as
+/// long as the server answers at its own address.
+pub(super) fn ready(addr: SocketAddr) {
+    let status = format!("listening on http://{addr}");
+    tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    let Some(period) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let begun = thread::Builder::new()
+        .name("millpond-watchdog".into())
+        .spawn(move || keep_alive(addr, period / 3));
+    if let Err(e) = begun {
+        warn!("systemd gets no signs of life: {e}");
+    }
+}
+
+/// Says that the server begins to stop.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+}
+
+fn keep_alive(addr: SocketAddr, each: Duration) {
+    let url = format!("{}/health/live", check::url_of(addr));
+    loop {
+        match check::ask(&url, each) {
+            Ok((status, _)) if status.is_success() => tell(&[NotifyState::Watchdog]),
+            Ok((status, _)) => warn!("no sign of life for systemd: {url} answered {status}"),
+            Err(e) => warn!("no sign of life for systemd: no answer from {url}: {e}"),
+        }
+        thread::sleep(each);
+    }
+}
+
+fn tell(what: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(what) {
+        debug!("systemd was not told: {e}");
+    }
+}
