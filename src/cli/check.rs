@@ -61,7 +61,13 @@ pub(super) fn ask(url: &str, limit: Duration) -> Result<(StatusCode, String), ur
 /// The URL to ask: `given` with `path` added, unless it leads to the health already.
 fn health_url(given: &str, path: &str) -> Result<String, Failure> {
     let takes = "takes http://HOST:PORT, or such a URL that ends with /health, /health/live or /health/ready";
-    let refuse = || Failure::Settings(format!("--url: got {given:?}; {takes}"));
+    // A password that stands where none is taken is not repeated.
+    let got = if given.contains('@') {
+        "a URL with a user".to_owned()
+    } else {
+        format!("{given:?}")
+    };
+    let refuse = || Failure::Settings(format!("--url: got {got}; {takes}"));
     let url: Uri = given.parse().map_err(|_| refuse())?;
     let host = url.authority().is_some_and(|authority| {
         let alone = authority.as_str() == authority.host();

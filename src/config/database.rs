@@ -80,6 +80,9 @@ impl Database {
         if let Some(options) = from.get_options() {
             one.options(options);
         }
+        if let Some(name) = from.get_application_name() {
+            one.application_name(name);
+        }
         // Keepalives detect a peer that is gone while we wait for it, tcp_user_timeout one that is
         // gone while we send. Without both, one of these waits would never end.
         one.tcp_user_timeout(
@@ -263,6 +266,9 @@ fn servers(parameters: &Parameters) -> Result<Vec<ServerHost>, String> {
         let host = match (hosts.get(i).copied().unwrap_or_default(), address) {
             #[cfg(unix)]
             (name, _) if name.starts_with('/') => Host::Unix(name.into()),
+            (name, _) if name.starts_with('@') => {
+                return Err("names an abstract Unix socket (host=@..): takes a directory");
+            }
             ("", None) => return Err("names an empty host"),
             // The driver needs a host name, and an address is one.
             ("", Some(address)) => Host::Tcp(address.to_string()),

@@ -70,6 +70,8 @@ pub struct PoolConfig {
     pub(crate) url_file: Option<Arc<UrlFile>>,
     /// `DB_STATEMENT_TIMEOUT_MS` was set, and so overrides the same option in the URL.
     pub(crate) statement_timeout_wins: bool,
+    /// Where the URL names an application, its name is used: it may change, if the URL is in a file.
+    pub(crate) application_name_follows: bool,
 }
 
 impl Default for PoolConfig {
@@ -100,6 +102,7 @@ impl Default for PoolConfig {
             ledger_schema: "millpond".into(),
             ledger_ttl: Duration::from_secs(24 * 60 * 60),
             statement_timeout_wins: false,
+            application_name_follows: false,
         }
     }
 }

@@ -14,6 +14,8 @@ pub enum Source {
     DotEnv,
     /// A parameter of `DATABASE_URL`.
     DatabaseUrl,
+    /// The URL in the file that `DATABASE_URL_FILE` names.
+    DatabaseUrlFile,
     /// A parameter of a service (`pg_service.conf`).
     Service,
     /// libpq's variables (`PGHOST` and others).
@@ -27,6 +29,7 @@ impl fmt::Display for Source {
             Source::Environment => "environment",
             Source::DotEnv => ".env",
             Source::DatabaseUrl => "DATABASE_URL",
+            Source::DatabaseUrlFile => "DATABASE_URL_FILE",
             Source::Service => "service",
             Source::Libpq => "PG variables",
         })

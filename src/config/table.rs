@@ -63,7 +63,7 @@ const SETTINGS: &[Setting] = &[
     secret("DATABASE_URL", "a postgresql:// URL or a key=value string", |c, v| { c.url.text = Some(v.to_owned()); Ok(()) },
         |c| c.pool.database.as_ref().map(ToString::to_string).unwrap_or_default()),
     secret("DATABASE_URL_FILE", "the path of a file that holds what DATABASE_URL takes", |c, v| { c.url.text = Some(read_file(v)?); c.url.file = Some(v.to_owned()); Ok(()) },
-        |_| String::new()),
+        |c| c.url.file.clone().unwrap_or_default()),
     secret("DB_PASSWORD_FILE", "the path of a file that holds the password", |c, v| { c.pool.password = Some(password_file(v)?); Ok(()) },
         |_| String::new()),
     secret("DB_PASSWORD_COMMAND", "a command whose first line of output is the password", |c, v| { c.pool.password = Some(password_command(v)?); Ok(()) },

@@ -403,6 +403,9 @@ impl OpenError {
             Some(said) if said.contains("no such database") => {
                 Some(&SqlState::INVALID_CATALOG_NAME)
             }
+            Some(said) if said.contains("no more connections allowed") => {
+                Some(&SqlState::TOO_MANY_CONNECTIONS)
+            }
             Some(said) if said.contains("ssl required") => {
                 Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
             }
@@ -413,7 +416,7 @@ impl OpenError {
     /// Returns whether the server is reachable but has no room for another connection, or this
     /// process has none.
     pub(crate) fn is_for_want_of_room(&self) -> bool {
-        self.sqlstate() == Some(&SqlState::TOO_MANY_CONNECTIONS) || self.is_out_of_files()
+        self.meant() == Some(&SqlState::TOO_MANY_CONNECTIONS) || self.is_out_of_files()
     }
 
     /// Returns whether this process lacked something that may be available again in a moment.

@@ -1,5 +1,6 @@
 //! What a session records of its backend and its server. `commit::resolve` explains the use.
 
+use postgres::error::{DbError, Severity};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Duration;
 
@@ -56,7 +57,8 @@ impl Backend {
                       (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_get_wal()) AS stats_reset";
         let from = "FROM pg_stat_get_activity(pg_backend_pid())";
         let messages = match client.simple_query(&format!("{who}, {server} {from}")) {
-            Err(e) if e.as_db_error().is_some() => client.simple_query(&format!("{who} {from}"))?,
+            // A FATAL error has ended the connection, and says why.
+            Err(e) if is_of_the_statement(&e) => client.simple_query(&format!("{who} {from}"))?,
             other => other?,
         };
         let row = first_row(&messages);
@@ -112,4 +114,10 @@ pub(crate) fn first_row(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryR
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     })
+}
+
+/// Returns whether the server refused the statement, and goes on.
+fn is_of_the_statement(error: &postgres::Error) -> bool {
+    let severity = error.as_db_error().and_then(DbError::parsed_severity);
+    severity == Some(Severity::Error)
 }

@@ -3,7 +3,7 @@
 use super::line::{Arrival, Line};
 use super::manager::Manager;
 use super::opener::Opener;
-use super::probe::{Probe, Reading};
+use super::probe::{Probe, Reading, reading_of};
 use super::report::Report;
 use super::session::Session;
 use super::shared::Shared;
@@ -111,8 +111,18 @@ impl Pool {
         self.inner.check_out(request)
     }
 
+    /// Asks the database for a sign of life. Where no call could be answered, because no connection
+    /// can be opened, the reason for that is what counts: the probe's own may be from before.
     pub(crate) fn probe(&self) -> Reading {
-        self.inner.probe.ask(&self.inner.opener)
+        let reading = self.inner.probe.ask(&self.inner.opener)?;
+        let cause = self
+            .inner
+            .hopeless()
+            .and(self.inner.opener.gate.last_error());
+        match cause {
+            Some(error) => Err(reading_of(&error)),
+            None => Ok(reading),
+        }
     }
 }
 

@@ -63,6 +63,7 @@ impl Inner {
                 self.wait_until_returned(Instant::now() + Duration::from_millis(100));
             }
         }
+        self.opener.target.close();
         // Connections that were still being opened when the close began.
         while let Some(spare) = self.r2d2.try_get() {
             self.discard(spare, CloseReason::Drained);

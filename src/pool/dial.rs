@@ -50,6 +50,7 @@ impl Opener {
         }
         let password = self.target.password(database, server, started + limit)?;
         let parameters = database.without_hosts();
+        self.shared.follow(&parameters);
         if let Some(e) = out_of_files() {
             return Err(OpenError::Files(e));
         }

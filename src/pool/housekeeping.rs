@@ -81,6 +81,8 @@ fn keep(pool: &Weak<Inner>) {
                 inner.close_dead();
                 inner.sweep();
                 inner.name_leaks();
+                #[cfg(feature = "server")]
+                inner.probe.keep_fresh(&inner.opener);
             }
         });
         if let Err(panic) = work {

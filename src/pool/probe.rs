@@ -26,6 +26,9 @@ const LIMIT: Duration = Duration::from_millis(800);
 /// How much longer than usual a login or an answer may take before it counts as missing. To a
 /// database that is far away, both may take longer than a caller waits.
 const SLACK: u32 = 3;
+/// Balancers that ask for the newest answer at all ask more often than this.
+#[cfg(feature = "server")]
+const WANTED_FOR: Duration = Duration::from_secs(60);
 /// How long an answer is reused for other callers.
 const SHARED_FOR: Duration = Duration::from_millis(250);
 
@@ -117,6 +120,9 @@ struct Inner {
     /// A probe is out: since when, and how long it may take.
     out: Option<(Instant, Duration)>,
     session: Option<Session>,
+    /// When the newest answer was last asked for, without waiting for another.
+    #[cfg(feature = "server")]
+    wanted_at: Option<Instant>,
     /// How many logins in a row did not end in time: each may take twice as long as the one before.
     late_logins: u32,
 }
@@ -199,12 +205,29 @@ impl Probe {
     #[cfg(feature = "server")]
     pub fn newest(&self, opener: &Arc<Opener>) -> Option<Reading> {
         let mut inner = self.state.lock();
+        inner.wanted_at = Some(Instant::now());
         let newest = inner.last.clone();
-        let is_fresh = matches!(&newest, Some((at, _)) if at.elapsed() < SHARED_FOR);
+        self.refresh(&mut inner, opener, SHARED_FOR);
+        newest.map(|(_, reading)| reading)
+    }
+
+    /// Sends a probe now and then while the newest answer is asked for now and then, so that it is
+    /// no older than a second. To be called several times a second.
+    #[cfg(feature = "server")]
+    pub fn keep_fresh(&self, opener: &Arc<Opener>) {
+        let mut inner = self.state.lock();
+        let wanted = inner.wanted_at;
+        if wanted.is_some_and(|at| at.elapsed() < WANTED_FOR) {
+            self.refresh(&mut inner, opener, Duration::from_millis(700));
+        }
+    }
+
+    #[cfg(feature = "server")]
+    fn refresh(&self, inner: &mut Inner, opener: &Arc<Opener>, age: Duration) {
+        let is_fresh = matches!(&inner.last, Some((at, _)) if at.elapsed() < age);
         if !is_fresh && inner.out.is_none() && !self.state.closed.load(Ordering::SeqCst) {
             inner.out = self.send(opener).is_ok().then(|| (Instant::now(), LIMIT));
         }
-        newest.map(|(_, reading)| reading)
     }
 
     /// Starts a thread that probes and can be left behind.
@@ -243,7 +266,12 @@ impl State {
             .swap(false, Ordering::Relaxed);
         let mut inner = self.lock();
         let was_read_only = matches!(&inner.last, Some((_, Ok(pong))) if pong.read_only);
-        let session = inner.session.take().filter(|_| !refused && !was_read_only);
+        let mut session = inner.session.take();
+        if (refused || was_read_only)
+            && let Some(mut old) = session.take()
+        {
+            old.close_for(CloseReason::FailedOver);
+        }
         let (answer, login) = inner.limits(opener);
         let whole = if session.is_some() {
             answer
@@ -302,7 +330,10 @@ fn read(
                 session.close_for(CloseReason::Broken);
                 drop(session);
             }
-            Err(_) => return (None, Err((ProbeError::Timeout, None))),
+            Err(_) => {
+                session.close_for(CloseReason::Broken);
+                return (None, Err((ProbeError::Timeout, None)));
+            }
         }
     }
     let opened = opener.open(login_until(), Duration::MAX, Purpose::Use, None);
@@ -312,14 +343,17 @@ fn read(
             session
         }
         Err(e) => {
-            let what = classify(&e);
             log::debug!("the health probe could not connect: {}", Chain(&e));
-            return (None, Err((what, e.sqlstate().map(|s| s.code().to_owned()))));
+            return (None, Err(reading_of(&e)));
         }
     };
     // How far away the database is, is not known yet; a login takes several answers.
     let until = answer_until().max(Instant::now() + session.took());
-    match Pong::of(&mut session, until) {
+    let result = Pong::of(&mut session, until);
+    if result.is_err() {
+        session.close_for(CloseReason::Broken);
+    }
+    match result {
         Ok(pong) => (Some(session), Ok(pong)),
         Err(_) if Instant::now() >= until => (None, Err((ProbeError::Timeout, None))),
         Err(e) => (
@@ -330,6 +364,12 @@ fn read(
             )),
         ),
     }
+}
+
+/// Returns what is said of the database if a connection could not be opened.
+pub(super) fn reading_of(error: &OpenError) -> (ProbeError, Option<String>) {
+    let code = error.sqlstate().map(|code| code.code().to_owned());
+    (classify(error), code)
 }
 
 fn classify(error: &OpenError) -> ProbeError {

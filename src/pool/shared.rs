@@ -36,8 +36,9 @@ pub(crate) struct Shared {
     evicted_at: AtomicU64,
     /// Options in the startup packet are refused, as poolers do.
     pub(super) without_options: AtomicBool,
-    /// The URL's options set `statement_timeout`, and nothing overrides them.
-    pub(super) server_timeout_is_theirs: bool,
+    /// The options of the URL set `statement_timeout`, and nothing overrides them. A URL in a file
+    /// may change.
+    server_timeout_is_theirs: AtomicBool,
     /// The server sends this role no warnings by default. We need them: only a warning reports that
     /// the wait for a standby was given up.
     pub(super) hides_warnings: AtomicBool,
@@ -60,6 +61,11 @@ pub(crate) struct Shared {
     slow: Mutex<HashMap<Box<str>, Instant>>,
 }
 
+fn sets_timeout(parameters: &postgres::Config) -> bool {
+    let options = parameters.get_options().unwrap_or_default();
+    options.contains("statement_timeout")
+}
+
 impl Shared {
     pub fn new(
         config: PoolConfig,
@@ -67,14 +73,10 @@ impl Shared {
         observers: Observers,
         watchdog: Arc<Watchdog>,
     ) -> Shared {
-        let theirs = config
-            .database
-            .as_ref()
-            .and_then(|d| d.config().get_options())
-            .unwrap_or_default();
+        let theirs = config.database.as_ref();
+        let theirs = theirs.is_some_and(|database| sets_timeout(database.config()));
         Shared {
-            server_timeout_is_theirs: theirs.contains("statement_timeout")
-                && !config.statement_timeout_wins,
+            server_timeout_is_theirs: AtomicBool::new(theirs && !config.statement_timeout_wins),
             pooled: AtomicBool::new(config.effective_pooler() == Pooler::On),
             database_clock: DatabaseClock::looking_back(config.ledger_ttl),
             config,
@@ -227,7 +229,7 @@ impl Shared {
     /// Returns the `statement_timeout` that each transaction sets for itself because it cannot be
     /// set on the session; None if none is needed.
     pub fn timeout_of_transactions(&self) -> Option<Duration> {
-        let needed = self.is_pooled() && !self.server_timeout_is_theirs;
+        let needed = self.is_pooled() && !self.server_timeout_is_theirs();
         self.config.statement_timeout.filter(|_| needed)
     }
 
@@ -235,11 +237,24 @@ impl Shared {
     pub(super) fn asked_for_timeout(&self) -> Option<Duration> {
         let limit = self.config.statement_timeout.unwrap_or_default();
         let ms = Duration::from_millis(as_server_ms(limit) as u64);
-        (!self.server_timeout_is_theirs).then_some(ms)
+        (!self.server_timeout_is_theirs()).then_some(ms)
     }
 
     pub(super) fn sends_options(&self) -> bool {
-        !self.without_options.load(Ordering::Relaxed) && !self.server_timeout_is_theirs
+        !self.without_options.load(Ordering::Relaxed) && !self.server_timeout_is_theirs()
+    }
+
+    /// Returns whether the URL sets `statement_timeout`, and not the pool.
+    pub(super) fn server_timeout_is_theirs(&self) -> bool {
+        self.server_timeout_is_theirs.load(Ordering::Relaxed)
+    }
+
+    /// Notes what these parameters, with which a session is about to be opened, say about its
+    /// settings.
+    pub(super) fn follow(&self, parameters: &postgres::Config) {
+        let theirs = sets_timeout(parameters) && !self.config.statement_timeout_wins;
+        self.server_timeout_is_theirs
+            .store(theirs, Ordering::Relaxed);
     }
 
     /// Returns whether SET is used for the settings that the startup packet could not contain.

@@ -25,7 +25,9 @@ impl Shared {
         config
             .ssl_mode(SslMode::Require)
             .ssl_negotiation(SslNegotiation::Direct);
-        config.application_name(&self.application_name());
+        if !self.config.application_name_follows || config.get_application_name().is_none() {
+            config.application_name(&self.application_name());
+        }
         if with_options {
             let ours = format!("-c statement_timeout={}", self.statement_timeout_ms());
             let options = match parameters.get_options() {

@@ -5,6 +5,7 @@ use crate::config::{Database, ServerHost, UrlFile};
 use crate::error::OpenError;
 use crate::secrets::Secret;
 use crate::sync::unpoison;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -12,6 +13,13 @@ pub(crate) struct Target {
     newest: Mutex<Newest>,
     url_file: Option<Arc<UrlFile>>,
     password: Option<Arc<Secret>>,
+    is_closed: AtomicBool,
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 struct Newest {
@@ -36,10 +44,23 @@ impl Target {
                 .unwrap_or_default(),
             used: None,
         };
+        if let Some(password) = &password {
+            password.begin_use();
+        }
         Target {
             newest: Mutex::new(newest),
             url_file,
             password,
+            is_closed: AtomicBool::new(false),
+        }
+    }
+
+    /// To be called when nothing is opened any more.
+    pub fn close(&self) {
+        if let Some(password) = &self.password
+            && !self.is_closed.swap(true, Ordering::SeqCst)
+        {
+            password.end_use();
         }
     }
 

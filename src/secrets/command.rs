@@ -16,6 +16,8 @@ const CACHED: Duration = Duration::from_secs(60);
 const MOST_CACHED: Duration = Duration::from_secs(12 * 60 * 60);
 /// The pause between two runs: rejected logins must not become a storm on a service for tokens.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long the close of the last pool waits for the end of a run, which is killed.
+const LONGEST_END: Duration = Duration::from_millis(500);
 
 pub(super) struct SecretCommand {
     line: String,
@@ -28,6 +30,9 @@ pub(super) struct SecretCommand {
 
 #[derive(Default)]
 struct State {
+    /// The pools that use it; once the last one has closed, nobody needs what a run prints.
+    users: usize,
+    is_deserted: bool,
     running: bool,
     last_run: Option<Run>,
     value: Option<Value>,
@@ -175,8 +180,7 @@ impl SecretCommand {
             let result =
                 result.unwrap_or_else(|panic| Err(SecretError::not_run(io::Error::other(panic))));
             match &result {
-                // The pool is gone.
-                _ if Arc::strong_count(&command) == 1 => return,
+                _ if command.is_unwanted() => {}
                 Ok(_) => command.trouble.ended(),
                 Err(error) => command.trouble.began(error),
             }
@@ -189,9 +193,36 @@ impl SecretCommand {
         }
     }
 
+    /// Returns whether the pool is gone, so that the thread that runs the command alone holds it, or
+    /// has closed.
+    fn is_unwanted(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 || unpoison(self.state.lock()).is_deserted
+    }
+
+    pub fn begin_use(&self) {
+        let mut state = unpoison(self.state.lock());
+        state.users += 1;
+        state.is_deserted = false;
+    }
+
+    /// Ends a pool's use. After the last one, a run is ended too, and waited for: the program may be
+    /// about to exit, and would leave it behind.
+    pub fn end_use(&self) {
+        let until = Instant::now() + LONGEST_END;
+        let mut state = unpoison(self.state.lock());
+        state.users = state.users.saturating_sub(1);
+        state.is_deserted = state.users == 0;
+        while state.is_deserted && state.running {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = unpoison(self.run_ended.wait_timeout(state, left)).0;
+        }
+    }
+
     fn run(self: &Arc<Self>) -> Result<Value, SecretError> {
-        // Once the pool is gone, this thread alone holds the command.
-        let output = shell::run(&self.line, self.limit, || Arc::strong_count(self) == 1)?;
+        let output = shell::run(&self.line, self.limit, || self.is_unwanted())?;
         parse(&output, Instant::now()).map_err(SecretError::printed)
     }
 }

@@ -26,8 +26,9 @@ pub(super) fn run(
     let mut child = shell(line)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        // It could quote the secret, and nobody would read it.
-        .stderr(Stdio::null())
+        // What it complains of is for whoever reads the program's own complaints. No error of ours
+        // quotes it: it could quote the secret.
+        .stderr(Stdio::inherit())
         .spawn()
         .map_err(SecretError::not_run)?;
     let printed = follow(&mut child, limit, unwanted);

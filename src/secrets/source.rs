@@ -51,6 +51,20 @@ impl Secret {
         Secret(Source::Callback(call, Trouble::default()))
     }
 
+    /// Notes that a pool uses it from now on.
+    pub fn begin_use(&self) {
+        if let Source::Command(command) = &self.0 {
+            command.begin_use();
+        }
+    }
+
+    /// Notes that a pool has closed. After the last one, a command that runs is killed.
+    pub fn end_use(&self) {
+        if let Source::Command(command) = &self.0 {
+            command.end_use();
+        }
+    }
+
     /// The value as of now. Only a command makes a caller wait, until `until` at most.
     pub fn current(&self, until: Instant) -> Result<Arc<str>, SecretError> {
         match &self.0 {

@@ -244,10 +244,25 @@ impl From<Error> for Problem {
                 debug!("request ended: {}", Chain(&error));
             }
             500 => error!("request failed: {}", Chain(&error)),
+            // The pool itself says that it fails fast, and not for each request.
+            _ if is_of_failing_fast(&error) => debug!("request failed: {}", Chain(&error)),
             _ => warn!("request failed: {}", Chain(&error)),
         }
         problem
     }
+}
+
+fn is_of_failing_fast(error: &Error) -> bool {
+    match error {
+        Error::GaveUp { source, .. } => is_of_failing_fast(source),
+        Error::Checkout(e) => e.reason == CheckoutFailure::FailingFast,
+        _ => false,
+    }
+}
+
+fn is_of_the_servers_limits(error: &Error) -> bool {
+    let code = error.sqlstate();
+    code == Some(&SqlState::QUERY_CANCELED) || code == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
 fn problem_for(error: &Error) -> Problem {
@@ -266,6 +281,8 @@ fn problem_for(error: &Error) -> Problem {
         Error::QueryTimeout { .. } | Error::TransactionAborted { .. } if error.is_timeout() => {
             timeout("the database did not answer in time")
         }
+        // The server's own limits, which a role or a database may have.
+        _ if is_of_the_servers_limits(error) => timeout("the database did not answer in time"),
         Error::Checkout(e) => match (e.reason, &e.last_open_error) {
             (CheckoutFailure::LineFull, _) => {
                 Problem::unavailable("overloaded", "too many requests wait for the database")

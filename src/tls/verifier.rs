@@ -53,7 +53,7 @@ impl Verifier {
                     .build();
                 Some(
                     built
-                        .map_err(|e| format!("the lists of revoked certificates (sslcrl): {e}"))?,
+                        .map_err(|e| format!("the lists of revoked certificates (sslcrl) cannot be read: {e}; a list of the first version, without a number, is not taken (openssl ca: crlnumber)"))?,
                 )
             }
         };

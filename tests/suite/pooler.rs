@@ -705,3 +705,50 @@ fn a_login_that_the_pooler_refuses_is_a_refusal_and_no_outage() {
         pool.health().error == Some(millpond::pool::ProbeError::Authentication)
     });
 }
+
+/// It lets a client in and ends its connection when the first statement comes.
+#[test]
+fn what_the_pooler_says_at_the_door_is_the_cause() {
+    let (mut server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "server_login_retry=20"]);
+    let pool = pool(&pgbouncer.url(&server))
+        .max_size(2)
+        .min_idle(0)
+        .connection_timeout(3 * SECOND)
+        .retry_policy(millpond::RetryPolicy::none())
+        .build()
+        .unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    server.stop(Stop::Immediate);
+    eventually("it is said", || {
+        let error = pool.query("SELECT 1", &[]).unwrap_err();
+        millpond::error::Chain(&error)
+            .to_string()
+            .contains("server login has been failing")
+    });
+}
+
+#[test]
+fn a_pooler_without_room_is_no_outage() {
+    let (server, pgbouncer) = behind(&[TRANSACTION, DROPS_OPTIONS, "max_client_conn=2"]);
+    let pool = pool(&pgbouncer.url(&server))
+        .max_size(8)
+        .min_idle(2)
+        .connection_timeout(3 * SECOND)
+        .build()
+        .unwrap();
+    eventually("both places are taken", || pool.stats().idle == 2);
+    eventually("the probe is refused, and all is well", || {
+        let health = pool.health();
+        health.healthy && health.probe_refused
+    });
+    let outages = log_lines("cannot open a connection, retrying").len();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| pool.query("SELECT pg_sleep(0.2)", &[]).unwrap());
+        }
+    });
+    assert_eq!(
+        log_lines("cannot open a connection, retrying").len(),
+        outages
+    );
+}

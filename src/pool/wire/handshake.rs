@@ -95,7 +95,14 @@ impl Handshake {
         let host = self.name.to_str();
         let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
         let Some(cause) = cause else {
-            return Failure::Io(error);
+            let closed = error.kind() == io::ErrorKind::UnexpectedEof && self.direct;
+            return Failure::Io(match closed {
+                true => io::Error::new(
+                    error.kind(),
+                    "the server closed the connection in the handshake; it knows sslnegotiation=direct if it is PostgreSQL 17 or newer",
+                ),
+                false => error,
+            });
         };
         let what = match cause {
             Error::InvalidCertificate(CertificateError::NotValidForNameContext {
@@ -120,6 +127,9 @@ impl Handshake {
             Error::InvalidCertificate(CertificateError::Revoked) => {
                 format!("the server's certificate for {host:?} was revoked (sslcrl)")
             }
+            Error::InvalidCertificate(CertificateError::UnknownRevocationStatus) => format!(
+                "no list of revoked certificates (sslcrl) is of the authority that issued the server's certificate for {host:?}"
+            ),
             Error::AlertReceived(AlertDescription::ProtocolVersion)
             | Error::PeerIncompatible(_) => format!(
                 "the server and this client have no version or method of TLS in common: {cause}"

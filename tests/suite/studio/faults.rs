@@ -229,6 +229,26 @@ fn a_database_that_is_gone_is_a_503_at_once_after_a_while() {
     });
 }
 
+/// Balancers ask every few seconds, and act upon what one answer says.
+#[test]
+fn a_balancer_that_asks_seldom_is_told_the_truth_of_the_moment() {
+    let database = server(&[]);
+    let served = Served::on(&database.url(), &[]);
+    eventually("it is ready", || served.get("/health/ready").status == 200);
+    for (value, status) in [("on", 503), ("off", 200)] {
+        let mut admin = admin(&database.url());
+        admin
+            .batch_execute(&format!(
+                "ALTER SYSTEM SET default_transaction_read_only = {value}"
+            ))
+            .unwrap();
+        admin.batch_execute("SELECT pg_reload_conf()").unwrap();
+        // Nobody asks meanwhile.
+        std::thread::sleep(3 * SECOND);
+        assert_eq!(served.get("/health/ready").status, status, "{value}");
+    }
+}
+
 #[test]
 fn a_database_that_takes_no_writes_is_a_503_that_says_so() {
     let database = server(&[]);
