@@ -106,11 +106,11 @@ impl Control {
     }
 }
 
-/// Where the sockets of this user's servers are.
+/// Where the sockets of this user's servers are: the same place for all of them, whatever TMPDIR is.
 fn directory() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(place) if !place.is_empty() => Path::new(&place).join("millpond"),
-        _ => std::env::temp_dir().join(format!("millpond-control-{}", geteuid())),
+        _ => PathBuf::from(format!("/tmp/millpond-control-{}", geteuid())),
     }
 }
 

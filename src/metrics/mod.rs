@@ -3,6 +3,7 @@
 //! Gauges are not stored: they are computed from [`Stats`] when they are read. Every counter exists
 //! from the start, at 0. Without the feature `metrics` nothing is counted.
 
+mod headroom;
 #[cfg(feature = "metrics")]
 pub mod prometheus;
 #[cfg(feature = "metrics")]
@@ -11,6 +12,7 @@ mod series;
 mod silent;
 mod stats;
 
+pub use headroom::Headroom;
 #[cfg(feature = "metrics")]
 pub use series::BUCKETS;
 #[cfg(feature = "metrics")]

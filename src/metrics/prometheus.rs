@@ -1,5 +1,6 @@
 //! The metrics as text for Prometheus (exposition format 0.0.4).
 
+use super::headroom::Headroom;
 use super::series::Metrics;
 use super::stats::Stats;
 use prometheus::core::Collector;
@@ -10,7 +11,7 @@ use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, TextEncoder};
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The values of the gauges.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Gauges {
     /// The pool's figures.
     pub stats: Stats,
@@ -18,13 +19,15 @@ pub(crate) struct Gauges {
     pub failing_fast: bool,
     /// The database answered the last probe.
     pub probe_up: bool,
+    /// The server's connections, if they are known.
+    pub headroom: Option<Headroom>,
 }
 
 const POOL_NAME: &str = "db_client_connection_pool_name";
 
 impl Metrics {
     /// Returns all counters and histograms, and the gauges given.
-    pub fn text(&self, pool_name: &str, gauges: Gauges) -> String {
+    pub fn text(&self, pool_name: &str, gauges: &Gauges) -> String {
         let mut families = self.families(pool_name, gauges);
         families.sort_by(|a, b| a.name().cmp(b.name()));
         let mut out = Vec::new();
@@ -35,7 +38,7 @@ impl Metrics {
         String::from_utf8_lossy(&out).into_owned()
     }
 
-    fn families(&self, pool_name: &str, gauges: Gauges) -> Vec<MetricFamily> {
+    fn families(&self, pool_name: &str, gauges: &Gauges) -> Vec<MetricFamily> {
         let mut families = self.registry().gather();
         for gauge in collectors(pool_name, gauges) {
             families.extend(gauge.collect());
@@ -45,7 +48,7 @@ impl Metrics {
 
     /// Returns the pool's own series, each with the pool's name: an application's registry may hold
     /// those of several pools.
-    pub fn named_families(&self, pool_name: &str, gauges: Gauges) -> Vec<MetricFamily> {
+    pub fn named_families(&self, pool_name: &str, gauges: &Gauges) -> Vec<MetricFamily> {
         let mut families = self.families(pool_name, gauges);
         families.retain(|family| !family.name().starts_with("http_"));
         for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
@@ -63,7 +66,7 @@ impl Metrics {
     }
 }
 
-fn collectors(pool_name: &str, gauges: Gauges) -> Vec<Box<dyn Collector>> {
+fn collectors(pool_name: &str, gauges: &Gauges) -> Vec<Box<dyn Collector>> {
     let stats = gauges.stats;
     let pool = |name: &str, help: &str| Opts::new(name, help).const_label(POOL_NAME, pool_name);
     let mut all: Vec<Box<dyn Collector>> = Vec::new();
@@ -120,6 +123,40 @@ fn collectors(pool_name: &str, gauges: Gauges) -> Vec<Box<dyn Collector>> {
             all.push(Box::new(gauge));
         }
     }
+    all.extend(gauges.headroom.iter().flat_map(of_the_server));
+    all
+}
+
+fn of_the_server(room: &Headroom) -> Vec<Box<dyn Collector>> {
+    let mut all: Vec<Box<dyn Collector>> = Vec::new();
+    let plain = [
+        (
+            "millpond_server_connections_max",
+            "The most connections that the server takes.",
+            room.max,
+        ),
+        (
+            "millpond_server_connections_available",
+            "How many more connections ordinary roles may open.",
+            room.available(),
+        ),
+    ];
+    for (name, help, value) in plain {
+        if let Ok(gauge) = IntGauge::new(name, help) {
+            gauge.set(value as i64);
+            all.push(Box::new(gauge));
+        }
+    }
+    let used = Opts::new(
+        "millpond_server_connections_used",
+        "The server's sessions, by application_name.",
+    );
+    if let Ok(by_application) = IntGaugeVec::new(used, &["application_name"]) {
+        for (name, count) in &room.by_application {
+            by_application.with_label_values(&[name]).set(*count as i64);
+        }
+        all.push(Box::new(by_application));
+    }
     all
 }
 
@@ -140,10 +177,16 @@ mod tests {
         };
         let text = Metrics::new().text(
             "app",
-            Gauges {
+            &Gauges {
                 stats,
                 failing_fast: false,
                 probe_up: true,
+                headroom: Some(Headroom {
+                    max: 100,
+                    reserved: 3,
+                    in_use: 6,
+                    by_application: vec![("mine".into(), 5), (String::new(), 1)],
+                }),
             },
         );
         for line in [
@@ -158,6 +201,9 @@ mod tests {
             r#"millpond_retries_total{sqlstate="",verdict="rolled_back"} 0"#,
             r#"millpond_connect_failures_total{sqlstate=""} 0"#,
             "millpond_failing_fast 0",
+            "millpond_server_connections_max 100",
+            "millpond_server_connections_available 91",
+            r#"millpond_server_connections_used{application_name="mine"} 5"#,
             "millpond_probe_up 1",
             r#"db_client_operation_duration_seconds_bucket{db_system_name="postgresql",le="0.2"} 0"#,
             r#"db_client_connection_wait_time_seconds_bucket{le="0.0005"} 0"#,

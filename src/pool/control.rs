@@ -3,7 +3,7 @@
 
 use super::checkout::{CheckoutRequest, Inner, Pool};
 use crate::error::{CheckoutFailure, Error, Result};
-use crate::metrics::CloseReason;
+use crate::metrics::{CloseReason, Headroom};
 use crate::sync::LONGEST;
 use log::info;
 use std::panic::Location;
@@ -113,6 +113,16 @@ impl Pool {
             info!("the pause is over");
         }
         was_paused
+    }
+
+    /// Returns how much room the server has for more connections, and who holds them, as the health
+    /// probe saw it last: at most 10 s ago, while [`health`](Pool::health) is asked. `None` before
+    /// that.
+    pub fn headroom(&self) -> Option<Headroom> {
+        match self.inner.shared.process.is_another() {
+            true => None,
+            false => self.inner.probe.headroom(),
+        }
     }
 
     /// Returns whether the pool is paused.

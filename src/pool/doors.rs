@@ -13,6 +13,12 @@ impl Pool {
         self.inner.line.figures().order_for
     }
 
+    /// From now on, the database is asked for its health and its headroom, also if nobody wants to
+    /// know.
+    pub(crate) fn watch(&self) {
+        self.inner.probe.watch();
+    }
+
     /// Makes new connections use a standby only if no host is a primary.
     pub(crate) fn look_for_primary(&self) {
         self.inner.opener.look_for_primary();

@@ -11,7 +11,7 @@ impl Pool {
     /// ([`CONTENT_TYPE`](crate::metrics::prometheus::CONTENT_TYPE)).
     pub fn metrics_text(&self) -> String {
         let metrics = &self.inner.shared.metrics;
-        metrics.text(&self.inner.shared.application_name(), self.gauges())
+        metrics.text(&self.inner.shared.application_name(), &self.gauges())
     }
 
     /// Returns a collector of the same metrics for a registry of the application (crate
@@ -44,6 +44,7 @@ impl Pool {
             stats: self.stats(),
             failing_fast: self.is_failing_fast(),
             probe_up: self.inner.probe.last_was_up(),
+            headroom: self.headroom(),
         }
     }
 }
@@ -62,6 +63,6 @@ impl Collector for PoolCollector {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let metrics = &self.pool.inner.shared.metrics;
-        metrics.named_families(&self.name, self.pool.gauges())
+        metrics.named_families(&self.name, &self.pool.gauges())
     }
 }

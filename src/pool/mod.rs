@@ -31,6 +31,7 @@ mod dial;
 #[cfg(feature = "server")]
 mod doors;
 mod gate;
+mod headroom;
 mod hedge;
 mod housekeeping;
 mod limits;
@@ -60,7 +61,7 @@ mod warnings;
 mod watchdog;
 mod wire;
 
-pub use crate::metrics::{CloseReason, Stats};
+pub use crate::metrics::{CloseReason, Headroom, Stats};
 pub use builder::{BuildError, Builder};
 pub use cancel_token::CancelToken;
 pub use checkout::Pool;

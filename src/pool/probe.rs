@@ -5,11 +5,12 @@
 //! on a thread that can be left behind.
 
 use super::backend::first_value;
+use super::headroom;
 use super::hedge::Purpose;
 use super::opener::Opener;
 use super::session::Session;
 use crate::error::{Chain, OpenError};
-use crate::metrics::CloseReason;
+use crate::metrics::{CloseReason, Headroom};
 use crate::retry::Symptom;
 use crate::sync::{caught, unpoison};
 use log::{error, info, warn};
@@ -29,6 +30,8 @@ const SLACK: u32 = 3;
 /// Balancers that ask for the newest answer at all ask more often than this.
 #[cfg(feature = "server")]
 const WANTED_FOR: Duration = Duration::from_secs(60);
+/// How long a warning about the server's room lasts.
+const WARN_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// How long an answer is reused for other callers.
 const SHARED_FOR: Duration = Duration::from_millis(250);
 
@@ -105,6 +108,8 @@ impl Pong {
 #[derive(Default)]
 pub(crate) struct Probe {
     state: Arc<State>,
+    #[cfg(feature = "server")]
+    watches: AtomicBool,
 }
 
 #[derive(Default)]
@@ -120,6 +125,10 @@ struct Inner {
     /// A probe is out: since when, and how long it may take.
     out: Option<(Instant, Duration)>,
     session: Option<Session>,
+    /// The server's room for more connections, and when it was looked at.
+    headroom: Option<Headroom>,
+    looked_at: Option<Instant>,
+    warned_at: Option<Instant>,
     /// When the newest answer was last asked for, without waiting for another.
     #[cfg(feature = "server")]
     wanted_at: Option<Instant>,
@@ -135,6 +144,25 @@ impl Inner {
         let (_, last) = self.last.as_ref()?;
         let is_far = limit > LIMIT && since.elapsed() < limit;
         (is_far && last.is_ok()).then(|| last.clone())
+    }
+
+    fn note_headroom(&mut self, seen: Option<Headroom>) {
+        self.looked_at = Some(Instant::now());
+        if let Some(room) = seen.as_ref().filter(|room| room.is_low())
+            && (self.warned_at).is_none_or(|at| at.elapsed() >= WARN_AGAIN)
+        {
+            let most = room.by_application.iter().take(3);
+            let most: Vec<_> = most.map(|(name, n)| format!("{n} of {name:?}")).collect();
+            warn!(
+                "the server has room for {} more connections: {} of max_connections={} are in use ({})",
+                room.available(),
+                room.in_use,
+                room.max,
+                most.join(", ")
+            );
+            self.warned_at = Some(Instant::now());
+        }
+        self.headroom = seen;
     }
 
     /// Returns how long an answer may take, and how long a login.
@@ -211,6 +239,12 @@ impl Probe {
         newest.map(|(_, reading)| reading)
     }
 
+    /// From now on, the database is asked every ten seconds, also if nobody wants to know.
+    #[cfg(feature = "server")]
+    pub fn watch(&self) {
+        self.watches.store(true, Ordering::Relaxed);
+    }
+
     /// Sends a probe now and then while the newest answer is asked for now and then, so that it is
     /// no older than a second. To be called several times a second.
     #[cfg(feature = "server")]
@@ -219,6 +253,8 @@ impl Probe {
         let wanted = inner.wanted_at;
         if wanted.is_some_and(|at| at.elapsed() < WANTED_FOR) {
             self.refresh(&mut inner, opener, Duration::from_millis(700));
+        } else if self.watches.load(Ordering::Relaxed) {
+            self.refresh(&mut inner, opener, headroom::LOOK_EVERY);
         }
     }
 
@@ -242,6 +278,11 @@ impl Probe {
     #[cfg(feature = "metrics")]
     pub fn last_was_up(&self) -> bool {
         matches!(self.state.lock().last, Some((_, Ok(_))))
+    }
+
+    /// Returns the server's room for more connections, as it was seen last.
+    pub fn headroom(&self) -> Option<Headroom> {
+        self.state.lock().headroom.clone()
     }
 
     /// Closes the connection.
@@ -285,7 +326,7 @@ impl State {
             until.map_or(own, |until| until.min(own))
         };
         let result = caught(|| read(opener, session, || end(answer), || end(login)));
-        let (session, reading) = result.unwrap_or_else(|panic| {
+        let (mut session, reading) = result.unwrap_or_else(|panic| {
             error!("the health probe panicked: {panic}");
             (None, Err((ProbeError::Other, None)))
         });
@@ -301,6 +342,37 @@ impl State {
             _ => {}
         }
         inner.last = Some((Instant::now(), reading));
+        let looks = session.is_some()
+            && (inner.looked_at).is_none_or(|at| at.elapsed() >= headroom::LOOK_EVERY);
+        if looks {
+            // Those who wait for the answer have it now. How far away the database is, is known.
+            let (answer, _) = inner.limits(opener);
+            inner.out = Some((Instant::now(), answer));
+            drop(inner);
+            self.answered.notify_all();
+            let said = session.as_mut().map(|session| {
+                let said = session.ask(headroom::SQL, end(answer));
+                if said.is_err() {
+                    session.close_for(CloseReason::Broken);
+                }
+                said
+            });
+            session = session.filter(|session| !session.is_closing());
+            inner = self.lock();
+            let (answers, seen) = match said {
+                Some(Ok(rows)) => (true, headroom::read(&rows)),
+                Some(Err(e)) => (e.as_db_error().is_some(), None),
+                None => (true, None),
+            };
+            inner.note_headroom(seen);
+            // For those who have asked meanwhile.
+            if let Some((at, last)) = &mut inner.last {
+                *at = Instant::now();
+                if !answers {
+                    *last = Err((ProbeError::Timeout, None));
+                }
+            }
+        }
         inner.out = None;
         let unwanted = if self.closed.load(Ordering::SeqCst) {
             session

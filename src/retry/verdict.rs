@@ -288,6 +288,8 @@ pub(crate) fn verdict(symptom: &Symptom<'_>, phase: Phase) -> Verdict {
         {
             (Permanent, Discard)
         }
+        // It lets others in: this session was ended while it was made ready.
+        (Symptom::Fatal(code), Phase::Opening) if ends_session(code.code()) => (NeverSent, Discard),
         (Symptom::Fatal(code), Phase::Opening) => (server_said(code.code(), phase).0, Discard),
         // The server ended the session in an orderly way, before it reported the statement
         // complete; and the commit of a lone statement comes after that report.
@@ -514,6 +516,11 @@ mod tests {
                 let seen = verdict(&Symptom::Middleman(&code), phase);
                 assert_eq!(seen, expected, "{code:?} while {phase:?}");
             }
+        }
+        for code in ["57P01", "57P05", "25P03", "25P04"] {
+            let code = SqlState::from_code(code);
+            let seen = verdict(&Symptom::Fatal(&code), Opening);
+            assert_eq!(seen.repeat, NeverSent, "{code:?}");
         }
         for code in ["28P01", "3D000"] {
             let code = SqlState::from_code(code);

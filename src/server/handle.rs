@@ -112,6 +112,7 @@ impl Server {
             pool: pool.clone(),
             order,
         });
+        pool.watch();
         let others = Server::files(most, workers);
         let edge = Edge::start(Arc::clone(&service), inherited, sizes, others)?;
         info!("listening on http://{}", edge.addr());

@@ -578,7 +578,7 @@ fn config_shows_values_and_sources_but_no_secret() {
     assert_eq!(row("DB_APPLICATION_NAME"), "mine DATABASE_URL");
     assert_eq!(
         row("DATABASE_URL"),
-        "postgresql://u:***@h:5432/d environment"
+        "postgresql://u:***@h:5432/d?application_name=mine environment"
     );
     assert_eq!(row("API_TOKEN"), "*** .env");
     assert!(

@@ -1,7 +1,7 @@
 //! Health reports, whatever state the pool and the database are in.
 
 use super::proxy::{Mode, Proxy};
-use super::support::{MS, SECOND, database, eventually};
+use super::support::{MS, SECOND, admin, database, eventually, log_lines, server};
 use millpond::pool::ProbeError;
 use std::thread;
 use std::time::Instant;
@@ -121,4 +121,40 @@ fn a_server_that_is_silent_is_a_timeout_and_recovery_is_seen() {
     }
     proxy.set(Mode::Pass);
     eventually("it is healthy again", || pool.health().healthy);
+}
+
+#[test]
+fn the_servers_room_is_known_and_little_of_it_is_a_warning() {
+    let server = server(&[("max_connections", "20")]);
+    let url = server.url();
+    let pool = super::support::pool(&url)
+        .application_name("ours")
+        .max_size(2)
+        .min_idle(2)
+        .build()
+        .unwrap();
+    pool.wait_ready(20 * SECOND).unwrap();
+    assert_eq!(pool.headroom(), None);
+    let theirs = format!("{url}?application_name=theirs");
+    let _theirs: Vec<_> = (0..13).map(|_| admin(&theirs)).collect();
+    let warned = log_lines("the server has room for").len();
+    eventually("it is seen", || {
+        pool.health();
+        pool.headroom().is_some()
+    });
+    let room = pool.headroom().unwrap();
+    assert_eq!((room.max, room.reserved), (20, 3));
+    // The probe's own connection is one of ours.
+    assert_eq!(room.by_application[0], ("theirs".into(), 13));
+    assert_eq!(room.by_application[1], ("ours".into(), 3));
+    assert_eq!((room.in_use, room.available()), (16, 1));
+    assert!(log_lines("the server has room for").len() > warned);
+    let text = pool.metrics_text();
+    for line in [
+        "millpond_server_connections_max 20",
+        "millpond_server_connections_available 1",
+        "millpond_server_connections_used{application_name=\"theirs\"} 13",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
 }

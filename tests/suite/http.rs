@@ -314,6 +314,12 @@ fn metrics_have_their_names_in_both_forms() {
         assert!(body["pool"][field].is_number(), "{field}");
     }
     assert!(body["performance"]["latencyMs"].is_f64());
+    eventually("the server's room was seen", || {
+        let body = get(server.addr(), "/api/metrics/db").json();
+        let room = &body["server"];
+        let seen = ["maxConnections", "usedConnections", "availableConnections"];
+        room["byApplication"].is_array() && seen.iter().all(|name| room[name].is_u64())
+    });
     assert_eq!(body["config"]["maxConnections"], 20);
     assert_eq!(body["config"]["idleTimeoutMs"], 30000);
     assert_eq!(body["config"]["connectionTimeoutMs"], 2000);

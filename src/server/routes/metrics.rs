@@ -2,7 +2,7 @@
 
 use super::format::{as_ms, time_ago, timestamp};
 use crate::metrics::prometheus::CONTENT_TYPE;
-use crate::pool::Pool;
+use crate::pool::{Headroom, Pool};
 use crate::server::http::Response;
 use crate::server::order::OrderReport;
 use crate::server::router::{Access, Lane, Router};
@@ -47,6 +47,20 @@ fn line(newest_first: bool, lasts: Option<Duration>) -> Value {
     json!({ "order": order, "since": lasts.map(time_ago) })
 }
 
+fn server(room: &Headroom) -> Value {
+    let by_application = room.by_application.iter();
+    let by_application: Vec<_> = by_application
+        .map(|(name, count)| json!({ "applicationName": name, "connections": count }))
+        .collect();
+    json!({
+        "maxConnections": room.max,
+        "reservedConnections": room.reserved,
+        "usedConnections": room.in_use,
+        "availableConnections": room.available(),
+        "byApplication": by_application,
+    })
+}
+
 fn as_json(pool: &Pool, order: &OrderReport) -> Response {
     let health = pool.health();
     let (stats, config) = (&health.stats, pool.config());
@@ -69,6 +83,7 @@ fn as_json(pool: &Pool, order: &OrderReport) -> Response {
                 "idleTimeoutMs": config.idle_timeout.map_or(0, |t| t.as_millis() as u64),
                 "connectionTimeoutMs": config.connection_timeout.as_millis() as u64,
             },
+            "server": pool.headroom().as_ref().map(server),
             "failingFast": pool.is_failing_fast(),
             "lines": {
                 "api": line(api_newest_first, api_for),
