@@ -119,22 +119,22 @@ impl Gate {
                 return None;
             }
             let paused = self.paused.ends_at();
-            let wait = match &state.down {
+            let wait = match (&state.down, paused) {
                 // Not nothing at all, which would be a turn.
-                _ if let Some(end) = paused => {
+                (_, Some(end)) => {
                     let rest = end.saturating_duration_since(Instant::now());
                     rest.max(Duration::from_millis(1))
                 }
-                None if state.opening < state.at_once => {
+                (None, _) if state.opening < state.at_once => {
                     state.opening += 1;
                     return Some(Turn {
                         gate: self,
                         number: None,
                     });
                 }
-                None => Duration::from_secs(1),
-                Some(_) if state.trying.is_some() => Duration::from_secs(1),
-                Some(down) => down.next_try.saturating_duration_since(Instant::now()),
+                (None, _) => Duration::from_secs(1),
+                (Some(_), _) if state.trying.is_some() => Duration::from_secs(1),
+                (Some(down), _) => down.next_try.saturating_duration_since(Instant::now()),
             };
             if wait.is_zero() {
                 state.turns += 1;
