@@ -60,6 +60,9 @@ pub struct PoolConfig {
     pub slow_query: Option<Duration>,
     /// A connection that is held longer is logged with a warning. Default `None` = off.
     pub leak_threshold: Option<Duration>,
+    /// The most connections of all instances with this application name together; 0 = no such limit.
+    /// Default 0.
+    pub fleet_max: u32,
     /// The schema of the ledger's table. Default `millpond`; small letters, digits and underscores.
     pub ledger_schema: String,
     /// How long a key is kept. Default 24 h.
@@ -99,6 +102,7 @@ impl Default for PoolConfig {
             fail_fast_after: Duration::from_secs(10),
             slow_query: Some(Duration::from_millis(500)),
             leak_threshold: None,
+            fleet_max: 0,
             ledger_schema: "millpond".into(),
             ledger_ttl: Duration::from_secs(24 * 60 * 60),
             statement_timeout_wins: false,

@@ -76,6 +76,8 @@ const SETTINGS: &[Setting] = &[
         |c| c.pool.max_size.to_string()),
     plain("DB_POOL_MIN", "a whole number from 0 to DB_POOL_MAX", |c, v| { c.pool.min_idle = Some(number(v, 0..=MOST_CONNECTIONS)?); Ok(()) },
         |c| c.pool.effective_min_idle().to_string()),
+    plain("DB_FLEET_MAX", "a whole number up to 1000000, 0 = off", |c, v| { c.pool.fleet_max = number(v, 0..=1_000_000)?; Ok(()) },
+        |c| c.pool.fleet_max.to_string()),
     plain("DB_IDLE_TIMEOUT_MS", "milliseconds, 0 = never", |c, v| { c.pool.idle_timeout = off_at_zero(v)?; Ok(()) },
         |c| optional_ms(c.pool.idle_timeout)),
     plain("DB_CONNECTION_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.pool.connection_timeout = ms(v, 1)?; Ok(()) },

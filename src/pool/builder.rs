@@ -1,9 +1,11 @@
 //! The options of a pool, and how it is built from them.
 
+use super::build_error::BuildError;
 use super::checkout::{Inner, Pool};
 use super::housekeeping;
 use super::line::Line;
 use super::manager::Manager;
+use super::member::Member;
 use super::observer::{Observer, Observers};
 use super::opener::Opener;
 use super::probe::Probe;
@@ -20,7 +22,6 @@ use log::{debug, info, warn};
 use postgres::Client;
 use scheduled_thread_pool::ScheduledThreadPool;
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -287,6 +288,17 @@ impl Builder {
         self
     }
 
+    /// Sets the most connections that all instances of the program have together: all pools with
+    /// this `application_name` in this database, those of their health probes included. Default 0:
+    /// each has its own maximum only.
+    ///
+    /// A pool that joins starts with one connection and grows to its share within some seconds.
+    /// Behind a pooler this is off.
+    pub fn fleet_max(mut self, connections: u32) -> Self {
+        self.config.fleet_max = connections;
+        self
+    }
+
     /// Sets the time after which a warning is logged for a connection that is still checked out. It
     /// names the place of the check-out. Default zero = off.
     pub fn leak_threshold(mut self, time: Duration) -> Self {
@@ -428,12 +440,21 @@ impl Builder {
             }
         });
         let line = Line::new(max, waiting, min_idle, rule, on_switch);
+        let member = (config.fleet_max > 0).then(|| {
+            Member::new(
+                &shared.application_name(),
+                config.fleet_max,
+                config.max_size,
+            )
+        });
         let inner = Arc::new(Inner {
             budget: Budget::for_pool_of(config.max_size),
             probe: Probe::default(),
             line: Arc::new(line),
             r2d2,
             max: AtomicUsize::new(max),
+            asked_max: AtomicUsize::new(max),
+            member,
             least_use: LeastTime::default(),
             out: AtomicUsize::new(0),
             warned_at: AtomicU64::new(0),
@@ -453,40 +474,11 @@ impl Builder {
             }
         };
         let _ = inner.opener.on_refused.set(Box::new(tell_the_line));
+        if inner.member.is_some() {
+            inner.join_fleet();
+        }
         housekeeping::start(&inner).map_err(BuildError::Thread)?;
         Ok(Pool { inner })
-    }
-}
-
-/// Why a pool could not be built.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// Settings that cannot work, all at once.
-    Settings(ConfigErrors),
-    /// The system refused one of the pool's threads.
-    Thread(io::Error),
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BuildError::Settings(errors) => write!(f, "{errors}"),
-            BuildError::Thread(e) => write!(
-                f,
-                "cannot start a thread for the pool: {e}; raise the limit (ulimit -u or -v, or pids.max of the control group)"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for BuildError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            // Their texts are in our own already.
-            BuildError::Settings(_) => None,
-            BuildError::Thread(e) => e.source(),
-        }
     }
 }
 

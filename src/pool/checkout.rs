@@ -2,6 +2,7 @@
 
 use super::line::{Arrival, Line};
 use super::manager::Manager;
+use super::member::Member;
 use super::opener::Opener;
 use super::probe::{Probe, Reading, reading_of};
 use super::report::Report;
@@ -44,6 +45,10 @@ pub(crate) struct Inner {
     /// The most connections there may be. A copy of the line's value, which is read without its
     /// lock.
     pub(super) max: AtomicUsize,
+    /// The most that the application has asked for.
+    pub(super) asked_max: AtomicUsize,
+    /// Several instances of the program share a budget.
+    pub(super) member: Option<Member>,
     /// The least time that a session is checked out for.
     pub(super) least_use: LeastTime,
     /// The number of sessions that are checked out, for the warning before none is left.

@@ -52,7 +52,10 @@ impl Inner {
         let grace = (timeout / 2).min(Duration::from_secs(2));
         let before = self.stats();
         self.shut_line();
-        self.probe.close();
+        // A member of a fleet closes this last, since its claim goes with it.
+        if self.member.is_none() {
+            self.probe.close();
+        }
         self.end_work_of_our_own(Instant::now() + grace);
         let (mut cancelled, mut aborted) = (Vec::new(), Vec::new());
         if !self.wait_until_returned(started + timeout.saturating_sub(grace)) {
@@ -68,6 +71,7 @@ impl Inner {
         while let Some(spare) = self.r2d2.try_get() {
             self.discard(spare, CloseReason::Drained);
         }
+        self.probe.close();
         cancelled.retain(|id| !aborted.contains(id));
         let told = cancelled.len() + aborted.len();
         let report = Report {

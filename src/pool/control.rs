@@ -2,6 +2,7 @@
 //! it.
 
 use super::checkout::{CheckoutRequest, Inner, Pool};
+use super::member::Member;
 use crate::error::{CheckoutFailure, Error, Result};
 use crate::metrics::{CloseReason, Headroom};
 use crate::sync::LONGEST;
@@ -154,11 +155,9 @@ impl Pool {
                 "a pool's size must be between 1 and the max_size that it was built with",
             ));
         }
-        self.inner
-            .max
-            .store(connections as usize, Ordering::Relaxed);
-        let surplus = self.inner.line.resize(connections as usize);
-        self.inner.close_idle(surplus, CloseReason::Evicted);
+        let asked = connections as usize;
+        self.inner.asked_max.store(asked, Ordering::Relaxed);
+        self.inner.fit();
         Ok(())
     }
 }
@@ -173,6 +172,17 @@ fn may_pass(error: &Error) -> bool {
 }
 
 impl Inner {
+    /// Fits the pool into what the application has asked for, and what the fleet leaves it.
+    pub(super) fn fit(&self) {
+        let asked = self.asked_max.load(Ordering::Relaxed);
+        let most = self.member.as_ref().map_or(usize::MAX, Member::most);
+        let max = asked.min(most);
+        if self.max.swap(max, Ordering::Relaxed) != max {
+            let surplus = self.line.resize(max);
+            self.close_idle(surplus, CloseReason::Evicted);
+        }
+    }
+
     /// Returns whether as many connections are open as are kept ready.
     fn has_minimum(&self) -> bool {
         let stats = self.stats();

@@ -6,6 +6,7 @@ use super::checkout::{Held, Inner};
 use super::gate::MOST_OPENERS;
 use super::line::Line;
 use super::manager::Manager;
+use super::member::Member;
 use super::opener::Opener;
 use super::session::Session;
 use crate::class_queue::Share;
@@ -81,8 +82,8 @@ fn keep(pool: &Weak<Inner>) {
                 inner.close_dead();
                 inner.sweep();
                 inner.name_leaks();
-                #[cfg(feature = "server")]
-                inner.probe.keep_fresh(&inner.opener);
+                let due = inner.member.as_ref().is_some_and(Member::is_due);
+                inner.probe.keep_fresh(&inner.opener, due);
             }
         });
         if let Err(panic) = work {

@@ -16,8 +16,10 @@
 //! A session is dropped before its place in the line is freed: otherwise r2d2 would lose the
 //! wake-up for the next thread that opens a connection.
 
+mod after_probe;
 mod backend;
 mod blocking;
+mod build_error;
 mod builder;
 mod cancel;
 mod cancel_token;
@@ -30,6 +32,7 @@ mod demand;
 mod dial;
 #[cfg(feature = "server")]
 mod doors;
+mod fleet;
 mod gate;
 mod headroom;
 mod hedge;
@@ -40,6 +43,7 @@ mod listener;
 mod manager;
 #[cfg(feature = "metrics")]
 mod measured;
+mod member;
 mod names;
 mod observer;
 mod opener;
@@ -56,13 +60,15 @@ mod startup;
 mod target;
 mod texts;
 mod tracked;
+mod upkeep;
 mod waiter;
 mod warnings;
 mod watchdog;
 mod wire;
 
 pub use crate::metrics::{CloseReason, Headroom, Stats};
-pub use builder::{BuildError, Builder};
+pub use build_error::BuildError;
+pub use builder::Builder;
 pub use cancel_token::CancelToken;
 pub use checkout::Pool;
 pub use listener::{Heard, Listener, Notification};

@@ -38,6 +38,9 @@ const RETRY_SOON: Duration = Duration::from_millis(500);
 /// Pause between a hedged attempt without an answer and the next.
 const HEDGE_AGAIN: Duration = Duration::from_millis(25);
 
+pub(crate) type Upkeep =
+    dyn Fn(Option<&mut Session>, Instant) -> Result<(), postgres::Error> + Send + Sync;
+
 /// Opens the sessions of one pool.
 pub(crate) struct Opener {
     pub shared: Arc<Shared>,
@@ -48,6 +51,11 @@ pub(crate) struct Opener {
     /// Called when the database refuses every connection, so that no thread waits for a connection
     /// to be opened.
     pub on_refused: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Called with the probe's session after each probe, and without one if it has failed: for the
+    /// fleet's upkeep.
+    pub upkeep: OnceLock<Box<Upkeep>>,
+    /// Called when the server has no room for another connection.
+    pub on_no_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     pub has_connected: AtomicBool,
     pub(super) target: Target,
     #[cfg(feature = "tls")]
@@ -74,6 +82,8 @@ impl Opener {
             attempts: Attempts::default(),
             demand: Demand::default(),
             on_refused: OnceLock::new(),
+            upkeep: OnceLock::new(),
+            on_no_room: OnceLock::new(),
             has_connected: AtomicBool::new(false),
             target,
             #[cfg(feature = "tls")]
@@ -191,6 +201,11 @@ impl Opener {
         drop(turn);
         if error.is_refusal()
             && let Some(tell) = self.on_refused.get()
+        {
+            tell();
+        }
+        if error.meant() == Some(&SqlState::TOO_MANY_CONNECTIONS)
+            && let Some(tell) = self.on_no_room.get()
         {
             tell();
         }

@@ -4,6 +4,7 @@
 //! Callers within 250 ms share one answer, and no caller waits longer than 800 ms: the probe runs
 //! on a thread that can be left behind.
 
+use super::after_probe::look_round;
 use super::backend::first_value;
 use super::headroom;
 use super::hedge::Purpose;
@@ -245,20 +246,21 @@ impl Probe {
         self.watches.store(true, Ordering::Relaxed);
     }
 
-    /// Sends a probe now and then while the newest answer is asked for now and then, so that it is
-    /// no older than a second. To be called several times a second.
-    #[cfg(feature = "server")]
-    pub fn keep_fresh(&self, opener: &Arc<Opener>) {
+    /// Sends a probe if one is `due`; and now and then while the newest answer is asked for now and
+    /// then, so that it is no older than a second. To be called several times a second.
+    pub fn keep_fresh(&self, opener: &Arc<Opener>, due: bool) {
         let mut inner = self.state.lock();
-        let wanted = inner.wanted_at;
-        if wanted.is_some_and(|at| at.elapsed() < WANTED_FOR) {
+        #[cfg(feature = "server")]
+        if inner.wanted_at.is_some_and(|at| at.elapsed() < WANTED_FOR) {
             self.refresh(&mut inner, opener, Duration::from_millis(700));
         } else if self.watches.load(Ordering::Relaxed) {
             self.refresh(&mut inner, opener, headroom::LOOK_EVERY);
         }
+        if due {
+            self.refresh(&mut inner, opener, Duration::ZERO);
+        }
     }
 
-    #[cfg(feature = "server")]
     fn refresh(&self, inner: &mut Inner, opener: &Arc<Opener>, age: Duration) {
         let is_fresh = matches!(&inner.last, Some((at, _)) if at.elapsed() < age);
         if !is_fresh && inner.out.is_none() && !self.state.closed.load(Ordering::SeqCst) {
@@ -344,27 +346,17 @@ impl State {
         inner.last = Some((Instant::now(), reading));
         let looks = session.is_some()
             && (inner.looked_at).is_none_or(|at| at.elapsed() >= headroom::LOOK_EVERY);
-        if looks {
+        if looks || opener.upkeep.get().is_some() {
             // Those who wait for the answer have it now. How far away the database is, is known.
             let (answer, _) = inner.limits(opener);
             inner.out = Some((Instant::now(), answer));
             drop(inner);
             self.answered.notify_all();
-            let said = session.as_mut().map(|session| {
-                let said = session.ask(headroom::SQL, end(answer));
-                if said.is_err() {
-                    session.close_for(CloseReason::Broken);
-                }
-                said
-            });
-            session = session.filter(|session| !session.is_closing());
+            let (answers, seen) = look_round(opener, &mut session, looks, || end(answer));
             inner = self.lock();
-            let (answers, seen) = match said {
-                Some(Ok(rows)) => (true, headroom::read(&rows)),
-                Some(Err(e)) => (e.as_db_error().is_some(), None),
-                None => (true, None),
-            };
-            inner.note_headroom(seen);
+            if looks {
+                inner.note_headroom(seen);
+            }
             // For those who have asked meanwhile.
             if let Some((at, last)) = &mut inner.last {
                 *at = Instant::now();

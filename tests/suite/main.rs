@@ -18,6 +18,7 @@ mod docs;
 mod edge;
 mod embedders;
 mod failover;
+mod fleet;
 mod fork;
 mod frozen;
 mod health;

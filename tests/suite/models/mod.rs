@@ -4,6 +4,10 @@
 #[path = "../../../src/class_queue.rs"]
 #[allow(dead_code)]
 pub(crate) mod class_queue;
+mod fleet;
+#[path = "../../../src/pool/fleet.rs"]
+#[allow(dead_code)]
+mod fleet_rule;
 mod lane;
 mod line;
 #[path = "../../../src/line_rule.rs"]
