@@ -26,7 +26,9 @@ pub(super) fn look_round(
         Ok(seen)
     };
     let result = work();
-    if let (Err(_), Some(mut failed)) = (&result, session.take_if(|_| result.is_err())) {
+    if result.is_err()
+        && let Some(mut failed) = session.take()
+    {
         failed.close_for(CloseReason::Broken);
     }
     match result {

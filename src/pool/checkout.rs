@@ -198,16 +198,18 @@ impl Inner {
         } = request;
         let started = Instant::now();
         let refuse = |reason| Err(self.refuse(reason, started, place));
+        let pause_ends = || {
+            let end = self.opener.gate.paused_until();
+            end.filter(|_| request.waits_for_pauses)
+        };
         let mut spent_before = false;
         loop {
             let held = match self.line.arrive(share, spent_before) {
                 Arrival::Ready(held) => held,
                 Arrival::Queued { place, room } => {
-                    let paused = self.opener.gate.paused_until();
-                    let paused = paused.filter(|_| request.waits_for_pauses);
                     let after =
                         |end: Instant| end.checked_add(self.shared.config.connection_timeout);
-                    until = until.max(paused.and_then(after));
+                    until = until.max(pause_ends().and_then(after));
                     // If all connections are checked out, the thread can only wait for a check-in.
                     let hopeless = if room {
                         self.fetch_for_the_line()
@@ -231,12 +233,7 @@ impl Inner {
                             return Err(Error::Abandoned { stage });
                         }
                         // It stood in line when the pause began.
-                        Outcome::TimedOut
-                            if request.waits_for_pauses
-                                && self.opener.gate.paused_until().is_some() =>
-                        {
-                            continue;
-                        }
+                        Outcome::TimedOut if pause_ends().is_some() => continue,
                         Outcome::TimedOut => {
                             return refuse(hopeless.unwrap_or(CheckoutFailure::Timeout));
                         }

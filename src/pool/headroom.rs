@@ -1,11 +1,9 @@
 //! What the server is asked about its room for more connections, and how the answer is read.
 
 use crate::metrics::Headroom;
+use log::warn;
 use postgres::{SimpleQueryMessage, SimpleQueryRow};
-use std::time::Duration;
-
-/// How often it is looked at.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
+use std::time::{Duration, Instant};
 
 /// One row for each application: its name, how many sessions it has, and the server's limits. A role
 /// without rights sees as much. Background processes, which count apart, have no user or no database,
@@ -18,8 +16,48 @@ pub(super) const SQL: &str = "SELECT a.application_name, count(*), \
      WHERE a.usesysid IS NOT NULL AND a.datid IS NOT NULL AND a.leader_pid IS NULL \
      GROUP BY 1 ORDER BY 2 DESC, 1";
 
+/// How long a warning about little room lasts.
+const WARN_AGAIN: Duration = Duration::from_secs(5 * 60);
+
 /// The most applications that are named; the others are counted together.
 const MOST_NAMES: usize = 20;
+
+/// The server's room for more connections as it was seen last, and when.
+#[derive(Default)]
+pub(super) struct Room {
+    pub seen: Option<Headroom>,
+    looked_at: Option<Instant>,
+    warned_at: Option<Instant>,
+}
+
+impl Room {
+    /// How often it is looked at.
+    pub const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+    pub fn is_due(&self) -> bool {
+        self.looked_at
+            .is_none_or(|at| at.elapsed() >= Room::LOOK_EVERY)
+    }
+
+    pub fn note(&mut self, seen: Option<Headroom>) {
+        self.looked_at = Some(Instant::now());
+        if let Some(room) = seen.as_ref().filter(|room| room.is_low())
+            && (self.warned_at).is_none_or(|at| at.elapsed() >= WARN_AGAIN)
+        {
+            let most = room.by_application.iter().take(3);
+            let most: Vec<_> = most.map(|(name, n)| format!("{n} of {name:?}")).collect();
+            warn!(
+                "the server has room for {} more connections: {} of max_connections={} are in use ({})",
+                room.available(),
+                room.in_use,
+                room.max,
+                most.join(", ")
+            );
+            self.warned_at = Some(Instant::now());
+        }
+        self.seen = seen;
+    }
+}
 
 /// Reads the answer to [`SQL`]. None if it is not what was asked for.
 pub(super) fn read(answer: &[SimpleQueryMessage]) -> Option<Headroom> {

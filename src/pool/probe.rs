@@ -6,7 +6,7 @@
 
 use super::after_probe::look_round;
 use super::backend::first_value;
-use super::headroom;
+use super::headroom::Room;
 use super::hedge::Purpose;
 use super::opener::Opener;
 use super::session::Session;
@@ -31,8 +31,6 @@ const SLACK: u32 = 3;
 /// Balancers that ask for the newest answer at all ask more often than this.
 #[cfg(feature = "server")]
 const WANTED_FOR: Duration = Duration::from_secs(60);
-/// How long a warning about the server's room lasts.
-const WARN_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// How long an answer is reused for other callers.
 const SHARED_FOR: Duration = Duration::from_millis(250);
 
@@ -126,10 +124,7 @@ struct Inner {
     /// A probe is out: since when, and how long it may take.
     out: Option<(Instant, Duration)>,
     session: Option<Session>,
-    /// The server's room for more connections, and when it was looked at.
-    headroom: Option<Headroom>,
-    looked_at: Option<Instant>,
-    warned_at: Option<Instant>,
+    room: Room,
     /// When the newest answer was last asked for, without waiting for another.
     #[cfg(feature = "server")]
     wanted_at: Option<Instant>,
@@ -145,25 +140,6 @@ impl Inner {
         let (_, last) = self.last.as_ref()?;
         let is_far = limit > LIMIT && since.elapsed() < limit;
         (is_far && last.is_ok()).then(|| last.clone())
-    }
-
-    fn note_headroom(&mut self, seen: Option<Headroom>) {
-        self.looked_at = Some(Instant::now());
-        if let Some(room) = seen.as_ref().filter(|room| room.is_low())
-            && (self.warned_at).is_none_or(|at| at.elapsed() >= WARN_AGAIN)
-        {
-            let most = room.by_application.iter().take(3);
-            let most: Vec<_> = most.map(|(name, n)| format!("{n} of {name:?}")).collect();
-            warn!(
-                "the server has room for {} more connections: {} of max_connections={} are in use ({})",
-                room.available(),
-                room.in_use,
-                room.max,
-                most.join(", ")
-            );
-            self.warned_at = Some(Instant::now());
-        }
-        self.headroom = seen;
     }
 
     /// Returns how long an answer may take, and how long a login.
@@ -254,7 +230,7 @@ impl Probe {
         if inner.wanted_at.is_some_and(|at| at.elapsed() < WANTED_FOR) {
             self.refresh(&mut inner, opener, Duration::from_millis(700));
         } else if self.watches.load(Ordering::Relaxed) {
-            self.refresh(&mut inner, opener, headroom::LOOK_EVERY);
+            self.refresh(&mut inner, opener, Room::LOOK_EVERY);
         }
         if due {
             self.refresh(&mut inner, opener, Duration::ZERO);
@@ -284,7 +260,7 @@ impl Probe {
 
     /// Returns the server's room for more connections, as it was seen last.
     pub fn headroom(&self) -> Option<Headroom> {
-        self.state.lock().headroom.clone()
+        self.state.lock().room.seen.clone()
     }
 
     /// Closes the connection.
@@ -344,18 +320,21 @@ impl State {
             _ => {}
         }
         inner.last = Some((Instant::now(), reading));
-        let looks = session.is_some()
-            && (inner.looked_at).is_none_or(|at| at.elapsed() >= headroom::LOOK_EVERY);
+        let looks = session.is_some() && inner.room.is_due();
         if looks || opener.upkeep.get().is_some() {
             // Those who wait for the answer have it now. How far away the database is, is known.
             let (answer, _) = inner.limits(opener);
             inner.out = Some((Instant::now(), answer));
             drop(inner);
             self.answered.notify_all();
-            let (answers, seen) = look_round(opener, &mut session, looks, || end(answer));
+            let looked = caught(|| look_round(opener, &mut session, looks, || end(answer)));
+            let (answers, seen) = looked.unwrap_or_else(|panic| {
+                error!("the health probe panicked: {panic}");
+                (false, None)
+            });
             inner = self.lock();
             if looks {
-                inner.note_headroom(seen);
+                inner.room.note(seen);
             }
             // For those who have asked meanwhile.
             if let Some((at, last)) = &mut inner.last {
@@ -389,16 +368,12 @@ fn read(
         let until = answer_until();
         match Pong::of(&mut session, until) {
             Ok(pong) => return (Some(session), Ok(pong)),
-            // The server may have been restarted since: a new connection shows whether it is up.
-            Err(_) if Instant::now() < until => {
-                session.close_for(CloseReason::Broken);
-                drop(session);
-            }
-            Err(_) => {
-                session.close_for(CloseReason::Broken);
-                return (None, Err((ProbeError::Timeout, None)));
-            }
+            Err(_) => session.close_for(CloseReason::Broken),
         }
+        if Instant::now() >= until {
+            return (None, Err((ProbeError::Timeout, None)));
+        }
+        // The server may have been restarted since: a new connection shows whether it is up.
     }
     let opened = opener.open(login_until(), Duration::MAX, Purpose::Use, None);
     let mut session = match opened {

@@ -49,12 +49,9 @@ impl Inner {
         let mut state = member.lock();
         let open = self.open_of_the_fleet();
         let id = session.id();
-        match state.published {
-            Some((holder, _)) if holder != id => {
-                state.fleet.rejoined(open);
-                state.published = None;
-            }
-            _ => {}
+        if state.published.is_some_and(|(holder, _)| holder != id) {
+            state.fleet.rejoined(open);
+            state.published = None;
         }
         // Health may be asked for more often; but a smaller claim is for the others to use.
         let is_new = state.published != Some((id, state.fleet.claim(open)));

@@ -2,6 +2,7 @@
 
 use super::support::{MS, SECOND, admin, backends, eventually, server};
 use millpond::Pool;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -35,11 +36,7 @@ fn members_share_the_budget_and_take_up_what_others_leave() {
     const BUDGET: usize = 12;
     let server = server(&[]);
     let url = server.url();
-    let names = ["one", "two", "three"];
-    let pools: Vec<_> = names
-        .iter()
-        .map(|_| std::sync::OnceLock::<Pool>::new())
-        .collect();
+    let pools: [OnceLock<Pool>; 3] = Default::default();
     // All members have one name; the server tells them apart by nothing else.
     let start = |nth: usize| pools[nth].get_or_init(|| member(&url, "fleet", BUDGET as u32));
     // One of another name is no member.

@@ -6,7 +6,7 @@ use millpond::config::Config;
 use millpond::embedded::PrivateServer;
 use millpond::pool::{Builder, ProbeError};
 use postgres::Client;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -63,6 +63,33 @@ fn server_with_role() -> (PrivateServer, Client) {
         .batch_execute("CREATE ROLE app LOGIN PASSWORD 'one'")
         .unwrap();
     (server, admin)
+}
+
+/// A password in a file of its own, for the server at this port.
+struct Kept {
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Kept {
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("secret")
+    }
+
+    fn write(&self, password: &str) {
+        Source::PasswordFile.write(&self.file(), self.port, password);
+    }
+}
+
+/// A pool whose password stands in a file of its own.
+fn by_password_file(server: &PrivateServer, password: &str) -> (Kept, Pool) {
+    let kept = Kept {
+        dir: tempfile::tempdir().unwrap(),
+        port: server.port(),
+    };
+    kept.write(password);
+    let pool = Source::PasswordFile.pool(&kept.file(), kept.port);
+    (kept, pool)
 }
 
 fn rotate_under_fifty_threads(source: Source) {
@@ -151,15 +178,11 @@ fn a_command_may_print_another_password_under_load() {
 #[test]
 fn health_says_that_the_password_is_what_fails_and_recovers_with_it() {
     let (server, _) = server_with_role();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("secret");
-    let source = Source::PasswordFile;
-    source.write(&file, server.port(), "wrong");
-    let pool = source.pool(&file, server.port());
+    let (kept, pool) = by_password_file(&server, "wrong");
     eventually("the health check knows why", || {
         pool.health().error == Some(ProbeError::Authentication)
     });
-    source.write(&file, server.port(), "one");
+    kept.write("one");
     let written = Instant::now();
     eventually("healthy", || pool.health().healthy);
     assert!(written.elapsed() < 2 * SECOND);
@@ -170,11 +193,7 @@ fn health_says_that_the_password_is_what_fails_and_recovers_with_it() {
 #[test]
 fn a_probe_that_still_gets_through_does_not_hide_that_nothing_else_does() {
     let (server, mut admin) = server_with_role();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("secret");
-    let source = Source::PasswordFile;
-    source.write(&file, server.port(), "one");
-    let pool = source.pool(&file, server.port());
+    let (kept, pool) = by_password_file(&server, "one");
     eventually("healthy", || pool.health().healthy);
     admin
         .batch_execute("ALTER ROLE app PASSWORD 'two'")
@@ -185,7 +204,7 @@ fn a_probe_that_still_gets_through_does_not_hide_that_nothing_else_does() {
     eventually("the health check knows why", || {
         pool.health().error == Some(ProbeError::Authentication)
     });
-    source.write(&file, server.port(), "two");
+    kept.write("two");
     eventually("healthy again", || pool.health().healthy);
     pool.read("SELECT 1", &[]).unwrap();
 }
@@ -271,13 +290,9 @@ fn the_application_may_be_asked_for_the_password() {
 #[test]
 fn the_file_may_change_before_the_server_knows_the_password() {
     let (server, mut admin) = server_with_role();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("secret");
-    let source = Source::PasswordFile;
-    source.write(&file, server.port(), "one");
-    let pool = source.pool(&file, server.port());
+    let (kept, pool) = by_password_file(&server, "one");
     pool.read("SELECT 1", &[]).unwrap();
-    source.write(&file, server.port(), "two");
+    kept.write("two");
     let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'";
     // One that is being opened right now may be missed.
     eventually("a refusal", || {
