@@ -77,7 +77,7 @@ fn writers_are_told_the_truth_through_every_change_of_the_leader() {
         .map(|via| (via, pool_for_writers(&ways_in["leader"], &ways_in[via], 8)));
     let pools = pools.each_ref().map(|(via, pool)| (*via, pool));
     let rounds = super::torture::lasts(60 * SECOND).as_secs().div_ceil(60);
-    let (told, changes) = write_during(&pools, &EVERY_WAY, 3, || {
+    let (told, changes) = write_during(&pools, &EVERY_WAY, 3, |_| {
         let mut changes = 0;
         for _ in 0..rounds {
             for change in [

@@ -7,7 +7,7 @@ use super::support::{
     MS, SECOND, admin, eventually, log_lines, over_tls, pool, server, shared_server,
 };
 use super::writers::{
-    EVERY_WAY, check_all, pool_for_writers, server_for_writers, terminate_for, write_during,
+    EVERY_WAY, check_all, pool_for_writers, repeat, server_for_writers, terminate_for, write_during,
 };
 use millpond::config::Pooler;
 use millpond::embedded::{PrivateServer, Stop};
@@ -18,6 +18,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -416,10 +417,10 @@ fn torture(mode: &str) {
         &[mode, DROPS_OPTIONS, "default_pool_size=20"],
     );
     let pool = pool_for_writers(&direct, &pgbouncer.url(&server), 20);
-    let (told, (restarts, ended)) = write_during(&[("pgbouncer", &pool)], &EVERY_WAY, 16, || {
-        let until = Instant::now() + lasts * 2 / 3;
-        let mut restarts = 0;
-        while Instant::now() < until {
+    let faults = |written: &AtomicUsize| {
+        let written = || written.load(Ordering::Relaxed);
+        let enough = |restarts| restarts >= 6 && written() >= 100;
+        let restarts = repeat(lasts * 2 / 3, enough, |restarts| {
             thread::sleep(400 * MS);
             match restarts % 3 {
                 0 => server.stop(Stop::Fast),
@@ -429,10 +430,13 @@ fn torture(mode: &str) {
             if restarts % 3 < 2 {
                 server.start_again().expect("a restart");
             }
-            restarts += 1;
-        }
-        (restarts, terminate_for(&direct, lasts / 3))
-    });
+            1
+        });
+        let enough = |ended| ended >= 30 && written() >= 300;
+        (restarts, terminate_for(&direct, lasts / 3, enough))
+    };
+    let (told, (restarts, ended)) =
+        write_during(&[("pgbouncer", &pool)], &EVERY_WAY, 16, faults);
     let [done, refused, unknown] = check_all(mode, &told, &direct);
     println!(
         "{mode}: {restarts} restarts, {ended} sessions ended: {done} done, {refused} refused, {unknown} unknown"

@@ -9,7 +9,7 @@ use super::servers::signal;
 use super::support::{MS, SECOND, admin, server};
 use super::writers::{
     AllTold, EVERY_WAY, Told, check, check_all, counts, lasting_pool, pool_for_writers,
-    server_for_writers, terminate_for, write_during,
+    repeat, server_for_writers, terminate_for, write_during,
 };
 use millpond::Pool;
 use millpond::embedded::{PrivateServer, Stop};
@@ -192,10 +192,10 @@ fn planned_restarts_crashes_and_ended_sessions_leave_no_write_twice() {
     let mut server = server_for_writers();
     let url = server.url();
     let pool = pool_for_writers(&url, &url, 24);
-    let (told, (restarts, ended)) = write_during(&[("direct", &pool)], &EVERY_WAY, 16, || {
-        let until = Instant::now() + lasts * 2 / 3;
-        let mut restarts = 0;
-        while Instant::now() < until {
+    let faults = |written: &AtomicUsize| {
+        let written = || written.load(Ordering::Relaxed);
+        let enough = |restarts| restarts >= 10 && written() >= 300;
+        let restarts = repeat(lasts * 2 / 3, enough, |restarts| {
             thread::sleep(300 * MS);
             server.stop(if restarts % 2 == 0 {
                 Stop::Fast
@@ -203,10 +203,12 @@ fn planned_restarts_crashes_and_ended_sessions_leave_no_write_twice() {
                 Stop::Immediate
             });
             server.start_again().expect("a restart");
-            restarts += 1;
-        }
-        (restarts, terminate_for(&url, lasts / 3))
-    });
+            1
+        });
+        let enough = |ended| ended >= 100 && written() >= 1000;
+        (restarts, terminate_for(&url, lasts / 3, enough))
+    };
+    let (told, (restarts, ended)) = write_during(&[("direct", &pool)], &EVERY_WAY, 16, faults);
     let [done, refused, unknown] = check_all("restarts", &told, &url);
     println!(
         "{restarts} restarts, {ended} sessions ended: {done} done, {refused} refused, {unknown} unknown"

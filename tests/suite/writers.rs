@@ -7,9 +7,9 @@ use millpond::{Pool, RetryPolicy};
 use postgres::Client;
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a writer was told of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,17 +94,17 @@ pub fn pool_for_writers(direct: &str, url: &str, connections: u32) -> Pool {
 /// What the writers were told, by the name of each write.
 pub type AllTold = HashMap<String, Told>;
 
-/// Runs `each` writers for each way and pool while `faults` runs. Returns what the writers were
-/// told, and the result of `faults`.
+/// Runs `each` writers for each way and pool while `faults` runs, which can see how many writes are
+/// done so far. Returns what the writers were told, and the result of `faults`.
 pub fn write_during<T: Send>(
     pools: &[(&str, &Pool)],
     ways: &[Way],
     each: usize,
-    faults: impl FnOnce() -> T,
+    faults: impl FnOnce(&AtomicUsize) -> T,
 ) -> (AllTold, T) {
-    let over = AtomicBool::new(false);
+    let (over, written) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let over = &over;
+        let (over, written) = (&over, &written);
         let one_of_each = pools
             .iter()
             .flat_map(|pool| ways.iter().map(move |way| (pool, way)));
@@ -120,10 +120,12 @@ pub fn write_during<T: Send>(
                         let name = format!("{via}-{way:?}-{writer}-{n}");
                         let one = way.write(pool, &name);
                         told.insert(name, one);
-                        if one == Told::Refused {
+                        match one {
+                            Told::Done => _ = written.fetch_add(1, Ordering::Relaxed),
                             // While the pool fails fast, the writer would be refused a million
                             // times.
-                            thread::sleep(20 * MS);
+                            Told::Refused => thread::sleep(20 * MS),
+                            Told::Unknown => {}
                         }
                     }
                     told
@@ -131,7 +133,7 @@ pub fn write_during<T: Send>(
             })
             .collect();
         // The panic is caught so that the writers end after a failure too.
-        let done = catch_unwind(AssertUnwindSafe(faults));
+        let done = catch_unwind(AssertUnwindSafe(|| faults(written)));
         over.store(true, Ordering::Relaxed);
         let done = done.unwrap_or_else(|panic| resume_unwind(panic));
         let all = writers.into_iter().flat_map(|w| w.join().unwrap());
@@ -190,16 +192,29 @@ pub fn check_all(what: &str, told: &AllTold, direct: &str) -> [usize; 3] {
     all
 }
 
-/// Ends random backends of the writers until the time is over. Returns how many.
-pub fn terminate_for(direct: &str, time: Duration) -> usize {
+/// Makes faults for as long as `lasts`, and after that until there were `enough`, which is told how
+/// many there were. How many a machine has time for is its own affair, but four times as long is
+/// the limit. `fault` is told how many came before it, and returns how many it made.
+pub fn repeat(
+    lasts: Duration,
+    enough: impl Fn(usize) -> bool,
+    mut fault: impl FnMut(usize) -> usize,
+) -> usize {
+    let started = Instant::now();
+    let mut made = 0;
+    while started.elapsed() < lasts || (!enough(made) && started.elapsed() < 4 * lasts) {
+        made += fault(made);
+    }
+    made
+}
+
+/// Ends random backends of the writers for as long as [`repeat`] says. Returns how many.
+pub fn terminate_for(direct: &str, lasts: Duration, enough: impl Fn(usize) -> bool) -> usize {
     let mut admin = admin(direct);
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                WHERE application_name = 'writers' AND state <> 'idle' ORDER BY random() LIMIT 1";
-    let until = std::time::Instant::now() + time;
-    let mut ended = 0;
-    while std::time::Instant::now() < until {
-        ended += admin.query(sql, &[]).unwrap().len();
+    repeat(lasts, enough, |_| {
         thread::sleep(10 * MS);
-    }
-    ended
+        admin.query(sql, &[]).unwrap().len()
+    })
 }
