@@ -6,6 +6,7 @@ mod keyed;
 mod ledger_upkeep;
 mod options;
 mod raised;
+mod read;
 mod refusals;
 mod rows;
 mod run;

@@ -5,6 +5,7 @@ use crate::pool::{Begin, Limits, Pool, Session};
 use crate::retry::RetryPolicy;
 use crate::token::Token;
 use postgres::IsolationLevel;
+use postgres::types::PgLsn;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +46,29 @@ impl Pool {
         self.call().class(name)
     }
 
+    /// Sets for whom one call is made, whose reads see what was written for the same client. See
+    /// [`Call::client`].
+    pub fn client(&self, name: impl Into<Arc<str>>) -> Call<'_> {
+        self.call().client(name)
+    }
+
+    /// Makes a read see everything up to this position of the primary's write-ahead log, wherever it
+    /// is answered: what another process, say, has written and then read from
+    /// [`current_lsn`](Pool::current_lsn).
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// # let other = millpond::Pool::builder().build().unwrap();
+    /// pool.execute("INSERT INTO notes VALUES ('tuned')", &[])?;
+    /// let written = pool.current_lsn()?;
+    /// // In another process.
+    /// let rows = other.read_after(written).read("SELECT * FROM notes", &[])?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    pub fn read_after(&self, position: PgLsn) -> Call<'_> {
+        self.call().read_after(position)
+    }
+
     /// Starts a call with options.
     pub fn call(&self) -> Call<'_> {
         Call {
@@ -56,6 +80,10 @@ impl Pool {
             begin: Begin::default(),
             share: Share::default(),
             token: None,
+            client: None,
+            after: None,
+            on_primary: false,
+            patience: None,
         }
     }
 }
@@ -73,6 +101,12 @@ pub struct Call<'p> {
     pub(super) begin: Begin,
     pub(super) share: Share,
     pub(super) token: Option<Token>,
+    /// For whom it is made.
+    pub(super) client: Option<Arc<str>>,
+    pub(super) after: Option<PgLsn>,
+    pub(super) on_primary: bool,
+    /// The longest wait for a connection where another pool may have one.
+    pub(super) patience: Option<Duration>,
 }
 
 impl fmt::Debug for Call<'_> {
@@ -84,6 +118,9 @@ impl fmt::Debug for Call<'_> {
             .field("key_wait", &self.key_wait)
             .field("class", &self.share.class)
             .field("token", &self.token)
+            .field("client", &self.client)
+            .field("after", &self.after)
+            .field("on_primary", &self.on_primary)
             .finish_non_exhaustive()
     }
 }
@@ -172,6 +209,38 @@ impl Call<'_> {
         self
     }
 
+    /// Sets for whom the call is made: the name of a user, the token of a session. A
+    /// [`read`](Call::read) for a client sees all that was written for the same client before,
+    /// through this pool, also where [standbys](crate::pool::Builder::read_hosts) are used. Without
+    /// this option, the thread that calls is the client.
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// let user = "user 42";
+    /// pool.call().client(user).execute("UPDATE users SET name = 'Ada' WHERE id = 42", &[])?;
+    /// // On another thread, later: it is Ada.
+    /// let rows = pool.call().client(user).read("SELECT name FROM users WHERE id = 42", &[])?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    pub fn client(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.client = Some(name.into());
+        self
+    }
+
+    /// Makes a [`read`](Call::read) see everything up to this position of the write-ahead log. See
+    /// [`Pool::read_after`].
+    pub fn read_after(mut self, position: PgLsn) -> Self {
+        self.after = Some(position);
+        self
+    }
+
+    /// Makes a [`read`](Call::read) use the primary, never a
+    /// [standby](crate::pool::Builder::read_hosts).
+    pub fn on_primary(mut self) -> Self {
+        self.on_primary = true;
+        self
+    }
+
     #[cfg(feature = "server")]
     pub(crate) fn with_share(mut self, share: Share) -> Self {
         self.share = share;
@@ -194,6 +263,20 @@ impl Call<'_> {
     pub fn read_only(mut self) -> Self {
         self.begin.read_only = true;
         self
+    }
+
+    /// Returns the same call on another pool, where it is tried once, and waits for a connection no
+    /// longer than this.
+    pub(super) fn tried_on<'q>(&self, pool: &'q Pool, patience: Duration) -> Call<'q>
+    where
+        Self: 'q,
+    {
+        Call {
+            pool,
+            policy: Some(RetryPolicy::none()),
+            patience: Some(patience),
+            ..self.clone()
+        }
     }
 
     /// Returns whether the statement needs a transaction of its own. If its limit is longer than

@@ -37,6 +37,12 @@ impl Call<'_> {
     ) -> Result<T> {
         let done = self.attempts(reads_only, place, attempt);
         let may_be_done = done.as_ref().err().is_none_or(Error::is_outcome_unknown);
+        if let Some(standbys) = &self.pool.inner.standbys
+            && !reads_only
+            && may_be_done
+        {
+            standbys.note_write(self.client.as_ref());
+        }
         if let Some(token) = self.token.as_ref().filter(|_| may_be_done && !reads_only) {
             token.note_write();
         }
@@ -228,9 +234,16 @@ impl Call<'_> {
         let until = self
             .deadline
             .or_else(|| Instant::now().checked_add(self.pool.config().connection_timeout));
+        let impatient = self
+            .patience
+            .and_then(|time| Instant::now().checked_add(time));
+        let until = match (until, impatient) {
+            (Some(until), Some(impatient)) => Some(until.min(impatient)),
+            (until, impatient) => until.or(impatient),
+        };
         self.pool.check_out(&CheckoutRequest {
             until,
-            waits_for_pauses: self.deadline.is_none(),
+            waits_for_pauses: self.deadline.is_none() && self.patience.is_none(),
             place,
             share: &self.share,
             token: self.token(),

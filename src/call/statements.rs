@@ -6,11 +6,10 @@ use super::refusals::{Params, refuse_control, refuse_too_many};
 use super::rows::{at_most_one, exactly_one, mapped, scalar};
 use super::run::Stop;
 use crate::commit::transact;
-use crate::error::{Error, Result};
-use crate::pool::{Begin, Limits, Pool, Session};
-use crate::retry::{Phase, Repeat, Verdict, commits_inside, writes_large_objects};
+use crate::error::Result;
+use crate::pool::{Limits, Pool, Session};
+use crate::retry::{Phase, commits_inside};
 use postgres::Row;
-use postgres::error::SqlState;
 use postgres::types::FromSqlOwned;
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -24,8 +23,9 @@ impl Pool {
     /// Rust value that fits the type that the server expects there ([`postgres::types::ToSql`]).
     ///
     /// # Errors
-    /// [`Error::OutcomeUnknown`] if the statement was sent and its answer was lost; else the last
-    /// attempt's error, within [`Error::GaveUp`] if there was more than one attempt.
+    /// [`Error::OutcomeUnknown`](crate::Error::OutcomeUnknown) if the statement was sent and its
+    /// answer was lost; else the last attempt's error, within
+    /// [`Error::GaveUp`](crate::Error::GaveUp) if there was more than one attempt.
     #[track_caller]
     pub fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
         self.call().query(sql, params)
@@ -35,8 +35,8 @@ impl Pool {
     /// [`query`](Pool::query).
     ///
     /// # Errors
-    /// As for [`query`](Pool::query); [`Error::Misuse`] if there is no row, or more than one. A
-    /// write has been done in that case.
+    /// As for [`query`](Pool::query); [`Error::Misuse`](crate::Error::Misuse) if there is no row,
+    /// or more than one. A write has been done in that case.
     #[track_caller]
     pub fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row> {
         self.call().query_one(sql, params)
@@ -46,8 +46,8 @@ impl Pool {
     /// [`query`](Pool::query).
     ///
     /// # Errors
-    /// As for [`query`](Pool::query); [`Error::Misuse`] if there is more than one row. A write has
-    /// been done in that case.
+    /// As for [`query`](Pool::query); [`Error::Misuse`](crate::Error::Misuse) if there is more than
+    /// one row. A write has been done in that case.
     #[track_caller]
     pub fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>> {
         self.call().query_opt(sql, params)
@@ -63,8 +63,8 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// As for [`query`](Pool::query); [`Error::Database`] if a row does not fit the type. A write
-    /// has been done in that case.
+    /// As for [`query`](Pool::query); [`Error::Database`](crate::Error::Database) if a row does not
+    /// fit the type. A write has been done in that case.
     #[track_caller]
     pub fn query_as<T: FromRow>(&self, sql: &str, params: Params<'_>) -> Result<Vec<T>> {
         self.call().query_as(sql, params)
@@ -80,8 +80,8 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// As for [`query_one`](Pool::query_one); [`Error::Database`] if the column has another type. A
-    /// write has been done in that case.
+    /// As for [`query_one`](Pool::query_one); [`Error::Database`](crate::Error::Database) if the
+    /// column has another type. A write has been done in that case.
     #[track_caller]
     pub fn query_scalar<T: FromSqlOwned>(&self, sql: &str, params: Params<'_>) -> Result<T> {
         self.call().query_scalar(sql, params)
@@ -136,19 +136,6 @@ impl Pool {
     #[track_caller]
     pub fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64> {
         self.call().execute(sql, params)
-    }
-
-    /// Runs a statement that only reads.
-    ///
-    /// It is retried even if its answer was lost, and then in a READ ONLY transaction: a write that
-    /// is passed by mistake is refused there and reported as [`Error::OutcomeUnknown`], and is
-    /// never done twice.
-    ///
-    /// # Errors
-    /// As for [`query`](Pool::query).
-    #[track_caller]
-    pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
-        self.call().read(sql, params)
     }
 }
 
@@ -239,65 +226,6 @@ impl Call<'_> {
         refuse_too_many(params)?;
         self.lone(sql, |session, phase, limits| {
             session.execute(sql, params, phase, limits)
-        })
-    }
-
-    /// Same as [`Pool::read`], with this call's options.
-    ///
-    /// # Errors
-    /// As for [`Pool::query`].
-    #[track_caller]
-    pub fn read(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
-        // READ ONLY does not stop these from taking effect twice.
-        if commits_inside(sql) || writes_large_objects(sql) {
-            return self.query(sql, params);
-        }
-        refuse_control(sql)?;
-        refuse_too_many(params)?;
-        let mut lost = false;
-        self.run_as(true, Location::caller(), |session| {
-            let limits = self.limits(session);
-            // If it needs a transaction, that is a READ ONLY one: a standby offers no other.
-            let begin = Begin {
-                read_only: true,
-                ..self.begin_with_timeout()
-            };
-            let answer = if lost || self.needs_transaction(session) {
-                let limits = self.limits_in_transaction(session);
-                transact(self.pool, session, &begin, &limits, |s| {
-                    s.query(sql, params, Phase::InTransaction, &limits)
-                })
-            } else {
-                session.query(sql, params, Phase::Statement, &limits)
-            };
-            answer.map_err(|error| {
-                if lost && error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
-                    // The statement writes, and the attempt whose answer was lost may have done so.
-                    return Stop::from(Error::OutcomeUnknown {
-                        source: Box::new(error),
-                    });
-                }
-                let verdict = error.verdict();
-                match verdict.repeat {
-                    // A read that was cut at its deadline has no outcome worth knowing.
-                    Repeat::Ambiguous if error.is_timeout() => Stop {
-                        verdict: Verdict {
-                            repeat: Repeat::Permanent,
-                            ..verdict
-                        },
-                        refused_write: false,
-                        ..Stop::from(error)
-                    },
-                    Repeat::Ambiguous => {
-                        lost = true;
-                        Stop::from(error.without_effect())
-                    }
-                    _ => Stop {
-                        refused_write: false,
-                        ..Stop::from(error)
-                    },
-                }
-            })
         })
     }
 

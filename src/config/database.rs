@@ -63,6 +63,19 @@ impl Database {
         &self.servers
     }
 
+    /// Returns the same database on another server alone, whatever that is.
+    pub(crate) fn on(&self, server: &ServerHost) -> Database {
+        let mut server = server.clone();
+        if server.port == 0 {
+            server.port = self.servers.first().map_or(5432, |first| first.port);
+        }
+        Database {
+            servers: vec![server],
+            session_attrs: SessionAttrs::Any,
+            ..self.clone()
+        }
+    }
+
     /// Returns the settings of a connection, without its host. TLS and the kind of server are left
     /// out as well: the pool sees to them.
     pub(crate) fn without_hosts(&self) -> postgres::Config {

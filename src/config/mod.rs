@@ -41,7 +41,7 @@ pub use pool::{LineOrder, PoolConfig, Pooler, Reset};
 pub use problem::{ConfigErrors, Problem};
 #[cfg(feature = "env")]
 pub use program::{Config, LogFormat, PrivateDatabase};
-pub(crate) use server_host::{ServerHost, SessionAttrs};
+pub(crate) use server_host::{ServerHost, SessionAttrs, hosts};
 #[cfg(feature = "env")]
 pub use source::Source;
 #[cfg(feature = "env")]

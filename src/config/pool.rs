@@ -2,7 +2,7 @@
 
 use super::database::Database;
 use super::problem::Problem;
-use super::server_host::SessionAttrs;
+use super::server_host::{ServerHost, SessionAttrs};
 use super::url_file::UrlFile;
 use crate::retry::RetryPolicy;
 use crate::secrets::Secret;
@@ -12,6 +12,8 @@ use std::time::Duration;
 /// A larger number is a typing error: PostgreSQL itself takes at most 262143.
 pub(super) const MOST_CONNECTIONS: u32 = 10_000;
 pub(super) const MOST_STATEMENTS: usize = 100_000;
+/// How far behind a standby is, is known with a delay of this order.
+pub(super) const LEAST_LAG: Duration = Duration::from_millis(100);
 
 /// The settings of the pool. The defaults are those in the README's table.
 #[derive(Clone, Debug)]
@@ -63,12 +65,18 @@ pub struct PoolConfig {
     /// The most connections of all instances with this application name together; 0 = no such limit.
     /// Default 0.
     pub fleet_max: u32,
+    /// How far behind the primary a standby may be that reads use. Default 1 s, at least 100 ms.
+    pub read_max_lag: Duration,
     /// The schema of the ledger's table. Default `millpond`; small letters, digits and underscores.
     pub ledger_schema: String,
     /// How long a key is kept. Default 24 h.
     pub ledger_ttl: Duration,
     /// Where the password comes from if it may change. It takes the place of the URL's.
     pub(crate) password: Option<Arc<Secret>>,
+    /// The standbys that reads may use. A port of 0 is that of the database's first host.
+    pub(crate) read_hosts: Vec<ServerHost>,
+    /// Of the pool of one standby: the only host that it uses.
+    pub(crate) only_host: Option<ServerHost>,
     /// The file that holds the URL.
     pub(crate) url_file: Option<Arc<UrlFile>>,
     /// `DB_STATEMENT_TIMEOUT_MS` was set, and so overrides the same option in the URL.
@@ -103,6 +111,9 @@ impl Default for PoolConfig {
             slow_query: Some(Duration::from_millis(500)),
             leak_threshold: None,
             fleet_max: 0,
+            read_max_lag: Duration::from_secs(1),
+            read_hosts: Vec::new(),
+            only_host: None,
             ledger_schema: "millpond".into(),
             ledger_ttl: Duration::from_secs(24 * 60 * 60),
             statement_timeout_wins: false,
@@ -126,11 +137,11 @@ impl PoolConfig {
         self.pooler.or_else(by_url).unwrap_or(Pooler::Auto)
     }
 
-    /// Returns whether the URL asks for a server that takes no writes
-    /// (`target_session_attrs=read-only`).
+    /// Returns whether a server is wanted that takes no writes: the URL asks for one
+    /// (`target_session_attrs=read-only`), or the pool is a standby's.
     pub(crate) fn reads_only(&self) -> bool {
         let asked = self.database.as_ref().map(Database::session_attrs);
-        asked == Some(SessionAttrs::ReadOnly)
+        asked == Some(SessionAttrs::ReadOnly) || self.only_host.is_some()
     }
 
     /// Returns the limit for opening a connection that is in force.
@@ -164,6 +175,7 @@ impl PoolConfig {
             &mut self.connection_timeout,
             &mut self.fail_fast_after,
             &mut self.ledger_ttl,
+            &mut self.read_max_lag,
             &mut self.retry.max_delay,
         ] {
             *time = (*time).min(longest);
@@ -239,6 +251,13 @@ impl PoolConfig {
             "ledger_ttl",
             "0".into(),
             "at least 1 ms".into(),
+        );
+        let lag = self.read_max_lag;
+        expect(
+            lag >= LEAST_LAG,
+            name("read_max_lag", "DB_READ_MAX_LAG_MS"),
+            lag.as_millis().to_string(),
+            format!("at least {} ms", LEAST_LAG.as_millis()),
         );
         let growth = self.retry.multiplier;
         expect(

@@ -1,6 +1,7 @@
 //! One of the servers that a database may be on, and which of them a session may be on.
 
 use postgres::config::{Host, TargetSessionAttrs};
+use std::fmt;
 use std::net::IpAddr;
 
 /// One server, by its name and its port.
@@ -22,6 +23,66 @@ impl ServerHost {
             Host::Unix(_) => "localhost",
         }
     }
+}
+
+impl fmt::Display for ServerHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Tcp(name) if name.contains(':') => write!(f, "[{name}]")?,
+            Host::Tcp(name) => f.write_str(name)?,
+            #[cfg(unix)]
+            Host::Unix(directory) => write!(f, "{}", directory.display())?,
+        }
+        match self.port {
+            0 => Ok(()),
+            port => write!(f, ":{port}"),
+        }
+    }
+}
+
+/// Returns the hosts of a list such as `db2,db3:5433,[::1]:5434,/run/postgresql`. One without a port
+/// has the port 0.
+pub(crate) fn hosts(list: &str) -> Result<Vec<ServerHost>, String> {
+    let mut all: Vec<ServerHost> = Vec::new();
+    for text in list.split(',').map(str::trim) {
+        let (name, port) = match text.strip_prefix('[') {
+            Some(rest) => match rest.split_once(']') {
+                Some((name, "")) => (name, None),
+                Some((name, port)) => (name, Some(port.strip_prefix(':').unwrap_or_default())),
+                None => (text, Some("")),
+            },
+            None => match text.rsplit_once(':') {
+                // An IPv6 address without brackets.
+                Some((before, _)) if before.contains(':') => (text, None),
+                Some((name, port)) => (name, Some(port)),
+                None => (text, None),
+            },
+        };
+        let port = match port.map(str::parse::<u16>) {
+            None => 0,
+            Some(Ok(port)) if port > 0 => port,
+            Some(_) => return Err(format!("the port of {text:?} is none from 1 to 65535")),
+        };
+        let is_odd = |c: char| c.is_whitespace() || c.is_control() || "@?&=[]".contains(c);
+        if name.is_empty() || name.contains(is_odd) {
+            return Err(format!("{text:?} is no host"));
+        }
+        let host = match name.starts_with('/') {
+            #[cfg(unix)]
+            true => Host::Unix(name.into()),
+            _ => Host::Tcp(name.to_owned()),
+        };
+        let one = ServerHost {
+            host,
+            address: None,
+            port,
+        };
+        if all.contains(&one) {
+            return Err(format!("{one} is there twice"));
+        }
+        all.push(one);
+    }
+    Ok(all)
 }
 
 /// Which servers a session may be opened to (`target_session_attrs`).
@@ -74,6 +135,48 @@ impl From<TargetSessionAttrs> for SessionAttrs {
             TargetSessionAttrs::ReadWrite => SessionAttrs::ReadWrite,
             TargetSessionAttrs::ReadOnly => SessionAttrs::ReadOnly,
             _ => SessionAttrs::Any,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hosts;
+
+    #[test]
+    fn a_list_of_hosts_is_read_as_people_write_it() {
+        for (list, shown) in [
+            ("db2", "db2"),
+            ("db2, db3:5433", "db2,db3:5433"),
+            ("[::1]:5434,::1,[fe80::1]", "[::1]:5434,[::1],[fe80::1]"),
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            #[cfg(unix)]
+            ("/run/postgresql:5433", "/run/postgresql:5433"),
+        ] {
+            let read = hosts(list).unwrap_or_else(|why| panic!("{list}: {why}"));
+            let read: Vec<_> = read.iter().map(ToString::to_string).collect();
+            assert_eq!(read.join(","), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_of_hosts_is_refused_with_the_part_that_is_wrong() {
+        for (list, why) in [
+            ("", "no host"),
+            ("a,,b", "no host"),
+            ("a:", "port"),
+            ("a:0", "port"),
+            ("a:70000", "port"),
+            ("a:b", "port"),
+            ("[::1", "port"),
+            ("[::1]5432", "port"),
+            ("postgresql://a@b/c", "port"),
+            ("user@host", "no host"),
+            ("a b", "no host"),
+            ("a,a", "twice"),
+        ] {
+            let error = hosts(list).map(|_| ()).unwrap_err();
+            assert!(error.contains(why), "{list}: {error}");
         }
     }
 }

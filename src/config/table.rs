@@ -8,9 +8,10 @@ use super::parse::{
     as_ms, currency, filled, line_order, log_format, ms, number, off_at_zero, on_off, optional_ms,
     parsed, password_command, password_file, pooler, private, read_file, reset, switch,
 };
-use super::pool::{MOST_CONNECTIONS, MOST_STATEMENTS, PoolConfig};
+use super::pool::{LEAST_LAG, MOST_CONNECTIONS, MOST_STATEMENTS, PoolConfig};
 use super::problem::{ConfigErrors, Problem};
 use super::program::Config;
+use super::server_host::hosts;
 use super::source::Source;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -78,6 +79,10 @@ const SETTINGS: &[Setting] = &[
         |c| c.pool.effective_min_idle().to_string()),
     plain("DB_FLEET_MAX", "a whole number up to 1000000, 0 = off", |c, v| { c.pool.fleet_max = number(v, 0..=1_000_000)?; Ok(()) },
         |c| c.pool.fleet_max.to_string()),
+    plain("DB_READ_HOSTS", "hosts, as in db2,db3:5433", |c, v| { c.pool.read_hosts = hosts(v)?; Ok(()) },
+        |c| c.pool.read_hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+    plain("DB_READ_MAX_LAG_MS", "milliseconds, at least 100", |c, v| { c.pool.read_max_lag = ms(v, LEAST_LAG.as_millis() as u64)?; Ok(()) },
+        |c| as_ms(c.pool.read_max_lag)),
     plain("DB_IDLE_TIMEOUT_MS", "milliseconds, 0 = never", |c, v| { c.pool.idle_timeout = off_at_zero(v)?; Ok(()) },
         |c| optional_ms(c.pool.idle_timeout)),
     plain("DB_CONNECTION_TIMEOUT_MS", "milliseconds, at least 1", |c, v| { c.pool.connection_timeout = ms(v, 1)?; Ok(()) },
@@ -394,10 +399,14 @@ fn problem(setting: &Setting, value: &str, why: String) -> Problem {
         },
         (false, _) => {
             let got = value.chars().take(60).collect();
+            let takes = match why.as_str() {
+                "" => setting.takes.to_owned(),
+                why => format!("{}: {why}", setting.takes),
+            };
             Problem {
                 name: setting.name,
                 got: Some(got),
-                takes: setting.takes.to_owned(),
+                takes,
             }
         }
     }

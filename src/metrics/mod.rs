@@ -10,6 +10,7 @@ pub mod prometheus;
 mod series;
 #[cfg(not(feature = "metrics"))]
 mod silent;
+mod standby;
 mod stats;
 
 pub use headroom::Headroom;
@@ -19,4 +20,5 @@ pub use series::BUCKETS;
 pub(crate) use series::Metrics;
 #[cfg(not(feature = "metrics"))]
 pub(crate) use silent::Metrics;
+pub use standby::{Standby, StandbyState};
 pub use stats::{AbandonedStage, CloseReason, Stats};

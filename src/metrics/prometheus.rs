@@ -2,10 +2,11 @@
 
 use super::headroom::Headroom;
 use super::series::Metrics;
+use super::standby::{Standby, StandbyState};
 use super::stats::Stats;
 use prometheus::core::Collector;
 use prometheus::proto::{LabelPair, MetricFamily};
-use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, TextEncoder};
+use prometheus::{Encoder, GaugeVec, IntGauge, IntGaugeVec, Opts, TextEncoder};
 
 /// The content type of that text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -21,6 +22,8 @@ pub(crate) struct Gauges {
     pub probe_up: bool,
     /// The server's connections, if they are known.
     pub headroom: Option<Headroom>,
+    /// The standbys that reads may use.
+    pub standbys: Vec<Standby>,
 }
 
 const POOL_NAME: &str = "db_client_connection_pool_name";
@@ -124,6 +127,7 @@ fn collectors(pool_name: &str, gauges: &Gauges) -> Vec<Box<dyn Collector>> {
         }
     }
     all.extend(gauges.headroom.iter().flat_map(of_the_server));
+    all.extend(of_standbys(&gauges.standbys));
     all
 }
 
@@ -160,6 +164,48 @@ fn of_the_server(room: &Headroom) -> Vec<Box<dyn Collector>> {
     all
 }
 
+fn of_standbys(standbys: &[Standby]) -> Vec<Box<dyn Collector>> {
+    if standbys.is_empty() {
+        return Vec::new();
+    }
+    let mut all: Vec<Box<dyn Collector>> = Vec::new();
+    let used = Opts::new("millpond_standby_used", "1 while reads go to this standby.");
+    if let Ok(used) = IntGaugeVec::new(used, &["host"]) {
+        for standby in standbys {
+            let is_used = standby.state == StandbyState::Used;
+            used.with_label_values(&[&standby.host]).set(is_used.into());
+        }
+        all.push(Box::new(used));
+    }
+    let lag = Opts::new(
+        "millpond_standby_lag_seconds",
+        "How old the data of a standby may be; none if that is unknown.",
+    );
+    if let Ok(lags) = GaugeVec::new(lag, &["host"]) {
+        for standby in standbys {
+            if let Some(lag) = standby.lag {
+                lags.with_label_values(&[&standby.host])
+                    .set(lag.as_secs_f64());
+            }
+        }
+        all.push(Box::new(lags));
+    }
+    let count = Opts::new(
+        "millpond_standby_connections",
+        "Connections to a standby by state.",
+    );
+    if let Ok(by_state) = IntGaugeVec::new(count, &["host", "state"]) {
+        for standby in standbys {
+            for (state, count) in [("idle", standby.stats.idle), ("used", standby.stats.active)] {
+                let gauge = by_state.with_label_values(&[standby.host.as_str(), state]);
+                gauge.set(count as i64);
+            }
+        }
+        all.push(Box::new(by_state));
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Metrics;
@@ -175,7 +221,7 @@ mod tests {
             min_idle: 2,
             ..Stats::default()
         };
-        let text = Metrics::new().text(
+        let text = Metrics::default().text(
             "app",
             &Gauges {
                 stats,
@@ -187,6 +233,12 @@ mod tests {
                     in_use: 6,
                     by_application: vec![("mine".into(), 5), (String::new(), 1)],
                 }),
+                standbys: vec![Standby {
+                    host: "db2:5433".into(),
+                    state: StandbyState::Used,
+                    lag: Some(std::time::Duration::from_millis(250)),
+                    stats,
+                }],
             },
         );
         for line in [
@@ -205,6 +257,9 @@ mod tests {
             "millpond_server_connections_available 91",
             r#"millpond_server_connections_used{application_name="mine"} 5"#,
             "millpond_probe_up 1",
+            r#"millpond_standby_used{host="db2:5433"} 1"#,
+            r#"millpond_standby_lag_seconds{host="db2:5433"} 0.25"#,
+            r#"millpond_standby_connections{host="db2:5433",state="idle"} 4"#,
             r#"db_client_operation_duration_seconds_bucket{db_system_name="postgresql",le="0.2"} 0"#,
             r#"db_client_connection_wait_time_seconds_bucket{le="0.0005"} 0"#,
         ] {

@@ -33,14 +33,15 @@ pub(crate) struct Metrics {
     pub closed: IntCounterVec,
     pub commits: IntCounterVec,
     pub abandoned: IntCounterVec,
+    pub reads: IntCounterVec,
     newest_first: IntGaugeVec,
     line_wait: HistogramVec,
     #[cfg(feature = "server")]
     pub http: HistogramVec,
 }
 
-impl Metrics {
-    pub fn new() -> Metrics {
+impl Default for Metrics {
+    fn default() -> Metrics {
         let registry = Registry::new();
         let metrics = Metrics {
             create_time: histogram(
@@ -100,6 +101,11 @@ impl Metrics {
                 "Requests that ended early because nobody waited for them any more, by how far they had come.",
                 &["stage"],
             ),
+            reads: counters(
+                "millpond_reads_total",
+                "Reads while there are standbys for them, by where they were answered; moved: on the primary, after a try on a standby.",
+                &["server"],
+            ),
             newest_first: well_formed(IntGaugeVec::new(
                 Opts::new(
                     "millpond_line_newest_first",
@@ -132,7 +138,9 @@ impl Metrics {
         metrics.register();
         metrics
     }
+}
 
+impl Metrics {
     fn start_at_zero(&self) {
         for reason in CloseReason::ALL {
             self.closed.with_label_values(&[reason.as_str()]);
@@ -156,6 +164,13 @@ impl Metrics {
         }
     }
 
+    /// From now on, it is counted where reads are answered.
+    pub fn count_reads(&self) {
+        for server in ["standby", "primary", "moved"] {
+            self.reads.with_label_values(&[server]);
+        }
+    }
+
     fn register(&self) {
         let all: Vec<Box<dyn Collector>> = vec![
             Box::new(self.create_time.clone()),
@@ -170,6 +185,7 @@ impl Metrics {
             Box::new(self.closed.clone()),
             Box::new(self.commits.clone()),
             Box::new(self.abandoned.clone()),
+            Box::new(self.reads.clone()),
             Box::new(self.newest_first.clone()),
             Box::new(self.line_wait.clone()),
             #[cfg(feature = "server")]

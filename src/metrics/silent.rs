@@ -29,12 +29,11 @@ pub(crate) struct Metrics {
     pub closed: Silent,
     pub commits: Silent,
     pub abandoned: Silent,
+    pub reads: Silent,
 }
 
 impl Metrics {
-    pub fn new() -> Metrics {
-        Metrics::default()
-    }
+    pub fn count_reads(&self) {}
 
     pub fn note_order(&self, _line: &str, _newest_first: bool) {}
 

@@ -1,40 +1,29 @@
-//! The options of a pool, and how it is built from them.
+//! The options of a pool.
 
-use super::build_error::BuildError;
-use super::checkout::{Inner, Pool};
-use super::housekeeping;
-use super::line::Line;
-use super::manager::Manager;
-use super::member::Member;
-use super::observer::{Observer, Observers};
-use super::opener::Opener;
-use super::probe::Probe;
-use super::shared::{OnConnect, Shared};
-use super::target::Target;
-use super::watchdog::Watchdog;
-use crate::config::{ConfigErrors, Database, LineOrder, PoolConfig, Pooler, Problem, Reset};
-use crate::fd_limit;
-use crate::line_rule::{LeastTime, Rule, Switch};
-use crate::retry::{Budget, RetryPolicy};
+use super::checkout::Pool;
+use super::observer::Observer;
+use super::shared::OnConnect;
+use crate::config::{self, Database, LineOrder, PoolConfig, Pooler, Reset};
+use crate::metrics::Metrics;
+use crate::retry::RetryPolicy;
 use crate::secrets::Secret;
-use crate::sync::{LONGEST, caught};
-use log::{debug, info, warn};
 use postgres::Client;
-use scheduled_thread_pool::ScheduledThreadPool;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Options of a pool. [`build`](Builder::build) returns at once, even if the database is down.
 #[derive(Default)]
 #[must_use = "nothing happens before build()"]
 pub struct Builder {
-    config: PoolConfig,
-    on_connect: Option<Box<OnConnect>>,
-    observers: Vec<Arc<dyn Observer>>,
-    bad_url: Option<String>,
+    pub(super) config: PoolConfig,
+    pub(super) on_connect: Option<Arc<OnConnect>>,
+    pub(super) observers: Vec<Arc<dyn Observer>>,
+    pub(super) bad_url: Option<String>,
+    pub(super) bad_read_hosts: Option<String>,
+    /// Those of the pool that this one is a part of.
+    pub(super) metrics: Option<Metrics>,
 }
 
 /// Takes the settings of [`Config::from_env`](crate::Config::from_env), or any others.
@@ -299,6 +288,29 @@ impl Builder {
         self
     }
 
+    /// Sets the standbys that [`read`](Pool::read) may use, such as `db2,db3:5433`. Default none. A
+    /// port that is not given is the database's, and so is everything else.
+    ///
+    /// Each has a pool of its own, of the same size. A read goes to one that is no further behind
+    /// than [`read_max_lag`](Self::read_max_lag), and that has what was [written for the same
+    /// client](crate::Call::client) before; else, and if anything goes wrong there, to the primary.
+    /// The list may name the primary too: what counts is what each is at the moment.
+    pub fn read_hosts(mut self, hosts: &str) -> Self {
+        match config::hosts(hosts) {
+            Ok(hosts) => (self.config.read_hosts, self.bad_read_hosts) = (hosts, None),
+            Err(why) => self.bad_read_hosts = Some(why),
+        }
+        self
+    }
+
+    /// Sets how far behind the primary a standby may be that reads use. Default 1 s;
+    /// [`build`](Self::build) refuses less than 100 ms. While no primary can be reached, reads go on
+    /// for as long.
+    pub fn read_max_lag(mut self, lag: Duration) -> Self {
+        self.config.read_max_lag = lag;
+        self
+    }
+
     /// Sets the time after which a warning is logged for a connection that is still checked out. It
     /// names the place of the check-out. Default zero = off.
     pub fn leak_threshold(mut self, time: Duration) -> Self {
@@ -338,7 +350,7 @@ impl Builder {
     where
         F: Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync + 'static,
     {
-        self.on_connect = Some(Box::new(work));
+        self.on_connect = Some(Arc::new(work));
         self
     }
 
@@ -346,139 +358,6 @@ impl Builder {
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observers.push(observer);
         self
-    }
-
-    /// Builds the pool and returns at once. Connections are opened in the background, however long
-    /// that takes.
-    ///
-    /// A pool belongs to the process that built it. In a forked child, each call fails as
-    /// [`Error::Misuse`](crate::Error::Misuse), and dropping the pool there does not touch the
-    /// parent's connections. So daemonize first, then build.
-    ///
-    /// # Errors
-    /// [`BuildError::Settings`] with every setting that cannot work, by the names of this builder's
-    /// methods; [`BuildError::Thread`] if the system grants no thread.
-    pub fn build(self) -> Result<Pool, BuildError> {
-        let mut config = self.config;
-        config.bound_times(LONGEST);
-        let mut problems = config.problems(|option, _variable| option);
-        let url = |takes: String| Problem {
-            name: "database_url",
-            got: None,
-            takes,
-        };
-        match (&config.database, self.bad_url) {
-            (_, Some(why)) => problems.push(url(why)),
-            (None, None) => problems.push(url("is not set".into())),
-            (Some(_), None) => {}
-        }
-        if !problems.is_empty() {
-            return Err(BuildError::Settings(ConfigErrors(problems)));
-        }
-        let fit = fd_limit::connections_that_fit(config.max_size as usize) as u32;
-        if fit < config.max_size {
-            warn!(
-                "the limit of open files is too low for max_size={} connections (DB_POOL_MAX): using at most {fit}; raise the limit (ulimit -n)",
-                config.max_size
-            );
-            config.max_size = fit;
-        }
-        let Some(database) = config.database.clone() else {
-            unreachable!("a missing database is a problem above");
-        };
-        let target = Target::new(database, config.url_file.clone(), config.password.clone());
-        let watchdog = Watchdog::start().map_err(BuildError::Thread)?;
-        let shared = Arc::new(Shared::new(
-            config,
-            self.on_connect,
-            Observers::new(self.observers),
-            watchdog,
-        ));
-        let opener = Arc::new(Opener::new(Arc::clone(&shared), target));
-        let weak = Arc::downgrade(&opener);
-        let has_changed = move |until| {
-            let opener = weak.upgrade();
-            opener.is_some_and(|opener| opener.target.has_changed(until))
-        };
-        let _ = (opener.gate.another_password).set(Box::new(has_changed));
-        let config = &shared.config;
-        // r2d2 panics if it cannot start a thread (scheduled-thread-pool 0.2.7).
-        let r2d2 = caught(|| {
-            let threads = ScheduledThreadPool::builder()
-                .num_threads(housekeeping::openers(config.max_size))
-                .thread_name_pattern("millpond-r2d2-{}")
-                .build();
-            r2d2::Pool::builder()
-                .thread_pool(Arc::new(threads))
-                .max_size(config.max_size)
-                .connection_timeout(config.connection_timeout)
-                // The pool does these itself; see `pool/mod.rs`.
-                .min_idle(Some(0))
-                .max_lifetime(None)
-                .idle_timeout(None)
-                .test_on_check_out(false)
-                .error_handler(Box::new(r2d2::NopErrorHandler))
-                // `build` would wait for the first connections.
-                .build_unchecked(Manager(Arc::clone(&opener)))
-        });
-        let r2d2 = r2d2.map_err(|panic| {
-            shared.watchdog.stop();
-            // The system's error is only in the text of the panic. Starting another thread
-            // returns the same error once more.
-            let refused = std::thread::Builder::new().spawn(|| {}).err();
-            BuildError::Thread(refused.unwrap_or_else(|| std::io::Error::other(panic)))
-        })?;
-        let (max, waiting) = (config.max_size as usize, config.max_waiting);
-        let min_idle = config.effective_min_idle() as usize;
-        let rule = Rule::new(config.line_order == LineOrder::Auto);
-        let metrics = shared.metrics.clone();
-        let on_switch = Box::new(move |switch: Switch, is_news| {
-            metrics.note_order("pool", matches!(switch, Switch::NewestFirst(..)));
-            match is_news {
-                true => info!("line for a connection: {switch}"),
-                false => debug!("line for a connection: {switch}"),
-            }
-        });
-        let line = Line::new(max, waiting, min_idle, rule, on_switch);
-        let member = (config.fleet_max > 0).then(|| {
-            Member::new(
-                &shared.application_name(),
-                config.fleet_max,
-                config.max_size,
-            )
-        });
-        let inner = Arc::new(Inner {
-            budget: Budget::for_pool_of(config.max_size),
-            probe: Probe::default(),
-            line: Arc::new(line),
-            r2d2,
-            max: AtomicUsize::new(max),
-            asked_max: AtomicUsize::new(max),
-            member,
-            least_use: LeastTime::default(),
-            out: AtomicUsize::new(0),
-            warned_at: AtomicU64::new(0),
-            next_look: AtomicUsize::new(0),
-            start: Instant::now(),
-            report: OnceLock::new(),
-            housekeeper: Mutex::default(),
-            returned: Default::default(),
-            sweeper: OnceLock::new(),
-            opener,
-            shared,
-        });
-        let line = Arc::downgrade(&inner.line);
-        let tell_the_line = move || {
-            if let Some(line) = line.upgrade() {
-                line.turn_away();
-            }
-        };
-        let _ = inner.opener.on_refused.set(Box::new(tell_the_line));
-        if inner.member.is_some() {
-            inner.join_fleet();
-        }
-        housekeeping::start(&inner).map_err(BuildError::Thread)?;
-        Ok(Pool { inner })
     }
 }
 

@@ -20,6 +20,10 @@ impl Inner {
         }
         session.settle(now);
         let dirty = session.is_dirty();
+        // Whatever ran on it may have written.
+        if let Some(standbys) = self.standbys.as_ref().filter(|_| dirty) {
+            standbys.note_write(None);
+        }
         if session.is_lost() {
             self.shared.note_trouble();
         }

@@ -4,10 +4,12 @@ use super::line::{Arrival, Line};
 use super::manager::Manager;
 use super::member::Member;
 use super::opener::Opener;
-use super::probe::{Probe, Reading, reading_of};
+use super::pong::Reading;
+use super::probe::{Probe, reading_of};
 use super::report::Report;
 use super::session::Session;
 use super::shared::Shared;
+use super::standbys::Standbys;
 use super::waiter::{Outcome, Waiter};
 use crate::class_queue::Share;
 use crate::config::Reset;
@@ -23,7 +25,7 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::Thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(crate) type Held = r2d2::PooledConnection<Manager>;
 
@@ -49,6 +51,10 @@ pub(crate) struct Inner {
     pub(super) asked_max: AtomicUsize,
     /// Several instances of the program share a budget.
     pub(super) member: Option<Member>,
+    /// The standbys that reads may use.
+    pub(crate) standbys: Option<Standbys<Pool>>,
+    /// How often the server is asked for its position in the write-ahead log.
+    pub(super) look_every: Option<Duration>,
     /// The least time that a session is checked out for.
     pub(super) least_use: LeastTime,
     /// The number of sessions that are checked out, for the warning before none is left.
@@ -109,6 +115,12 @@ impl Pool {
     /// Returns true from the moment the pool begins to close.
     pub fn is_closed(&self) -> bool {
         self.inner.shared.closing.load(Ordering::SeqCst)
+    }
+
+    /// Returns how many of the connections are checked out, in thousandths.
+    pub(crate) fn use_in_thousandths(&self) -> usize {
+        let max = self.inner.max.load(Ordering::Relaxed).max(1);
+        self.inner.out.load(Ordering::Relaxed) * 1000 / max
     }
 
     /// Checks out a session.

@@ -33,11 +33,37 @@ impl Pool {
     /// println!("{report}"); // drained=4 cancelled=0 aborted=0
     /// ```
     pub fn close(&self, timeout: Duration) -> Report {
-        self.inner.close(timeout)
+        self.inner.close_all(timeout)
     }
 }
 
 impl Inner {
+    /// Closes the pools of the standbys at the same time.
+    fn close_all(&self, timeout: Duration) -> Report {
+        let Some(standbys) = &self.standbys else {
+            return self.close(timeout);
+        };
+        thread::scope(|scope| {
+            let others: Vec<_> = standbys
+                .pools()
+                .map(|pool| {
+                    let close = || pool.close(timeout);
+                    thread::Builder::new().spawn_scoped(scope, close)
+                })
+                .collect();
+            let mut report = self.close(timeout);
+            for (other, pool) in others.into_iter().zip(standbys.pools()) {
+                // Without a thread, it is this one's turn.
+                let theirs = match other.map(thread::ScopedJoinHandle::join) {
+                    Ok(Ok(report)) => report,
+                    _ => pool.close(timeout),
+                };
+                report += theirs;
+            }
+            report
+        })
+    }
+
     fn close(&self, timeout: Duration) -> Report {
         if self.shared.process.is_another() {
             return Report::default();

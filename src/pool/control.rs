@@ -3,8 +3,9 @@
 
 use super::checkout::{CheckoutRequest, Inner, Pool};
 use super::member::Member;
+use super::standbys::Standbys;
 use crate::error::{CheckoutFailure, Error, Result};
-use crate::metrics::{CloseReason, Headroom};
+use crate::metrics::{CloseReason, Headroom, Standby};
 use crate::sync::LONGEST;
 use log::info;
 use std::panic::Location;
@@ -72,6 +73,31 @@ impl Pool {
         if !self.inner.shared.process.is_another() {
             self.inner.shared.evict();
             self.inner.sweep();
+            for standby in self.standby_pools() {
+                standby.evict();
+            }
+        }
+    }
+
+    fn standby_pools(&self) -> impl Iterator<Item = &Pool> {
+        self.inner.standbys.iter().flat_map(Standbys::pools)
+    }
+
+    /// Returns what is known of the [standbys that reads may use](crate::pool::Builder::read_hosts),
+    /// and the figures of their pools. Never waits for a database.
+    pub fn standbys(&self) -> Vec<Standby> {
+        match self.inner.shared.process.is_another() {
+            true => Vec::new(),
+            false => {
+                let known = self.inner.standbys.iter().flat_map(Standbys::known);
+                let report = known.map(|(host, state, lag, pool)| Standby {
+                    host,
+                    state,
+                    lag,
+                    stats: pool.stats(),
+                });
+                report.collect()
+            }
         }
     }
 
@@ -99,7 +125,11 @@ impl Pool {
             return;
         }
         let at_most = at_most.min(LONGEST);
-        self.inner.opener.gate.pause(Instant::now() + at_most);
+        let until = Instant::now() + at_most;
+        self.inner.opener.gate.pause(until);
+        for standby in self.standby_pools() {
+            standby.inner.opener.gate.pause(until);
+        }
         info!("paused for at most {at_most:?}: no connection is opened, callers wait");
         self.evict();
     }
@@ -110,6 +140,9 @@ impl Pool {
             return false;
         }
         let was_paused = self.inner.opener.gate.resume();
+        for standby in self.standby_pools() {
+            standby.inner.opener.gate.resume();
+        }
         if was_paused {
             info!("the pause is over");
         }

@@ -8,6 +8,11 @@ impl Pool {
         &self.inner.shared.metrics
     }
 
+    /// Returns whether reads may use standbys.
+    pub(crate) fn has_standbys(&self) -> bool {
+        self.inner.standbys.is_some()
+    }
+
     /// Returns for how long the line for connections has had its order, if that has ever changed.
     pub(crate) fn order_for(&self) -> Option<std::time::Duration> {
         self.inner.line.figures().order_for

@@ -83,7 +83,7 @@ fn keep(pool: &Weak<Inner>) {
                 inner.sweep();
                 inner.name_leaks();
                 let due = inner.member.as_ref().is_some_and(Member::is_due);
-                inner.probe.keep_fresh(&inner.opener, due);
+                inner.probe.keep_fresh(&inner.opener, due, inner.look_every);
             }
         });
         if let Err(panic) = work {
@@ -105,6 +105,7 @@ fn pause_between_passes(inner: &Inner) -> Duration {
         config.idle_timeout,
         config.max_lifetime,
         config.leak_threshold,
+        inner.look_every,
     ]
     .into_iter()
     .flatten()

@@ -45,6 +45,7 @@ impl Pool {
             failing_fast: self.is_failing_fast(),
             probe_up: self.inner.probe.last_was_up(),
             headroom: self.headroom(),
+            standbys: self.standbys(),
         }
     }
 }

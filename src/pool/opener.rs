@@ -8,6 +8,7 @@ use super::demand::Demand;
 use super::gate::{Gate, Turn};
 use super::hedge::{self, Attempt, Attempts, Opens, Purpose};
 use super::names::Names;
+use super::pong::Reading;
 use super::session::Session;
 use super::shared::Shared;
 use super::target::Target;
@@ -38,6 +39,7 @@ const RETRY_SOON: Duration = Duration::from_millis(500);
 /// Pause between a hedged attempt without an answer and the next.
 const HEDGE_AGAIN: Duration = Duration::from_millis(25);
 
+pub(crate) type OnReading = dyn Fn(&Reading) + Send + Sync;
 pub(crate) type Upkeep =
     dyn Fn(Option<&mut Session>, Instant) -> Result<(), postgres::Error> + Send + Sync;
 
@@ -54,6 +56,9 @@ pub(crate) struct Opener {
     /// Called with the probe's session after each probe, and without one if it has failed: for the
     /// fleet's upkeep.
     pub upkeep: OnceLock<Box<Upkeep>>,
+    /// Called with the result of each probe. While it is set, the probe asks for the server's
+    /// position in the write-ahead log as well.
+    pub on_reading: OnceLock<Box<OnReading>>,
     /// Called when the server has no room for another connection.
     pub on_no_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     pub has_connected: AtomicBool,
@@ -83,6 +88,7 @@ impl Opener {
             demand: Demand::default(),
             on_refused: OnceLock::new(),
             upkeep: OnceLock::new(),
+            on_reading: OnceLock::new(),
             on_no_room: OnceLock::new(),
             has_connected: AtomicBool::new(false),
             target,

@@ -5,10 +5,10 @@
 //! on a thread that can be left behind.
 
 use super::after_probe::look_round;
-use super::backend::first_value;
 use super::headroom::Room;
 use super::hedge::Purpose;
 use super::opener::Opener;
+use super::pong::{Pong, ProbeError, Reading};
 use super::session::Session;
 use crate::error::{Chain, OpenError};
 use crate::metrics::{CloseReason, Headroom};
@@ -16,7 +16,6 @@ use crate::retry::Symptom;
 use crate::sync::{caught, unpoison};
 use log::{error, info, warn};
 use std::error::Error as StdError;
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -33,76 +32,6 @@ const SLACK: u32 = 3;
 const WANTED_FOR: Duration = Duration::from_secs(60);
 /// How long an answer is reused for other callers.
 const SHARED_FOR: Duration = Duration::from_millis(250);
-
-/// Why the database did not answer. The texts are stable; host names, user names and the server's
-/// own texts appear only in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize),
-    serde(rename_all = "snake_case")
-)]
-#[non_exhaustive]
-pub enum ProbeError {
-    /// The host cannot be reached, or the connection broke.
-    Unreachable,
-    /// Nothing listens at the port.
-    Refused,
-    /// No answer in time.
-    Timeout,
-    /// Wrong user or password, or access denied.
-    Authentication,
-    /// The encryption that the URL asks for is not to be had, or the server's certificate is wrong.
-    Tls,
-    /// The database does not exist.
-    UnknownDatabase,
-    /// The server has no room for another connection.
-    TooManyConnections,
-    /// The server is starting up or shutting down.
-    StartingUp,
-    /// Any other error.
-    Other,
-}
-
-impl fmt::Display for ProbeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ProbeError::Unreachable => "unreachable",
-            ProbeError::Refused => "refused",
-            ProbeError::Timeout => "timeout",
-            ProbeError::Authentication => "authentication",
-            ProbeError::Tls => "tls",
-            ProbeError::UnknownDatabase => "unknown database",
-            ProbeError::TooManyConnections => "too many connections",
-            ProbeError::StartingUp => "starting up",
-            ProbeError::Other => "other",
-        })
-    }
-}
-
-/// The result of one probe: an answer, or an error with its SQLSTATE if the server sent one.
-pub(crate) type Reading = Result<Pong, (ProbeError, Option<String>)>;
-
-/// The answer of a database that is up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pong {
-    /// The time of one round trip.
-    pub took: Duration,
-    /// New transactions are read-only: the server is a standby, or an administrator has set it so.
-    pub read_only: bool,
-}
-
-impl Pong {
-    fn of(session: &mut Session, until: Instant) -> Result<Pong, postgres::Error> {
-        let started = Instant::now();
-        let answer = session.ask("SELECT current_setting('transaction_read_only')", until)?;
-        let setting = first_value(&answer);
-        Ok(Pong {
-            took: started.elapsed(),
-            read_only: setting == Some("on"),
-        })
-    }
-}
 
 #[derive(Default)]
 pub(crate) struct Probe {
@@ -222,9 +151,10 @@ impl Probe {
         self.watches.store(true, Ordering::Relaxed);
     }
 
-    /// Sends a probe if one is `due`; and now and then while the newest answer is asked for now and
-    /// then, so that it is no older than a second. To be called several times a second.
-    pub fn keep_fresh(&self, opener: &Arc<Opener>, due: bool) {
+    /// Sends a probe if one is `due`, if the last is older than `every`, and now and then while the
+    /// newest answer is asked for now and then, so that it is no older than a second. To be called
+    /// several times a second.
+    pub fn keep_fresh(&self, opener: &Arc<Opener>, due: bool, every: Option<Duration>) {
         let mut inner = self.state.lock();
         #[cfg(feature = "server")]
         if inner.wanted_at.is_some_and(|at| at.elapsed() < WANTED_FOR) {
@@ -234,6 +164,9 @@ impl Probe {
         }
         if due {
             self.refresh(&mut inner, opener, Duration::ZERO);
+        }
+        if let Some(every) = every {
+            self.refresh(&mut inner, opener, every);
         }
     }
 
@@ -278,15 +211,16 @@ impl State {
     fn ask_now(&self, opener: &Arc<Opener>, until: Option<Instant>) {
         // An old session does not see a setting that applies to new sessions only. So a new session
         // is opened if a write was refused since the last probe, and as long as the database is
-        // read-only.
+        // read-only and should not be.
         let refused = opener
             .shared
             .was_refused_a_write
             .swap(false, Ordering::Relaxed);
         let mut inner = self.lock();
         let was_read_only = matches!(&inner.last, Some((_, Ok(pong))) if pong.read_only);
+        let should_not = !opener.shared.config.reads_only();
         let mut session = inner.session.take();
-        if (refused || was_read_only)
+        if (refused || (was_read_only && should_not))
             && let Some(mut old) = session.take()
         {
             old.close_for(CloseReason::FailedOver);
@@ -308,6 +242,9 @@ impl State {
             error!("the health probe panicked: {panic}");
             (None, Err((ProbeError::Other, None)))
         });
+        if let Some(tell) = opener.on_reading.get() {
+            tell(&reading);
+        }
         let mut inner = self.lock();
         inner.late_logins = match (&session, &reading) {
             (None, Err((ProbeError::Timeout, _))) => inner.late_logins + 1,
@@ -364,9 +301,10 @@ fn read(
     answer_until: impl Fn() -> Instant,
     login_until: impl Fn() -> Instant,
 ) -> (Option<Session>, Reading) {
+    let located = opener.on_reading.get().is_some();
     if let Some(mut session) = session {
         let until = answer_until();
-        match Pong::of(&mut session, until) {
+        match Pong::of(&mut session, located, until) {
             Ok(pong) => return (Some(session), Ok(pong)),
             Err(_) => session.close_for(CloseReason::Broken),
         }
@@ -388,7 +326,7 @@ fn read(
     };
     // How far away the database is, is not known yet; a login takes several answers.
     let until = answer_until().max(Instant::now() + session.took());
-    let result = Pong::of(&mut session, until);
+    let result = Pong::of(&mut session, located, until);
     if result.is_err() {
         session.close_for(CloseReason::Broken);
     }

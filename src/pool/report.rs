@@ -1,6 +1,7 @@
 //! The result of a drain.
 
 use std::fmt;
+use std::ops::AddAssign;
 
 /// The result of a drain, as numbers of connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,14 @@ pub struct Report {
     pub cancelled: usize,
     /// Cut, because they did not answer or were not checked in.
     pub aborted: usize,
+}
+
+impl AddAssign for Report {
+    fn add_assign(&mut self, other: Report) {
+        self.drained += other.drained;
+        self.cancelled += other.cancelled;
+        self.aborted += other.aborted;
+    }
 }
 
 impl fmt::Display for Report {

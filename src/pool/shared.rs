@@ -56,7 +56,7 @@ pub(crate) struct Shared {
     /// It looks back for as long as a key is kept.
     pub database_clock: DatabaseClock,
     pub descriptions: Descriptions,
-    pub(super) on_connect: Option<Box<OnConnect>>,
+    pub(super) on_connect: Option<Arc<OnConnect>>,
     pub(super) observers: Observers,
     slow: Mutex<HashMap<Box<str>, Instant>>,
 }
@@ -69,9 +69,10 @@ fn sets_timeout(parameters: &postgres::Config) -> bool {
 impl Shared {
     pub fn new(
         config: PoolConfig,
-        on_connect: Option<Box<OnConnect>>,
+        on_connect: Option<Arc<OnConnect>>,
         observers: Observers,
         watchdog: Arc<Watchdog>,
+        metrics: Metrics,
     ) -> Shared {
         let theirs = config.database.as_ref();
         let theirs = theirs.is_some_and(|database| sets_timeout(database.config()));
@@ -81,7 +82,7 @@ impl Shared {
             database_clock: DatabaseClock::looking_back(config.ledger_ttl),
             config,
             process: Process::this(),
-            metrics: Metrics::new(),
+            metrics,
             watchdog,
             closing: AtomicBool::new(false),
             generation: AtomicU64::new(0),

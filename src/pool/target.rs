@@ -13,6 +13,8 @@ pub(crate) struct Target {
     newest: Mutex<Newest>,
     url_file: Option<Arc<UrlFile>>,
     password: Option<Arc<Secret>>,
+    /// The only host that is used, whichever the URL names.
+    only_host: Option<ServerHost>,
     is_closed: AtomicBool,
 }
 
@@ -35,7 +37,12 @@ impl Target {
         database: Database,
         url_file: Option<Arc<UrlFile>>,
         password: Option<Arc<Secret>>,
+        only_host: Option<ServerHost>,
     ) -> Target {
+        let database = match &only_host {
+            Some(host) => database.on(host),
+            None => database,
+        };
         let newest = Newest {
             database: Arc::new(database),
             text: url_file
@@ -51,6 +58,7 @@ impl Target {
             newest: Mutex::new(newest),
             url_file,
             password,
+            only_host,
             is_closed: AtomicBool::new(false),
         }
     }
@@ -131,7 +139,10 @@ impl Target {
         newest.text = text;
         match database {
             Some(database) => {
-                newest.database = Arc::new(database);
+                newest.database = Arc::new(match &self.only_host {
+                    Some(host) => database.on(host),
+                    None => database,
+                });
                 true
             }
             None => false,

@@ -75,8 +75,9 @@ impl Request {
     }
 
     /// A call on a pool for this request: within its time, in the class of its route
-    /// ([`Router::at_most`](super::Router::at_most)), and abandoned when its client hangs up. All
-    /// of that can be set otherwise.
+    /// ([`Router::at_most`](super::Router::at_most)), and abandoned when its client hangs up. Where
+    /// reads may use standbys, it is for the [client](Call::client) of this address, and on the
+    /// primary if the request says `Cache-Control: no-cache`. All of that can be set otherwise.
     ///
     /// ```no_run
     /// # use millpond::server::{Problem, Request, Response};
@@ -87,7 +88,17 @@ impl Request {
     /// ```
     pub fn call<'p>(&self, pool: &'p Pool) -> Call<'p> {
         let call = pool.call().with_deadline(self.deadline);
-        call.abandon_on(&self.token).with_share(self.share.clone())
+        let call = call.abandon_on(&self.token).with_share(self.share.clone());
+        if !pool.has_standbys() {
+            return call;
+        }
+        let call = call.client(self.client.to_string());
+        let directives = self.header("cache-control").unwrap_or_default().split(',');
+        let is_fresh = |directive: &str| directive.trim().eq_ignore_ascii_case("no-cache");
+        match directives.into_iter().any(is_fresh) {
+            true => call.on_primary(),
+            false => call,
+        }
     }
 
     /// The token that is fired when nobody waits for the answer any more, so that a handler that

@@ -36,6 +36,7 @@ mod peers;
 #[cfg(feature = "lab")]
 mod pooler;
 mod proxy;
+mod replicas;
 mod retry;
 mod rotation;
 mod servers;

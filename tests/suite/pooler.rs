@@ -435,8 +435,7 @@ fn torture(mode: &str) {
         let enough = |ended| ended >= 30 && written() >= 300;
         (restarts, terminate_for(&direct, lasts / 3, enough))
     };
-    let (told, (restarts, ended)) =
-        write_during(&[("pgbouncer", &pool)], &EVERY_WAY, 16, faults);
+    let (told, (restarts, ended)) = write_during(&[("pgbouncer", &pool)], &EVERY_WAY, 16, faults);
     let [done, refused, unknown] = check_all(mode, &told, &direct);
     println!(
         "{mode}: {restarts} restarts, {ended} sessions ended: {done} done, {refused} refused, {unknown} unknown"

@@ -8,8 +8,8 @@ use super::proxy::{Act, Proxy};
 use super::servers::signal;
 use super::support::{MS, SECOND, admin, server};
 use super::writers::{
-    AllTold, EVERY_WAY, Told, check, check_all, counts, lasting_pool, pool_for_writers,
-    repeat, server_for_writers, terminate_for, write_during,
+    AllTold, EVERY_WAY, Told, check, check_all, counts, lasting_pool, pool_for_writers, repeat,
+    server_for_writers, terminate_for, write_during,
 };
 use millpond::Pool;
 use millpond::embedded::{PrivateServer, Stop};

@@ -2,7 +2,7 @@
 
 use super::format::{as_ms, time_ago, timestamp};
 use crate::metrics::prometheus::CONTENT_TYPE;
-use crate::pool::{Headroom, Pool};
+use crate::pool::{Headroom, Pool, Standby};
 use crate::server::http::Response;
 use crate::server::order::OrderReport;
 use crate::server::router::{Access, Lane, Router};
@@ -61,6 +61,22 @@ fn server(room: &Headroom) -> Value {
     })
 }
 
+fn standby(standby: &Standby) -> Value {
+    let stats = &standby.stats;
+    json!({
+        "host": standby.host,
+        "state": standby.state,
+        "lagMs": standby.lag.map(as_ms),
+        "pool": {
+            "total": stats.total,
+            "idle": stats.idle,
+            "active": stats.active,
+            "waiting": stats.waiting,
+            "max": stats.max,
+        },
+    })
+}
+
 fn as_json(pool: &Pool, order: &OrderReport) -> Response {
     let health = pool.health();
     let (stats, config) = (&health.stats, pool.config());
@@ -84,6 +100,7 @@ fn as_json(pool: &Pool, order: &OrderReport) -> Response {
                 "connectionTimeoutMs": config.connection_timeout.as_millis() as u64,
             },
             "server": pool.headroom().as_ref().map(server),
+            "standbys": pool.standbys().iter().map(standby).collect::<Vec<_>>(),
             "failingFast": pool.is_failing_fast(),
             "lines": {
                 "api": line(api_newest_first, api_for),

@@ -1,0 +1,201 @@
+//! Pure: how far a standby is behind, by positions in the write-ahead log.
+//!
+//! A standby cannot know it: while it is cut off from its primary, it has replayed all that it has
+//! received. Nor do the servers' clocks agree. So the primary is asked for its position now and
+//! then. A standby that has replayed as far as the primary was when it was asked has all that was
+//! committed before that question, by the pool's own clock.
+//!
+//! A standby that is further than its primary, although it was asked first, has another history:
+//! that of a primary whose last writes were lost at a failover. It is not used until it follows
+//! this primary, which it can only after it was rewound; and if it stays where it is, the primary
+//! passes it, and it is too far behind.
+
+use std::time::{Duration, Instant};
+
+/// With more samples than this, every other one is forgotten. A standby then seems to be further
+/// behind than it is, never less.
+const MOST_SAMPLES: usize = 1024;
+
+/// Where the primary was, and when: in ascending order of both.
+#[derive(Debug, Default)]
+pub(super) struct History(Vec<Sample>);
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    asked_at: Instant,
+    position: u64,
+}
+
+/// How far a server had replayed, or written, when it was asked last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub answered_at: Instant,
+    pub is_standby: bool,
+    pub position: u64,
+}
+
+/// What a standby is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fitness {
+    /// It has all that was committed before this moment.
+    AsOf(Instant),
+    /// It has not answered of late.
+    Silent,
+    /// It takes writes.
+    Primary,
+    /// Of the last known positions of the primary it has reached none.
+    Behind,
+    /// It is ahead of the primary.
+    Diverged,
+}
+
+impl History {
+    /// Notes where the primary was when it was asked at this moment.
+    pub fn note(&mut self, asked_at: Instant, position: u64) {
+        // Of a primary that is behind an earlier one, whose last writes are lost.
+        self.0.retain(|sample| sample.position <= position);
+        if self.0.last().is_some_and(|last| last.position == position) {
+            self.0.pop();
+        }
+        if self.0.len() >= MOST_SAMPLES {
+            let mut nth = 0;
+            self.0.retain(|_| {
+                nth += 1;
+                nth % 2 == 0
+            });
+        }
+        self.0.push(Sample { asked_at, position });
+    }
+
+    /// Returns what a standby is good for, that was asked last at `look`, and counts as silent after
+    /// this time.
+    pub fn fitness(&self, look: Option<&Look>, now: Instant, silent_after: Duration) -> Fitness {
+        let Some(look) = look else {
+            return Fitness::Silent;
+        };
+        if now.saturating_duration_since(look.answered_at) > silent_after {
+            return Fitness::Silent;
+        }
+        if !look.is_standby {
+            return Fitness::Primary;
+        }
+        let mut later = self.0.iter().filter(|s| s.asked_at > look.answered_at);
+        if later.any(|sample| sample.position < look.position) {
+            return Fitness::Diverged;
+        }
+        let reached = self.0.partition_point(|s| s.position <= look.position);
+        match reached.checked_sub(1) {
+            Some(newest) => Fitness::AsOf(self.0[newest].asked_at),
+            None => Fitness::Behind,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SILENT: Duration = Duration::from_secs(1);
+
+    fn at(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    fn standby(answered_at: Instant, position: u64) -> Look {
+        Look {
+            answered_at,
+            is_standby: true,
+            position,
+        }
+    }
+
+    #[test]
+    fn a_standby_is_as_old_as_the_last_question_whose_answer_it_has_reached() {
+        let start = Instant::now();
+        let mut history = History::default();
+        for (ms, position) in [(0, 100), (100, 200), (200, 300)] {
+            history.note(at(start, ms), position);
+        }
+        let now = at(start, 250);
+        let fitness = |position| history.fitness(Some(&standby(now, position)), now, SILENT);
+        assert_eq!(fitness(99), Fitness::Behind);
+        assert_eq!(fitness(100), Fitness::AsOf(start));
+        assert_eq!(fitness(299), Fitness::AsOf(at(start, 100)));
+        assert_eq!(fitness(300), Fitness::AsOf(at(start, 200)));
+        assert_eq!(fitness(400), Fitness::AsOf(at(start, 200)));
+    }
+
+    #[test]
+    fn while_nothing_is_written_the_newest_question_counts() {
+        let start = Instant::now();
+        let mut history = History::default();
+        for ms in 0..100 {
+            history.note(at(start, ms), 100);
+        }
+        assert_eq!(history.0.len(), 1);
+        let now = at(start, 100);
+        let fitness = history.fitness(Some(&standby(start, 100)), now, SILENT);
+        assert_eq!(fitness, Fitness::AsOf(at(start, 99)));
+    }
+
+    #[test]
+    fn one_that_is_silent_or_a_primary_is_not_used() {
+        let start = Instant::now();
+        let mut history = History::default();
+        history.note(start, 100);
+        let late = at(start, 1001);
+        assert_eq!(history.fitness(None, start, SILENT), Fitness::Silent);
+        let look = standby(start, 100);
+        assert_eq!(history.fitness(Some(&look), late, SILENT), Fitness::Silent);
+        let primary = Look {
+            is_standby: false,
+            ..look
+        };
+        assert_eq!(
+            history.fitness(Some(&primary), start, SILENT),
+            Fitness::Primary
+        );
+    }
+
+    #[test]
+    fn an_old_primary_with_writes_that_were_lost_is_not_used() {
+        let start = Instant::now();
+        let mut history = History::default();
+        history.note(start, 500);
+        // The old primary had written up to 600. The new one never had more than 450, and goes on
+        // from there.
+        let look = standby(at(start, 10), 600);
+        history.note(at(start, 20), 450);
+        let now = at(start, 30);
+        assert_eq!(history.fitness(Some(&look), now, SILENT), Fitness::Diverged);
+        // Of what the old one had beyond 450, nothing counts.
+        let follows = standby(at(start, 10), 450);
+        assert_eq!(
+            history.fitness(Some(&follows), now, SILENT),
+            Fitness::AsOf(at(start, 20))
+        );
+        // Passed by the new one, it is as old as what they have in common.
+        history.note(at(start, 40), 700);
+        let look = standby(at(start, 50), 600);
+        let fitness = history.fitness(Some(&look), at(start, 60), SILENT);
+        assert_eq!(fitness, Fitness::AsOf(at(start, 20)));
+    }
+
+    #[test]
+    fn however_long_it_lasts_the_samples_are_bounded_and_err_on_the_safe_side() {
+        let start = Instant::now();
+        let mut history = History::default();
+        for n in 0..10_000 {
+            history.note(at(start, n), n);
+            assert!(history.0.len() <= MOST_SAMPLES);
+        }
+        let now = at(start, 10_000);
+        for position in [5_000, 9_000, 9_998] {
+            let Fitness::AsOf(moment) = history.fitness(Some(&standby(now, position)), now, SILENT)
+            else {
+                panic!("{position}")
+            };
+            assert!(moment <= at(start, position), "{position}");
+        }
+    }
+}

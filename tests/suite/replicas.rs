@@ -1,0 +1,514 @@
+//! Reads on standbys: which of them are used, and who reads what.
+
+use super::cli::{open_dir, serve};
+use super::http::Client;
+use super::servers::{Frozen, Standby};
+use super::support::{MS, SECOND, admin, counter, eventually, pool, server};
+use millpond::embedded::{PrivateServer, Stop};
+use millpond::pool::{Builder, StandbyState};
+use millpond::{Config, Pool};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const WHERE: &str = "SELECT pg_is_in_recovery()";
+
+fn host(server: &PrivateServer) -> String {
+    format!("127.0.0.1:{}", server.port())
+}
+
+/// A primary with a table of notes, and its standby.
+fn pair() -> (PrivateServer, Standby) {
+    let primary = server(&[("wal_level", "replica"), ("max_wal_senders", "5")]);
+    admin(&primary.url())
+        .batch_execute("CREATE TABLE notes (note text)")
+        .unwrap();
+    let standby = Standby::of(&primary);
+    (primary, standby)
+}
+
+fn pool_with(primary: &PrivateServer, hosts: &str, max_lag: Duration) -> Builder {
+    pool(&primary.url())
+        .max_size(8)
+        .read_hosts(hosts)
+        .read_max_lag(max_lag)
+}
+
+/// Sets a parameter of a running server.
+fn set(server: &PrivateServer, name: &str, value: &str) {
+    let mut admin = admin(&server.url());
+    let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
+    admin.batch_execute(&sql).unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").unwrap();
+}
+
+/// A standby that receives, but does not replay, until this is dropped.
+struct Paused(String);
+
+impl Paused {
+    fn of(standby: &Standby) -> Paused {
+        let mut admin = admin(&standby.server.url());
+        admin.batch_execute("SELECT pg_wal_replay_pause()").unwrap();
+        eventually("it replays no more", || {
+            let state = "SELECT pg_get_wal_replay_pause_state()";
+            admin.query_one(state, &[]).unwrap().get::<_, &str>(0) == "paused"
+        });
+        Paused(standby.server.url())
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        admin(&self.0)
+            .batch_execute("SELECT pg_wal_replay_resume()")
+            .unwrap();
+    }
+}
+
+/// Whether a read, for a client that has written nothing, is answered by a standby.
+fn leaves_the_primary(pool: &Pool) -> bool {
+    let read = pool.client("someone").read(WHERE, &[]);
+    read.is_ok_and(|rows| rows[0].get(0))
+}
+
+fn state(pool: &Pool) -> StandbyState {
+    pool.standbys()[0].state
+}
+
+fn is_used(pool: &Pool) {
+    eventually("the standby is used", || leaves_the_primary(pool));
+}
+
+fn notes(rows: &[postgres::Row]) -> Vec<String> {
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+const NOTES: &str = "SELECT note FROM notes ORDER BY note";
+
+#[test]
+fn reads_go_to_a_standby_and_everything_else_to_the_primary() {
+    let (primary, standby) = pair();
+    let pool = pool_with(&primary, &host(&standby.server), SECOND)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    let on_standby = |rows: Vec<postgres::Row>| rows[0].get::<_, bool>(0);
+    assert!(!on_standby(pool.query(WHERE, &[]).unwrap()));
+    assert!(
+        !pool
+            .transaction(|tx| tx.query(WHERE, &[]).map(on_standby))
+            .unwrap()
+    );
+    let call = pool.client("someone");
+    assert!(on_standby(call.read(WHERE, &[]).unwrap()));
+    assert!(!on_standby(
+        call.clone().on_primary().read(WHERE, &[]).unwrap()
+    ));
+    let limited = call.clone().with_timeout(60 * SECOND);
+    assert!(on_standby(limited.read(WHERE, &[]).unwrap()));
+    let class = call.class("reports").at_most(2);
+    assert!(on_standby(class.read(WHERE, &[]).unwrap()));
+    // A write that is passed by mistake is done, once, as without a standby.
+    let wrong = "INSERT INTO notes VALUES ('by mistake') RETURNING note";
+    assert_eq!(pool.read(wrong, &[]).unwrap().len(), 1);
+    let there = pool.query(NOTES, &[]).unwrap();
+    assert_eq!(notes(&there), ["by mistake"]);
+    let text = pool.metrics_text();
+    assert!(text.contains("millpond_standby_used{"), "{text}");
+    assert!(counter(&pool, "millpond_reads_total{server=\"standby\"}") >= 4);
+    let standby = &pool.standbys()[0];
+    assert_eq!(standby.state, StandbyState::Used);
+    assert!(standby.lag.unwrap() < SECOND && standby.stats.max == 8);
+    // The close is of all connections.
+    let report = pool.close(SECOND);
+    assert!(
+        report.drained >= 2 && pool.standbys()[0].stats.total == 0,
+        "{report}"
+    );
+}
+
+#[test]
+fn an_idle_primary_does_not_seem_to_be_ahead_of_its_standby() {
+    let (primary, standby) = pair();
+    let pool = pool_with(&primary, &host(&standby.server), 500 * MS)
+        .build()
+        .unwrap();
+    let mut admin = admin(&primary.url());
+    // The next place in the log is behind a header that nobody has written yet.
+    admin.batch_execute("SELECT pg_switch_wal()").unwrap();
+    let switched = Instant::now();
+    is_used(&pool);
+    let position = pool.current_lsn().unwrap();
+    eventually("the position is reached", || {
+        let rows = pool.read_after(position).read(WHERE, &[]).unwrap();
+        rows[0].get(0)
+    });
+    // The server writes something of its own accord after 15 s.
+    assert!(switched.elapsed() < 8 * SECOND, "{:?}", switched.elapsed());
+}
+
+#[test]
+fn who_wrote_reads_what_was_written_and_others_may_read_what_was_before() {
+    let (primary, standby) = pair();
+    let one = pool_with(&primary, &host(&standby.server), 60 * SECOND)
+        .build()
+        .unwrap();
+    let two = pool_with(&primary, &host(&standby.server), 60 * SECOND)
+        .build()
+        .unwrap();
+    is_used(&one);
+    is_used(&two);
+    let replay = Paused::of(&standby);
+    one.client("ada")
+        .execute("INSERT INTO notes VALUES ('a')", &[])
+        .unwrap();
+    thread::scope(|scope| {
+        // The thread counts where no client is named, whichever way it writes.
+        let writes: [fn(&Pool); 4] = [
+            |pool| _ = pool.execute("INSERT INTO notes VALUES ('b')", &[]).unwrap(),
+            |pool| {
+                pool.batch_execute("INSERT INTO notes VALUES ('b')")
+                    .unwrap();
+            },
+            |pool| {
+                let write = |tx: &mut millpond::Transaction<'_>| {
+                    tx.execute("INSERT INTO notes VALUES ('b')", &[])
+                };
+                _ = pool.transaction(write).unwrap();
+            },
+            |pool| {
+                let mut plain = pool.get().unwrap();
+                plain
+                    .batch_execute("INSERT INTO notes VALUES ('b')")
+                    .unwrap();
+            },
+        ];
+        for write in writes {
+            let one = &one;
+            scope.spawn(move || {
+                write(one);
+                let read = notes(&one.read(NOTES, &[]).unwrap());
+                assert!(read.contains(&"b".to_owned()), "{read:?}");
+            });
+        }
+    });
+    let ada = || notes(&one.client("ada").read(NOTES, &[]).unwrap());
+    assert!(ada().contains(&"a".to_owned()));
+    // This client of the other pool has it by its position in the log.
+    let position = one.current_lsn().unwrap();
+    let after = notes(&two.read_after(position).read(NOTES, &[]).unwrap());
+    assert_eq!(after.len(), 5, "{after:?}");
+    let before = notes(&two.client("bob").read(NOTES, &[]).unwrap());
+    assert!(before.is_empty(), "{before:?}");
+    drop(replay);
+    // In the end the standby has all, and those who wrote are back there.
+    let back = |call: millpond::Call<'_>| call.read(WHERE, &[]).unwrap()[0].get::<_, bool>(0);
+    eventually("the writer is back on the standby", || {
+        back(one.client("ada"))
+    });
+    assert!(ada().contains(&"a".to_owned()));
+    eventually("the position is reached", || back(two.read_after(position)));
+    assert_eq!(two.read_after(position).read(NOTES, &[]).unwrap().len(), 5);
+}
+
+#[test]
+fn a_standby_that_is_too_far_behind_is_left_until_it_has_caught_up() {
+    let (primary, standby) = pair();
+    let pool = pool_with(&primary, &host(&standby.server), 500 * MS)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut admin = admin(&primary.url());
+            while !over.load(Ordering::Relaxed) {
+                admin
+                    .batch_execute("INSERT INTO notes VALUES (now())")
+                    .unwrap();
+                thread::sleep(10 * MS);
+            }
+        });
+        // Under steady writes, too, it is used.
+        thread::sleep(SECOND);
+        is_used(&pool);
+        set(&standby.server, "recovery_min_apply_delay", "1h");
+        let lag = "SELECT extract(epoch FROM now() - max(note::timestamptz))::float8 FROM notes";
+        eventually("it is left", || {
+            let lag: f64 = pool.client("someone").read(lag, &[]).unwrap()[0].get(0);
+            // What is read is never older than what is allowed, which the pool knows a little late.
+            assert!(lag < 1.0, "{lag}");
+            state(&pool) == StandbyState::Behind
+        });
+        assert!(!leaves_the_primary(&pool));
+        set(&standby.server, "recovery_min_apply_delay", "0");
+        is_used(&pool);
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Reads from several threads until it is over. Returns how many there were, and the longest.
+fn read_until(over: &AtomicBool, pool: &Pool, threads: usize) -> (usize, Duration) {
+    let count = AtomicUsize::new(0);
+    let read = || {
+        let mut longest = Duration::ZERO;
+        while !over.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            pool.read("SELECT count(*) FROM notes", &[]).unwrap();
+            longest = longest.max(started.elapsed());
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        longest
+    };
+    let longest = thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(read)).collect();
+        all.into_iter().map(|one| one.join().unwrap()).max()
+    });
+    (count.into_inner(), longest.unwrap_or_default())
+}
+
+#[test]
+fn a_frozen_standby_costs_nobody_an_error_and_is_used_again_when_it_answers() {
+    let (primary, standby) = pair();
+    let pool = pool_with(&primary, &host(&standby.server), SECOND)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reads = scope.spawn(|| read_until(&over, &pool, 6));
+        for _ in 0..2 {
+            is_used(&pool);
+            let frozen = Frozen::tree(standby.server.pid().unwrap());
+            eventually("it is left", || state(&pool) == StandbyState::Silent);
+            assert!(!leaves_the_primary(&pool));
+            thread::sleep(SECOND);
+            frozen.thaw();
+            is_used(&pool);
+        }
+        over.store(true, Ordering::Relaxed);
+        let (count, longest) = reads.join().unwrap();
+        // The probe waits 800 ms for its answer; the rest is the machine's.
+        assert!(count > 100 && longest < 2500 * MS, "{count} {longest:?}");
+    });
+    assert!(counter(&pool, "millpond_reads_total{server=\"moved\"}") >= 1);
+}
+
+#[test]
+fn a_conflict_with_recovery_and_a_statement_that_takes_too_long_there() {
+    let (primary, standby) = pair();
+    set(&standby.server, "max_standby_streaming_delay", "0");
+    set(&standby.server, "hot_standby_feedback", "off");
+    let pool = pool_with(&primary, &host(&standby.server), 60 * SECOND)
+        .query_timeout(20 * SECOND)
+        .statement_timeout(20 * SECOND)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    let mut admin = admin(&primary.url());
+    admin
+        .batch_execute("INSERT INTO notes SELECT 'x' FROM generate_series(1, 1000)")
+        .unwrap();
+    let seen = "SELECT count(*) FROM notes";
+    eventually("the standby has them", || {
+        let rows = pool.client("someone").read(seen, &[]).unwrap();
+        rows[0].get::<_, i64>(0) == 1000 && leaves_the_primary(&pool)
+    });
+    thread::scope(|scope| {
+        let long = scope.spawn(|| {
+            let slow = "SELECT count(*), (SELECT pg_is_in_recovery() FROM pg_sleep(3)) FROM notes";
+            pool.client("someone").read(slow, &[]).unwrap()
+        });
+        let moved = || counter(&pool, "millpond_reads_total{server=\"moved\"}");
+        eventually("the long one is cancelled by what is replayed", || {
+            admin
+                .batch_execute("UPDATE notes SET note = 'y'; ")
+                .unwrap();
+            admin.batch_execute("VACUUM notes").unwrap();
+            thread::sleep(20 * MS);
+            moved() == 1 || long.is_finished()
+        });
+        assert_eq!(moved(), 1);
+        let rows = long.join().unwrap();
+        assert_eq!((rows[0].get(0), rows[0].get(1)), (1000i64, false));
+    });
+    // One that is cancelled at its limit would take as long on the primary.
+    let limited = pool.client("someone").with_timeout(200 * MS);
+    let started = Instant::now();
+    let error = limited.read("SELECT pg_sleep(10)", &[]).unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    assert!(started.elapsed() < 5 * SECOND);
+    assert_eq!(counter(&pool, "millpond_reads_total{server=\"moved\"}"), 1);
+}
+
+#[test]
+fn while_there_is_no_primary_reads_go_on_for_as_long_as_the_lag_allows() {
+    let (mut primary, standby) = pair();
+    let patient = pool_with(&primary, &host(&standby.server), 60 * SECOND)
+        .build()
+        .unwrap();
+    let strict = pool_with(&primary, &host(&standby.server), SECOND)
+        .build()
+        .unwrap();
+    is_used(&patient);
+    is_used(&strict);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reads = scope.spawn(|| read_until(&over, &patient, 4));
+        primary.stop(Stop::Immediate);
+        eventually("the strict one reads no more there", || {
+            state(&strict) == StandbyState::Behind
+        });
+        assert!(strict.read(WHERE, &[]).is_err());
+        thread::sleep(SECOND);
+        assert_eq!(state(&patient), StandbyState::Used);
+        over.store(true, Ordering::Relaxed);
+        let (count, longest) = reads.join().unwrap();
+        assert!(count > 100 && longest < SECOND, "{count} {longest:?}");
+    });
+    primary.start_again().unwrap();
+    is_used(&strict);
+}
+
+#[test]
+fn a_standby_that_became_a_primary_of_its_own_is_not_read_from() {
+    let (primary, standby) = pair();
+    let hosts = format!("{},{}", host(&primary), host(&standby.server));
+    let pool = pool_with(&primary, &hosts, 60 * SECOND).build().unwrap();
+    eventually("each is known", || {
+        let states: Vec<_> = pool.standbys().iter().map(|s| s.state).collect();
+        states == [StandbyState::Primary, StandbyState::Used]
+    });
+    assert!(leaves_the_primary(&pool));
+    standby.promote();
+    let two = || pool.standbys()[1].state;
+    eventually("it is left", || two() == StandbyState::Primary);
+    admin(&standby.server.url())
+        .batch_execute("INSERT INTO notes VALUES ('of another world')")
+        .unwrap();
+    assert!(pool.read(NOTES, &[]).unwrap().is_empty());
+}
+
+#[test]
+fn a_host_that_is_not_there_delays_nobody() {
+    let primary = server(&[]);
+    let pool = pool_with(&primary, "127.0.0.1:1,192.0.2.1", SECOND)
+        .build()
+        .unwrap();
+    let started = Instant::now();
+    for _ in 0..20 {
+        assert!(!leaves_the_primary(&pool));
+    }
+    assert!(started.elapsed() < 2 * SECOND);
+    let states = pool.standbys();
+    assert!(
+        states
+            .iter()
+            .all(|standby| standby.state == StandbyState::Silent)
+    );
+    // Not even when it closes.
+    let started = Instant::now();
+    pool.close(5 * SECOND);
+    assert!(started.elapsed() < 3 * SECOND, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_pause_is_of_the_standbys_too() {
+    let (primary, standby) = pair();
+    let pool = pool_with(&primary, &host(&standby.server), 60 * SECOND)
+        .application_name("paused")
+        .build()
+        .unwrap();
+    is_used(&pool);
+    pool.pause(60 * SECOND);
+    let mut there = admin(&standby.server.url());
+    eventually("only the probe's connection is left", || {
+        super::support::backends(&mut there, "paused").len() <= 1
+    });
+    thread::scope(|scope| {
+        let read = scope.spawn(|| pool.read(WHERE, &[]).unwrap());
+        thread::sleep(200 * MS);
+        assert!(!read.is_finished());
+        pool.resume();
+        read.join().unwrap();
+    });
+}
+
+#[test]
+fn the_studio_reads_from_a_standby_and_shows_each_client_what_it_wrote() {
+    let (primary, standby) = pair();
+    let dir = open_dir(0o700);
+    let hosts = host(&standby.server);
+    let url = primary.url();
+    let vars = [
+        ("DATABASE_URL", url.as_str()),
+        ("DB_READ_HOSTS", &hosts),
+        ("DB_READ_MAX_LAG_MS", "60000"),
+        ("HTTP_TRUSTED_PROXIES", "127.0.0.1"),
+        ("LOG_LEVEL", "info"),
+    ];
+    let mut serving = serve(dir.path(), &vars);
+    eventually("it is ready", || serving.is_ready());
+    let addr = SocketAddr::from(([127, 0, 0, 1], serving.port));
+    let ask = |method: &str, headers: &str, body: &str| {
+        let headers = format!("Content-Type: application/json\r\n{headers}");
+        Client::to(addr).ask(method, "/api/reservations", &headers, body.as_bytes())
+    };
+    let count = |headers: &str| {
+        ask("GET", headers, "").json()["items"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    let metrics = || {
+        Client::to(addr)
+            .ask("GET", "/api/metrics/db", "", b"")
+            .json()
+    };
+    eventually("the standby is used", || {
+        metrics()["standbys"][0]["state"] == "used"
+    });
+    let before = count("");
+    eventually(
+        "the standby has the schema, and all that stands there",
+        || count("X-Forwarded-For: 192.0.2.9\r\n") == before,
+    );
+    let _replay = Paused::of(&standby);
+    let created = ask(
+        "POST",
+        "X-Forwarded-For: 192.0.2.1\r\n",
+        r#"{"studioId":1,"customer":"Ada","startsAt":"2030-01-02T10:00:00Z","endsAt":"2030-01-02T12:00:00Z"}"#,
+    );
+    assert_eq!(created.status, 201, "{}", created.body);
+    for _ in 0..10 {
+        assert_eq!(count("X-Forwarded-For: 192.0.2.1\r\n"), before + 1);
+        assert_eq!(count("X-Forwarded-For: 192.0.2.2\r\n"), before);
+        let fresh = "X-Forwarded-For: 192.0.2.2\r\nCache-Control: max-age=0, no-cache\r\n";
+        assert_eq!(count(fresh), before + 1);
+    }
+    assert_eq!(metrics()["standbys"][0]["host"], hosts.as_str());
+    serving.signal("TERM");
+    assert_eq!(serving.ends(), Some(0), "{}", serving.log());
+}
+
+#[test]
+fn bad_hosts_and_lags_are_named() {
+    for (name, value, why) in [
+        ("DB_READ_HOSTS", "db2:x", "port"),
+        ("DB_READ_HOSTS", "db2,,db3", "no host"),
+        ("DB_READ_MAX_LAG_MS", "99", "at least 100"),
+    ] {
+        let vars = [("DATABASE_URL", "postgresql://localhost/x"), (name, value)];
+        let error = Config::from_vars(vars).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(why), "{error}");
+    }
+    let builder = pool("postgresql://localhost/x")
+        .read_hosts("a:")
+        .read_max_lag(MS);
+    let error = builder.build().unwrap_err().to_string();
+    assert!(
+        error.contains("read_hosts") && error.contains("read_max_lag"),
+        "{error}"
+    );
+}
