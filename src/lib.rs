@@ -115,6 +115,7 @@ pub use token::Token;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod for_cli {
+    pub use crate::pool::Endpoint;
     use crate::{fd_limit, server};
 
     /// The number of database connections that a pool may open in addition to its own.

@@ -1,4 +1,5 @@
-//! `millpond check`: asks a running server for its health, for supervisors and containers.
+//! `millpond check`: asks a running server for its health, for supervisors and containers. With
+//! `--database` it asks the database: see `check_database`.
 
 use super::failure::Failure;
 use super::output;
@@ -19,9 +20,23 @@ pub(super) struct Arguments {
     /// Where the server is [default: at HTTP_ADDR, on loopback if that is every address]
     #[arg(long)]
     url: Option<String>,
-    /// How long to wait for the answer
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
-    timeout_ms: u64,
+    /// Ask the database instead, with the settings of `serve`: what to know about it before going live
+    #[arg(long, conflicts_with_all = ["live", "ready", "url"])]
+    pub database: bool,
+    /// How many instances of the program are to use the database [default: 1]
+    #[arg(long, requires = "database", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub instances: Option<u32>,
+    /// How long to wait for the answer [default: 2000; with --database, 10000]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    timeout_ms: Option<u64>,
+}
+
+impl Arguments {
+    /// How long to wait for the answer.
+    pub fn limit(&self) -> Duration {
+        let usual = if self.database { 10_000 } else { 2000 };
+        Duration::from_millis(self.timeout_ms.unwrap_or(usual))
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -32,7 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let base = arguments.url.clone().unwrap_or_else(default_url);
     let url = health_url(&base, path)?;
-    let answered = ask(&url, Duration::from_millis(arguments.timeout_ms));
+    let answered = ask(&url, arguments.limit());
     let (status, text) =
         answered.map_err(|e| Failure::because(format!("no answer from {url}: {e}")))?;
     output::print(&format!("{}\n", text.trim_end()))?;

@@ -1,6 +1,7 @@
 //! The program's commands. Exit codes: 0 done, 1 failed, 2 bad settings or arguments.
 
 mod check;
+mod check_database;
 mod config;
 mod control;
 mod database;
@@ -31,7 +32,7 @@ struct Arguments {
 enum Command {
     /// Serve HTTP (also without a command); settings come from the environment and .env
     Serve,
-    /// Ask a running server for its health; exits with 0 when it is well
+    /// Ask a running server for its health, or the database; exits with 0 when all is well
     Check(check::Arguments),
     /// Run queries from many threads and report how long they took
     LoadTest(load_test::Arguments),
@@ -51,6 +52,9 @@ pub(super) fn run() -> ExitCode {
         Command::Serve => Config::from_env()
             .map_err(Failure::from)
             .and_then(serve::run),
+        Command::Check(arguments) if arguments.database => Config::from_env()
+            .map_err(Failure::from)
+            .and_then(|c| check_database::run(&c, arguments.instances, arguments.limit())),
         Command::Check(arguments) => check::run(&arguments),
         Command::LoadTest(arguments) => Config::from_env()
             .map_err(Failure::from)

@@ -155,8 +155,9 @@ fn cannot_listen(config: &Config, error: &std::io::Error) -> Failure {
     Failure::because(format!("cannot listen on {}: {error}", config.http.addr))
 }
 
+/// The pool's options in this program.
 #[cfg(feature = "studio")]
-fn builder(config: &Config) -> Builder {
+pub(super) fn builder(config: &Config) -> Builder {
     Builder::from(config.pool.clone()).ledger_schema(millpond::studio::SCHEMA)
 }
 
@@ -183,7 +184,7 @@ fn routes(config: &Config, pool: &Pool, stop: Sender<Wish>) -> Result<(Router, R
 }
 
 #[cfg(not(feature = "studio"))]
-fn builder(config: &Config) -> Builder {
+pub(super) fn builder(config: &Config) -> Builder {
     Builder::from(config.pool.clone())
 }
 

@@ -33,6 +33,8 @@ mod demand;
 mod dial;
 #[cfg(feature = "server")]
 mod doors;
+#[cfg(feature = "cli")]
+mod endpoint;
 mod fleet;
 mod gate;
 mod headroom;
@@ -76,6 +78,9 @@ pub use build_error::BuildError;
 pub use builder::Builder;
 pub use cancel_token::CancelToken;
 pub use checkout::Pool;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use endpoint::Endpoint;
 pub use listener::{Heard, Listener, Notification};
 pub use observer::{Observer, StatementEvent};
 pub use plain::{DetachedConnection, PooledConnection};

@@ -4,6 +4,8 @@ use super::cancel_token::CancelToken;
 use super::checkout::{CheckoutRequest, Lease, Pool};
 use super::line::Arrival;
 use super::session::Session;
+#[cfg(feature = "cli")]
+use super::tracked::Tracked;
 use super::waiter::Outcome;
 use crate::class_queue::Share;
 #[cfg(doc)]
@@ -102,6 +104,11 @@ impl PooledConnection {
     /// Returns a token that cancels the statement on this connection, from any thread.
     pub fn cancel_token(&self) -> CancelToken {
         CancelToken::of(self.lease.tracked())
+    }
+
+    #[cfg(feature = "cli")]
+    pub(super) fn tracked(&self) -> &Tracked {
+        self.lease.tracked()
     }
 
     /// Takes the connection out of the pool, for long work.

@@ -136,6 +136,13 @@ fn versions(settings: &TlsSettings) -> Vec<&'static SupportedProtocolVersion> {
     found.map(|(_, version)| version).collect()
 }
 
+/// Returns whether there are trusted certificates, so that the server's is verified.
+#[cfg(feature = "cli")]
+pub(crate) fn has_roots(settings: &TlsSettings) -> bool {
+    let file = Files::of(settings).roots;
+    settings.roots == Roots::System || file.is_some_and(|path| path.exists())
+}
+
 /// Returns the trusted certificates; none if the server's is not verified.
 fn roots(settings: &TlsSettings, files: &Files) -> Result<Vec<CertificateDer<'static>>, String> {
     if settings.roots == Roots::System {

@@ -9,3 +9,5 @@ mod files;
 mod verifier;
 
 pub(crate) use client::ClientCache;
+#[cfg(feature = "cli")]
+pub(crate) use client::has_roots;

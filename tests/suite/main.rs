@@ -6,6 +6,7 @@ mod answers;
 mod authority;
 mod callers;
 mod changes;
+mod check_database;
 mod checkout;
 mod cli;
 #[cfg(feature = "lab")]

@@ -23,7 +23,7 @@ use std::thread;
 use std::time::Instant;
 use tempfile::TempDir;
 
-const TRANSACTION: &str = "pool_mode=transaction";
+pub const TRANSACTION: &str = "pool_mode=transaction";
 const SESSION: &str = "pool_mode=session";
 const BOTH: [&str; 2] = [TRANSACTION, SESSION];
 /// PgBouncer's manual recommends this for drivers that send options; PgBouncer then drops the
@@ -31,7 +31,7 @@ const BOTH: [&str; 2] = [TRANSACTION, SESSION];
 const DROPS_OPTIONS: &str = "ignore_startup_parameters=extra_float_digits,options";
 
 /// A PgBouncer of the test's own, which ends when this is dropped.
-struct PgBouncer {
+pub struct PgBouncer {
     port: u16,
     owner: (u32, u32),
     process: Child,
@@ -40,7 +40,7 @@ struct PgBouncer {
 
 impl PgBouncer {
     /// Starts PgBouncer in front of a server's port, with these settings.
-    fn in_front_of(server: &PrivateServer, upstream: u16, settings: &[&str]) -> PgBouncer {
+    pub fn in_front_of(server: &PrivateServer, upstream: u16, settings: &[&str]) -> PgBouncer {
         let dir = TempDir::new().expect("a directory");
         let owner = fs::metadata(server.dir()).expect("the server's directory");
         let owner = (owner.uid(), owner.gid());
@@ -110,7 +110,7 @@ impl PgBouncer {
     }
 
     /// The same URL, but through PgBouncer.
-    fn url(&self, server: &PrivateServer) -> String {
+    pub fn url(&self, server: &PrivateServer) -> String {
         let there = format!(":{}/", server.port());
         server.url().replace(&there, &format!(":{}/", self.port))
     }
