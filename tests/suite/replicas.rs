@@ -1,6 +1,6 @@
 //! Reads on standbys: which of them are used, and who reads what.
 
-use super::cli::{open_dir, serve};
+use super::cli::{open_dir, run, serve};
 use super::http::Client;
 use super::servers::{Frozen, Standby};
 use super::support::{MS, SECOND, admin, counter, eventually, pool, server};
@@ -490,6 +490,27 @@ fn the_studio_reads_from_a_standby_and_shows_each_client_what_it_wrote() {
     assert_eq!(metrics()["standbys"][0]["host"], hosts.as_str());
     serving.signal("TERM");
     assert_eq!(serving.ends(), Some(0), "{}", serving.log());
+}
+
+#[test]
+fn check_database_says_whether_reads_would_go_to_each_standby() {
+    let (primary, standby) = pair();
+    let dir = open_dir(0o700);
+    let hosts = format!("{},127.0.0.1:1", host(&standby.server));
+    let url = primary.url();
+    let vars = [("DATABASE_URL", url.as_str()), ("DB_READ_HOSTS", &hosts)];
+    let checked = run(dir.path(), &["check", "--database"], &vars);
+    let printed = String::from_utf8_lossy(&checked.stdout);
+    for line in [
+        format!(
+            "ok      standbys      {}: reads go there",
+            host(&standby.server)
+        ),
+        "wrong   standbys      127.0.0.1:1: no reads go there, because it does not answer".into(),
+    ] {
+        assert!(printed.contains(&line), "{printed}");
+    }
+    assert_eq!(checked.status.code(), Some(1));
 }
 
 #[test]

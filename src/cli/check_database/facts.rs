@@ -3,6 +3,7 @@
 
 use millpond::config::{Pooler, SslMode};
 use millpond::for_cli::Endpoint;
+use millpond::pool::StandbyState;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -40,11 +41,22 @@ pub(super) struct Facts {
     /// The tables in the ledger's schema.
     pub tables: Option<Vec<Table>>,
     pub standbys: Option<Standbys>,
+    /// The standbys that reads are to use.
+    pub read_hosts: Vec<ReadHost>,
     /// By how much the server's clock is ahead, in seconds, and by how much that may be wrong.
     pub clock: Option<(f64, f64)>,
     pub oldest: Option<Oldest>,
     /// What could not be found out, by topic, and why.
     pub unknown: Vec<(&'static str, String)>,
+}
+
+/// One of `DB_READ_HOSTS`.
+#[derive(Clone, Debug)]
+pub(super) struct ReadHost {
+    pub host: String,
+    pub state: StandbyState,
+    /// How old its data may be.
+    pub lag: Option<Duration>,
 }
 
 /// The server's settings as they are in force on the connection, by name: the value in its base

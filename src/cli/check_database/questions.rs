@@ -139,6 +139,7 @@ pub(super) fn ask(client: &mut Client, endpoint: Endpoint, plan: &Plan) -> Resul
     });
     Ok(Facts {
         round_trip,
+        read_hosts: Vec::new(),
         standby: standby.is_some_and(|row| is_true(&row, "standby")),
         settings: Settings(settings.collect()),
         sessions: sessions(&mut asker)?,

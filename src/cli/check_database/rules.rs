@@ -7,7 +7,7 @@ use super::{access, connections, state};
 /// The rules of a topic.
 type Rule = fn(&Plan, &Facts) -> Vec<Finding>;
 
-const RULES: [(&str, Rule); 11] = [
+const RULES: [(&str, Rule); 12] = [
     ("server", state::server),
     ("connections", connections::connections),
     ("timeouts", connections::timeouts),
@@ -16,6 +16,7 @@ const RULES: [(&str, Rule); 11] = [
     ("rights", access::rights),
     ("encoding", access::encoding),
     ("durability", state::durability),
+    ("standbys", state::read_hosts),
     ("read only", state::read_only),
     ("clock", state::clock),
     ("wraparound", state::wraparound),
@@ -46,6 +47,10 @@ mod tests {
         let (worst, text) = said(&found);
         assert_eq!(worst, Level::Ok, "{text}");
         assert_eq!(found.len(), RULES.len(), "{text}");
+        // Without DB_READ_HOSTS there is nothing to say of standbys.
+        let mut facts = facts();
+        facts.read_hosts.clear();
+        assert_eq!(findings(&plan(), &facts).len(), RULES.len() - 1);
         assert!(text.starts_with(
             "ok      server        PostgreSQL 17.2, a primary, at 10.0.0.5:5432, 1.0 ms away"
         ));

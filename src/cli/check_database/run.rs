@@ -1,7 +1,7 @@
 //! Opens a connection as the pool would, has the questions asked within the time there is, and prints
 //! what was found.
 
-use super::facts::{Facts, Plan};
+use super::facts::{Facts, Plan, ReadHost};
 use super::finding::{Finding, Findings, Level};
 use super::{questions, rules};
 use crate::cli::failure::Failure;
@@ -9,7 +9,7 @@ use crate::cli::{config, database, output, serve};
 use millpond::config::{Config, Pooler};
 use millpond::error::{Chain, OpenError};
 use millpond::for_cli::Endpoint;
-use millpond::pool::{Pool, PooledConnection};
+use millpond::pool::{Pool, PooledConnection, StandbyState};
 use millpond::{Error, postgres};
 use std::sync::mpsc;
 use std::thread;
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(50);
 /// What an answer may take beyond the limit, so that an error that says more than "late" is heard.
 const GRACE: Duration = Duration::from_millis(250);
+/// How long a standby may take until reads would go there.
+const STANDBYS_LIMIT: Duration = Duration::from_secs(2);
 /// How long closing the connection may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -97,10 +99,31 @@ fn find_out(config: &Config, instances: u32, limit: Duration) -> Result<Vec<Find
 
 /// Returns what is known of the database, or the topic and the reason why nothing is.
 fn look(pool: &Pool, plan: &Plan, limit: Duration) -> Result<Facts, (&'static str, String)> {
+    let until = Instant::now() + limit;
     let mut connection = connect(pool, limit).map_err(|e| why_not(&e, limit))?;
     let endpoint = Endpoint::of(pool, &connection);
     let lost = |questions::Lost(why)| ("server", format!("the questions were not answered: {why}"));
-    questions::ask(&mut connection, endpoint, plan).map_err(lost)
+    let mut facts = questions::ask(&mut connection, endpoint, plan).map_err(lost)?;
+    facts.read_hosts = read_hosts(pool, until.min(Instant::now() + STANDBYS_LIMIT));
+    Ok(facts)
+}
+
+/// Returns what is known of the standbys that reads are to use. The pool finds it out by itself, and
+/// that takes a moment.
+fn read_hosts(pool: &Pool, until: Instant) -> Vec<ReadHost> {
+    loop {
+        let known = pool.standbys();
+        let is_known = known.iter().all(|known| known.state == StandbyState::Used);
+        if is_known || Instant::now() >= until {
+            let known = known.into_iter().map(|known| ReadHost {
+                host: known.host,
+                state: known.state,
+                lag: known.lag,
+            });
+            return known.collect();
+        }
+        thread::sleep(LOOK);
+    }
 }
 
 /// Checks a connection out. Does not try again once opening one has failed.

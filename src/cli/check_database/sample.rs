@@ -1,9 +1,12 @@
 //! A program and a database with nothing amiss, for the tests of the rules.
 
-use super::facts::{Encryption, Facts, Limits, Oldest, Plan, Rights, Sessions, Settings, Standbys};
+use super::facts::{
+    Encryption, Facts, Limits, Oldest, Plan, ReadHost, Rights, Sessions, Settings, Standbys,
+};
 use super::finding::{Finding, Level};
 use millpond::config::{Pooler, SslMode};
 use millpond::for_cli::Endpoint;
+use millpond::pool::StandbyState;
 use std::time::Duration;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -54,6 +57,11 @@ pub(super) fn facts() -> Facts {
             is_pooled: false,
             asked_for: "any",
         },
+        read_hosts: vec![ReadHost {
+            host: "db2".into(),
+            state: StandbyState::Used,
+            lag: Some(SECOND / 4),
+        }],
         round_trip: SECOND / 1000,
         standby: false,
         settings: Settings(settings.into()),

@@ -1,7 +1,8 @@
 //! Rules about the server itself: what it is, what it keeps, and how it is doing.
 
-use super::facts::{Facts, Plan};
+use super::facts::{Facts, Plan, ReadHost};
 use super::finding::{Finding, Findings};
+use millpond::pool::StandbyState;
 
 /// The oldest version of PostgreSQL that the pool works with.
 const LEAST_VERSION: i64 = 14;
@@ -32,6 +33,25 @@ pub(super) fn server(_: &Plan, facts: &Facts) -> Vec<Finding> {
             endpoint.place,
             facts.round_trip.as_secs_f64() * 1000.0
         ));
+    }
+    found.end()
+}
+
+/// Whether reads would go to the standbys that are named for them.
+pub(super) fn read_hosts(_plan: &Plan, facts: &Facts) -> Vec<Finding> {
+    let mut found = Findings::about("standbys");
+    for ReadHost { host, state, lag } in &facts.read_hosts {
+        match state {
+            StandbyState::Used => {
+                let lag = lag.unwrap_or_default().as_millis();
+                found.ok(format!("{host}: {state}; it is at most {lag} ms behind"));
+            }
+            // In a list of all servers of a cluster, that is so.
+            StandbyState::Primary => found.note(format!("{host}: {state}")),
+            _ => found.wrong(format!(
+                "{host}: {state}; see to it, or leave it out of DB_READ_HOSTS"
+            )),
+        }
     }
     found.end()
 }
@@ -347,5 +367,22 @@ mod tests {
             });
             finds(&wraparound(&plan(), &facts), level, &["\"old\""]);
         }
+    }
+
+    #[test]
+    fn a_standby_that_reads_would_not_use_is_named() {
+        let mut facts = facts();
+        facts.read_hosts[0].state = StandbyState::Silent;
+        finds(
+            &read_hosts(&plan(), &facts),
+            Wrong,
+            &["because it does not answer; see to it"],
+        );
+        facts.read_hosts[0].state = StandbyState::Primary;
+        finds(
+            &read_hosts(&plan(), &facts),
+            Note,
+            &["because it is a primary"],
+        );
     }
 }
