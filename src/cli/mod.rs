@@ -39,7 +39,7 @@ enum Command {
     /// Show the settings in force and where each came from
     Config,
     /// Print a systemd unit for this program
-    Unit,
+    Unit(supervisor::Unit),
     /// Close a running server's connections and let its callers wait, to move or restart the database
     Pause(control::Pause),
     /// End a pause
@@ -62,7 +62,7 @@ pub(super) fn run() -> ExitCode {
         Command::Config => Config::from_env()
             .map_err(Failure::from)
             .and_then(|config| config::print(&config)),
-        Command::Unit => supervisor::print_unit(),
+        Command::Unit(which) => supervisor::print_unit(&which),
         Command::Pause(arguments) => control::pause(&arguments),
         Command::Resume(which) => control::resume(&which),
     };

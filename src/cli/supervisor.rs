@@ -1,5 +1,5 @@
 //! What systemd is told: that the server is ready, that it lives, and that it stops. Without systemd
-//! nothing is told to anyone. `millpond unit` prints a unit that uses this.
+//! nothing is told to anyone. `millpond unit` prints a unit that uses this; the Debian package has it.
 
 use super::failure::Failure;
 use super::{check, output};
@@ -9,12 +9,26 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-const UNIT: &str = include_str!("assets/millpond.service");
+/// The units, as the Debian package installs them.
+const SERVICE: &str = include_str!("assets/millpond.service");
+const SOCKET: &str = include_str!("assets/millpond.socket");
+/// Where the package installs the program.
+const PACKAGED: &str = "/usr/bin/millpond";
+
+#[derive(clap::Args)]
+pub(super) struct Unit {
+    /// Print the socket unit, with which a restart refuses no client
+    #[arg(long)]
+    socket: bool,
+}
 
 /// Prints a unit for this program.
-pub(super) fn print_unit() -> Result<(), Failure> {
+pub(super) fn print_unit(which: &Unit) -> Result<(), Failure> {
+    if which.socket {
+        return output::print(SOCKET);
+    }
     let program = std::env::current_exe().map_err(|e| Failure::of(&e))?;
-    output::print(&UNIT.replace("@PROGRAM@", &program.display().to_string()))
+    output::print(&SERVICE.replace(PACKAGED, &program.display().to_string()))
 }
 
 /// Says that the server listens. If systemd asks for signs of life, they are sent from now on, as

@@ -1206,23 +1206,36 @@ fn systemd_is_told_of_the_start_the_end_and_that_it_lives() {
 }
 
 #[test]
-fn the_unit_names_this_program_and_systemd_takes_it() {
+fn the_units_name_this_program_and_systemd_takes_them() {
     let dir = tempfile::TempDir::new().unwrap();
-    let printed = run(dir.path(), &["unit"], &[]);
-    assert!(printed.status.success());
-    let unit = String::from_utf8(printed.stdout).unwrap();
+    let printed = |arguments: &[&str]| {
+        let printed = run(dir.path(), arguments, &[]);
+        assert!(printed.status.success());
+        String::from_utf8(printed.stdout).unwrap()
+    };
+    let service = printed(&["unit"]);
     let program = millpond(dir.path(), &[]);
     let program = std::fs::canonicalize(program.get_program()).unwrap();
     assert!(
-        unit.contains(&format!("ExecStart={} serve\n", program.display())),
-        "{unit}"
+        service.contains(&format!("ExecStart={} serve\n", program.display())),
+        "{service}"
     );
-    let path = dir.path().join("millpond.service");
-    std::fs::write(&path, unit).unwrap();
-    // Where systemd is installed, it says what it thinks of the unit.
+    let socket = printed(&["unit", "--socket"]);
+    let addr = millpond::Config::default().http.addr;
+    assert!(
+        socket.contains(&format!("ListenStream={addr}\n")),
+        "{socket}"
+    );
+    let units = [("millpond.service", service), ("millpond.socket", socket)];
+    let paths = units.map(|(name, unit)| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, unit).unwrap();
+        path
+    });
+    // Where systemd is installed, it says what it thinks of the units.
     let Ok(verified) = Command::new("systemd-analyze")
         .arg("verify")
-        .arg(&path)
+        .args(paths)
         .output()
     else {
         return;
