@@ -17,6 +17,9 @@ if [ "${1:-}" = --first ]; then
     mkdir "$place/written" "$place/work" "$root"
     mount -t overlay box -o "lowerdir=/,upperdir=$place/written,workdir=$place/work" "$root"
     mount -t proc box "$root/proc"
+    # What is set there is often set for the whole machine.
+    mount --bind "$root/proc/sys" "$root/proc/sys"
+    mount -o remount,bind,ro "$root/proc/sys"
     mount -t sysfs -o ro box "$root/sys"
     mount -t cgroup2 box "$root/sys/fs/cgroup"
     mount -t tmpfs -o mode=755 box "$root/run"
@@ -57,6 +60,8 @@ place=$(mktemp -d)
 group=$unified$(sed -n 's/^0:://p' /proc/self/cgroup)/millpond-box-$$
 box=
 finish() {
+    # `timeout` signals twice.
+    trap '' HUP INT TERM
     if [ -n "$box" ]; then
         # With its first process, all others of the box end.
         kill -KILL "$box" 2>/dev/null || true
@@ -74,7 +79,8 @@ mkdir -p "$group/command"
 
 (
     echo "$BASHPID" >"$group/cgroup.procs"
-    exec unshare --mount --propagation private --pid --fork --kill-child --net --uts --ipc --cgroup \
+    exec setpriv --pdeathsig KILL \
+        unshare --mount --propagation private --pid --fork --kill-child --net --uts --ipc --cgroup \
         "$0" --first "$shared" "$place"
 ) >"$place.log" 2>&1 </dev/null &
 box=$!

@@ -27,7 +27,8 @@ if [ "${1:-}" != --in-box ]; then
     sed -n '/^```dockerfile/,/^```/p' README.md | sed '1d;$d' >"$place/recipe/Dockerfile"
     base=$(sed -n 's/^FROM //p' "$place/recipe/Dockerfile")
     release=${base#debian:}
-    debootstrap --variant=minbase "${release%-slim}" "$place/base" >"$place/log" ||
+    # What it mounts goes with its namespace.
+    unshare --mount debootstrap --variant=minbase "${release%-slim}" "$place/base" >"$place/log" ||
         { tail -n 20 "$place/log" && fail "no base image"; }
     tar -C "$place/base" -cf "$place/base.tar" --exclude './dev/*' --exclude './proc/*' --exclude './sys/*' .
     rm -rf "$place/base"
