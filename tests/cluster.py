@@ -372,6 +372,7 @@ class Cluster:
         hosts = ",".join(f"127.0.0.1:{n.port}" for n in self.nodes)
         return {
             "leader": f"postgresql://postgres@127.0.0.1:{self.leader().port}/postgres",
+            "nodes": hosts,
             "hosts": f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write",
             "haproxy": f"postgresql://postgres@127.0.0.1:{self.haproxy_port}/postgres",
             "pgbouncer": f"postgresql://postgres@127.0.0.1:{self.pgbouncer_port}/postgres",

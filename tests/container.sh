@@ -87,7 +87,7 @@ grep -q DATABASE_URL said || fail "no reason: $(cat said)"
 step "it serves: as process 1, as an ordinary user, on a root that it cannot write to"
 # Each connection is used once, and the password is asked for each second.
 container --detach --name studio --env "DATABASE_URL=$url" --env API_TOKEN=sesame --env DB_MAX_USES=1 \
-    --env DB_PASSWORD_COMMAND='echo secret; echo expires_in=1' millpond >/dev/null
+    --env DB_PASSWORD_COMMAND='sleep 0.3 & echo secret; echo expires_in=1' millpond >/dev/null
 eventually "ready" api /health/ready
 equal "process 1" "$(inside cat /proc/1/comm)" "millpond"
 equal "user" "$(inside id -u)" "10001"
@@ -101,14 +101,15 @@ for signal in HUP USR1 WINCH PIPE; do podman kill --signal "$signal" studio >/de
 eventually "reloaded" sh -c 'podman logs studio 2>&1 | grep -q "the settings were read again"'
 podman healthcheck run studio || fail "its health check fails"
 
-step "the commands that print its password leave no process behind"
+step "what the commands that print its password leave behind is reaped, at the latest with the next"
 for _ in $(seq 50); do
     api /api/studios >/dev/null
     sleep 0.1
 done
 runs=$(podman logs studio 2>&1 | grep -c 'opened conn=')
 [ "$runs" -gt 20 ] || fail "few connections: $runs"
-equal "zombies" "$(inside sh -c 'grep -l "^State:.*Z" /proc/[0-9]*/status | wc -l')" 0
+zombies=$(inside sh -c 'grep -l "^State:.*Z" /proc/[0-9]*/status | wc -l')
+[ "$zombies" -le 1 ] || fail "$zombies zombies"
 
 step "asked to stop, it answers what it has begun, and exits with 0"
 mkfifo hold

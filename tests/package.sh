@@ -32,8 +32,8 @@ if [ "${1:-}" != --in-box ]; then
     lintian --fail-on error,warning "$place/old.deb"
 
     built=$(dpkg-deb --field "$place/old.deb" Version)
-    noted=$(sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
-    [ "$noted" = "$built" ] || fail "debian/changelog is of $noted, and the package is of $built"
+    noted=$(sed -n '1s/.*(\(.*\)).*/\1/p' src/cli/assets/debian/changelog)
+    [ "$noted" = "$built" ] || fail "src/cli/assets/debian/changelog is of $noted, and the package is of $built"
     cp "$0" "$place/package.sh"
     tests/box.sh "$place" ./package.sh --in-box "${built%-*}"
     exit

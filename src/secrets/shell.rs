@@ -4,10 +4,10 @@
 
 use super::more::More;
 #[cfg(unix)]
-use super::unix::{Output, kill_group, shell};
+use super::unix::{Output, kill_group, reap_group, shell};
 use super::value::{Flaw, LONGEST, SecretError};
 #[cfg(windows)]
-use super::windows::{Output, kill_group, shell};
+use super::windows::{Output, kill_group, reap_group, shell};
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -37,6 +37,7 @@ pub(super) fn run(
         kill_group(&mut child);
         child.wait().map_err(SecretError::not_run)?;
     }
+    reap_group(&child);
     printed
 }
 

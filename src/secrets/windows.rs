@@ -21,6 +21,9 @@ pub fn kill_group(child: &mut Child) {
     let _ = child.kill();
 }
 
+/// A process of Windows leaves nothing to reap.
+pub fn reap_group(_: &Child) {}
+
 /// A pipe of Windows cannot be waited for with a limit, so a thread reads it. The thread ends
 /// when the last process that holds the pipe has ended.
 pub struct Output(Receiver<io::Result<Vec<u8>>>);

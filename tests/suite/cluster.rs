@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Instant;
 
 /// The cluster of `tests/cluster.py`, which ends when this is dropped.
-struct Cluster {
+pub struct Cluster {
     process: Child,
     orders: Option<ChildStdin>,
     answers: Lines<BufReader<ChildStdout>>,
@@ -19,7 +19,7 @@ struct Cluster {
 
 impl Cluster {
     /// Starts the cluster. Returns it with the URLs of its entry points.
-    fn start() -> (Cluster, HashMap<String, String>) {
+    pub fn start() -> (Cluster, HashMap<String, String>) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster.py");
         let mut process = Command::new("python3")
             .arg(script)
@@ -50,13 +50,13 @@ impl Cluster {
     }
 
     /// Sends an order to the cluster, and prints how long it took.
-    fn have(&mut self, what: &str) {
+    pub fn have(&mut self, what: &str) {
         let started = Instant::now();
         assert_eq!(self.order(what), "ok");
         println!("{what}: {:.1?}", started.elapsed());
     }
 
-    fn leader(&mut self) -> String {
+    pub fn leader(&mut self) -> String {
         let ways_in: HashMap<String, String> =
             serde_json::from_str(&self.order("ways_in")).expect("JSON");
         ways_in["leader"].clone()

@@ -32,6 +32,8 @@ mod logs;
 mod models;
 mod outage;
 mod overload;
+#[cfg(feature = "lab")]
+mod patroni;
 mod pause;
 mod peers;
 #[cfg(feature = "lab")]

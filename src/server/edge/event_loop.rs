@@ -149,15 +149,9 @@ impl EventLoop {
         self.clients.keep_newcomers_out();
         let until = Instant::now() + LAST_CLIENTS;
         loop {
-            // Read before the backlog, which is where they come next.
-            let has_newcomers = self.clients.listener().has_newcomers();
             self.accept();
             let left = until.saturating_duration_since(Instant::now());
-            let are_through = match self.phase {
-                Phase::Draining => self.clients.are_gone(),
-                _ => self.clients.are_at_rest(),
-            };
-            if (!has_newcomers && are_through) || left.is_zero() {
+            if left.is_zero() || (self.are_through() && self.nobody_comes()) {
                 break;
             }
             let pause = self.pause().unwrap_or(CHECK_LAST_CLIENTS);
@@ -171,6 +165,23 @@ impl EventLoop {
                 self.drive(key);
             }
         }
+    }
+
+    /// Returns whether everybody who is connected has been answered.
+    fn are_through(&self) -> bool {
+        match self.phase {
+            Phase::Draining => self.clients.are_gone(),
+            _ => self.clients.are_at_rest(),
+        }
+    }
+
+    /// Returns whether nobody is on the way. To find out is slow on a machine with many connections,
+    /// so it comes last.
+    fn nobody_comes(&mut self) -> bool {
+        // Read before the backlog, which is where they come next.
+        let has_newcomers = self.clients.listener().has_newcomers();
+        self.accept();
+        !has_newcomers && self.are_through()
     }
 
     /// Waits for events, no longer than `pause`, and handles them.
