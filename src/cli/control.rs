@@ -172,9 +172,14 @@ fn answer(mut client: &UnixStream, pool: &Pool) -> io::Result<()> {
 fn pause_until_idle(pool: &Pool, at_most: Duration) -> String {
     let until = Instant::now() + at_most;
     pool.pause(at_most);
-    while pool.stats().active > 0 {
+    let in_use = || {
+        let standbys = pool.standbys();
+        let theirs = standbys.iter().map(|standby| standby.stats.active);
+        pool.stats().active + theirs.sum::<usize>()
+    };
+    while in_use() > 0 {
         if Instant::now() >= until || !pool.is_paused() {
-            let active = pool.stats().active;
+            let active = in_use();
             return format!("failed: {active} connections were in use until the pause was over");
         }
         thread::sleep(LOOK);

@@ -117,10 +117,15 @@ impl Pool {
         self.inner.shared.closing.load(Ordering::SeqCst)
     }
 
-    /// Returns how many of the connections are checked out, in thousandths.
+    /// Returns how many of the connections that may be had are checked out, in thousandths. While none
+    /// can be opened, those are the open ones.
     pub(crate) fn use_in_thousandths(&self) -> usize {
-        let max = self.inner.max.load(Ordering::Relaxed).max(1);
-        self.inner.out.load(Ordering::Relaxed) * 1000 / max
+        let out = self.inner.out.load(Ordering::Relaxed);
+        let most = match self.inner.opener.gate.down_since() {
+            None => self.inner.max.load(Ordering::Relaxed),
+            Some(_) => out + self.inner.line.figures().idle,
+        };
+        (out * 1000).checked_div(most).unwrap_or(1000)
     }
 
     /// Checks out a session.

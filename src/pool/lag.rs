@@ -79,8 +79,10 @@ impl History {
         if !look.is_standby {
             return Fitness::Primary;
         }
-        let mut later = self.0.iter().filter(|s| s.asked_at > look.answered_at);
-        if later.any(|sample| sample.position < look.position) {
+        // The first that was asked later has the lowest position of those.
+        let later = self.0.partition_point(|s| s.asked_at <= look.answered_at);
+        let is_ahead = |sample: &Sample| sample.position < look.position;
+        if self.0.get(later).is_some_and(is_ahead) {
             return Fitness::Diverged;
         }
         let reached = self.0.partition_point(|s| s.position <= look.position);

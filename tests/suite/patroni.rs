@@ -100,9 +100,11 @@ impl Program {
         all
     }
 
-    fn read_until(&self, over: &AtomicBool) {
+    fn read_until(&self, over: &AtomicBool, reader: usize) {
+        // Who has written reads what was written, and a client is known by its address.
+        let from = format!("X-Forwarded-For: 192.0.2.{}\r\n", reader + 1);
         while !over.load(Ordering::Relaxed) {
-            let answer = self.ask("GET", "/api/studios", "", "");
+            let answer = self.ask("GET", "/api/studios", &from, "");
             if answer.is_some_and(|answer| answer.status == 200) {
                 self.reads.note();
             }
@@ -136,6 +138,7 @@ fn two_programs_lose_nothing_and_go_on_reading_while_the_leader_changes() {
             ("DATABASE_URL", ways_in[via].as_str()),
             ("DB_READ_HOSTS", &ways_in["nodes"]),
             ("DB_READ_MAX_LAG_MS", "60000"),
+            ("HTTP_TRUSTED_PROXIES", "127.0.0.1"),
         ];
         let mut serving = serve(dir.path(), &vars);
         eventually("it is ready", || serving.is_ready());
@@ -160,7 +163,7 @@ fn two_programs_lose_nothing_and_go_on_reading_while_the_leader_changes() {
                 for (kind, writers) in writers.iter_mut().enumerate() {
                     writers.push(scope.spawn(move || program.write_until(over, n, kind == 0)));
                 }
-                scope.spawn(|| program.read_until(over));
+                scope.spawn(move || program.read_until(over, n));
             }
         }
         // The panic is caught so that the others end after a failure too.

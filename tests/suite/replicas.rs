@@ -95,20 +95,18 @@ fn reads_go_to_a_standby_and_everything_else_to_the_primary() {
     is_used(&pool);
     let on_standby = |rows: Vec<postgres::Row>| rows[0].get::<_, bool>(0);
     assert!(!on_standby(pool.query(WHERE, &[]).unwrap()));
-    assert!(
-        !pool
-            .transaction(|tx| tx.query(WHERE, &[]).map(on_standby))
-            .unwrap()
-    );
+    let in_transaction = pool.transaction(|tx| tx.query(WHERE, &[]).map(on_standby));
+    assert!(!in_transaction.unwrap());
     let call = pool.client("someone");
-    assert!(on_standby(call.read(WHERE, &[]).unwrap()));
-    assert!(!on_standby(
-        call.clone().on_primary().read(WHERE, &[]).unwrap()
-    ));
+    let on_primary = call.clone().on_primary();
+    assert!(!on_standby(on_primary.read(WHERE, &[]).unwrap()));
     let limited = call.clone().with_timeout(60 * SECOND);
-    assert!(on_standby(limited.read(WHERE, &[]).unwrap()));
-    let class = call.class("reports").at_most(2);
-    assert!(on_standby(class.read(WHERE, &[]).unwrap()));
+    for call in [&limited, &call.clone().class("reports").at_most(2), &call] {
+        // A standby that answers late is left for a moment.
+        eventually("it reads on the standby", || {
+            on_standby(call.read(WHERE, &[]).unwrap())
+        });
+    }
     // A write that is passed by mistake is done, once, as without a standby.
     let wrong = "INSERT INTO notes VALUES ('by mistake') RETURNING note";
     assert_eq!(pool.read(wrong, &[]).unwrap().len(), 1);
@@ -117,9 +115,11 @@ fn reads_go_to_a_standby_and_everything_else_to_the_primary() {
     let text = pool.metrics_text();
     assert!(text.contains("millpond_standby_used{"), "{text}");
     assert!(counter(&pool, "millpond_reads_total{server=\"standby\"}") >= 4);
-    let standby = &pool.standbys()[0];
-    assert_eq!(standby.state, StandbyState::Used);
-    assert!(standby.lag.unwrap() < SECOND && standby.stats.max == 8);
+    eventually("its figures are there", || {
+        let standby = &pool.standbys()[0];
+        let lag = standby.lag.is_some_and(|lag| lag < SECOND);
+        standby.state == StandbyState::Used && lag && standby.stats.max == 8
+    });
     // The close is of all connections.
     let report = pool.close(SECOND);
     assert!(
@@ -199,8 +199,9 @@ fn who_wrote_reads_what_was_written_and_others_may_read_what_was_before() {
     let position = one.current_lsn().unwrap();
     let after = notes(&two.read_after(position).read(NOTES, &[]).unwrap());
     assert_eq!(after.len(), 5, "{after:?}");
-    let before = notes(&two.client("bob").read(NOTES, &[]).unwrap());
-    assert!(before.is_empty(), "{before:?}");
+    eventually("another client reads on the standby", || {
+        notes(&two.client("bob").read(NOTES, &[]).unwrap()).is_empty()
+    });
     drop(replay);
     // In the end the standby has all, and those who wrote are back there.
     let back = |call: millpond::Call<'_>| call.read(WHERE, &[]).unwrap()[0].get::<_, bool>(0);
@@ -315,31 +316,34 @@ fn a_conflict_with_recovery_and_a_statement_that_takes_too_long_there() {
         let rows = pool.client("someone").read(seen, &[]).unwrap();
         rows[0].get::<_, i64>(0) == 1000 && leaves_the_primary(&pool)
     });
-    thread::scope(|scope| {
-        let long = scope.spawn(|| {
-            let slow = "SELECT count(*), (SELECT pg_is_in_recovery() FROM pg_sleep(3)) FROM notes";
-            pool.client("someone").read(slow, &[]).unwrap()
+    let moved = || counter(&pool, "millpond_reads_total{server=\"moved\"}");
+    // It begins on the primary if the standby answers late just then.
+    eventually("a long read is cancelled by what is replayed", || {
+        thread::scope(|scope| {
+            let long = scope.spawn(|| {
+                let slow =
+                    "SELECT count(*), (SELECT pg_is_in_recovery() FROM pg_sleep(3)) FROM notes";
+                pool.client("someone").read(slow, &[]).unwrap()
+            });
+            while moved() == 0 && !long.is_finished() {
+                let update = "UPDATE notes SET note = 'y'";
+                admin.batch_execute(update).unwrap();
+                admin.batch_execute("VACUUM notes").unwrap();
+                thread::sleep(20 * MS);
+            }
+            let rows = long.join().unwrap();
+            assert_eq!((rows[0].get(0), rows[0].get(1)), (1000i64, false));
         });
-        let moved = || counter(&pool, "millpond_reads_total{server=\"moved\"}");
-        eventually("the long one is cancelled by what is replayed", || {
-            admin
-                .batch_execute("UPDATE notes SET note = 'y'; ")
-                .unwrap();
-            admin.batch_execute("VACUUM notes").unwrap();
-            thread::sleep(20 * MS);
-            moved() == 1 || long.is_finished()
-        });
-        assert_eq!(moved(), 1);
-        let rows = long.join().unwrap();
-        assert_eq!((rows[0].get(0), rows[0].get(1)), (1000i64, false));
+        moved() > 0
     });
+    let moved_before = moved();
     // One that is cancelled at its limit would take as long on the primary.
     let limited = pool.client("someone").with_timeout(200 * MS);
     let started = Instant::now();
     let error = limited.read("SELECT pg_sleep(10)", &[]).unwrap_err();
     assert!(error.is_timeout(), "{error:?}");
     assert!(started.elapsed() < 5 * SECOND);
-    assert_eq!(counter(&pool, "millpond_reads_total{server=\"moved\"}"), 1);
+    assert_eq!(moved(), moved_before);
 }
 
 #[test]
@@ -362,7 +366,9 @@ fn while_there_is_no_primary_reads_go_on_for_as_long_as_the_lag_allows() {
         });
         assert!(strict.read(WHERE, &[]).is_err());
         thread::sleep(SECOND);
-        assert_eq!(state(&patient), StandbyState::Used);
+        eventually("the patient one does", || {
+            state(&patient) == StandbyState::Used
+        });
         over.store(true, Ordering::Relaxed);
         let (count, longest) = reads.join().unwrap();
         assert!(count > 100 && longest < SECOND, "{count} {longest:?}");
@@ -380,7 +386,7 @@ fn a_standby_that_became_a_primary_of_its_own_is_not_read_from() {
         let states: Vec<_> = pool.standbys().iter().map(|s| s.state).collect();
         states == [StandbyState::Primary, StandbyState::Used]
     });
-    assert!(leaves_the_primary(&pool));
+    is_used(&pool);
     standby.promote();
     let two = || pool.standbys()[1].state;
     eventually("it is left", || two() == StandbyState::Primary);
@@ -411,6 +417,34 @@ fn a_host_that_is_not_there_delays_nobody() {
     let started = Instant::now();
     pool.close(5 * SECOND);
     assert!(started.elapsed() < 3 * SECOND, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_standby_that_has_no_room_delays_nobody() {
+    let (primary, standby) = pair();
+    let url = standby.server.url();
+    let pool = pool_with(&primary, &host(&standby.server), SECOND)
+        .min_idle(0)
+        .max_uses(1)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    let mut others = Vec::new();
+    while let Ok(other) = postgres::Client::connect(&url, postgres::NoTls) {
+        others.push(other);
+    }
+    let failures = || counter(&pool, "millpond_connect_failures_total{sqlstate=\"53300\"}");
+    eventually("no connection can be opened there", || {
+        leaves_the_primary(&pool);
+        pool.metrics_text().contains("53300") && failures() > 0
+    });
+    let started = Instant::now();
+    for _ in 0..20 {
+        pool.read(WHERE, &[]).unwrap();
+    }
+    assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+    drop(others);
+    is_used(&pool);
 }
 
 #[test]
@@ -470,10 +504,11 @@ fn the_studio_reads_from_a_standby_and_shows_each_client_what_it_wrote() {
         metrics()["standbys"][0]["state"] == "used"
     });
     let before = count("");
-    eventually(
-        "the standby has the schema, and all that stands there",
-        || count("X-Forwarded-For: 192.0.2.9\r\n") == before,
-    );
+    eventually("the standby has the schema", || {
+        let there = "SELECT to_regclass('studio.reservations') IS NOT NULL";
+        let mut standby = admin(&standby.server.url());
+        standby.query_one(there, &[]).unwrap().get(0)
+    });
     let _replay = Paused::of(&standby);
     let created = ask(
         "POST",
@@ -483,9 +518,12 @@ fn the_studio_reads_from_a_standby_and_shows_each_client_what_it_wrote() {
     assert_eq!(created.status, 201, "{}", created.body);
     for _ in 0..10 {
         assert_eq!(count("X-Forwarded-For: 192.0.2.1\r\n"), before + 1);
-        assert_eq!(count("X-Forwarded-For: 192.0.2.2\r\n"), before);
         let fresh = "X-Forwarded-For: 192.0.2.2\r\nCache-Control: max-age=0, no-cache\r\n";
         assert_eq!(count(fresh), before + 1);
+        // A standby that answers late is left for a moment.
+        eventually("another client reads on the standby", || {
+            count("X-Forwarded-For: 192.0.2.2\r\n") == before
+        });
     }
     assert_eq!(metrics()["standbys"][0]["host"], hosts.as_str());
     serving.signal("TERM");
