@@ -6,7 +6,7 @@ use super::rows::scalar;
 use super::run::Stop;
 use crate::commit::transact;
 use crate::error::{Error, Result};
-use crate::pool::{After, Begin, INSERTED, Pool};
+use crate::pool::{After, Begin, INSERTED, Pool, Session};
 use crate::retry::{Phase, Repeat, Verdict, commits_inside, writes_large_objects};
 use log::info;
 use postgres::Row;
@@ -64,7 +64,8 @@ impl Call<'_> {
         if let Some(done) = self.read_on_standby(sql, params, place, &mut lost) {
             return done;
         }
-        self.read_here(sql, params, place, &mut lost)
+        let rows = self.read_where(sql, params, place, &mut lost, |_| true)?;
+        Ok(rows.unwrap_or_default())
     }
 
     /// Tries the standbys that are good enough, the best first. None if it is the primary's turn.
@@ -92,14 +93,21 @@ impl Call<'_> {
         {
             tried.push(nth);
             let call = self.tried_on(pool, self.patience_with_standbys());
-            match call.read_here(sql, params, place, lost) {
+            let admits =
+                |session: &mut Session| standbys.admits(nth, after, session, self.deadline);
+            match call.read_where(sql, params, place, lost, admits) {
+                Ok(None) => {}
+                Ok(Some(rows)) => {
+                    reads.with_label_values(&["standby"]).inc();
+                    return Some(Ok(rows));
+                }
                 Err(error) if self.goes_on_after(&error) => {
                     let code = error.sqlstate().map_or("-", SqlState::code);
                     info!("a read goes on elsewhere, after a try on a standby: sqlstate={code}");
                 }
-                done => {
+                Err(error) => {
                     reads.with_label_values(&["standby"]).inc();
-                    return Some(done);
+                    return Some(Err(error));
                 }
             }
         }
@@ -127,15 +135,20 @@ impl Call<'_> {
         !took_too_long && !is_over && !is_ours
     }
 
-    /// Runs it on this call's own pool. `lost`: the answer of an attempt was lost, here or before.
-    fn read_here(
+    /// Runs it on this call's own pool, on a session that `admits` it, else returns None. `lost`: the
+    /// answer of an attempt was lost, here or before.
+    fn read_where(
         &self,
         sql: &str,
         params: Params<'_>,
         place: &'static Location<'static>,
         lost: &mut bool,
-    ) -> Result<Vec<Row>> {
+        admits: impl Fn(&mut Session) -> bool,
+    ) -> Result<Option<Vec<Row>>> {
         self.run_as(true, place, |session| {
+            if !admits(session) {
+                return Ok(None);
+            }
             let limits = self.limits(session);
             // If it needs a transaction, that is a READ ONLY one: a standby offers no other.
             let begin = Begin {
@@ -150,7 +163,7 @@ impl Call<'_> {
             } else {
                 session.query(sql, params, Phase::Statement, &limits)
             };
-            answer.map_err(|error| {
+            answer.map(Some).map_err(|error| {
                 if *lost && error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
                     // The statement writes, and the attempt whose answer was lost may have done so.
                     return Stop::from(Error::OutcomeUnknown {

@@ -39,6 +39,8 @@ pub enum StandbyState {
     Primary,
     /// It has writes that its primary does not have: they were lost at a failover.
     Diverged,
+    /// It belongs to another database cluster.
+    Foreign,
 }
 
 impl fmt::Display for StandbyState {
@@ -50,6 +52,9 @@ impl fmt::Display for StandbyState {
             StandbyState::Primary => "no reads go there, because it is a primary",
             StandbyState::Diverged => {
                 "no reads go there, because it has writes that the primary does not have"
+            }
+            StandbyState::Foreign => {
+                "no reads go there, because it is no standby of this primary, but of another"
             }
         })
     }

@@ -2,6 +2,7 @@
 
 use postgres::error::{DbError, Severity};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -23,6 +24,11 @@ pub(crate) struct Backend {
     pub hides_warnings: bool,
     /// Transactions are read-only by default, as they are on a standby.
     pub read_only: bool,
+    /// Tells the server that runs it from others behind the same address, while it runs.
+    pub server: u64,
+    /// The identifier of the cluster, which a primary and its standbys share. None for a role that
+    /// may not read it.
+    pub system: Option<u64>,
 }
 
 /// A span of a server's life during which its transaction ids only increase.
@@ -49,10 +55,10 @@ impl Backend {
              concat_ws(' and ', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'synchronous_commit=off' END, \
              CASE current_setting('fsync') WHEN 'off' THEN 'fsync=off' END) AS risks, \
              current_setting('client_min_messages') = 'error' AS hides_warnings, \
-             current_setting('transaction_read_only') = 'on' AS read_only"
+             current_setting('transaction_read_only') = 'on' AS read_only, \
+             concat_ws(' ', inet_server_addr(), inet_server_port(), extract(epoch FROM pg_postmaster_start_time())) AS server"
         );
-        let server = "CASE WHEN NOT pg_is_in_recovery() THEN (SELECT system_identifier::text FROM pg_control_system()) \
-                      END AS system_identifier, CASE WHEN NOT pg_is_in_recovery() THEN \
+        let server = "(SELECT system_identifier::text FROM pg_control_system()) AS system_identifier, CASE WHEN NOT pg_is_in_recovery() THEN \
                       left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END AS timeline, \
                       (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_get_wal()) AS stats_reset";
         let from = "FROM pg_stat_get_activity(pg_backend_pid())";
@@ -78,6 +84,8 @@ impl Backend {
             }),
             _ => None,
         };
+        let mut server = DefaultHasher::new();
+        text("server").hash(&mut server);
         let number = |column| text(column).and_then(|t| t.parse::<i64>().ok());
         let is_true = |column| text(column).as_deref() == Some("t");
         let span = |column| number(column).map_or(0, i64::unsigned_abs);
@@ -90,6 +98,8 @@ impl Backend {
             risks: text("risks").unwrap_or_default(),
             hides_warnings: is_true("hides_warnings"),
             read_only: is_true("read_only"),
+            server: server.finish(),
+            system: text("system_identifier").and_then(|system| system.parse().ok()),
             incarnation: incarnation.filter(|_| number("backend_start").is_some()),
             age: Duration::from_micros(span("age")),
             statement_timeout: Duration::from_millis(span("statement_timeout")),

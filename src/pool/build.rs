@@ -183,7 +183,12 @@ impl Builder {
             inner.join_fleet();
         }
         if let Some(standbys) = &inner.standbys {
-            let _ = inner.opener.on_reading.set(Box::new(standbys.on_primary()));
+            let note = standbys.on_primary();
+            let tell = move |reading: &Reading| {
+                note(reading);
+                true
+            };
+            let _ = inner.opener.on_reading.set(Box::new(tell));
         }
         housekeeping::start(&inner).map_err(BuildError::Thread)?;
         Ok(Pool { inner })
@@ -220,8 +225,9 @@ fn standbys(
     for (pool, note) in standbys.on_standbys() {
         let weak = Arc::downgrade(&pool.inner);
         let tell = move |reading: &Reading| {
-            note(reading);
+            let keeps = note(reading);
             free_those_who_wait(&weak, reading);
+            keeps
         };
         let _ = pool.inner.opener.on_reading.set(Box::new(tell));
     }

@@ -39,7 +39,8 @@ const RETRY_SOON: Duration = Duration::from_millis(500);
 /// Pause between a hedged attempt without an answer and the next.
 const HEDGE_AGAIN: Duration = Duration::from_millis(25);
 
-pub(crate) type OnReading = dyn Fn(&Reading) + Send + Sync;
+/// Returns whether the probe keeps its session.
+pub(crate) type OnReading = dyn Fn(&Reading) -> bool + Send + Sync;
 pub(crate) type Upkeep =
     dyn Fn(Option<&mut Session>, Instant) -> Result<(), postgres::Error> + Send + Sync;
 

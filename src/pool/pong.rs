@@ -74,8 +74,20 @@ pub(crate) struct Pong {
     pub took: Duration,
     /// New transactions are read-only: the server is a standby, or an administrator has set it so.
     pub read_only: bool,
-    /// Whether the server is a standby, and how far it has replayed or written, if that was asked.
-    pub position: Option<(bool, u64)>,
+    /// How far the server has come, if that was asked.
+    pub position: Option<Position>,
+}
+
+/// How far a server has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Position {
+    pub is_standby: bool,
+    /// The end of what it has replayed, or inserted, in bytes.
+    pub at: u64,
+    /// Which server that is, as [`Session::server`] tells it.
+    pub server: Option<u64>,
+    /// The cluster's identifier, if it is known.
+    pub system: Option<u64>,
 }
 
 impl Pong {
@@ -96,15 +108,20 @@ impl Pong {
             }
         };
         let field = |nth| first_row(&answer)?.try_get(nth).ok().flatten();
-        let position = match located {
-            true => field(1).zip(field(2).and_then(|text: &str| text.parse().ok())),
-            false => None,
+        let position = match (field(1), field(2).and_then(|text: &str| text.parse().ok())) {
+            (Some(is_standby), Some(at)) if located => Some(Position {
+                is_standby: is_standby == "t",
+                at,
+                server: session.server(),
+                system: session.backend().system,
+            }),
+            _ => None,
         };
         Ok(Pong {
             asked_at,
             took: asked_at.elapsed(),
             read_only: field(0) == Some("on"),
-            position: position.map(|(standby, position)| (standby == "t", position)),
+            position,
         })
     }
 }

@@ -242,8 +242,11 @@ impl State {
             error!("the health probe panicked: {panic}");
             (None, Err((ProbeError::Other, None)))
         });
-        if let Some(tell) = opener.on_reading.get() {
-            tell(&reading);
+        if let Some(tell) = opener.on_reading.get()
+            && !tell(&reading)
+            && let Some(mut unwanted) = session.take()
+        {
+            unwanted.close_for(CloseReason::Evicted);
         }
         let mut inner = self.lock();
         inner.late_logins = match (&session, &reading) {

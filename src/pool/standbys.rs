@@ -1,9 +1,10 @@
 //! The standbys that reads may use: a pool `P` for each, and which of them is good enough for a read.
 
 use super::lag::{Fitness, History, Look};
-use super::pong::Reading;
+use super::pong::{Pong, Position, Reading};
 use super::recent_writes::{RecentWrites, Who};
-use crate::metrics::StandbyState;
+use super::session::Session;
+use crate::metrics::{CloseReason, StandbyState};
 use crate::sync::unpoison;
 use log::{debug, info};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +14,16 @@ use std::time::{Duration, Instant};
 /// How much longer than between two looks a standby may take to answer before no further read is
 /// sent there.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// A session's server has this long to say how far it has come.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// For how long a server that no longer answers is remembered as one of several behind an address, and
+/// how many are.
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+const MOST_SERVERS: usize = 16;
+/// How often the probe is led to whichever server behind an address comes next: where there are
+/// several, or the one is not used; and where only one is known.
+const MOVE_EVERY: Duration = Duration::from_secs(1);
+const EXPLORE_EVERY: Duration = Duration::from_secs(10);
 /// A standby whose state changes back and forth is logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -42,7 +53,11 @@ struct State {
 
 #[derive(Default)]
 struct Watched {
-    look: Option<Look>,
+    /// What each server behind the address has answered last, the newest at the end. A name or a
+    /// proxy may lead to several.
+    looks: Vec<(Option<u64>, Look)>,
+    /// When the probe was last led to whichever server comes next.
+    moved_at: Option<Instant>,
     /// The state that was logged last, and when.
     logged: Option<(StandbyState, Instant)>,
 }
@@ -72,28 +87,29 @@ impl Seen {
 
     fn note_primary(&self, reading: &Reading) {
         if let Ok(pong) = reading
-            && let Some((false, position)) = pong.position
+            && let Some(position) = pong.position
+            && !position.is_standby
         {
-            self.lock().history.note(pong.asked_at, position);
+            let mut state = self.lock();
+            (state.history).note(pong.asked_at, position.at, position.system);
         }
     }
 
-    /// Notes what a standby has answered, if it has.
-    fn note_standby(&self, nth: usize, host: &str, reading: &Reading) {
+    /// Notes what a standby has answered to a probe, if it has. Returns false if the next probe is to
+    /// ask whichever server its address leads to then.
+    fn note_standby(&self, nth: usize, host: &str, reading: &Reading) -> bool {
         let now = Instant::now();
         let mut state = self.lock();
-        let seen = reading.as_ref().ok().and_then(|pong| {
-            let (is_standby, position) = pong.position?;
-            Some(Look {
-                answered_at: pong.asked_at + pong.took,
-                is_standby,
-                position,
-            })
-        });
-        if seen.is_some() {
-            state.looks[nth].look = seen;
+        if let Ok(Pong {
+            asked_at,
+            took,
+            position: Some(position),
+            ..
+        }) = *reading
+        {
+            state.looks[nth].note(position, asked_at + took);
         }
-        let (is, _) = state.of(nth, now, self);
+        let (is, _) = state.best(nth, now, self);
         let logged = &mut state.looks[nth].logged;
         if logged.is_none_or(|(was, _)| was != is) {
             if logged.is_none_or(|(_, at)| now - at >= LOG_EVERY) {
@@ -103,13 +119,69 @@ impl Seen {
                 debug!("standby {host}: {is}");
             }
         }
+        let watched = &mut state.looks[nth];
+        let is_settled = is == StandbyState::Used && watched.looks.len() == 1;
+        let every = if is_settled {
+            EXPLORE_EVERY
+        } else {
+            MOVE_EVERY
+        };
+        let is_due = now - *watched.moved_at.get_or_insert(now) >= every;
+        if is_due {
+            watched.moved_at = Some(now);
+        }
+        !is_due
+    }
+}
+
+impl Watched {
+    fn note(&mut self, position: Position, answered_at: Instant) {
+        self.looks.retain(|(server, look)| {
+            *server != position.server && answered_at - look.answered_at < REMEMBERED_FOR
+        });
+        if self.looks.len() >= MOST_SERVERS {
+            self.looks.remove(0);
+        }
+        let look = Look {
+            answered_at,
+            is_standby: position.is_standby,
+            position: position.at,
+            system: position.system,
+        };
+        self.looks.push((position.server, look));
+    }
+
+    fn at(&self, server: u64) -> Option<Look> {
+        let mut looks = self.looks.iter();
+        let found = looks.find(|(of, _)| *of == Some(server));
+        found.map(|(_, look)| *look)
     }
 }
 
 impl State {
-    /// Returns the state of a standby, and as of which moment its data is known to be whole.
-    fn of(&self, nth: usize, now: Instant, seen: &Seen) -> (StandbyState, Option<Instant>) {
-        let look = self.looks[nth].look.as_ref();
+    /// Returns whether a standby has all that a read must see, by what it has answered.
+    fn is_good(&self, look: &Look, after: After, now: Instant, seen: &Seen) -> bool {
+        let (StandbyState::Used, Some(moment)) = self.of(look, now, seen) else {
+            return false;
+        };
+        let position = Some(look.position);
+        after.moment.is_none_or(|after| moment >= after) && position >= after.position
+    }
+
+    /// Returns the state of the best server behind an address, or else of the one that has answered
+    /// last, and as of which moment its data is known to be whole.
+    fn best(&self, nth: usize, now: Instant, seen: &Seen) -> (StandbyState, Option<Instant>) {
+        let looks = self.looks[nth].looks.iter().rev();
+        let mut states = looks.map(|(_, look)| self.of(look, now, seen));
+        let newest = states.next().unwrap_or((StandbyState::Silent, None));
+        let is_used = |(is, _): &(StandbyState, Option<Instant>)| *is == StandbyState::Used;
+        match is_used(&newest) {
+            true => newest,
+            false => states.find(is_used).unwrap_or(newest),
+        }
+    }
+
+    fn of(&self, look: &Look, now: Instant, seen: &Seen) -> (StandbyState, Option<Instant>) {
         match self.history.fitness(look, now, seen.silent_after()) {
             Fitness::AsOf(moment) if now - moment <= seen.max_lag => {
                 (StandbyState::Used, Some(moment))
@@ -119,6 +191,7 @@ impl State {
             Fitness::Silent => (StandbyState::Silent, None),
             Fitness::Primary => (StandbyState::Primary, None),
             Fitness::Diverged => (StandbyState::Diverged, None),
+            Fitness::Foreign => (StandbyState::Foreign, None),
         }
     }
 }
@@ -129,7 +202,7 @@ impl<P> Standbys<P> {
         let seen = Arc::new(Seen {
             max_lag,
             state: Mutex::new(State {
-                history: History::default(),
+                history: History::up_to(max_lag),
                 looks: pools.iter().map(|_| Watched::default()).collect(),
             }),
         });
@@ -148,10 +221,11 @@ impl<P> Standbys<P> {
         move |reading| seen.note_primary(reading)
     }
 
-    /// Returns, for each pool, what is to be called with each reading of its probe.
+    /// Returns, for each pool, what is to be called with each reading of its probe, and returns
+    /// whether that keeps its session.
     pub fn on_standbys(
         &self,
-    ) -> impl Iterator<Item = (&P, impl Fn(&Reading) + Send + Sync + use<P>)> {
+    ) -> impl Iterator<Item = (&P, impl Fn(&Reading) -> bool + Send + Sync + use<P>)> {
         self.all.iter().enumerate().map(|(nth, standby)| {
             let (seen, host) = (Arc::clone(&self.seen), standby.host.clone());
             let tell = move |reading: &Reading| seen.note_standby(nth, &host, reading);
@@ -182,11 +256,13 @@ impl<P> Standbys<P> {
         let now = Instant::now();
         let state = self.seen.lock();
         let is_good = |nth: usize| {
-            let (StandbyState::Used, Some(moment)) = state.of(nth, now, &self.seen) else {
+            let looks = || state.looks[nth].looks.iter().rev().map(|(_, look)| look);
+            let is_silent = |look| state.of(look, now, &self.seen).0 == StandbyState::Silent;
+            if looks().next().is_none_or(is_silent) {
                 return false;
-            };
-            let position = state.looks[nth].look.map(|look| look.position);
-            after.moment.is_none_or(|after| moment >= after) && position >= after.position
+            }
+            // Of several servers, those that have not been asked of late will be asked.
+            looks().any(|look| is_silent(look) || state.is_good(look, after, now, &self.seen))
         };
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.all.len();
@@ -203,6 +279,43 @@ impl<P> Standbys<P> {
         (!is_full || use_of(primary) >= 1000).then_some((best, pool))
     }
 
+    /// Returns whether a read that was sent to the standby of this number may run on this session.
+    /// Its address may lead to several servers, so what counts is what this one has answered; if
+    /// that is not known, or old, it is asked.
+    pub fn admits(
+        &self,
+        nth: usize,
+        after: After,
+        session: &mut Session,
+        deadline: Option<Instant>,
+    ) -> bool {
+        let Some(server) = session.server() else {
+            return true;
+        };
+        let known = || {
+            let (state, now) = (self.seen.lock(), Instant::now());
+            let look = state.looks[nth].at(server)?;
+            let is_silent = state.of(&look, now, &self.seen).0 == StandbyState::Silent;
+            (!is_silent).then(|| state.is_good(&look, after, now, &self.seen))
+        };
+        if let Some(is_good) = known() {
+            return is_good;
+        }
+        let limit = Instant::now() + ANSWER_LIMIT;
+        let limit = deadline.map_or(limit, |at| at.min(limit));
+        match Pong::of(session, true, limit) {
+            Ok(pong) => {
+                let host = &self.all[nth].host;
+                self.seen.note_standby(nth, host, &Ok(pong));
+                known() == Some(true)
+            }
+            Err(_) => {
+                session.close_for(CloseReason::Broken);
+                false
+            }
+        }
+    }
+
     /// Returns the pools.
     pub fn pools(&self) -> impl Iterator<Item = &P> {
         self.all.iter().map(|standby| &standby.pool)
@@ -214,7 +327,7 @@ impl<P> Standbys<P> {
         let now = Instant::now();
         let state = self.seen.lock();
         let known = |(nth, standby): (usize, &'_ Standby<P>)| {
-            let (is, moment) = state.of(nth, now, &self.seen);
+            let (is, moment) = state.best(nth, now, &self.seen);
             let lag = moment.map(|moment| now.saturating_duration_since(moment));
             (standby.host.clone(), is, lag)
         };

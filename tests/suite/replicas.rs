@@ -7,7 +7,7 @@ use super::support::{MS, SECOND, admin, counter, eventually, pool, server};
 use millpond::embedded::{PrivateServer, Stop};
 use millpond::pool::{Builder, StandbyState};
 use millpond::{Config, Pool};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -394,6 +394,84 @@ fn a_standby_that_became_a_primary_of_its_own_is_not_read_from() {
         .batch_execute("INSERT INTO notes VALUES ('of another world')")
         .unwrap();
     assert!(pool.read(NOTES, &[]).unwrap().is_empty());
+}
+
+#[test]
+fn a_standby_of_another_primary_is_not_read_from() {
+    let ((primary, _standby), (other, theirs)) = (pair(), pair());
+    let url: postgres::Config = primary.url().parse().unwrap();
+    let password = String::from_utf8(url.get_password().unwrap().to_vec()).unwrap();
+    let change = format!("ALTER ROLE postgres PASSWORD '{password}'");
+    admin(&other.url()).batch_execute(&change).unwrap();
+    let pool = pool_with(&primary, &host(&theirs.server), 60 * SECOND)
+        .build()
+        .unwrap();
+    eventually("it is known", || state(&pool) == StandbyState::Foreign);
+    assert!(!leaves_the_primary(&pool));
+}
+
+/// An address that leads to each of several servers in turn.
+fn in_turn(ports: [u16; 2]) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for (client, port) in listener.incoming().zip(ports.into_iter().cycle()) {
+            let client = client.unwrap();
+            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else {
+                continue;
+            };
+            for (mut from, mut to) in [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server, client),
+            ] {
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn of_several_standbys_behind_one_address_each_is_known_by_itself() {
+    let (primary, one) = pair();
+    let two = Standby::of(&primary);
+    let both = in_turn([one.server.port(), two.server.port()]);
+    let pool = pool_with(&primary, &format!("127.0.0.1:{both}"), 60 * SECOND)
+        .min_idle(6)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    for late in [&one, &two] {
+        let replay = Paused::of(late);
+        let note = format!("{}", late.server.port());
+        pool.client("ada")
+            .execute("INSERT INTO notes VALUES ($1)", &[&note])
+            .unwrap();
+        let ada_there = AtomicUsize::new(0);
+        let read = || {
+            pool.client("someone").read(NOTES, &[]).unwrap();
+            let sql = "SELECT note, pg_is_in_recovery() FROM notes";
+            let rows = pool.client("ada").read(sql, &[]).unwrap();
+            let read = notes(&rows);
+            assert!(read.contains(&note), "{read:?} without {note}");
+            if rows[0].get(1) {
+                ada_there.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        eventually("reads leave the primary again", || {
+            // Several at once, so that all connections are used.
+            thread::scope(|scope| {
+                for _ in 0..6 {
+                    scope.spawn(read);
+                }
+            });
+            ada_there.load(Ordering::Relaxed) >= 20
+        });
+        drop(replay);
+    }
 }
 
 #[test]

@@ -377,6 +377,11 @@ impl Session {
         &self.backend
     }
 
+    /// Returns what tells its server from others at its address; None where a pooler may change it.
+    pub fn server(&self) -> Option<u64> {
+        (!self.shared.is_pooled()).then_some(self.backend.server)
+    }
+
     /// Returns true if the server is a standby. An open transaction is rolled back first. With
     /// `or_was`, also returns true if the server was a standby when this session last saw: it may
     /// have been promoted since the refusal that is the reason for the question.
