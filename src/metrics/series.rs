@@ -103,7 +103,7 @@ impl Default for Metrics {
             ),
             reads: counters(
                 "millpond_reads_total",
-                "Reads while there are standbys for them, by where they were answered; moved: on the primary, after a try on a standby.",
+                "Reads, where standbys may be used, by where they were answered; moved: on the primary, after a try on a standby.",
                 &["server"],
             ),
             newest_first: well_formed(IntGaugeVec::new(
