@@ -7,7 +7,7 @@ use super::run::Stop;
 use crate::commit::transact;
 use crate::error::{Error, Result};
 use crate::pool::{After, Begin, INSERTED, Pool, Session};
-use crate::retry::{Phase, Repeat, Verdict, commits_inside, writes_large_objects};
+use crate::retry::{Phase, Repeat, Verdict, commits_inside, names_a_write, writes_large_objects};
 use log::info;
 use postgres::Row;
 use postgres::error::SqlState;
@@ -64,8 +64,14 @@ impl Call<'_> {
         if let Some(done) = self.read_on_standby(sql, params, place, &mut lost) {
             return done;
         }
-        let rows = self.read_where(sql, params, place, &mut lost, |_| true)?;
-        Ok(rows.unwrap_or_default())
+        let done = self.read_where(sql, params, place, &mut lost, |_| true);
+        // A write that is passed by mistake is done here, so its client is to see it.
+        if let Some(standbys) = &self.pool.inner.standbys
+            && names_a_write(sql)
+        {
+            standbys.note_write(self.client.as_ref());
+        }
+        Ok(done?.unwrap_or_default())
     }
 
     /// Tries the standbys that are good enough, the best first. None if it is the primary's turn.
@@ -86,8 +92,10 @@ impl Call<'_> {
             moment: standbys.last_write(self.client.as_ref()),
             position: self.after.map(u64::from),
         };
+        // On a connection that this thread has checked out, it may have written.
+        let on_primary = self.on_primary || inner.shared.watchdog.held_by_this_thread().is_some();
         let mut tried = Vec::new();
-        while !self.on_primary
+        while !on_primary
             && let Some((nth, pool)) =
                 standbys.choose(after, &tried, self.pool, Pool::use_in_thousandths)
         {

@@ -237,6 +237,8 @@ mod tests {
                     host: "db2:5433".into(),
                     state: StandbyState::Used,
                     lag: Some(std::time::Duration::from_millis(250)),
+                    error: None,
+                    headroom: None,
                     stats,
                 }],
             },

@@ -1,5 +1,6 @@
 //! What is known of a standby that reads may use.
 
+use super::headroom::Headroom;
 use super::stats::Stats;
 use std::fmt;
 use std::time::Duration;
@@ -16,6 +17,10 @@ pub struct Standby {
     /// How old its data may be: all that was committed before that is there. `None` if it is
     /// unknown.
     pub lag: Option<Duration>,
+    /// Why it could not be asked last, in the words of [`ProbeError`](crate::pool::ProbeError).
+    pub error: Option<String>,
+    /// Its room for more connections, as it was seen last.
+    pub headroom: Option<Headroom>,
     /// The figures of its pool.
     pub stats: Stats,
 }

@@ -26,6 +26,8 @@ pub(crate) struct Backend {
     pub read_only: bool,
     /// Tells the server that runs it from others behind the same address, while it runs.
     pub server: u64,
+    /// The role may read the server's timeline.
+    pub shows_timeline: bool,
     /// The identifier of the cluster, which a primary and its standbys share. None for a role that
     /// may not read it.
     pub system: Option<u64>,
@@ -60,7 +62,9 @@ impl Backend {
         );
         let server = "(SELECT system_identifier::text FROM pg_control_system()) AS system_identifier, CASE WHEN NOT pg_is_in_recovery() THEN \
                       left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END AS timeline, \
-                      (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_get_wal()) AS stats_reset";
+                      (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_get_wal()) AS stats_reset, \
+                      (SELECT bool_and(has_function_privilege(function, 'EXECUTE')) FROM unnest('{pg_walfile_name(pg_lsn), \
+                      pg_control_checkpoint(), pg_control_recovery(), pg_stat_get_wal_receiver()}'::text[]) AS function) AS shows_timeline";
         let from = "FROM pg_stat_get_activity(pg_backend_pid())";
         let messages = match client.simple_query(&format!("{who}, {server} {from}")) {
             // A FATAL error has ended the connection, and says why.
@@ -99,6 +103,7 @@ impl Backend {
             hides_warnings: is_true("hides_warnings"),
             read_only: is_true("read_only"),
             server: server.finish(),
+            shows_timeline: is_true("shows_timeline"),
             system: text("system_identifier").and_then(|system| system.parse().ok()),
             incarnation: incarnation.filter(|_| number("backend_start").is_some()),
             age: Duration::from_micros(span("age")),

@@ -3,6 +3,7 @@
 use super::build_error::BuildError;
 use super::builder::Builder;
 use super::checkout::{Inner, Pool};
+use super::common::Common;
 use super::housekeeping;
 use super::line::Line;
 use super::manager::Manager;
@@ -18,7 +19,6 @@ use super::watchdog::Watchdog;
 use crate::config::{ConfigErrors, LineOrder, PoolConfig, Problem, ServerHost};
 use crate::fd_limit;
 use crate::line_rule::{LeastTime, Rule, Switch};
-use crate::metrics::Metrics;
 use crate::retry::Budget;
 use crate::sync::{LONGEST, caught};
 use log::{debug, info, warn};
@@ -75,8 +75,8 @@ impl Builder {
         let Some(database) = config.database.clone() else {
             unreachable!("a missing database is a problem above");
         };
-        let metrics = self.metrics.unwrap_or_default();
-        let standbys = standbys(&config, &self.on_connect, &self.observers, &metrics)?;
+        let common = self.common.unwrap_or_default();
+        let standbys = standbys(&config, &self.on_connect, &self.observers, &common)?;
         let look_every = (standbys.is_some() || config.only_host.is_some())
             .then(|| standbys::look_every(config.read_max_lag));
         let target = Target::new(
@@ -91,9 +91,10 @@ impl Builder {
             self.on_connect,
             Observers::new(self.observers),
             watchdog,
-            metrics,
+            common.metrics,
         ));
-        let opener = Arc::new(Opener::new(Arc::clone(&shared), target));
+        let opener = Opener::new(Arc::clone(&shared), target, common.connections);
+        let opener = Arc::new(opener);
         let weak = Arc::downgrade(&opener);
         let has_changed = move |until| {
             let opener = weak.upgrade();
@@ -200,7 +201,7 @@ fn standbys(
     config: &PoolConfig,
     on_connect: &Option<Arc<OnConnect>>,
     observers: &[Arc<dyn Observer>],
-    metrics: &Metrics,
+    common: &Common,
 ) -> Result<Option<Standbys<Pool>>, BuildError> {
     if config.read_hosts.is_empty() {
         return Ok(None);
@@ -214,13 +215,13 @@ fn standbys(
             },
             on_connect: on_connect.clone(),
             observers: observers.to_vec(),
-            metrics: Some(metrics.clone()),
+            common: Some(common.clone()),
             ..Builder::default()
         };
         Ok((host.to_string(), builder.build()?))
     };
     let pools: Result<_, BuildError> = config.read_hosts.iter().map(build).collect();
-    metrics.count_reads();
+    common.metrics.count_reads();
     let standbys = Standbys::new(pools?, config.read_max_lag);
     for (pool, note) in standbys.on_standbys() {
         let weak = Arc::downgrade(&pool.inner);

@@ -1,10 +1,10 @@
 //! The options of a pool.
 
 use super::checkout::Pool;
+use super::common::Common;
 use super::observer::Observer;
 use super::shared::OnConnect;
 use crate::config::{self, Database, LineOrder, PoolConfig, Pooler, Reset};
-use crate::metrics::Metrics;
 use crate::retry::RetryPolicy;
 use crate::secrets::Secret;
 use postgres::Client;
@@ -22,8 +22,8 @@ pub struct Builder {
     pub(super) observers: Vec<Arc<dyn Observer>>,
     pub(super) bad_url: Option<String>,
     pub(super) bad_read_hosts: Option<String>,
-    /// Those of the pool that this one is a part of.
-    pub(super) metrics: Option<Metrics>,
+    /// What this pool has in common with the one that it is a part of.
+    pub(super) common: Option<Common>,
 }
 
 /// Takes the settings of [`Config::from_env`](crate::Config::from_env), or any others.

@@ -13,6 +13,12 @@ impl Inner {
     fn check_in(&self, mut held: Held, class: Option<&Arc<str>>, unwound: bool) {
         let now = Instant::now();
         let session: &mut Session = &mut held;
+        // Whatever ran on a connection that was lent out may have written.
+        if let Some(standbys) = self.standbys.as_ref().filter(|_| session.is_dirty()) {
+            standbys.note_write(None);
+            let borrower = session.tracked().holder().as_ref().map(|h| h.thread.id());
+            borrower.iter().for_each(|id| standbys.note_write_on(*id));
+        }
         self.end_use(session);
         if unwound {
             // The driver's buffers still hold a part of an unfinished exchange.
@@ -20,10 +26,6 @@ impl Inner {
         }
         session.settle(now);
         let dirty = session.is_dirty();
-        // Whatever ran on it may have written.
-        if let Some(standbys) = self.standbys.as_ref().filter(|_| dirty) {
-            standbys.note_write(None);
-        }
         if session.is_lost() {
             self.shared.note_trouble();
         }

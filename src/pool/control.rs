@@ -94,6 +94,8 @@ impl Pool {
                     host,
                     state,
                     lag,
+                    error: pool.inner.probe.last_error().map(|e| e.to_string()),
+                    headroom: pool.headroom(),
                     stats: pool.stats(),
                 });
                 report.collect()
@@ -127,8 +129,10 @@ impl Pool {
         let at_most = at_most.min(LONGEST);
         let until = Instant::now() + at_most;
         self.inner.opener.gate.pause(until);
+        self.inner.probe.release();
         for standby in self.standby_pools() {
             standby.inner.opener.gate.pause(until);
+            standby.inner.probe.release();
         }
         info!("paused for at most {at_most:?}: no connection is opened, callers wait");
         self.evict();

@@ -32,7 +32,7 @@ impl Opener {
         purpose: Purpose,
         attempt: Option<&Attempt<Session>>,
     ) -> Result<Session, OpenError> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
         let generation = self.shared.generation.load(Ordering::Relaxed);
         let started = Instant::now();
         let registration = self.shared.watchdog.register(id);

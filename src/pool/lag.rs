@@ -5,11 +5,15 @@
 //! then. A standby that has replayed as far as the primary was when it was asked has all that was
 //! committed before that question, by the pool's own clock.
 //!
-//! A standby that is further than its primary, although it was asked first, has another history:
-//! that of a primary whose last writes were lost at a failover. It is not used until it follows
-//! this primary, which it can only after it was rewound; and if it stays where it is, the primary
-//! passes it, and it is too far behind. Between clusters that have nothing to do with each other,
-//! positions say nothing, so their identifiers are compared as well.
+//! That holds for servers of one history. A position of a standby counts once the primary, asked
+//! later, was there or beyond: a standby that is ahead has *diverged*, with writes that were lost at a
+//! failover, say. It is taken for one until it is on the primary's timeline, or was rewound. While
+//! there is no primary, what counted last goes on to count.
+//!
+//! The primary passes a diverged standby some day, and positions then say nothing. So timelines are
+//! compared: a standby on a later timeline than the primary follows another one; one on an earlier
+//! timeline is as old as the last question to a primary of that timeline. Of clusters that have
+//! nothing to do with each other, the identifiers differ.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +23,7 @@ const KNOWN_LAGS: u32 = 8;
 /// behind than it is, never less.
 const SAMPLES: u32 = 64;
 
-/// Where the primary was, and when: in ascending order of both.
+/// Where the primary was, and when: in ascending order of both, and of timelines.
 #[derive(Debug)]
 pub(super) struct History {
     max_lag: Duration,
@@ -28,20 +32,37 @@ pub(super) struct History {
     system: Option<u64>,
 }
 
+/// Where a primary was when it was asked.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
-    asked_at: Instant,
-    position: u64,
+pub(super) struct Sample {
+    pub asked_at: Instant,
+    pub position: u64,
+    /// None if the role may not read it.
+    pub timeline: Option<u32>,
 }
 
-/// How far a server had replayed, or written, when it was asked last.
+/// How far a server had replayed when it answered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
     pub answered_at: Instant,
     pub is_standby: bool,
     pub position: u64,
+    /// None if the role may not read it.
+    pub timeline: Option<u32>,
     /// The identifier of its cluster, if it is known.
     pub system: Option<u64>,
+}
+
+/// What one server has answered.
+#[derive(Clone, Debug)]
+pub(super) struct Track {
+    newest: Look,
+    /// The newest that counts.
+    confirmed: Option<Look>,
+    /// Those that do not yet: the oldest, and the newest.
+    pending: Vec<Look>,
+    /// Where it was when it was found to have diverged.
+    diverged_at: Option<u64>,
 }
 
 /// What a standby is good for.
@@ -55,10 +76,68 @@ pub(super) enum Fitness {
     Primary,
     /// Of the last known positions of the primary it has reached none.
     Behind,
-    /// It is ahead of the primary.
+    /// It has another history.
     Diverged,
     /// It belongs to another cluster.
     Foreign,
+}
+
+impl Track {
+    pub fn of(look: Look) -> Track {
+        Track {
+            newest: look,
+            confirmed: None,
+            pending: vec![look],
+            diverged_at: None,
+        }
+    }
+
+    /// Notes a further answer of the same server.
+    pub fn note(&mut self, look: Look) {
+        self.newest = look;
+        self.pending.truncate(1);
+        self.pending.push(look);
+    }
+
+    /// Returns when it last answered.
+    pub fn answered_at(&self) -> Instant {
+        self.newest.answered_at
+    }
+
+    /// Returns the position up to which it is known to have everything.
+    pub fn position(&self) -> Option<u64> {
+        self.confirmed.map(|look| look.position)
+    }
+
+    /// Compares its answers with where the primary was when it was asked later.
+    pub fn compare(&mut self, primary: &Sample) {
+        let is_earlier = |look: &Look| look.answered_at < primary.asked_at;
+        let Some(at) = self.pending.iter().rposition(is_earlier) else {
+            return;
+        };
+        let look = self.pending[at];
+        self.pending.drain(..=at);
+        if look.position > primary.position || is_later(look.timeline, primary.timeline) {
+            self.diverged_at.get_or_insert(look.position);
+            self.confirmed = None;
+            return;
+        }
+        if let Some(diverged_at) = self.diverged_at {
+            let is_back = match (look.timeline, primary.timeline) {
+                (Some(its), Some(the_primarys)) => its == the_primarys,
+                _ => look.position < diverged_at,
+            };
+            if !is_back {
+                return;
+            }
+            self.diverged_at = None;
+        }
+        self.confirmed = Some(look);
+    }
+}
+
+fn is_later(timeline: Option<u32>, other: Option<u32>) -> bool {
+    timeline.zip(other).is_some_and(|(one, other)| one > other)
 }
 
 impl History {
@@ -71,50 +150,52 @@ impl History {
         }
     }
 
-    /// Notes where the primary of this cluster was when it was asked at this moment.
-    pub fn note(&mut self, asked_at: Instant, position: u64, system: Option<u64>) {
+    /// Notes where the primary of this cluster was.
+    pub fn note(&mut self, sample: Sample, system: Option<u64>) {
         self.system = system;
         // Of a primary that is behind an earlier one, the last writes of that one are lost.
         let known = self.max_lag * KNOWN_LAGS;
-        self.samples.retain(|sample| {
-            let age = asked_at.saturating_duration_since(sample.asked_at);
-            sample.position <= position && age <= known
+        self.samples.retain(|earlier| {
+            let age = sample.asked_at.saturating_duration_since(earlier.asked_at);
+            earlier.position <= sample.position
+                && !is_later(earlier.timeline, sample.timeline)
+                && age <= known
         });
         if let [.., before, last] = self.samples[..]
             && last.asked_at - before.asked_at < self.max_lag / SAMPLES
         {
             self.samples.pop();
         }
-        if (self.samples.last()).is_some_and(|last| last.position == position) {
+        let is_same =
+            |last: &Sample| last.position == sample.position && last.timeline == sample.timeline;
+        if self.samples.last().is_some_and(is_same) {
             self.samples.pop();
         }
-        self.samples.push(Sample { asked_at, position });
+        self.samples.push(sample);
     }
 
-    /// Returns what a standby is good for, that was asked last at `look`, and counts as silent after
-    /// this time.
-    pub fn fitness(&self, look: &Look, now: Instant, silent_after: Duration) -> Fitness {
-        if now.saturating_duration_since(look.answered_at) > silent_after {
+    /// Returns what a standby is good for, which counts as silent after this time.
+    pub fn fitness(&self, track: &Track, now: Instant, silent_after: Duration) -> Fitness {
+        let newest = &track.newest;
+        if now.saturating_duration_since(newest.answered_at) > silent_after {
             return Fitness::Silent;
         }
-        if !look.is_standby {
+        if !newest.is_standby {
             return Fitness::Primary;
         }
-        if (self.system.zip(look.system)).is_some_and(|(ours, theirs)| ours != theirs) {
+        if (self.system.zip(newest.system)).is_some_and(|(ours, theirs)| ours != theirs) {
             return Fitness::Foreign;
         }
-        // The first that was asked later has the lowest position of those.
-        let later = self
-            .samples
-            .partition_point(|s| s.asked_at <= look.answered_at);
-        let is_ahead = |sample: &Sample| sample.position < look.position;
-        if self.samples.get(later).is_some_and(is_ahead) {
+        if track.diverged_at.is_some() {
             return Fitness::Diverged;
         }
-        let reached = self
-            .samples
-            .partition_point(|s| s.position <= look.position);
-        match reached.checked_sub(1) {
+        let Some(look) = track.confirmed else {
+            return Fitness::Behind;
+        };
+        let is_reached = |sample: &Sample| {
+            sample.position <= look.position && !is_later(sample.timeline, look.timeline)
+        };
+        match self.samples.partition_point(is_reached).checked_sub(1) {
             Some(newest) => Fitness::AsOf(self.samples[newest].asked_at),
             None => Fitness::Behind,
         }
@@ -127,119 +208,194 @@ mod tests {
 
     const SILENT: Duration = Duration::from_secs(1);
 
-    fn at(start: Instant, ms: u64) -> Instant {
-        start + Duration::from_millis(ms)
+    /// A primary and a standby, by a clock in milliseconds.
+    struct Pair {
+        start: Instant,
+        history: History,
+        track: Option<Track>,
     }
 
-    fn standby(answered_at: Instant, position: u64) -> Look {
-        Look {
-            answered_at,
-            is_standby: true,
-            position,
-            system: None,
+    impl Pair {
+        fn new() -> Pair {
+            Pair {
+                start: Instant::now(),
+                history: History::up_to(SILENT),
+                track: None,
+            }
+        }
+
+        fn at(&self, ms: u64) -> Instant {
+            self.start + Duration::from_millis(ms)
+        }
+
+        fn primary(&mut self, ms: u64, position: u64, timeline: Option<u32>) {
+            let sample = Sample {
+                asked_at: self.at(ms),
+                position,
+                timeline,
+            };
+            self.history.note(sample, Some(1));
+            if let Some(track) = &mut self.track {
+                track.compare(&sample);
+            }
+        }
+
+        fn standby(&mut self, ms: u64, position: u64, timeline: Option<u32>) {
+            let look = Look {
+                answered_at: self.at(ms),
+                is_standby: true,
+                position,
+                timeline,
+                system: Some(1),
+            };
+            match &mut self.track {
+                Some(track) => track.note(look),
+                None => self.track = Some(Track::of(look)),
+            }
+        }
+
+        fn fitness(&self, ms: u64) -> Fitness {
+            let track = self.track.as_ref().expect("a look");
+            self.history.fitness(track, self.at(ms), SILENT)
+        }
+
+        fn is_as_of(&self, ms: u64, as_of: u64) {
+            assert_eq!(self.fitness(ms), Fitness::AsOf(self.at(as_of)));
         }
     }
 
     #[test]
     fn a_standby_is_as_old_as_the_last_question_whose_answer_it_has_reached() {
-        let start = Instant::now();
-        let mut history = History::up_to(SILENT);
-        for (ms, position) in [(0, 100), (100, 200), (200, 300)] {
-            history.note(at(start, ms), position, None);
+        for (position, as_of) in [(100, 0), (299, 100), (300, 200), (400, 200)] {
+            let mut pair = Pair::new();
+            for (ms, position) in [(0, 100), (100, 200), (200, 300)] {
+                pair.primary(ms, position, Some(1));
+            }
+            pair.standby(210, position, Some(1));
+            pair.primary(220, 1000, Some(1));
+            pair.is_as_of(250, as_of);
         }
-        let now = at(start, 250);
-        let fitness = |position| history.fitness(&standby(now, position), now, SILENT);
-        assert_eq!(fitness(99), Fitness::Behind);
-        assert_eq!(fitness(100), Fitness::AsOf(start));
-        assert_eq!(fitness(299), Fitness::AsOf(at(start, 100)));
-        assert_eq!(fitness(300), Fitness::AsOf(at(start, 200)));
-        assert_eq!(fitness(400), Fitness::AsOf(at(start, 200)));
+        let mut pair = Pair::new();
+        pair.primary(0, 100, Some(1));
+        pair.standby(10, 99, Some(1));
+        pair.primary(20, 100, Some(1));
+        assert_eq!(pair.fitness(30), Fitness::Behind);
     }
 
     #[test]
     fn while_nothing_is_written_the_newest_question_counts() {
-        let start = Instant::now();
-        let mut history = History::up_to(SILENT);
+        let mut pair = Pair::new();
         for ms in 0..100 {
-            history.note(at(start, ms), 100, None);
+            pair.standby(ms, 100, None);
+            pair.primary(ms, 100, None);
         }
-        assert_eq!(history.samples.len(), 1);
-        let now = at(start, 100);
-        let fitness = history.fitness(&standby(start, 100), now, SILENT);
-        assert_eq!(fitness, Fitness::AsOf(at(start, 99)));
+        assert_eq!(pair.history.samples.len(), 1);
+        pair.is_as_of(100, 99);
     }
 
     #[test]
-    fn one_that_is_silent_or_a_primary_is_not_used() {
-        let start = Instant::now();
-        let mut history = History::up_to(SILENT);
-        history.note(start, 100, None);
-        let late = at(start, 1001);
-        let look = standby(start, 100);
-        assert_eq!(history.fitness(&look, late, SILENT), Fitness::Silent);
-        let primary = Look {
-            is_standby: false,
-            ..look
-        };
-        assert_eq!(history.fitness(&primary, start, SILENT), Fitness::Primary);
+    fn an_answer_counts_once_the_primary_was_asked_later_and_then_for_as_long_as_there_is_none() {
+        let mut pair = Pair::new();
+        pair.primary(0, 100, Some(1));
+        pair.standby(10, 100, Some(1));
+        assert_eq!(pair.fitness(10), Fitness::Behind);
+        pair.primary(20, 200, Some(1));
+        pair.is_as_of(20, 0);
+        // The primary is gone.
+        pair.standby(30, 300, Some(1));
+        pair.is_as_of(500, 0);
+        // Answers come more often than the primary is asked: the newest that is early enough.
+        for ms in 31..40 {
+            pair.standby(ms, 310, Some(1));
+        }
+        pair.primary(39, 400, Some(1));
+        pair.is_as_of(40, 20);
     }
 
     #[test]
-    fn an_old_primary_with_writes_that_were_lost_is_not_used() {
-        let start = Instant::now();
-        let mut history = History::up_to(SILENT);
-        history.note(start, 500, None);
-        // The old primary had written up to 600. The new one never had more than 450, and goes on
-        // from there.
-        let look = standby(at(start, 10), 600);
-        history.note(at(start, 20), 450, None);
-        let now = at(start, 30);
-        assert_eq!(history.fitness(&look, now, SILENT), Fitness::Diverged);
-        // Of what the old one had beyond 450, nothing counts.
-        let follows = standby(at(start, 10), 450);
-        assert_eq!(
-            history.fitness(&follows, now, SILENT),
-            Fitness::AsOf(at(start, 20))
-        );
-        // Passed by the new one, it is as old as what they have in common.
-        history.note(at(start, 40), 700, None);
-        let look = standby(at(start, 50), 600);
-        let fitness = history.fitness(&look, at(start, 60), SILENT);
-        assert_eq!(fitness, Fitness::AsOf(at(start, 20)));
+    fn one_that_is_silent_or_a_primary_or_of_another_cluster_is_not_used() {
+        let mut pair = Pair::new();
+        pair.standby(0, 100, Some(1));
+        pair.primary(10, 100, Some(1));
+        assert_eq!(pair.fitness(1001), Fitness::Silent);
+        let mut other = pair.track.clone().expect("a look");
+        other.newest.system = Some(2);
+        let fitness = |track: &Track| pair.history.fitness(track, pair.at(20), SILENT);
+        assert_eq!(fitness(&other), Fitness::Foreign);
+        // A role may not read it.
+        other.newest.system = None;
+        assert_eq!(fitness(&other), Fitness::AsOf(pair.at(10)));
+        other.newest.is_standby = false;
+        assert_eq!(fitness(&other), Fitness::Primary);
     }
 
     #[test]
-    fn one_of_another_cluster_is_not_used_wherever_it_is() {
-        let start = Instant::now();
-        let mut history = History::up_to(SILENT);
-        history.note(start, 100, Some(1));
-        let look = standby(start, 100);
-        for (system, fitness) in [
-            (Some(2), Fitness::Foreign),
-            (Some(1), Fitness::AsOf(start)),
-            // A role may not read it.
-            (None, Fitness::AsOf(start)),
-        ] {
-            let look = Look { system, ..look };
-            assert_eq!(history.fitness(&look, start, SILENT), fitness);
+    fn a_standby_with_writes_that_were_lost_is_not_used_even_when_the_primary_has_passed_it() {
+        for (old, new) in [(Some(1), Some(2)), (None, None)] {
+            let mut pair = Pair::new();
+            pair.primary(0, 500, old);
+            pair.standby(10, 600, old);
+            // The new primary never had more than 450, and goes on from there.
+            pair.primary(20, 450, new);
+            assert_eq!(pair.fitness(30), Fitness::Diverged);
+            for ms in (40..400).step_by(10) {
+                pair.standby(ms, 600, old);
+                pair.primary(ms + 5, 450 + ms, new);
+                assert_eq!(pair.fitness(ms + 6), Fitness::Diverged, "{ms}");
+            }
+            // It was rewound, and follows.
+            pair.standby(500, 440, new);
+            pair.primary(510, 1000, new);
+            assert_ne!(pair.fitness(520), Fitness::Diverged);
+            pair.standby(530, 1000, new);
+            pair.primary(540, 1000, new);
+            pair.is_as_of(550, 540);
+        }
+    }
+
+    #[test]
+    fn one_on_an_earlier_timeline_is_as_old_as_the_last_primary_of_that_one() {
+        let mut pair = Pair::new();
+        pair.primary(0, 500, Some(1));
+        pair.standby(10, 500, Some(1));
+        // Written on the new primary, which this standby does not follow.
+        pair.primary(20, 510, Some(2));
+        pair.primary(30, 520, Some(2));
+        pair.standby(40, 515, Some(1));
+        pair.primary(50, 530, Some(2));
+        pair.is_as_of(60, 0);
+        pair.standby(70, 530, Some(2));
+        pair.primary(80, 530, Some(2));
+        pair.is_as_of(90, 80);
+    }
+
+    #[test]
+    fn one_on_a_later_timeline_follows_another_primary_wherever_it_is() {
+        let mut pair = Pair::new();
+        pair.primary(0, 500, Some(1));
+        for ms in (10..200).step_by(10) {
+            pair.standby(ms, 400 + ms, Some(2));
+            pair.primary(ms + 5, 500 + 2 * ms, Some(1));
+            assert_eq!(pair.fitness(ms + 6), Fitness::Diverged, "{ms}");
         }
     }
 
     #[test]
     fn however_long_it_lasts_the_samples_are_bounded_and_err_on_the_safe_side() {
-        let start = Instant::now();
-        let mut history = History::up_to(SILENT);
+        let mut pair = Pair::new();
         for n in 0..10_000 {
-            history.note(at(start, n), n, None);
-            assert!(history.samples.len() <= (KNOWN_LAGS * SAMPLES) as usize + 2);
+            pair.primary(n, n, None);
+            let most = (KNOWN_LAGS * SAMPLES) as usize + 2;
+            assert!(pair.history.samples.len() <= most);
         }
-        let now = at(start, 10_000);
         for position in [2_500, 5_000, 9_000, 9_998] {
-            let Fitness::AsOf(moment) = history.fitness(&standby(now, position), now, SILENT)
-            else {
+            pair.track = None;
+            pair.standby(10_000, position, None);
+            pair.primary(10_001, 10_001, None);
+            let Fitness::AsOf(moment) = pair.fitness(10_002) else {
                 panic!("{position}")
             };
-            let late = at(start, position) - moment;
+            let late = pair.at(position) - moment;
             assert!(late < SILENT / SAMPLES * 2, "{position}: {late:?}");
         }
     }

@@ -28,6 +28,7 @@ mod checkin;
 mod checkout;
 mod clock;
 mod close;
+mod common;
 mod control;
 mod demand;
 mod dial;

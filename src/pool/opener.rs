@@ -73,7 +73,8 @@ pub(crate) struct Opener {
     /// never.
     pub(super) primary_at: AtomicU64,
     names: Names,
-    pub(super) next_id: AtomicU64,
+    /// The numbers of connections, which no two pools of one have in common.
+    pub(super) next_id: Arc<AtomicU64>,
     pub(super) warned_of_timeout: AtomicBool,
     pub(super) warned_of_incarnation: AtomicBool,
     pub(super) warned_of_risks: AtomicBool,
@@ -81,7 +82,7 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
-    pub fn new(shared: Arc<Shared>, target: Target) -> Opener {
+    pub fn new(shared: Arc<Shared>, target: Target, next_id: Arc<AtomicU64>) -> Opener {
         Opener {
             shared,
             gate: Gate::default(),
@@ -99,7 +100,7 @@ impl Opener {
             wants_primary: AtomicBool::new(false),
             primary_at: AtomicU64::new(0),
             names: Names::default(),
-            next_id: AtomicU64::new(1),
+            next_id,
             warned_of_timeout: AtomicBool::new(false),
             warned_of_incarnation: AtomicBool::new(false),
             warned_of_risks: AtomicBool::new(false),

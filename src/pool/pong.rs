@@ -2,6 +2,8 @@
 
 use super::backend::first_row;
 use super::session::Session;
+use postgres::SimpleQueryMessage;
+use postgres::error::SqlState;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,14 @@ pub(crate) const INSERTED: &str = "(SELECT CASE WHEN at % segment = 40 THEN at -
      WHEN at % page = 24 THEN at - 24 ELSE at END FROM (SELECT pg_current_wal_insert_lsn() - '0/0' AS at, \
      pg_size_bytes(current_setting('wal_segment_size')) AS segment, \
      current_setting('wal_block_size')::int AS page) AS log)";
+
+/// The timeline that a server writes, or replays. What a standby receives is shown to roles with
+/// `pg_read_all_stats`; its control file shows the timeline somewhat later.
+const TIMELINE: &str = "CASE WHEN pg_is_in_recovery() THEN \
+     coalesce((SELECT received_tli FROM pg_stat_get_wal_receiver()), \
+     greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
+     (SELECT min_recovery_end_timeline FROM pg_control_recovery()))) \
+     ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END";
 
 /// Why the database did not answer. The texts are stable; host names, user names and the server's
 /// own texts appear only in the log.
@@ -86,6 +96,8 @@ pub(crate) struct Position {
     pub at: u64,
     /// Which server that is, as [`Session::server`] tells it.
     pub server: Option<u64>,
+    /// None if the role may not read it.
+    pub timeline: Option<u32>,
     /// The cluster's identifier, if it is known.
     pub system: Option<u64>,
 }
@@ -100,12 +112,7 @@ impl Pong {
         let asked_at = Instant::now();
         let answer = match located {
             false => session.ask(QUESTION, until)?,
-            true => {
-                let replayed = "pg_last_wal_replay_lsn() - '0/0'";
-                let at =
-                    format!("CASE WHEN pg_is_in_recovery() THEN {replayed} ELSE {INSERTED} END");
-                session.ask(&format!("{QUESTION}, pg_is_in_recovery(), {at}"), until)?
-            }
+            true => locate(session, until)?,
         };
         let field = |nth| first_row(&answer)?.try_get(nth).ok().flatten();
         let position = match (field(1), field(2).and_then(|text: &str| text.parse().ok())) {
@@ -113,6 +120,7 @@ impl Pong {
                 is_standby: is_standby == "t",
                 at,
                 server: session.server(),
+                timeline: field(3).and_then(|text| text.parse().ok()),
                 system: session.backend().system,
             }),
             _ => None,
@@ -124,4 +132,24 @@ impl Pong {
             position,
         })
     }
+}
+
+/// Asks a server how far it has come; without its timeline if the role may not read that.
+fn locate(
+    session: &mut Session,
+    until: Instant,
+) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    let at = format!(
+        "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() - '0/0' ELSE {INSERTED} END"
+    );
+    let question = format!("{QUESTION}, pg_is_in_recovery(), {at}");
+    let is_hidden = |e: &postgres::Error| e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+    if session.backend().shows_timeline {
+        match session.ask(&format!("{question}, {TIMELINE}"), until) {
+            // Another role than at the login may not.
+            Err(e) if is_hidden(&e) => {}
+            other => return other,
+        }
+    }
+    session.ask(&question, until)
 }

@@ -103,7 +103,9 @@ impl Probe {
         {
             return reading.clone();
         }
-        if self.state.closed.load(Ordering::SeqCst) {
+        // In a pause nothing is opened, and the last answer is all that is known.
+        let is_paused = opener.gate.paused_until().is_some();
+        if is_paused || self.state.closed.load(Ordering::SeqCst) {
             return inner
                 .last
                 .as_ref()
@@ -166,13 +168,22 @@ impl Probe {
             self.refresh(&mut inner, opener, Duration::ZERO);
         }
         if let Some(every) = every {
-            self.refresh(&mut inner, opener, every);
+            let pause = match &inner.last {
+                Some((_, Err((error, _)))) => every.max(pause_after(*error)),
+                _ => every,
+            };
+            self.refresh(&mut inner, opener, pause);
         }
     }
 
     fn refresh(&self, inner: &mut Inner, opener: &Arc<Opener>, age: Duration) {
         let is_fresh = matches!(&inner.last, Some((at, _)) if at.elapsed() < age);
-        if !is_fresh && inner.out.is_none() && !self.state.closed.load(Ordering::SeqCst) {
+        let is_paused = opener.gate.paused_until().is_some();
+        if !is_fresh
+            && !is_paused
+            && inner.out.is_none()
+            && !self.state.closed.load(Ordering::SeqCst)
+        {
             inner.out = self.send(opener).is_ok().then(|| (Instant::now(), LIMIT));
         }
     }
@@ -196,9 +207,22 @@ impl Probe {
         self.state.lock().room.seen.clone()
     }
 
-    /// Closes the connection.
+    /// Closes the connection, and opens no other.
     pub fn close(&self) {
         self.state.closed.store(true, Ordering::SeqCst);
+        self.release();
+    }
+
+    /// Returns why the last probe failed, if it did.
+    pub fn last_error(&self) -> Option<ProbeError> {
+        match self.state.lock().last {
+            Some((_, Err((error, _)))) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Closes the connection.
+    pub fn release(&self) {
         let session = self.state.lock().session.take();
         if let Some(mut session) = session {
             session.close_for(CloseReason::Drained);
@@ -255,8 +279,10 @@ impl State {
         };
         let was_up = inner.last.as_ref().is_none_or(|(_, last)| last.is_ok());
         match &reading {
-            Ok(_) if !was_up => info!("the health probe succeeds again"),
-            Err((what, _)) if was_up => warn!("the health probe fails: {what}"),
+            Ok(_) if !was_up => info!("the health probe succeeds again{}", opener.shared.at()),
+            Err((what, _)) if was_up => {
+                warn!("the health probe fails{}: {what}", opener.shared.at());
+            }
             _ => {}
         }
         inner.last = Some((Instant::now(), reading));
@@ -285,7 +311,8 @@ impl State {
             }
         }
         inner.out = None;
-        let unwanted = if self.closed.load(Ordering::SeqCst) {
+        let is_paused = opener.gate.paused_until().is_some();
+        let unwanted = if is_paused || self.closed.load(Ordering::SeqCst) {
             session
         } else {
             std::mem::replace(&mut inner.session, session)
@@ -343,6 +370,21 @@ fn read(
                 e.code().map(|s| s.code().to_owned()),
             )),
         ),
+    }
+}
+
+/// Returns how long to wait after a probe that failed before one that nobody waits for. What does not
+/// let us in will hardly do so at once, and logs each attempt.
+fn pause_after(error: ProbeError) -> Duration {
+    match error {
+        ProbeError::Authentication
+        | ProbeError::Tls
+        | ProbeError::UnknownDatabase
+        | ProbeError::Other => Duration::from_secs(3),
+        ProbeError::TooManyConnections | ProbeError::StartingUp => Duration::from_millis(500),
+        ProbeError::Unreachable | ProbeError::Refused | ProbeError::Timeout => {
+            Duration::from_millis(250)
+        }
     }
 }
 

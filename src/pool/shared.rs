@@ -273,6 +273,12 @@ impl Shared {
         self.start.elapsed().saturating_sub(answered)
     }
 
+    /// Returns what a line of the log says of the server, if it is a standby that reads use.
+    pub fn at(&self) -> String {
+        let host = self.config.only_host.as_ref();
+        host.map_or_else(String::new, |host| format!(" standby={host}"))
+    }
+
     /// Returns the name shown in `pg_stat_activity`.
     pub fn application_name(&self) -> String {
         let database = self.config.database.as_ref();

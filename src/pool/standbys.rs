@@ -1,6 +1,6 @@
 //! The standbys that reads may use: a pool `P` for each, and which of them is good enough for a read.
 
-use super::lag::{Fitness, History, Look};
+use super::lag::{Fitness, History, Look, Sample, Track};
 use super::pong::{Pong, Position, Reading};
 use super::recent_writes::{RecentWrites, Who};
 use super::session::Session;
@@ -9,6 +9,7 @@ use crate::sync::unpoison;
 use log::{debug, info};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// How much longer than between two looks a standby may take to answer before no further read is
@@ -48,14 +49,14 @@ struct Seen {
 
 struct State {
     history: History,
-    looks: Vec<Watched>,
+    hosts: Vec<Watched>,
 }
 
 #[derive(Default)]
 struct Watched {
     /// What each server behind the address has answered last, the newest at the end. A name or a
     /// proxy may lead to several.
-    looks: Vec<(Option<u64>, Look)>,
+    tracks: Vec<(Option<u64>, Track)>,
     /// When the probe was last led to whichever server comes next.
     moved_at: Option<Instant>,
     /// The state that was logged last, and when.
@@ -90,8 +91,15 @@ impl Seen {
             && let Some(position) = pong.position
             && !position.is_standby
         {
+            let sample = Sample {
+                asked_at: pong.asked_at,
+                position: position.at,
+                timeline: position.timeline,
+            };
             let mut state = self.lock();
-            (state.history).note(pong.asked_at, position.at, position.system);
+            state.history.note(sample, position.system);
+            let tracks = state.hosts.iter_mut().flat_map(|host| &mut host.tracks);
+            tracks.for_each(|(_, track)| track.compare(&sample));
         }
     }
 
@@ -107,10 +115,10 @@ impl Seen {
             ..
         }) = *reading
         {
-            state.looks[nth].note(position, asked_at + took);
+            state.hosts[nth].note(position, asked_at + took);
         }
         let (is, _) = state.best(nth, now, self);
-        let logged = &mut state.looks[nth].logged;
+        let logged = &mut state.hosts[nth].logged;
         if logged.is_none_or(|(was, _)| was != is) {
             if logged.is_none_or(|(_, at)| now - at >= LOG_EVERY) {
                 info!("standby {host}: {is}");
@@ -119,8 +127,8 @@ impl Seen {
                 debug!("standby {host}: {is}");
             }
         }
-        let watched = &mut state.looks[nth];
-        let is_settled = is == StandbyState::Used && watched.looks.len() == 1;
+        let watched = &mut state.hosts[nth];
+        let is_settled = is == StandbyState::Used && watched.tracks.len() == 1;
         let every = if is_settled {
             EXPLORE_EVERY
         } else {
@@ -136,43 +144,54 @@ impl Seen {
 
 impl Watched {
     fn note(&mut self, position: Position, answered_at: Instant) {
-        self.looks.retain(|(server, look)| {
-            *server != position.server && answered_at - look.answered_at < REMEMBERED_FOR
-        });
-        if self.looks.len() >= MOST_SERVERS {
-            self.looks.remove(0);
-        }
         let look = Look {
             answered_at,
             is_standby: position.is_standby,
             position: position.at,
+            timeline: position.timeline,
             system: position.system,
         };
-        self.looks.push((position.server, look));
+        let known = self
+            .tracks
+            .iter()
+            .position(|(of, _)| *of == position.server);
+        let track = match known {
+            Some(at) => {
+                let (_, mut track) = self.tracks.remove(at);
+                track.note(look);
+                track
+            }
+            None => Track::of(look),
+        };
+        self.tracks
+            .retain(|(_, track)| answered_at - track.answered_at() < REMEMBERED_FOR);
+        if self.tracks.len() >= MOST_SERVERS {
+            self.tracks.remove(0);
+        }
+        self.tracks.push((position.server, track));
     }
 
-    fn at(&self, server: u64) -> Option<Look> {
-        let mut looks = self.looks.iter();
-        let found = looks.find(|(of, _)| *of == Some(server));
-        found.map(|(_, look)| *look)
+    fn at(&self, server: u64) -> Option<&Track> {
+        let mut tracks = self.tracks.iter();
+        let found = tracks.find(|(of, _)| *of == Some(server));
+        found.map(|(_, track)| track)
     }
 }
 
 impl State {
     /// Returns whether a standby has all that a read must see, by what it has answered.
-    fn is_good(&self, look: &Look, after: After, now: Instant, seen: &Seen) -> bool {
-        let (StandbyState::Used, Some(moment)) = self.of(look, now, seen) else {
+    fn is_good(&self, track: &Track, after: After, now: Instant, seen: &Seen) -> bool {
+        let (StandbyState::Used, Some(moment)) = self.of(track, now, seen) else {
             return false;
         };
-        let position = Some(look.position);
-        after.moment.is_none_or(|after| moment >= after) && position >= after.position
+        after.moment.is_none_or(|after| moment >= after) && track.position() >= after.position
     }
 
     /// Returns the state of the best server behind an address, or else of the one that has answered
     /// last, and as of which moment its data is known to be whole.
     fn best(&self, nth: usize, now: Instant, seen: &Seen) -> (StandbyState, Option<Instant>) {
-        let looks = self.looks[nth].looks.iter().rev();
-        let mut states = looks.map(|(_, look)| self.of(look, now, seen));
+        let tracks = self.hosts[nth].tracks.iter().rev();
+        let mut states = tracks.map(|(_, track)| self.of(track, now, seen));
         let newest = states.next().unwrap_or((StandbyState::Silent, None));
         let is_used = |(is, _): &(StandbyState, Option<Instant>)| *is == StandbyState::Used;
         match is_used(&newest) {
@@ -181,8 +200,8 @@ impl State {
         }
     }
 
-    fn of(&self, look: &Look, now: Instant, seen: &Seen) -> (StandbyState, Option<Instant>) {
-        match self.history.fitness(look, now, seen.silent_after()) {
+    fn of(&self, track: &Track, now: Instant, seen: &Seen) -> (StandbyState, Option<Instant>) {
+        match self.history.fitness(track, now, seen.silent_after()) {
             Fitness::AsOf(moment) if now - moment <= seen.max_lag => {
                 (StandbyState::Used, Some(moment))
             }
@@ -203,7 +222,7 @@ impl<P> Standbys<P> {
             max_lag,
             state: Mutex::new(State {
                 history: History::up_to(max_lag),
-                looks: pools.iter().map(|_| Watched::default()).collect(),
+                hosts: pools.iter().map(|_| Watched::default()).collect(),
             }),
         });
         let pools = pools.into_iter();
@@ -238,6 +257,11 @@ impl<P> Standbys<P> {
         self.writes.note(Who::of(client), Instant::now());
     }
 
+    /// Notes the same for another thread.
+    pub fn note_write_on(&self, thread: ThreadId) {
+        self.writes.note(Who::Thread(thread), Instant::now());
+    }
+
     /// Returns the moment of the last write for a client, else on this thread.
     pub fn last_write(&self, client: Option<&Arc<str>>) -> Option<Instant> {
         self.writes.last(&Who::of(client))
@@ -256,13 +280,13 @@ impl<P> Standbys<P> {
         let now = Instant::now();
         let state = self.seen.lock();
         let is_good = |nth: usize| {
-            let looks = || state.looks[nth].looks.iter().rev().map(|(_, look)| look);
-            let is_silent = |look| state.of(look, now, &self.seen).0 == StandbyState::Silent;
-            if looks().next().is_none_or(is_silent) {
+            let tracks = || state.hosts[nth].tracks.iter().rev().map(|(_, track)| track);
+            let is_silent = |track| state.of(track, now, &self.seen).0 == StandbyState::Silent;
+            if tracks().next().is_none_or(is_silent) {
                 return false;
             }
             // Of several servers, those that have not been asked of late will be asked.
-            looks().any(|look| is_silent(look) || state.is_good(look, after, now, &self.seen))
+            tracks().any(|track| is_silent(track) || state.is_good(track, after, now, &self.seen))
         };
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.all.len();
@@ -294,9 +318,9 @@ impl<P> Standbys<P> {
         };
         let known = || {
             let (state, now) = (self.seen.lock(), Instant::now());
-            let look = state.looks[nth].at(server)?;
-            let is_silent = state.of(&look, now, &self.seen).0 == StandbyState::Silent;
-            (!is_silent).then(|| state.is_good(&look, after, now, &self.seen))
+            let track = state.hosts[nth].at(server)?;
+            let is_silent = state.of(track, now, &self.seen).0 == StandbyState::Silent;
+            (!is_silent).then(|| state.is_good(track, after, now, &self.seen))
         };
         if let Some(is_good) = known() {
             return is_good;

@@ -10,7 +10,7 @@ pub(crate) use budget::Budget;
 pub use policy::RetryPolicy;
 pub(crate) use sql::{
     Facts, Leaves, commits_inside, controls_transaction, copies_through, copies_through_client,
-    writes_large_objects,
+    names_a_write, writes_large_objects,
 };
 pub use verdict::Phase;
 pub(crate) use verdict::{Fate, Progress, Repeat, Symptom, Verdict, verdict};

@@ -67,6 +67,14 @@ pub(crate) fn controls_transaction(sql: &str) -> bool {
         || (any(&["START", "PREPARE"]) && is_followed("TRANSACTION"))
 }
 
+/// Returns whether a text has a word that begins a write. It may stand in a literal or a comment, and
+/// functions may write without it.
+pub(crate) fn names_a_write(sql: &str) -> bool {
+    const WRITES: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "MERGE", "TRUNCATE"];
+    sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .any(|word| WRITES.iter().any(|write| word.eq_ignore_ascii_case(write)))
+}
+
 /// Returns whether a statement is a COPY whose data go through the client; it does not return rows.
 pub(crate) fn copies_through_client(sql: &str) -> bool {
     copies_through(sql, "STDIN") || copies_through(sql, "STDOUT")

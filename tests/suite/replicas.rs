@@ -397,6 +397,148 @@ fn a_standby_that_became_a_primary_of_its_own_is_not_read_from() {
 }
 
 #[test]
+fn writes_that_were_lost_at_a_failover_are_not_read() {
+    let (mut primary, next) = pair();
+    let old = Standby::of(&primary);
+    let hosts = format!("{},{}", host(&primary), host(&next.server));
+    let url = primary.url().replace(&host(&primary), &hosts);
+    let pool = pool(&format!("{url}?target_session_attrs=read-write"))
+        .read_hosts(&host(&old.server))
+        .read_max_lag(60 * SECOND)
+        .connection_timeout(20 * SECOND)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    // The standby that becomes the primary does not get what the other one does.
+    set(&next.server, "primary_conninfo", "");
+    eventually("it receives nothing", || {
+        let receives = "SELECT FROM pg_stat_wal_receiver";
+        let mut next = admin(&next.server.url());
+        next.query(receives, &[]).unwrap().is_empty()
+    });
+    let lost = "INSERT INTO notes SELECT 'lost' FROM generate_series(1, 10000)";
+    admin(&primary.url()).batch_execute(lost).unwrap();
+    let mut there = admin(&old.server.url());
+    eventually("it has them", || {
+        let rows = there.query("SELECT FROM notes", &[]).unwrap();
+        rows.len() == 10_000
+    });
+    primary.stop(Stop::Immediate);
+    next.promote();
+    pool.execute("INSERT INTO notes VALUES ('kept')", &[])
+        .unwrap();
+    eventually("it is known", || state(&pool) == StandbyState::Diverged);
+    // Also when the new primary has passed it.
+    let mut there = admin(&next.server.url());
+    for _ in 0..10 {
+        there.batch_execute(&lost.replace("lost", "new")).unwrap();
+        let read = "SELECT FROM notes WHERE note = 'lost'";
+        let rows = pool.client("someone").read(read, &[]).unwrap();
+        assert_eq!(rows.len(), 0);
+        thread::sleep(100 * MS);
+    }
+    assert_eq!(state(&pool), StandbyState::Diverged);
+}
+
+#[test]
+fn a_standby_that_follows_another_one_which_was_promoted_is_not_read_from() {
+    let (primary, middle) = pair();
+    let last = Standby::of(&primary);
+    set(&last.server, "primary_conninfo", &middle.server.url());
+    let pool = pool_with(&primary, &host(&last.server), 60 * SECOND)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    middle.promote();
+    let mut other = admin(&middle.server.url());
+    let mut ours = admin(&primary.url());
+    eventually("it is known", || {
+        other
+            .batch_execute("INSERT INTO notes VALUES ('theirs')")
+            .unwrap();
+        ours.batch_execute("INSERT INTO notes VALUES ('ours'), ('ours')")
+            .unwrap();
+        state(&pool) == StandbyState::Diverged
+    });
+    for n in 0..100 {
+        let note = format!("{n}");
+        let call = pool.client("ada");
+        call.execute("INSERT INTO notes VALUES ($1)", &[&note])
+            .unwrap();
+        let read = call.read("SELECT FROM notes WHERE note = $1", &[&note]);
+        assert_eq!(read.unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn what_is_written_by_unusual_ways_is_read_too() {
+    let (primary, standby) = pair();
+    let pool = pool_with(&primary, &host(&standby.server), 60 * SECOND)
+        .build()
+        .unwrap();
+    is_used(&pool);
+    let _replay = Paused::of(&standby);
+    let insert = |note: &str| format!("INSERT INTO notes VALUES ('{note}')");
+    let reads = |note: &str| {
+        let read = pool.read("SELECT FROM notes WHERE note = $1", &[&note]);
+        assert_eq!(read.unwrap().len(), 1, "{note}");
+    };
+    thread::scope(|scope| {
+        // Each on a thread that has written nothing before.
+        scope.spawn(|| {
+            let mut plain = pool.get().unwrap();
+            plain.batch_execute(&insert("held")).unwrap();
+            reads("held");
+        });
+        scope.spawn(|| {
+            let mut plain = pool.get().unwrap();
+            plain.batch_execute(&insert("passed on")).unwrap();
+            thread::scope(|scope| scope.spawn(|| drop(plain)).join().unwrap());
+            reads("passed on");
+        });
+        scope.spawn(|| {
+            let returning = insert("by read") + " RETURNING note";
+            pool.read(&returning, &[]).unwrap();
+            reads("by read");
+            pool.read(&returning.replace("by", "again by"), &[])
+                .unwrap();
+            reads("again by read");
+        });
+    });
+    let returning = insert("hers") + " RETURNING note";
+    pool.client("ada").read(&returning, &[]).unwrap();
+    let hers = pool
+        .client("ada")
+        .read("SELECT FROM notes WHERE note = 'hers'", &[]);
+    assert_eq!(hers.unwrap().len(), 1);
+}
+
+#[test]
+fn a_standby_that_lets_nobody_in_is_not_asked_all_the_time() {
+    let (primary, standby) = pair();
+    let hba = standby.server.dir().join("pg/pg_hba.conf");
+    std::fs::write(&hba, "host all all 127.0.0.1/32 reject\n").unwrap();
+    let mut there = admin(&standby.server.url());
+    there.batch_execute("SELECT pg_reload_conf()").unwrap();
+    eventually("it lets nobody in", || {
+        postgres::Client::connect(&standby.server.url(), postgres::NoTls).is_err()
+    });
+    let rejected = || standby.server.log().matches("pg_hba.conf rejects").count();
+    let before = rejected();
+    let pool = pool_with(&primary, &host(&standby.server), 100 * MS)
+        .min_idle(0)
+        .build()
+        .unwrap();
+    eventually("it is asked", || rejected() > before);
+    assert!(!leaves_the_primary(&pool));
+    let (before, started) = (rejected(), Instant::now());
+    thread::sleep(4 * SECOND);
+    let most = 2 + started.elapsed().as_secs() as usize / 2;
+    assert!(rejected() - before <= most, "{}", rejected() - before);
+    assert_eq!(pool.standbys()[0].error.as_deref(), Some("authentication"));
+}
+
+#[test]
 fn a_standby_of_another_primary_is_not_read_from() {
     let ((primary, _standby), (other, theirs)) = (pair(), pair());
     let url: postgres::Config = primary.url().parse().unwrap();
@@ -535,8 +677,8 @@ fn a_pause_is_of_the_standbys_too() {
     is_used(&pool);
     pool.pause(60 * SECOND);
     let mut there = admin(&standby.server.url());
-    eventually("only the probe's connection is left", || {
-        super::support::backends(&mut there, "paused").len() <= 1
+    eventually("no connection is left, not even the probe's", || {
+        super::support::backends(&mut there, "paused").is_empty()
     });
     thread::scope(|scope| {
         let read = scope.spawn(|| pool.read(WHERE, &[]).unwrap());
@@ -622,7 +764,7 @@ fn check_database_says_whether_reads_would_go_to_each_standby() {
             "ok      standbys      {}: reads go there",
             host(&standby.server)
         ),
-        "wrong   standbys      127.0.0.1:1: no reads go there, because it does not answer".into(),
+        "wrong   standbys      127.0.0.1:1: no reads go there, because it could not be asked (refused;".into(),
     ] {
         assert!(printed.contains(&line), "{printed}");
     }

@@ -104,7 +104,7 @@ pub(super) fn connections(plan: &Plan, facts: &Facts) -> Vec<Finding> {
 }
 
 /// Returns how many connections all instances need, and why.
-fn needed(plan: &Plan) -> (usize, String) {
+pub(super) fn needed(plan: &Plan) -> (usize, String) {
     let instances = plan.instances as usize;
     if plan.fleet_max > 0 {
         let needed = plan.fleet_max as usize;

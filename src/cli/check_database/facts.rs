@@ -57,6 +57,10 @@ pub(super) struct ReadHost {
     pub state: StandbyState,
     /// How old its data may be.
     pub lag: Option<Duration>,
+    /// Why it could not be asked.
+    pub error: Option<String>,
+    /// How many more connections it takes.
+    pub room: Option<usize>,
 }
 
 /// The server's settings as they are in force on the connection, by name: the value in its base

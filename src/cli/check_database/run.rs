@@ -119,6 +119,8 @@ fn read_hosts(pool: &Pool, until: Instant) -> Vec<ReadHost> {
                 host: known.host,
                 state: known.state,
                 lag: known.lag,
+                error: known.error,
+                room: known.headroom.map(|room| room.available()),
             });
             return known.collect();
         }

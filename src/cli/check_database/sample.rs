@@ -61,6 +61,8 @@ pub(super) fn facts() -> Facts {
             host: "db2".into(),
             state: StandbyState::Used,
             lag: Some(SECOND / 4),
+            error: None,
+            room: Some(97),
         }],
         round_trip: SECOND / 1000,
         standby: false,

@@ -1,5 +1,6 @@
 //! Rules about the server itself: what it is, what it keeps, and how it is doing.
 
+use super::connections::needed;
 use super::facts::{Facts, Plan, ReadHost};
 use super::finding::{Finding, Findings};
 use millpond::pool::StandbyState;
@@ -38,19 +39,25 @@ pub(super) fn server(_: &Plan, facts: &Facts) -> Vec<Finding> {
 }
 
 /// Whether reads would go to the standbys that are named for them.
-pub(super) fn read_hosts(_plan: &Plan, facts: &Facts) -> Vec<Finding> {
+pub(super) fn read_hosts(plan: &Plan, facts: &Facts) -> Vec<Finding> {
     let mut found = Findings::about("standbys");
-    for ReadHost { host, state, lag } in &facts.read_hosts {
-        match state {
-            StandbyState::Used => {
-                let lag = lag.unwrap_or_default().as_millis();
-                found.ok(format!("{host}: {state}; it is at most {lag} ms behind"));
-            }
-            // In a list of all servers of a cluster, that is so.
-            StandbyState::Primary => found.note(format!("{host}: {state}")),
-            _ => found.wrong(format!(
-                "{host}: {state}; see to it, or leave it out of DB_READ_HOSTS"
+    let (needed, why) = needed(plan);
+    for standby in &facts.read_hosts {
+        let ReadHost { host, state, .. } = standby;
+        let lag = standby.lag.unwrap_or_default().as_millis();
+        match (state, standby.room, &standby.error) {
+            (StandbyState::Used, Some(room), _) if room < needed => found.wrong(format!(
+                "{host}: {why} are {needed} connections, but it has room for {room} more: raise max_connections there, or \
+                 set a lower DB_POOL_MAX"
             )),
+            (StandbyState::Used, ..) => found.ok(format!("{host}: {state}; it is at most {lag} ms behind")),
+            // In a list of all servers of a cluster, that is so.
+            (StandbyState::Primary, ..) => found.note(format!("{host}: {state}")),
+            (StandbyState::Silent, _, Some(error)) => found.wrong(format!(
+                "{host}: no reads go there, because it could not be asked ({error}; its own log says more): mend that, or \
+                 leave it out of DB_READ_HOSTS"
+            )),
+            _ => found.wrong(format!("{host}: {state}: mend that, or leave it out of DB_READ_HOSTS")),
         }
     }
     found.end()
@@ -376,13 +383,27 @@ mod tests {
         finds(
             &read_hosts(&plan(), &facts),
             Wrong,
-            &["because it does not answer; see to it"],
+            &["because it does not answer: mend that"],
         );
         facts.read_hosts[0].state = StandbyState::Primary;
         finds(
             &read_hosts(&plan(), &facts),
             Note,
             &["because it is a primary"],
+        );
+        facts.read_hosts[0].state = StandbyState::Silent;
+        facts.read_hosts[0].error = Some("authentication".into());
+        finds(
+            &read_hosts(&plan(), &facts),
+            Wrong,
+            &["it could not be asked (authentication;"],
+        );
+        facts.read_hosts[0].state = StandbyState::Used;
+        facts.read_hosts[0].room = Some(5);
+        finds(
+            &read_hosts(&plan(), &facts),
+            Wrong,
+            &["it has room for 5 more"],
         );
     }
 }

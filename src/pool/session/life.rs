@@ -167,7 +167,7 @@ impl Session {
         }
         let (id, took) = (self.id(), self.took);
         self.shared.metrics.create_time.observe(took.as_secs_f64());
-        info!("opened conn={id} took={took:.1?}");
+        info!("opened conn={id}{} took={took:.1?}", self.shared.at());
         self.shared.observe(|o| o.opened(id, took));
     }
 

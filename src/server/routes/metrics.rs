@@ -67,6 +67,7 @@ fn standby(standby: &Standby) -> Value {
         "host": standby.host,
         "state": standby.state,
         "lagMs": standby.lag.map(as_ms),
+        "error": standby.error,
         "pool": {
             "total": stats.total,
             "idle": stats.idle,
