@@ -43,6 +43,9 @@ impl fmt::Display for ServerHost {
 /// Returns the hosts of a list such as `db2,db3:5433,[::1]:5434,/run/postgresql`. One without a port
 /// has the port 0.
 pub(crate) fn hosts(list: &str) -> Result<Vec<ServerHost>, String> {
+    if list.contains("://") {
+        return Err("a URL is not taken here, only hosts".into());
+    }
     let mut all: Vec<ServerHost> = Vec::new();
     for text in list.split(',').map(str::trim) {
         let (name, port) = match text.strip_prefix('[') {
@@ -61,11 +64,15 @@ pub(crate) fn hosts(list: &str) -> Result<Vec<ServerHost>, String> {
         let port = match port.map(str::parse::<u16>) {
             None => 0,
             Some(Ok(port)) if port > 0 => port,
-            Some(_) => return Err(format!("the port of {text:?} is none from 1 to 65535")),
+            Some(_) => {
+                return Err(format!(
+                    "{text:?} has a port that is not a number from 1 to 65535"
+                ));
+            }
         };
         let is_odd = |c: char| c.is_whitespace() || c.is_control() || "@?&=[]".contains(c);
         if name.is_empty() || name.contains(is_odd) {
-            return Err(format!("{text:?} is no host"));
+            return Err(format!("{text:?} is not a host"));
         }
         let host = match name.starts_with('/') {
             #[cfg(unix)]
@@ -162,17 +169,17 @@ mod tests {
     #[test]
     fn what_is_no_list_of_hosts_is_refused_with_the_part_that_is_wrong() {
         for (list, why) in [
-            ("", "no host"),
-            ("a,,b", "no host"),
+            ("", "not a host"),
+            ("a,,b", "not a host"),
             ("a:", "port"),
             ("a:0", "port"),
             ("a:70000", "port"),
             ("a:b", "port"),
             ("[::1", "port"),
             ("[::1]5432", "port"),
-            ("postgresql://a@b/c", "port"),
-            ("user@host", "no host"),
-            ("a b", "no host"),
+            ("postgresql://a@b/c", "a URL"),
+            ("user@host", "not a host"),
+            ("a b", "not a host"),
             ("a,a", "twice"),
         ] {
             let error = hosts(list).map(|_| ()).unwrap_err();
