@@ -11,7 +11,7 @@
 //! not know the stack, so that each dead connection was replaced twice; and its reaper ignores the
 //! minimum, reopens endlessly, and runs only every 30 s (r2d2 0.8.10). Idle sessions are those in
 //! the stack plus those that r2d2 has opened for an opener that stopped waiting. Only `checkout`,
-//! `builder` and `housekeeping` name `r2d2::Pool`.
+//! `build` and `housekeeping` name `r2d2::Pool`.
 //!
 //! A session is dropped before its place in the line is freed: otherwise r2d2 would lose the
 //! wake-up for the next thread that opens a connection.

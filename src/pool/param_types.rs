@@ -115,6 +115,8 @@ pub(crate) struct LookUps {
     present: bool,
     /// Some of them may be missing.
     doubtful: bool,
+    /// The driver keeps types that it has looked up. They may have been altered since.
+    keeps_types: bool,
 }
 
 impl LookUps {
@@ -185,6 +187,13 @@ impl LookUps {
     /// Forgets the known types, because the client has cleared its type cache.
     pub fn forget_types(&mut self) {
         self.known.clear();
+        self.keeps_types = false;
+    }
+
+    /// Notes that the driver has looked up types, which it keeps. Returns whether it kept some
+    /// before.
+    pub fn keep_types(&mut self) -> bool {
+        std::mem::replace(&mut self.keeps_types, true)
     }
 
     /// Returns the SQL that removes the driver's statements. It is sent with the end of a

@@ -208,6 +208,50 @@ fn what_reads_and_writes_a_type_that_has_grown_works_at_the_next_call() {
 }
 
 #[test]
+fn a_text_that_is_new_on_a_connection_that_knew_the_type_as_it_was_works_at_once() {
+    let db = database();
+    let mut admin = db.admin();
+    for cache in [256, 0] {
+        let pool = db
+            .pool()
+            .max_size(1)
+            .statement_cache(cache)
+            .build()
+            .unwrap();
+        admin
+            .batch_execute(
+                "DROP TABLE IF EXISTS t; DROP TYPE IF EXISTS pair; CREATE TYPE pair AS (a int); \
+                 CREATE TABLE t (p pair); INSERT INTO t VALUES (ROW(1))",
+            )
+            .unwrap();
+        pool.query("SELECT p FROM t", &[]).unwrap();
+        let first = "INSERT INTO t VALUES ($1)";
+        pool.execute(first, &[&Numbers(vec![1, 2])]).unwrap();
+        admin
+            .batch_execute("ALTER TYPE pair ADD ATTRIBUTE b int CASCADE")
+            .unwrap();
+        let lone = "INSERT INTO t SELECT $1";
+        pool.execute(lone, &[&Numbers(vec![5, 6])]).unwrap();
+        admin
+            .batch_execute("ALTER TYPE pair ADD ATTRIBUTE c int CASCADE")
+            .unwrap();
+        let inside = "INSERT INTO t VALUES ($1), (NULL)";
+        pool.transaction(|tx| tx.execute(inside, &[&Numbers(vec![7, 8, 9])]))
+            .unwrap();
+        let count = "SELECT count(*) FROM t";
+        assert_eq!(pool.query_scalar::<i64>(count, &[]).unwrap(), 5);
+        // What is wrong for another reason is said at once.
+        let wrong = "INSERT INTO t VALUES ($1, 'too many')";
+        let mut attempts = 0;
+        let error = pool.transaction(|tx| {
+            attempts += 1;
+            tx.execute(wrong, &[&Numbers(vec![1, 2, 3])])
+        });
+        assert!(error.is_err() && attempts <= 2, "{attempts} {error:?}");
+    }
+}
+
+#[test]
 fn a_column_that_becomes_another_type_takes_the_new_values() {
     let db = database();
     let mut admin = db.admin();

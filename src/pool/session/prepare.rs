@@ -5,7 +5,7 @@ use super::kept::{Kept, SearchPath};
 use super::life::Session;
 use crate::metrics::CloseReason;
 use crate::pool::backend::first_value;
-use crate::pool::param_types::Described;
+use crate::pool::param_types::{Described, needs_look_up};
 use crate::retry::{Facts, Leaves, Phase};
 use postgres::error::SqlState;
 use postgres::types::Type;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 const PATH: &str = "SELECT current_setting('search_path') || ' ' || current_schemas(true)::text";
 
 impl Session {
-    /// Returns the prepared statement for this text and true if it was kept from an earlier use,
-    /// false if it was newly prepared (one more round trip). Returns None if this session keeps no
-    /// statements.
+    /// Returns the prepared statement for this text and true if it, or what the driver knows of its
+    /// types, is from an earlier use. A statement that is newly prepared takes one more round trip.
+    /// Returns None if this session keeps no statements.
     pub(super) fn prepared(&mut self, sql: &str) -> Result<Option<(Kept, bool)>, postgres::Error> {
         // Behind a pooler the next transaction may run on another server connection, where the name
         // is unknown or belongs to another client's statement.
@@ -32,16 +32,20 @@ impl Session {
         };
         match statements.get(&key) {
             Some(kept) if may_keep && !kept.is_old() => return Ok(Some((kept.clone(), true))),
-            Some(kept) if kept.has_own_types() => self.client.clear_type_cache(),
+            Some(kept) if kept.has_own_types() => {
+                self.client.clear_type_cache();
+                self.look_ups.forget_types();
+            }
             _ => {}
         }
         let statement = self.client.prepare(sql)?;
         let new = Kept::new(statement, Facts::of(sql));
         self.driver_looks_up |= new.has_own_types();
+        let has_old_types = new.has_own_types() && self.look_ups.keep_types();
         if may_keep {
             statements.put(&key, new.clone());
         }
-        Ok(Some((new, false)))
+        Ok(Some((new, has_old_types)))
     }
 
     /// Forgets what was prepared or described for this text, because it does not match what the
@@ -105,8 +109,8 @@ impl Session {
         }
     }
 
-    /// Returns what the server says about a statement that is not kept prepared, and whether that
-    /// was known already. When this returns, the client knows all types of the statement's rows. A
+    /// Returns what the server says about a statement that is not kept prepared, and whether that,
+    /// or what the driver knows of its types, was known already. When this returns, the client knows all types of the statement's rows. A
     /// description that was not known takes one more round trip, or three if a transaction must be
     /// begun for it.
     pub(super) fn described(
@@ -127,10 +131,12 @@ impl Session {
             false => self.look_ups.describe(&mut self.client, sql, false)?,
         };
         let described = Arc::new(described);
+        let has_old_types =
+            described.params.iter().any(needs_look_up) && self.look_ups.keep_types();
         if may_keep {
             self.shared.descriptions.put(&key, &described);
         }
-        Ok((described, false))
+        Ok((described, has_old_types))
     }
 
     /// Describes a statement behind a pooler, inside a transaction: the current one, or a new one
