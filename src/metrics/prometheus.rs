@@ -169,13 +169,18 @@ fn of_standbys(standbys: &[Standby]) -> Vec<Box<dyn Collector>> {
         return Vec::new();
     }
     let mut all: Vec<Box<dyn Collector>> = Vec::new();
-    let used = Opts::new("millpond_standby_used", "1 while reads go to this standby.");
-    if let Ok(used) = IntGaugeVec::new(used, &["host"]) {
+    let state = Opts::new(
+        "millpond_standby_state",
+        "1 for the state that a standby is in; reads go there in the state used.",
+    );
+    if let Ok(states) = IntGaugeVec::new(state, &["host", "state"]) {
         for standby in standbys {
-            let is_used = standby.state == StandbyState::Used;
-            used.with_label_values(&[&standby.host]).set(is_used.into());
+            for state in StandbyState::ALL {
+                let gauge = states.with_label_values(&[standby.host.as_str(), state.as_str()]);
+                gauge.set((standby.state == state).into());
+            }
         }
-        all.push(Box::new(used));
+        all.push(Box::new(states));
     }
     let lag = Opts::new(
         "millpond_standby_lag_seconds",
@@ -259,7 +264,8 @@ mod tests {
             "millpond_server_connections_available 91",
             r#"millpond_server_connections_used{application_name="mine"} 5"#,
             "millpond_probe_up 1",
-            r#"millpond_standby_used{host="db2:5433"} 1"#,
+            r#"millpond_standby_state{host="db2:5433",state="used"} 1"#,
+            r#"millpond_standby_state{host="db2:5433",state="primary"} 0"#,
             r#"millpond_standby_lag_seconds{host="db2:5433"} 0.25"#,
             r#"millpond_standby_connections{host="db2:5433",state="idle"} 4"#,
             r#"db_client_operation_duration_seconds_bucket{db_system_name="postgresql",le="0.2"} 0"#,

@@ -48,6 +48,31 @@ pub enum StandbyState {
     Foreign,
 }
 
+impl StandbyState {
+    /// All states.
+    #[cfg(feature = "metrics")]
+    pub(crate) const ALL: [StandbyState; 6] = [
+        StandbyState::Used,
+        StandbyState::Behind,
+        StandbyState::Silent,
+        StandbyState::Primary,
+        StandbyState::Diverged,
+        StandbyState::Foreign,
+    ];
+
+    /// Returns its name in figures.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StandbyState::Used => "used",
+            StandbyState::Behind => "behind",
+            StandbyState::Silent => "silent",
+            StandbyState::Primary => "primary",
+            StandbyState::Diverged => "diverged",
+            StandbyState::Foreign => "foreign",
+        }
+    }
+}
+
 impl fmt::Display for StandbyState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -113,7 +113,7 @@ fn reads_go_to_a_standby_and_everything_else_to_the_primary() {
     let there = pool.query(NOTES, &[]).unwrap();
     assert_eq!(notes(&there), ["by mistake"]);
     let text = pool.metrics_text();
-    assert!(text.contains("millpond_standby_used{"), "{text}");
+    assert!(text.contains("millpond_standby_state{"), "{text}");
     assert!(counter(&pool, "millpond_reads_total{server=\"standby\"}") >= 4);
     eventually("its figures are there", || {
         let standby = &pool.standbys()[0];
