@@ -52,8 +52,8 @@ impl Pool {
         self.call().client(name)
     }
 
-    /// Makes a read see everything up to this position of the primary's write-ahead log, wherever it
-    /// is answered: what another process, say, has written and then read from
+    /// Makes a read see everything up to this position of the primary's write-ahead log, wherever
+    /// it is answered: what another process, say, has written and then read from
     /// [`current_lsn`](Pool::current_lsn).
     ///
     /// ```no_run

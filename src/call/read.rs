@@ -143,8 +143,8 @@ impl Call<'_> {
         !took_too_long && !is_over && !is_ours
     }
 
-    /// Runs it on this call's own pool, on a session that `admits` it, else returns None. `lost`: the
-    /// answer of an attempt was lost, here or before.
+    /// Runs it on this call's own pool, on a session that `admits` it, else returns None. `lost`:
+    /// the answer of an attempt was lost, here or before.
     fn read_where(
         &self,
         sql: &str,

@@ -237,10 +237,7 @@ impl Call<'_> {
         let impatient = self
             .patience
             .and_then(|time| Instant::now().checked_add(time));
-        let until = match (until, impatient) {
-            (Some(until), Some(impatient)) => Some(until.min(impatient)),
-            (until, impatient) => until.or(impatient),
-        };
+        let until = until.into_iter().chain(impatient).min();
         self.pool.check_out(&CheckoutRequest {
             until,
             waits_for_pauses: self.deadline.is_none() && self.patience.is_none(),

@@ -20,7 +20,8 @@ pub(super) struct Arguments {
     /// Where the server is [default: at HTTP_ADDR, on loopback if that is every address]
     #[arg(long)]
     url: Option<String>,
-    /// Ask the database instead, with the settings of `serve`: what to know about it before going live
+    /// Ask the database instead, with the settings of `serve`: what to know about it before going
+    /// live
     #[arg(long, conflicts_with_all = ["live", "ready", "url"])]
     pub database: bool,
     /// How many instances of the program are to use the database [default: 1]

@@ -1,5 +1,6 @@
-//! What systemd is told: that the server is ready, that it lives, and that it stops. Without systemd
-//! nothing is told to anyone. `millpond unit` prints a unit that uses this; the Debian package has it.
+//! What systemd is told: that the server is ready, that it lives, and that it stops. Without
+//! systemd nothing is told to anyone. `millpond unit` prints a unit that uses this; the Debian
+//! package has it.
 
 use super::failure::Failure;
 use super::{check, output};

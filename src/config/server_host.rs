@@ -40,8 +40,8 @@ impl fmt::Display for ServerHost {
     }
 }
 
-/// Returns the hosts of a list such as `db2,db3:5433,[::1]:5434,/run/postgresql`. One without a port
-/// has the port 0.
+/// Returns the hosts of a list such as `db2,db3:5433,[::1]:5434,/run/postgresql`. One without a
+/// port has the port 0.
 pub(crate) fn hosts(list: &str) -> Result<Vec<ServerHost>, String> {
     if list.contains("://") {
         return Err("a URL is not taken here, only hosts".into());

@@ -304,8 +304,8 @@ impl Builder {
     }
 
     /// Sets how far behind the primary a standby may be that reads use. Default 1 s;
-    /// [`build`](Self::build) refuses less than 100 ms. While no primary can be reached, reads go on
-    /// for as long.
+    /// [`build`](Self::build) refuses less than 100 ms. While no primary can be reached, reads go
+    /// on for as long.
     pub fn read_max_lag(mut self, lag: Duration) -> Self {
         self.config.read_max_lag = lag;
         self

@@ -117,8 +117,8 @@ impl Pool {
         self.inner.shared.closing.load(Ordering::SeqCst)
     }
 
-    /// Returns how many of the connections that may be had are checked out, in thousandths. While none
-    /// can be opened, those are the open ones.
+    /// Returns how many of the connections that may be had are checked out, in thousandths. While
+    /// none can be opened, those are the open ones.
     pub(crate) fn use_in_thousandths(&self) -> usize {
         let out = self.inner.out.load(Ordering::Relaxed);
         let most = match self.inner.opener.gate.down_since() {

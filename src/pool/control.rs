@@ -83,8 +83,9 @@ impl Pool {
         self.inner.standbys.iter().flat_map(Standbys::pools)
     }
 
-    /// Returns what is known of the [standbys that reads may use](crate::pool::Builder::read_hosts),
-    /// and the figures of their pools. Never waits for a database.
+    /// Returns what is known of the [standbys that reads may
+    /// use](crate::pool::Builder::read_hosts), and the figures of their pools. Never waits for a
+    /// database.
     pub fn standbys(&self) -> Vec<Standby> {
         match self.inner.shared.process.is_another() {
             true => Vec::new(),
@@ -165,7 +166,7 @@ impl Pool {
 
     /// Returns whether the pool is paused.
     pub fn is_paused(&self) -> bool {
-        !self.inner.shared.process.is_another() && self.inner.opener.gate.paused_until().is_some()
+        !self.inner.shared.process.is_another() && self.inner.opener.gate.is_paused()
     }
 
     /// Changes the most connections there may be, from 1 to the

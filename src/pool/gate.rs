@@ -246,6 +246,11 @@ impl Gate {
         self.paused.ends_at()
     }
 
+    /// Returns whether there is a pause.
+    pub fn is_paused(&self) -> bool {
+        self.paused_until().is_some()
+    }
+
     /// Wakes the waiting threads, so that they see that the pool is closing.
     pub fn close(&self) {
         drop(self.lock());
@@ -255,7 +260,7 @@ impl Gate {
     /// Returns since when no connection could be opened; None while the database is not down, and
     /// during a pause, in which that is expected.
     pub fn down_since(&self) -> Option<Instant> {
-        if self.paused_until().is_some() {
+        if self.is_paused() {
             return None;
         }
         self.lock().down.as_ref().map(|d| d.since)
@@ -263,7 +268,7 @@ impl Gate {
 
     /// Returns the newest failure if the newest attempt failed, and there is no pause.
     pub fn last_error(&self) -> Option<Arc<OpenError>> {
-        if self.paused_until().is_some() {
+        if self.is_paused() {
             return None;
         }
         self.lock().down.as_ref().map(|d| Arc::clone(&d.error))

@@ -6,9 +6,9 @@
 //! committed before that question, by the pool's own clock.
 //!
 //! That holds for servers of one history. A position of a standby counts once the primary, asked
-//! later, was there or beyond: a standby that is ahead has *diverged*, with writes that were lost at a
-//! failover, say. It is taken for one until it is on the primary's timeline, or was rewound. While
-//! there is no primary, what counted last goes on to count.
+//! later, was there or beyond: a standby that is ahead has *diverged*, with writes that were lost
+//! at a failover, say. It is taken for one until it is on the primary's timeline, or was rewound.
+//! While there is no primary, what counted last goes on to count.
 //!
 //! The primary passes a diverged standby some day, and positions then say nothing. So timelines are
 //! compared: a standby on a later timeline than the primary follows another one; one on an earlier

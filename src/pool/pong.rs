@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 const QUESTION: &str = "SELECT current_setting('transaction_read_only')";
 
-/// The end of what a primary has inserted into its write-ahead log, in bytes. Not only of what it has
-/// written to disk: with `synchronous_commit=off`, a commit that was acknowledged may not have been
-/// written yet. The server names the place of the next record. At the start of a page that is behind
-/// the page's header (40 bytes in the first page of a segment, else 24), which no standby reaches
-/// before there is a record.
+/// The end of what a primary has inserted into its write-ahead log, in bytes. Not only of what it
+/// has written to disk: with `synchronous_commit=off`, a commit that was acknowledged may not have
+/// been written yet. The server names the place of the next record. At the start of a page that is
+/// behind the page's header (40 bytes in the first page of a segment, else 24), which no standby
+/// reaches before there is a record.
 pub(crate) const INSERTED: &str = "(SELECT CASE WHEN at % segment = 40 THEN at - 40 \
      WHEN at % page = 24 THEN at - 24 ELSE at END FROM (SELECT pg_current_wal_insert_lsn() - '0/0' AS at, \
      pg_size_bytes(current_setting('wal_segment_size')) AS segment, \

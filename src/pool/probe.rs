@@ -104,7 +104,7 @@ impl Probe {
             return reading.clone();
         }
         // In a pause nothing is opened, and the last answer is all that is known.
-        let is_paused = opener.gate.paused_until().is_some();
+        let is_paused = opener.gate.is_paused();
         if is_paused || self.state.closed.load(Ordering::SeqCst) {
             return inner
                 .last
@@ -178,7 +178,7 @@ impl Probe {
 
     fn refresh(&self, inner: &mut Inner, opener: &Arc<Opener>, age: Duration) {
         let is_fresh = matches!(&inner.last, Some((at, _)) if at.elapsed() < age);
-        let is_paused = opener.gate.paused_until().is_some();
+        let is_paused = opener.gate.is_paused();
         if !is_fresh
             && !is_paused
             && inner.out.is_none()
@@ -311,7 +311,7 @@ impl State {
             }
         }
         inner.out = None;
-        let is_paused = opener.gate.paused_until().is_some();
+        let is_paused = opener.gate.is_paused();
         let unwanted = if is_paused || self.closed.load(Ordering::SeqCst) {
             session
         } else {
@@ -373,8 +373,8 @@ fn read(
     }
 }
 
-/// Returns how long to wait after a probe that failed before one that nobody waits for. What does not
-/// let us in will hardly do so at once, and logs each attempt.
+/// Returns how long to wait after a probe that failed before one that no caller waits for. What
+/// does not let us in will hardly do so at once, and logs each attempt.
 fn pause_after(error: ProbeError) -> Duration {
     match error {
         ProbeError::Authentication

@@ -1,4 +1,4 @@
-//! Who wrote last, and when: whoever wrote is to read what was written.
+//! Which clients and threads wrote last, and when: each is to read what it has written.
 
 use crate::sync::unpoison;
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ pub(super) struct RecentWrites {
 #[derive(Default)]
 struct Writes {
     by_writer: HashMap<Who, Instant>,
-    /// When somebody wrote who was forgotten too early.
+    /// When a client or thread wrote that was forgotten too early.
     forgotten: Option<Instant>,
     prune_at: usize,
 }

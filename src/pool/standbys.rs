@@ -1,4 +1,5 @@
-//! The standbys that reads may use: a pool `P` for each, and which of them is good enough for a read.
+//! The standbys that reads may use: a pool `P` for each, and which of them is good enough for a
+//! read.
 
 use super::lag::{Fitness, History, Look, Sample, Track};
 use super::pong::{Pong, Position, Reading};
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_millis(200);
 /// A session's server has this long to say how far it has come.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
-/// For how long a server that no longer answers is remembered as one of several behind an address, and
-/// how many are.
+/// For how long a server that no longer answers is remembered as one of several behind an address,
+/// and how many are.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 const MOST_SERVERS: usize = 16;
 /// How often the probe is led to whichever server behind an address comes next: where there are
@@ -103,8 +104,8 @@ impl Seen {
         }
     }
 
-    /// Notes what a standby has answered to a probe, if it has. Returns false if the next probe is to
-    /// ask whichever server its address leads to then.
+    /// Notes what a standby has answered to a probe, if it has. Returns false if the next probe is
+    /// to ask whichever server its address leads to then.
     fn note_standby(&self, nth: usize, host: &str, reading: &Reading) -> bool {
         let now = Instant::now();
         let mut state = self.lock();
@@ -268,8 +269,8 @@ impl<P> Standbys<P> {
     }
 
     /// Returns the standby that is best for a read: of those that have all that it must see, and
-    /// that were not `tried`, the one that is least in use, in thousandths. None if all are in use up
-    /// to the last connection, and the `primary` is not.
+    /// that were not `tried`, the one that is least in use, in thousandths. None if all are in use
+    /// up to the last connection, and the `primary` is not.
     pub fn choose(
         &self,
         after: After,
@@ -345,8 +346,8 @@ impl<P> Standbys<P> {
         self.all.iter().map(|standby| &standby.pool)
     }
 
-    /// Returns what is known of each: its host, whether it is used, how old its data may be, and its
-    /// pool.
+    /// Returns what is known of each: its host, whether it is used, how old its data may be, and
+    /// its pool.
     pub fn known(&self) -> Vec<(String, StandbyState, Option<Duration>, &P)> {
         let now = Instant::now();
         let state = self.seen.lock();

@@ -67,8 +67,8 @@ pub(crate) fn controls_transaction(sql: &str) -> bool {
         || (any(&["START", "PREPARE"]) && is_followed("TRANSACTION"))
 }
 
-/// Returns whether a text has a word that begins a write. It may stand in a literal or a comment, and
-/// functions may write without it.
+/// Returns whether a text has a word that begins a write. It may stand in a literal or a comment,
+/// and functions may write without it.
 pub(crate) fn names_a_write(sql: &str) -> bool {
     const WRITES: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "MERGE", "TRUNCATE"];
     sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')

@@ -27,9 +27,9 @@ pub fn kill_group(child: &mut Child) {
 /// The groups of commands that have been reaped, and have left processes behind that are ours now.
 static LEFT: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
-/// Reaps what the command's group, and those before, have left behind and has ended. As process 1 of
-/// a container the program inherits it; anywhere else there is none. The child itself must have been
-/// reaped.
+/// Reaps what the command's group, and those before, have left behind and has ended. As process 1
+/// of a container the program inherits it; anywhere else there is none. The child itself must have
+/// been reaped.
 pub fn reap_group(child: &Child) {
     let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
     left.push(Pid::from_raw(child.id().cast_signed()));

@@ -1,7 +1,8 @@
 //! Writers on a server that crashes, restarts and loses its answers: what each writer was told must
 //! match what is in the tables afterwards.
 //!
-//! Takes a quarter of a minute each, or longer on a slow machine; `MILLPOND_TORTURE_SECONDS` sets another duration.
+//! Takes a quarter of a minute each, or longer on a slow machine; `MILLPOND_TORTURE_SECONDS` sets
+//! another duration.
 
 use super::commit::{COMMIT, COMMITTED, outcomes};
 use super::proxy::{Act, Proxy};

@@ -1,5 +1,5 @@
-//! What is known: of the program's settings, and of the database. A fact that could not be found out
-//! is `None`, or missing.
+//! What is known: of the program's settings, and of the database. A fact that could not be found
+//! out is `None`, or missing.
 
 use millpond::config::{Pooler, SslMode};
 use millpond::for_cli::Endpoint;

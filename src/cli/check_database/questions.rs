@@ -19,8 +19,8 @@ const SETTINGS: &str = "SELECT name, setting, source FROM pg_settings WHERE name
      'tcp_keepalives_idle', 'default_transaction_read_only', 'fsync', 'full_page_writes', 'synchronous_commit', \
      'synchronous_standby_names')";
 
-/// As in the pool's own question: background processes count apart. Sessions under the program's own
-/// name belong to instances that are counted anyway.
+/// As in the pool's own question: background processes count apart. Sessions under the program's
+/// own name belong to instances that are counted anyway.
 const SESSIONS: &str = "SELECT a.application_name AS name, count(*) AS sessions, \
      count(*) FILTER (WHERE a.usename = session_user) AS of_role, \
      count(*) FILTER (WHERE a.datname = current_database()) AS of_database FROM pg_stat_activity AS a \

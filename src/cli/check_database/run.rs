@@ -1,5 +1,5 @@
-//! Opens a connection as the pool would, has the questions asked within the time there is, and prints
-//! what was found.
+//! Opens a connection as the pool would, has the questions asked within the time there is, and
+//! prints what was found.
 
 use super::facts::{Facts, Plan, ReadHost};
 use super::finding::{Finding, Findings, Level};
@@ -76,7 +76,7 @@ fn find_out(config: &Config, instances: u32, limit: Duration) -> Result<Vec<Find
     let (asked, asker) = (plan.clone(), pool.clone());
     let ask = move || {
         let found = look(&asker, &asked, limit);
-        // Nobody listens after the limit.
+        // After the limit, no thread listens.
         let _ = tell.send(found);
         let _ = asker.close(CLOSE_LIMIT);
     };
@@ -108,8 +108,8 @@ fn look(pool: &Pool, plan: &Plan, limit: Duration) -> Result<Facts, (&'static st
     Ok(facts)
 }
 
-/// Returns what is known of the standbys that reads are to use. The pool finds it out by itself, and
-/// that takes a moment.
+/// Returns what is known of the standbys that reads are to use. The pool finds it out by itself,
+/// and that takes a moment.
 fn read_hosts(pool: &Pool, until: Instant) -> Vec<ReadHost> {
     loop {
         let known = pool.standbys();

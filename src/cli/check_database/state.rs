@@ -148,8 +148,8 @@ pub(super) fn durability(_: &Plan, facts: &Facts) -> Vec<Finding> {
     })
 }
 
-/// Returns how many standbys a COMMIT waits for, by `synchronous_standby_names`: `a, b`, `2 (a, b)`,
-/// `FIRST 2 (a, b)` or `ANY 2 (a, b)`.
+/// Returns how many standbys a COMMIT waits for, by `synchronous_standby_names`: `a, b`,
+/// `2 (a, b)`, `FIRST 2 (a, b)` or `ANY 2 (a, b)`.
 fn standbys_needed(names: &str) -> usize {
     let names = names.trim();
     if names.is_empty() {

@@ -110,9 +110,9 @@ impl Session {
     }
 
     /// Returns what the server says about a statement that is not kept prepared, and whether that,
-    /// or what the driver knows of its types, was known already. When this returns, the client knows all types of the statement's rows. A
-    /// description that was not known takes one more round trip, or three if a transaction must be
-    /// begun for it.
+    /// or what the driver knows of its types, was known already. When this returns, the client
+    /// knows all types of the statement's rows. A description that was not known takes one more
+    /// round trip, or three if a transaction must be begun for it.
     pub(super) fn described(
         &mut self,
         sql: &str,

@@ -167,7 +167,7 @@ impl EventLoop {
         }
     }
 
-    /// Returns whether everybody who is connected has been answered.
+    /// Returns whether every client that is connected has been answered.
     fn are_through(&self) -> bool {
         match self.phase {
             Phase::Draining => self.clients.are_gone(),
@@ -175,8 +175,8 @@ impl EventLoop {
         }
     }
 
-    /// Returns whether nobody is on the way. To find out is slow on a machine with many connections,
-    /// so it comes last.
+    /// Returns whether no further client is on its way. To find out is slow on a machine with many
+    /// connections, so it comes last.
     fn nobody_comes(&mut self) -> bool {
         // Read before the backlog, which is where they come next.
         let has_newcomers = self.clients.listener().has_newcomers();

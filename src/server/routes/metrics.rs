@@ -2,7 +2,7 @@
 
 use super::format::{as_ms, time_ago, timestamp};
 use crate::metrics::prometheus::CONTENT_TYPE;
-use crate::pool::{Headroom, Pool, Standby};
+use crate::pool::{Headroom, Pool, Standby, Stats};
 use crate::server::http::Response;
 use crate::server::order::OrderReport;
 use crate::server::router::{Access, Lane, Router};
@@ -62,19 +62,22 @@ fn server(room: &Headroom) -> Value {
 }
 
 fn standby(standby: &Standby) -> Value {
-    let stats = &standby.stats;
     json!({
         "host": standby.host,
         "state": standby.state,
         "lagMs": standby.lag.map(as_ms),
         "error": standby.error,
-        "pool": {
-            "total": stats.total,
-            "idle": stats.idle,
-            "active": stats.active,
-            "waiting": stats.waiting,
-            "max": stats.max,
-        },
+        "pool": figures(&standby.stats),
+    })
+}
+
+fn figures(stats: &Stats) -> Value {
+    json!({
+        "total": stats.total,
+        "idle": stats.idle,
+        "active": stats.active,
+        "waiting": stats.waiting,
+        "max": stats.max,
     })
 }
 
@@ -82,18 +85,13 @@ fn as_json(pool: &Pool, order: &OrderReport) -> Response {
     let health = pool.health();
     let (stats, config) = (&health.stats, pool.config());
     let (api_newest_first, api_for) = order.get();
+    let mut figures = figures(stats);
+    figures["utilizationPercent"] = json!(stats.utilization_percent());
     Response::json(
         200,
         &json!({
             "timestamp": timestamp(),
-            "pool": {
-                "total": stats.total,
-                "idle": stats.idle,
-                "active": stats.active,
-                "waiting": stats.waiting,
-                "max": stats.max,
-                "utilizationPercent": stats.utilization_percent(),
-            },
+            "pool": figures,
             "performance": { "latencyMs": health.latency.map(as_ms) },
             "config": {
                 "maxConnections": config.max_size,
