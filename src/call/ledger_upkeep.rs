@@ -90,7 +90,7 @@ impl Pool {
     /// Returns `None` if another program is sweeping. The age of a key is measured by the
     /// database's clock; but no key is deleted that, by the clock of this process and as far as it
     /// has seen, was written within that time. A pool that writes with keys sweeps by itself, about
-    /// 24 times in the life of a key.
+    /// 24 times in the life of a key. A close does not wait for a sweep.
     ///
     /// # Errors
     /// As for [`transaction`](Pool::transaction); a sweep runs several of them.
@@ -114,7 +114,8 @@ impl Pool {
         let clock = &self.inner.shared.database_clock;
         let mut swept = 0;
         loop {
-            let some = self.with_policy(RetryPolicy::none()).transaction(|tx| {
+            let call = self.with_policy(RetryPolicy::none()).ends_with_pool();
+            let some = call.transaction(|tx| {
                 let row = tx.query_one(&lock, &[])?;
                 let reading = row.try_get(1)?;
                 clock.note(Instant::now(), reading);

@@ -84,6 +84,7 @@ impl Pool {
             after: None,
             on_primary: false,
             patience: None,
+            ends_with_pool: false,
         }
     }
 }
@@ -107,6 +108,7 @@ pub struct Call<'p> {
     pub(super) on_primary: bool,
     /// The longest wait for a connection where another pool may have one.
     pub(super) patience: Option<Duration>,
+    pub(super) ends_with_pool: bool,
 }
 
 impl fmt::Debug for Call<'_> {
@@ -238,6 +240,13 @@ impl Call<'_> {
     /// [standby](crate::pool::Builder::read_hosts).
     pub fn on_primary(mut self) -> Self {
         self.on_primary = true;
+        self
+    }
+
+    /// For work of the program's own, which may as well be done by the next program: a drain does
+    /// not wait for it, but cancels it.
+    pub(crate) fn ends_with_pool(mut self) -> Self {
+        self.ends_with_pool = true;
         self
     }
 

@@ -5,7 +5,7 @@
 
 use super::options::Call;
 use crate::error::{AbandonedStage, Chain, CheckoutFailure, Error, GaveUpReason, Result};
-use crate::pool::{CheckoutRequest, CloseReason, Lease, Session};
+use crate::pool::{CheckoutRequest, CloseReason, EndsWithPool, Lease, Session};
 use crate::retry::{Phase, Repeat, RetryPolicy, Symptom, Verdict, verdict};
 use crate::token::Token;
 use log::{info, warn};
@@ -115,6 +115,13 @@ impl Call<'_> {
                 }
                 Ok(mut lease) => {
                     lease.attempt = attempts;
+                    let _mark = self
+                        .ends_with_pool
+                        .then(|| EndsWithPool::mark(lease.tracked()));
+                    if self.ends_with_pool && self.pool.is_closed() {
+                        let closed = CheckoutFailure::Closed;
+                        return Err(inner.refuse(closed, asked, place));
+                    }
                     // Ends before the lease, so that no later use of the session is cancelled.
                     let token = self.token().filter(|_| reads_only);
                     let _watch = token.map(|token| lease.cancel_on(token));

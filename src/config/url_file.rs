@@ -20,7 +20,7 @@ pub(crate) struct UrlFile {
 
 impl UrlFile {
     #[cfg(feature = "env")]
-    pub(super) fn new(
+    pub(crate) fn new(
         path: PathBuf,
         first: &str,
         parse: impl Fn(&str) -> Result<Database, String> + Send + Sync + 'static,

@@ -7,6 +7,7 @@ use super::opener::Opener;
 use super::pooler::{Seen, refuses_options};
 use super::session::Session;
 use super::startup;
+use super::target::Login;
 use super::watchdog::Plan;
 use super::wire::{Connector, Failure, Handle, Handshake, Place, Route};
 use crate::config::{Database, ServerHost, SslMode, TlsSettings};
@@ -26,7 +27,7 @@ impl Opener {
     /// Opens a connection at one address, within `limit`.
     pub(super) fn open_at(
         self: &Arc<Self>,
-        (database, server): (&Database, &ServerHost),
+        (database, server): (&Arc<Database>, &ServerHost),
         place: &Place,
         limit: Duration,
         purpose: Purpose,
@@ -82,7 +83,16 @@ impl Opener {
         };
         let (mut client, tls) = self
             .dial((database, server), place, &wire, connect)
-            .map_err(late)?;
+            .map_err(late)
+            .inspect_err(|error| {
+                if error.is_wrong_password() {
+                    self.target.note_refused(Login {
+                        database: Arc::clone(database),
+                        server: server.clone(),
+                        password: password.clone(),
+                    });
+                }
+            })?;
         let mut backend = Backend::read(&mut client).map_err(|e| late(OpenError::Driver(e)))?;
         let seen = Seen {
             told: wire.process(),

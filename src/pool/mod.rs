@@ -95,3 +95,4 @@ pub(crate) use limits::{Limits, as_server_ms};
 pub(crate) use pong::INSERTED;
 pub(crate) use session::{Begin, Finish, LostTransaction, Session, SyncCommit};
 pub(crate) use standbys::After;
+pub(crate) use tracked::EndsWithPool;

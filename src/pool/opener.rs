@@ -239,7 +239,7 @@ impl Opener {
 
     fn open_to(
         self: &Arc<Self>,
-        database: &Database,
+        database: &Arc<Database>,
         deadline: Instant,
         each: Duration,
         purpose: Purpose,
@@ -301,7 +301,7 @@ impl Opener {
     /// Opens a connection to one host, at the first of its addresses that accepts one.
     fn open_host(
         self: &Arc<Self>,
-        (database, server): (&Database, &ServerHost),
+        (database, server): (&Arc<Database>, &ServerHost),
         deadline: Instant,
         each: Duration,
         purpose: Purpose,

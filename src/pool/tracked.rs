@@ -46,6 +46,24 @@ pub(crate) struct Tracked {
     pub ends_with_pool: AtomicBool,
 }
 
+/// Makes what runs on a connection end with the pool, until this is dropped.
+pub(crate) struct EndsWithPool(Arc<Tracked>);
+
+impl EndsWithPool {
+    /// A close sets its flag first, and cancels what ends with the pool afterwards: so the caller
+    /// asks whether the pool is closed once it has this.
+    pub fn mark(tracked: &Arc<Tracked>) -> EndsWithPool {
+        tracked.ends_with_pool.store(true, Ordering::SeqCst);
+        EndsWithPool(Arc::clone(tracked))
+    }
+}
+
+impl Drop for EndsWithPool {
+    fn drop(&mut self) {
+        self.0.ends_with_pool.store(false, Ordering::SeqCst);
+    }
+}
+
 pub(super) struct Holder {
     pub place: &'static Location<'static>,
     pub thread: Thread,

@@ -143,7 +143,8 @@ impl Studio {
 
     /// Returns whether the schema exists. If the database does not answer, it is assumed to exist.
     fn is_there(&self) -> bool {
-        let there = self.pool.call().on_primary().read(IS_THERE, &[&SCHEMA]);
+        let there = self.pool.call().ends_with_pool().on_primary();
+        let there = there.read(IS_THERE, &[&SCHEMA]);
         there.map_or(true, |rows| {
             rows.first()
                 .is_none_or(|row| row.try_get(0).unwrap_or(true))

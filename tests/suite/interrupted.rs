@@ -228,7 +228,7 @@ fn a_signal_to_a_start_that_waits_for_a_lock_leaves_no_session_behind() {
     }
 }
 
-fn waits_for_a_lock(db: &Database) -> bool {
+pub fn waits_for_a_lock(db: &Database) -> bool {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     db.admin().query_one(sql, &[]).unwrap().get::<_, i64>(0) == 1
 }

@@ -1,6 +1,7 @@
 //! Writes with a key are done once, even if their answers are lost.
 
 use super::commit::{COMMIT, COMMITTED, outcomes, own_server, rows};
+use super::interrupted::waits_for_a_lock;
 use super::proxy::{Act, Mode, Proxy};
 use super::support::{Database, MS, SECOND, admin, database, eventually, pool};
 use millpond::embedded::Stop;
@@ -8,7 +9,7 @@ use millpond::{Error, Keyed, Pool, RetryPolicy};
 use std::cell::Cell;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn set_up() -> (Database, Proxy, Pool) {
     let db = database();
@@ -642,6 +643,24 @@ fn keys_are_kept_for_their_time_and_swept_then() {
     assert_eq!((pool.sweep_ledger().unwrap(), count()), (Some(0), 1101));
     let (pool, count) = with_old_keys(&database(), 22 * HOUR);
     assert_eq!((pool.sweep_ledger().unwrap(), count()), (Some(1100), 1));
+}
+
+#[test]
+fn a_close_does_not_wait_for_a_sweep() {
+    let db = database();
+    let (pool, _) = with_old_keys(&db, 22 * HOUR);
+    let mut other = db.admin();
+    let mut locking = other.transaction().unwrap();
+    locking.execute("LOCK TABLE millpond.ledger", &[]).unwrap();
+    thread::scope(|scope| {
+        let sweep = scope.spawn(|| pool.sweep_ledger());
+        eventually("it waits for the lock", || waits_for_a_lock(&db));
+        let began = Instant::now();
+        let report = pool.close(10 * SECOND);
+        assert_eq!((report.cancelled, report.aborted), (0, 0), "{report}");
+        assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+        sweep.join().unwrap().unwrap_err();
+    });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Faults of private servers other than a stop: freezing their processes, and giving them a
 //! standby.
 
-use super::support::admin;
+use super::support::{admin, eventually};
 use millpond::embedded::{Options, PrivateServer};
 use std::fs;
 use std::io::Write;
@@ -30,9 +30,22 @@ impl Frozen {
     /// Stops a postmaster and all of its children.
     pub fn tree(postmaster: u32) -> Frozen {
         assert!(signal(postmaster, "STOP"), "{postmaster} is gone");
-        // A stopped postmaster starts no more children, but a child may end by itself.
-        let mut all = children(postmaster);
-        all.retain(|pid| signal(*pid, "STOP"));
+        let is_stopped = || {
+            let stat = fs::read_to_string(format!("/proc/{postmaster}/stat"));
+            stat.is_ok_and(|stat| stat.contains(") T "))
+        };
+        eventually("the postmaster is stopped", is_stopped);
+        // A stopped postmaster starts no more children. The list of them may leave one out while
+        // another one ends.
+        let mut all = Vec::new();
+        loop {
+            let mut new = children(postmaster);
+            new.retain(|pid| !all.contains(pid) && signal(*pid, "STOP"));
+            if new.is_empty() {
+                break;
+            }
+            all.append(&mut new);
+        }
         all.push(postmaster);
         Frozen(all)
     }
