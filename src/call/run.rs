@@ -189,6 +189,8 @@ impl Call<'_> {
                 verdict.repeat.as_str(),
                 Chain(&error)
             );
+            let shared = &inner.shared;
+            shared.observe(|o| o.retried(attempts, &error, pause));
             match self.token() {
                 Some(token) => drop(token.sleep(pause)),
                 None => std::thread::sleep(pause),

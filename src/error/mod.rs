@@ -14,5 +14,5 @@ mod text;
 pub use crate::metrics::AbandonedStage;
 pub use kinds::{CheckoutError, Error, OpenError, Result};
 pub use reasons::{CheckoutFailure, Effect, GaveUpReason};
-pub use text::{Chain, HeldBy};
+pub use text::{Chain, HeldBy, LastStatement};
 pub(crate) use text::{excerpt, is_out_of_files};

@@ -72,6 +72,30 @@ pub struct HeldBy {
     pub thread: Option<String>,
     /// How long it has been checked out.
     pub held: Duration,
+    /// What was sent on it last since its check-out.
+    pub statement: Option<LastStatement>,
+}
+
+/// The statement that was sent last on a connection.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LastStatement {
+    /// The beginning of its text, with `?` for each constant in it.
+    pub sql: String,
+    /// It has not been answered yet.
+    pub running: bool,
+    /// How long it has been running, or for how long it has been over.
+    pub since: Duration,
+}
+
+impl fmt::Display for LastStatement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.running {
+            true => "running",
+            false => "over",
+        };
+        write!(f, "{state} for {:.1?}: {:?}", self.since, self.sql)
+    }
 }
 
 impl fmt::Display for HeldBy {

@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     pub connect_failures: IntCounterVec,
     pub retries: IntCounterVec,
     pub retry_budget_empty: IntCounter,
+    pub leaks: IntCounter,
     pub closed: IntCounterVec,
     pub commits: IntCounterVec,
     pub abandoned: IntCounterVec,
@@ -85,6 +86,10 @@ impl Default for Metrics {
             retry_budget_empty: well_formed(IntCounter::new(
                 "millpond_retry_budget_empty_total",
                 "Retries that were not made because the pool's retry budget was empty.",
+            )),
+            leaks: well_formed(IntCounter::new(
+                "millpond_leaks_total",
+                "Connections that were checked out for longer than the leak threshold.",
             )),
             closed: counters(
                 "millpond_connections_closed_total",
@@ -182,6 +187,7 @@ impl Metrics {
             Box::new(self.connect_failures.clone()),
             Box::new(self.retries.clone()),
             Box::new(self.retry_budget_empty.clone()),
+            Box::new(self.leaks.clone()),
             Box::new(self.closed.clone()),
             Box::new(self.commits.clone()),
             Box::new(self.abandoned.clone()),

@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub connect_failures: Silent,
     pub retries: Silent,
     pub retry_budget_empty: Silent,
+    pub leaks: Silent,
     pub closed: Silent,
     pub commits: Silent,
     pub abandoned: Silent,

@@ -311,8 +311,9 @@ impl Builder {
         self
     }
 
-    /// Sets the time after which a warning is logged for a connection that is still checked out. It
-    /// names the place of the check-out. Default zero = off.
+    /// Sets the time after which a warning is logged, once, for a connection that is still checked
+    /// out. It names the place of the check-out, the thread and the last statement; another line
+    /// says when the connection comes back. Default zero = off. See also [`Pool::holders`].
     pub fn leak_threshold(mut self, time: Duration) -> Self {
         self.config.leak_threshold = unless_zero(time);
         self

@@ -3,7 +3,7 @@
 use super::checkout::{Held, Inner, Lease};
 use super::session::Session;
 use crate::metrics::CloseReason;
-use log::trace;
+use log::{info, trace};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -52,12 +52,19 @@ impl Inner {
 
     fn end_use(&self, session: &mut Session) {
         self.out.fetch_sub(1, Ordering::Relaxed);
-        if let Some(used) = session.tracked().take_hold() {
+        if let Some((used, warned)) = session.tracked().take_hold() {
             session.count_use();
             self.least_use.observe(used);
             self.shared.metrics.use_time.observe(used.as_secs_f64());
             self.shared.observe(|o| o.checked_in(session.id(), used));
             trace!("checked in conn={} used={used:.1?}", session.id());
+            if warned {
+                info!(
+                    "a connection that may have leaked is back: conn={} held for {used:.1?}",
+                    session.id()
+                );
+                self.shared.observe(|o| o.leak_ended(session.id(), used));
+            }
         }
     }
 

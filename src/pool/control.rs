@@ -4,10 +4,11 @@
 use super::checkout::{CheckoutRequest, Inner, Pool};
 use super::member::Member;
 use super::standbys::Standbys;
-use crate::error::{CheckoutFailure, Error, Result};
+use crate::error::{CheckoutFailure, Error, HeldBy, Result};
 use crate::metrics::{CloseReason, Headroom, Standby};
 use crate::sync::LONGEST;
 use log::info;
+use std::cmp::Reverse;
 use std::panic::Location;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -17,6 +18,27 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(10);
 
 impl Pool {
+    /// Returns who holds the connections that are checked out, also those to standbys: where they
+    /// were checked out, by which thread, for how long, and what was sent on them last. The one that
+    /// has been held longest comes first. Never waits for the database.
+    ///
+    /// ```
+    /// # let pool = millpond::Pool::builder().database_url("postgresql://localhost/app").build()?;
+    /// for holder in pool.holders() {
+    ///     let sql = holder.statement.map(|last| last.sql);
+    ///     println!("{} {:?} {}", holder.place, holder.held, sql.unwrap_or_default());
+    /// }
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn holders(&self) -> Vec<HeldBy> {
+        let mut all = self.inner.shared.watchdog.holders();
+        if let Some(standbys) = &self.inner.standbys {
+            all.extend(standbys.pools().flat_map(Pool::holders));
+            all.sort_by_key(|holder| Reverse(holder.held));
+        }
+        all
+    }
+
     /// Waits until the pool is ready: a connection can be checked out, and as many are open as are
     /// kept ready ([`min_idle`](crate::pool::Builder::min_idle)). Waits at most for `timeout`.
     ///

@@ -179,7 +179,16 @@ impl Inner {
             return;
         };
         for holder in self.shared.watchdog.newly_held_longer_than(threshold) {
-            warn!("a connection may have leaked: {holder}");
+            self.shared.metrics.leaks.inc();
+            match &holder.statement {
+                Some(last) => {
+                    warn!("a connection may have leaked: {holder}; its last statement is {last}")
+                }
+                None => {
+                    warn!("a connection may have leaked: {holder}; no statement was sent on it")
+                }
+            }
+            self.shared.observe(|o| o.leaked(&holder));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Observers: how an application follows what happens to its connections and statements.
 
-use crate::error::{Error, OpenError};
+use crate::error::{Error, HeldBy, OpenError};
 use crate::metrics::CloseReason;
 use crate::sync::caught;
 use log::error;
@@ -41,6 +41,13 @@ pub trait Observer: Send + Sync {
     /// A statement of a call has ended, or its BEGIN or COMMIT. Statements on a plain client from
     /// [`get`](crate::Pool::get) are not reported.
     fn statement(&self, _event: &StatementEvent<'_>) {}
+    /// A call failed with this error in this attempt (from 1), and is tried again after the pause.
+    fn retried(&self, _attempt: u32, _error: &Error, _pause: Duration) {}
+    /// A connection has been checked out for longer than the
+    /// [leak threshold](crate::pool::Builder::leak_threshold). Each check-out is reported once.
+    fn leaked(&self, _holder: &HeldBy) {}
+    /// A connection that was reported as leaked was checked in after this time.
+    fn leak_ended(&self, _connection: u64, _used: Duration) {}
     /// The server sent a notice or a warning (`RAISE NOTICE` and so on). Its text may contain
     /// values.
     fn notice(&self, _connection: u64, _notice: &DbError) {}

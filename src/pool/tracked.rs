@@ -1,7 +1,8 @@
 //! The state of a connection that other threads may read and change.
 
 use super::wire::{self, Route};
-use crate::error::HeldBy;
+use crate::error::{HeldBy, LastStatement};
+use crate::retry::without_values;
 use crate::sync::unpoison;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -97,6 +98,7 @@ impl Tracked {
     }
 
     pub fn set_holder(&self, place: &'static Location<'static>) {
+        self.wire.forget_statement();
         *self.holder() = Some(Holder {
             place,
             thread: thread::current(),
@@ -105,17 +107,23 @@ impl Tracked {
         });
     }
 
-    /// Ends the hold and returns how long it was.
-    pub fn take_hold(&self) -> Option<Duration> {
-        self.holder().take().map(|h| h.since.elapsed())
+    /// Ends the hold and returns how long it was, and whether it was named in a warning.
+    pub fn take_hold(&self) -> Option<(Duration, bool)> {
+        self.holder().take().map(|h| (h.since.elapsed(), h.warned))
     }
 
     pub(super) fn describe_holder(&self, holder: &Holder) -> HeldBy {
+        let last = self.wire.last_statement();
         HeldBy {
             connection: self.id,
             place: holder.place,
             thread: holder.thread.name().map(str::to_owned),
             held: holder.since.elapsed(),
+            statement: last.map(|last| LastStatement {
+                sql: without_values(&last.text, last.text.len()),
+                running: last.is_running,
+                since: last.since.elapsed(),
+            }),
         }
     }
 }

@@ -12,10 +12,11 @@
 //! connection stays.
 
 use super::cancel::{Cancels, MOST_CANCELS, cancel_one, next_cancel};
-use super::tracked::{Tracked, word};
+use super::tracked::{Holder, Tracked, word};
 use crate::error::HeldBy;
 use crate::sync::unpoison;
 use log::{debug, error};
+use std::cmp::Reverse;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -273,24 +274,34 @@ impl Watchdog {
         .collect()
     }
 
+    /// Returns all holders, the one that has held its connection longest first.
+    pub fn holders(&self) -> Vec<HeldBy> {
+        let all: Vec<_> = self.all().clone();
+        let held = |t: &Arc<Tracked>| t.holder().as_ref().map(|h| t.describe_holder(h));
+        let mut held: Vec<_> = all.iter().filter_map(held).collect();
+        held.sort_by_key(|h| Reverse(h.held));
+        held
+    }
+
     /// Returns the holder that has held its connection longest.
     pub fn longest_held(&self) -> Option<HeldBy> {
-        let all: Vec<_> = self.all().clone();
-        let held = all
-            .iter()
-            .filter_map(|t| t.holder().as_ref().map(|h| t.describe_holder(h)));
-        held.max_by_key(|h| h.held)
+        self.longest_held_by(|_| true)
     }
 
     /// Returns the connection that the calling thread has held longest.
     pub fn held_by_this_thread(&self) -> Option<HeldBy> {
-        let (all, me) = (self.all().clone(), thread::current().id());
-        let mine = all.iter().filter_map(|t| {
-            let holder = t.holder();
-            let holder = holder.as_ref().filter(|h| h.thread.id() == me);
-            holder.map(|h| t.describe_holder(h))
-        });
-        mine.max_by_key(|h| h.held)
+        let me = thread::current().id();
+        self.longest_held_by(|holder| holder.thread.id() == me)
+    }
+
+    fn longest_held_by(&self, counts: impl Fn(&Holder) -> bool) -> Option<HeldBy> {
+        let all: Vec<_> = self.all().clone();
+        let since = |t: &Tracked| t.holder().as_ref().filter(|h| counts(h)).map(|h| h.since);
+        let held = all.iter().filter_map(|t| Some((since(t)?, t)));
+        let (_, longest) = held.min_by_key(|(since, _)| *since)?;
+        // It may have been checked in meanwhile.
+        let holder = longest.holder();
+        holder.as_ref().map(|h| longest.describe_holder(h))
     }
 
     /// Returns the holders that have held a connection longer than `threshold` since their

@@ -5,6 +5,7 @@ mod policy;
 mod sql;
 mod tokens;
 mod verdict;
+mod without_values;
 
 pub(crate) use budget::Budget;
 pub use policy::RetryPolicy;
@@ -14,3 +15,4 @@ pub(crate) use sql::{
 };
 pub use verdict::Phase;
 pub(crate) use verdict::{Fate, Progress, Repeat, Symptom, Verdict, verdict};
+pub(crate) use without_values::without_values;

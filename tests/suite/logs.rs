@@ -30,18 +30,87 @@ fn a_connection_held_for_too_long_is_named_once_with_the_place() {
         .leak_threshold(80 * MS)
         .build()
         .unwrap();
-    let held = pool.get_timeout(20 * SECOND).unwrap();
+    assert!(pool.holders().is_empty());
+    let mut held = pool.get_timeout(20 * SECOND).unwrap();
+    assert!(pool.holders()[0].statement.is_none());
+    let sql = "SELECT $1::text || 's3cret' -- of mine";
+    held.query(sql, &[&"hidden"]).unwrap();
     let conn = format!("conn={} held for", held.id());
-    let here = || {
-        let lines = log_lines("may have leaked");
+    let ours = |what| {
+        let mut lines = log_lines(what);
+        lines.retain(|l| l.contains(&conn));
         lines
-            .into_iter()
-            .filter(|l| l.contains(&conn) && l.contains("tests/suite/logs.rs"))
-            .count()
     };
-    eventually("the leak is named", || here() == 1);
-    std::thread::sleep(300 * MS);
-    assert_eq!(here(), 1);
+    let named = || ours("a connection may have leaked");
+    eventually("the leak is named", || named().len() == 1);
+    let line = &named()[0];
+    for word in [
+        "tests/suite/logs.rs",
+        "by thread logs::a_connection_held",
+        "its last statement is over for",
+        "\"SELECT $1::text || ?\"",
+    ] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    let holder = &pool.holders()[0];
+    assert_eq!(holder.connection, held.id());
+    assert!(holder.held >= 80 * MS);
+    assert!(holder.statement.as_ref().is_some_and(|last| !last.running));
+    drop(held);
+    eventually("its return is named", || {
+        ours("that may have leaked is back").len() == 1
+    });
+    assert_eq!(named().len(), 1, "once for a loan");
+    assert!(pool.holders().is_empty());
+    assert_eq!(super::support::counter(&pool, "millpond_leaks_total"), 1);
+    assert!(log_lines("s3cret").is_empty() && log_lines("hidden").is_empty());
+    // The next loan is one of its own.
+    let held = pool.get_timeout(20 * SECOND).unwrap();
+    assert!(pool.holders()[0].statement.is_none());
+    eventually("it is named, too", || named().len() == 2);
+    drop(held);
+}
+
+/// What is sent is seen on whatever connection and by whatever way.
+#[test]
+fn who_holds_a_connection_is_told_with_what_runs_on_it() {
+    let db = database();
+    let pool = db.pool().max_size(1).build().unwrap();
+    let shown = || -> Option<(String, bool)> {
+        let holders = pool.holders();
+        let last = holders.first()?.statement.as_ref()?;
+        Some((last.sql.clone(), last.running))
+    };
+    let sleeping = |what: &str, sql: &str| {
+        let shows = || shown().is_some_and(|(text, running)| text == sql && running);
+        eventually(what, shows);
+        let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+        eventually("it is cancelled", || {
+            db.admin().query(cancel, &[]).unwrap().len() == 1
+        });
+    };
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| pool.query("SELECT pg_sleep($1)", &[&60.0]));
+        sleeping("a prepared one", "SELECT pg_sleep($1)");
+        call.join().unwrap().unwrap_err();
+        let batch = scope.spawn(|| pool.batch_execute("SELECT pg_sleep(60); SELECT 1"));
+        sleeping("several", "SELECT pg_sleep(?); SELECT ?");
+        batch.join().unwrap().unwrap_err();
+        let in_transaction = scope.spawn(|| {
+            pool.transaction(|tx| {
+                tx.query("SELECT 2", &[])?;
+                tx.query_each("SELECT pg_sleep(60)", &[], |_| {
+                    Ok(std::ops::ControlFlow::Continue(()))
+                })
+            })
+        });
+        sleeping("row by row", "SELECT pg_sleep(?)");
+        in_transaction.join().unwrap().unwrap_err();
+        let plain = scope.spawn(|| pool.get().unwrap().simple_query("SELECT pg_sleep(60)"));
+        sleeping("on the driver's client", "SELECT pg_sleep(?)");
+        plain.join().unwrap().unwrap_err();
+    });
+    eventually("all are back", || pool.holders().is_empty());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::statements::{Typed, WRONG_COUNT, with_types};
 use crate::error::Error;
 use crate::metrics::CloseReason;
 use crate::pool::limits::Limits;
+use crate::pool::wire::CURSOR;
 use crate::retry::Phase;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::ToSql;
@@ -13,9 +14,6 @@ use postgres::{CopyInWriter, Row};
 use std::io::{self, BufRead, Read, Write};
 use std::ops::ControlFlow;
 
-/// One name is enough: a transaction has at most one, since the code that reads the rows has
-/// borrowed the transaction.
-const CURSOR: &str = "millpond_each";
 /// The number of rows fetched at once.
 const AT_ONCE: usize = 256;
 

@@ -2,6 +2,7 @@
 
 use super::frame::Frame;
 use super::handle::{HUGE, Handle, look, progress};
+use super::sent::Sent;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ pub(crate) struct Answers<S> {
     stream: S,
     handle: Arc<Handle>,
     frame: Frame,
+    sent: Sent,
     /// Data was delivered since the last poll that returned none, and (`ended`) it ended an answer.
     delivered: bool,
     ended: bool,
@@ -31,6 +33,7 @@ impl<S> Answers<S> {
             stream,
             handle,
             frame: Frame::default(),
+            sent: Sent::default(),
             delivered: false,
             ended: false,
             held: Vec::new(),
@@ -58,6 +61,9 @@ impl<S> Answers<S> {
         }
         if now != before {
             self.handle.progress.store(now, Ordering::Relaxed);
+        }
+        if ready {
+            self.handle.note_answered();
         }
         if self.frame.largest() > HUGE {
             self.handle.grown.store(true, Ordering::Relaxed);
@@ -154,7 +160,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
         if buf.len() > HUGE {
             self.handle.grown.store(true, Ordering::Relaxed);
         }
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if let Poll::Ready(Ok(written)) = poll
+            && let Some(text) = self.sent.note(&buf[..written])
+        {
+            self.handle.note_sent(text);
+        }
+        poll
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

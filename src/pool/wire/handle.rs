@@ -5,9 +5,10 @@ use crate::retry::Progress;
 use crate::sync::unpoison;
 use postgres::Notification;
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Waker};
+use std::time::Instant;
 
 /// Ends every call that is blocked on one wire.
 #[derive(Default)]
@@ -23,6 +24,18 @@ pub(crate) struct Handle {
     pub(super) grown: AtomicBool,
     /// One of the constants of `look`.
     pub(super) look: AtomicU8,
+    last: Mutex<Option<Last>>,
+}
+
+/// The statement that was sent last.
+#[derive(Clone)]
+pub(crate) struct Last {
+    /// The beginning of its text.
+    pub text: Arc<str>,
+    /// It has not been answered yet.
+    pub is_running: bool,
+    /// When it was sent, or answered.
+    pub since: Instant,
 }
 
 /// States of a look, which reads what the server has sent without a request.
@@ -109,6 +122,34 @@ impl Handle {
     /// Returns whether a notification is the one that ends a look.
     pub fn is_look(notification: &Notification) -> bool {
         notification.process_id() == 0 && notification.channel() == look::CHANNEL
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Last>> {
+        unpoison(self.last.lock())
+    }
+
+    /// Returns the statement that was sent last, as long as it was not forgotten.
+    pub fn last_statement(&self) -> Option<Last> {
+        self.last().clone()
+    }
+
+    pub fn forget_statement(&self) {
+        *self.last() = None;
+    }
+
+    pub(super) fn note_sent(&self, text: Arc<str>) {
+        *self.last() = Some(Last {
+            text,
+            is_running: true,
+            since: Instant::now(),
+        });
+    }
+
+    pub(super) fn note_answered(&self) {
+        if let Some(last) = self.last().as_mut().filter(|last| last.is_running) {
+            last.is_running = false;
+            last.since = Instant::now();
+        }
     }
 
     /// Returns whether a message longer than [`HUGE`] has passed.

@@ -16,8 +16,9 @@
 //!   failed although it succeeded. [`Answers`](answers::Answers) therefore delivers nothing more
 //!   between the end of an answer and the next poll.
 //! - It reports what the driver does not: whether any part of a request had been sent, or reported
-//!   as complete, when its connection was lost; and the process number that the server gave out,
-//!   which reveals a pooler.
+//!   as complete, when its connection was lost; the process number that the server gave out, which
+//!   reveals a pooler; and which statement was sent last, also by a caller who has the driver's
+//!   client.
 //!
 //! `Answers` reads the protocol in plain text, so it stands above any encryption. This is the only
 //! room with async traits.
@@ -36,6 +37,7 @@ mod frame;
 mod handle;
 mod handshake;
 mod route;
+mod sent;
 mod stream;
 
 pub(crate) use cancel::cancel;
@@ -44,3 +46,4 @@ pub(crate) use failure::Failure;
 pub(crate) use handle::Handle;
 pub(crate) use handshake::Handshake;
 pub(crate) use route::{Place, Route};
+pub(crate) use sent::CURSOR;

@@ -1,0 +1,90 @@
+//! The text of a statement without the values in it.
+
+use super::tokens::{Token, Tokens, after_blanks};
+
+/// Returns the text of a statement with `?` for each constant, without comments, and with one blank
+/// for several: for people to read, and to tell whether two texts are the same statement. At most
+/// `longest` bytes of it, and then an ellipsis.
+pub(crate) fn without_values(sql: &str, longest: usize) -> String {
+    let mut text = String::with_capacity(sql.len().min(longest + ELLIPSIS.len()));
+    let mut tokens = Tokens(sql);
+    loop {
+        let before = tokens.0;
+        let start = after_blanks(before);
+        let Some(token) = tokens.next() else {
+            return text;
+        };
+        if start.len() < before.len() && !text.is_empty() {
+            text.push(' ');
+        }
+        let whole = &start[..start.len() - tokens.0.len()];
+        match token {
+            // With `standard_conforming_strings` off, it may end elsewhere.
+            Token::Literal(literal) if literal.starts_with('\'') && literal.contains('\\') => {
+                text.push_str("?");
+                text.push_str(ELLIPSIS);
+                return text;
+            }
+            // The number of a parameter.
+            Token::Literal(number) if text.ends_with('$') && !number.starts_with(['\'', '$']) => {
+                text.push_str(number);
+            }
+            Token::Literal(_) => text.push('?'),
+            Token::Word(_) | Token::Quoted(_) | Token::Sign(_) => text.push_str(whole),
+        }
+        if text.len() > longest {
+            text.truncate(text.floor_char_boundary(longest));
+            text.push_str(ELLIPSIS);
+            return text;
+        }
+    }
+}
+
+const ELLIPSIS: &str = "…";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn constants_and_comments_are_left_out() {
+        for (sql, expected) in [
+            ("", ""),
+            ("SELECT 1", "SELECT ?"),
+            ("  SELECT  a,\n\t$1 -- who\n FROM t", "SELECT a, $1 FROM t"),
+            (
+                "SELECT 'it''s', E'a\\'b', $$x$$, $t$y$t$",
+                "SELECT ?, ?, ?, ?",
+            ),
+            ("SELECT \"a 1\", b1 FROM t2", "SELECT \"a 1\", b1 FROM t2"),
+            ("/* secret */ UPDATE t SET a=-1.5e3", "UPDATE t SET a=-?.?"),
+            ("SELECT $12::int + 3", "SELECT $12::int + ?"),
+            ("SELECT 'not ended", "SELECT ?"),
+            ("SELECT 'a\\', secret, '", "SELECT ?…"),
+            ("SELECT é FROM größe", "SELECT é FROM größe"),
+        ] {
+            assert_eq!(without_values(sql, 100), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        assert_eq!(without_values("SELECT ééé", 8), "SELECT …");
+        assert_eq!(without_values("SELECT ééé", 9), "SELECT é…");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_text_no_string_shows(before in "[a-z ,()$0-9-]{0,20}", after in "[^']{0,20}") {
+            let sql = format!("{before} 'hunter2' {after}");
+            // What looks like a comment before it hides it, too.
+            prop_assert!(!without_values(&sql, 1000).contains("hunter2") || before.contains('$'));
+        }
+
+        #[test]
+        fn any_text_is_taken(sql in any::<String>(), longest in 0..50_usize) {
+            prop_assert!(without_values(&sql, longest).len() <= longest + 2 * ELLIPSIS.len());
+        }
+    }
+}
