@@ -180,14 +180,11 @@ impl Inner {
         };
         for holder in self.shared.watchdog.newly_held_longer_than(threshold) {
             self.shared.metrics.leaks.inc();
-            match &holder.statement {
-                Some(last) => {
-                    warn!("a connection may have leaked: {holder}; its last statement is {last}")
-                }
-                None => {
-                    warn!("a connection may have leaked: {holder}; no statement was sent on it")
-                }
-            }
+            let last = match &holder.statement {
+                Some(last) => format!("its last statement is {last}"),
+                None => "no statement was sent on it".into(),
+            };
+            warn!("a connection may have leaked: {holder}; {last}");
             self.shared.observe(|o| o.leaked(&holder));
         }
     }

@@ -21,7 +21,7 @@ pub(crate) fn without_values(sql: &str, longest: usize) -> String {
         match token {
             // With `standard_conforming_strings` off, it may end elsewhere.
             Token::Literal(literal) if literal.starts_with('\'') && literal.contains('\\') => {
-                text.push_str("?");
+                text.push('?');
                 text.push_str(ELLIPSIS);
                 return text;
             }
@@ -33,7 +33,8 @@ pub(crate) fn without_values(sql: &str, longest: usize) -> String {
             Token::Word(_) | Token::Quoted(_) | Token::Sign(_) => text.push_str(whole),
         }
         if text.len() > longest {
-            text.truncate(text.floor_char_boundary(longest));
+            let end = (0..=longest).rev().find(|at| text.is_char_boundary(*at));
+            text.truncate(end.unwrap_or_default());
             text.push_str(ELLIPSIS);
             return text;
         }
