@@ -25,6 +25,22 @@ impl ServerHost {
     }
 }
 
+#[cfg(feature = "server")]
+impl ServerHost {
+    /// Returns whether it is this machine, as far as its name or address shows.
+    pub fn is_on_this_machine(&self) -> bool {
+        match (&self.address, &self.host) {
+            (Some(address), _) => address.is_loopback(),
+            (None, Host::Tcp(name)) => {
+                let address = name.parse::<IpAddr>();
+                name == "localhost" || address.is_ok_and(|address| address.is_loopback())
+            }
+            #[cfg(unix)]
+            (None, Host::Unix(_)) => true,
+        }
+    }
+}
+
 impl fmt::Display for ServerHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {

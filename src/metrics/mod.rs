@@ -10,6 +10,8 @@ pub mod prometheus;
 mod series;
 #[cfg(not(feature = "metrics"))]
 mod silent;
+#[cfg(feature = "server")]
+mod snapshot;
 mod standby;
 mod stats;
 
@@ -20,5 +22,7 @@ pub use series::BUCKETS;
 pub(crate) use series::Metrics;
 #[cfg(not(feature = "metrics"))]
 pub(crate) use silent::Metrics;
+#[cfg(feature = "server")]
+pub(crate) use snapshot::{Labelled, Snapshot};
 pub use standby::{Standby, StandbyState};
 pub use stats::{AbandonedStage, CloseReason, Stats};

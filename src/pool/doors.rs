@@ -24,6 +24,38 @@ impl Pool {
         self.inner.probe.watch();
     }
 
+    /// From now on, this observer is told, too, also of connections to standbys.
+    pub(crate) fn report_to(&self, observer: std::sync::Arc<dyn super::observer::Observer>) {
+        for pool in self
+            .inner
+            .standbys
+            .iter()
+            .flat_map(super::standbys::Standbys::pools)
+        {
+            pool.report_to(std::sync::Arc::clone(&observer));
+        }
+        self.inner.shared.observers.add_server(observer);
+    }
+
+    /// Returns what the newest health probe found, which may be somewhat old; if it is, a new one is
+    /// sent.
+    pub(crate) fn newest_probe(&self) -> Option<super::pong::Reading> {
+        self.inner.probe.newest(&self.inner.opener)
+    }
+
+    /// Returns why no connection can be opened, as long as none can be.
+    pub(crate) fn why_nothing_opens(&self) -> Option<String> {
+        let error = self.inner.opener.gate.last_error()?;
+        Some(crate::error::Chain(&*error).to_string())
+    }
+
+    /// Returns whether the database runs on this machine, as far as its address shows.
+    pub(crate) fn is_on_this_machine(&self) -> bool {
+        let database = self.inner.opener.target.known();
+        let mut servers = database.servers().iter();
+        servers.all(crate::config::ServerHost::is_on_this_machine)
+    }
+
     /// Makes new connections use a standby only if no host is a primary.
     pub(crate) fn look_for_primary(&self) {
         self.inner.opener.look_for_primary();
@@ -32,8 +64,7 @@ impl Pool {
     /// Returns whether the newest probe found the database read-only. Its answer may be somewhat
     /// old; if it is, a new probe is sent.
     pub(crate) fn was_read_only(&self) -> bool {
-        let newest = self.inner.probe.newest(&self.inner.opener);
-        matches!(newest, Some(Ok(pong)) if pong.read_only)
+        matches!(self.newest_probe(), Some(Ok(pong)) if pong.read_only)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::metrics::CloseReason;
 use crate::sync::caught;
 use log::error;
 use postgres::error::DbError;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Is told what happens to connections and statements. Every method does nothing by default.
@@ -72,17 +72,29 @@ pub struct StatementEvent<'a> {
 }
 
 /// A pool's observers.
-#[derive(Clone, Default)]
-pub(crate) struct Observers(Arc<[Arc<dyn Observer>]>);
+pub(crate) struct Observers {
+    all: Box<[Arc<dyn Observer>]>,
+    /// The server in front of the pool, if there is one.
+    server: OnceLock<Arc<dyn Observer>>,
+}
 
 impl Observers {
     pub fn new(all: Vec<Arc<dyn Observer>>) -> Observers {
-        Observers(all.into())
+        Observers {
+            all: all.into(),
+            server: OnceLock::new(),
+        }
+    }
+
+    /// Adds the server's. Of several servers on one pool, the first is told.
+    #[cfg(feature = "server")]
+    pub fn add_server(&self, observer: Arc<dyn Observer>) {
+        let _ = self.server.set(observer);
     }
 
     /// Calls each observer. A panic is caught and logged.
     pub fn tell(&self, tell: impl Fn(&dyn Observer)) {
-        for observer in &*self.0 {
+        for observer in self.all.iter().chain(self.server.get()) {
             if let Err(panic) = caught(|| tell(&**observer)) {
                 error!("an observer panicked: {panic}");
             }

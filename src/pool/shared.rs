@@ -57,7 +57,7 @@ pub(crate) struct Shared {
     pub database_clock: DatabaseClock,
     pub descriptions: Descriptions,
     pub(super) on_connect: Option<Arc<OnConnect>>,
-    pub(super) observers: Observers,
+    pub(super) observers: Arc<Observers>,
     slow: Mutex<HashMap<Box<str>, Instant>>,
 }
 
@@ -95,7 +95,7 @@ impl Shared {
             was_refused_a_write: AtomicBool::new(false),
             descriptions: Descriptions::default(),
             on_connect,
-            observers,
+            observers: Arc::new(observers),
             slow: Mutex::default(),
         }
     }

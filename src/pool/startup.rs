@@ -39,7 +39,7 @@ impl Shared {
             };
             config.options(&options);
         }
-        let (tracked, observers) = (Arc::clone(tracked), self.observers.clone());
+        let (tracked, observers) = (Arc::clone(tracked), Arc::clone(&self.observers));
         config.notice_callback(move |notice| {
             // The ROLLBACK with which the pool cleans a connection causes this one.
             if *notice.code() != SqlState::NO_ACTIVE_SQL_TRANSACTION {

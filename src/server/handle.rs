@@ -1,12 +1,13 @@
 //! The running server: starts the edge with its lanes, and shuts both down.
 
 use super::checks::Checks;
+use super::dashboard::{SignedIn, Watcher};
 use super::database_kind::DatabaseKind;
 use super::edge::{Edge, LAST_CLIENTS};
 use super::lane::{MOST_LANE_CONNECTIONS, Size};
 use super::order::OrderReport;
 use super::router::{Lane, PerLane, Router};
-use super::routes;
+use super::routes::{self, Eyes};
 use super::service::Service;
 use super::shutdown::{DrainReport, Phase, PhaseFlag};
 use crate::config::{HttpConfig, LineOrder};
@@ -82,7 +83,13 @@ impl Server {
         let workers = config.workers.unwrap_or(2 * most);
         let checks = Checks::start(router.checks())?;
         let order = Arc::<OrderReport>::default();
-        let router = routes::add_to(router, &pool, checks, &phase, &order, database);
+        let signed_in = Arc::<SignedIn>::default();
+        let eyes = Eyes {
+            watcher: Watcher::start(&pool, &phase, Arc::new(router.condition()))?,
+            signed_in: Arc::clone(&signed_in),
+            token: config.metrics_token.clone(),
+        };
+        let router = routes::add_to(router, &pool, checks, &phase, &order, database, eyes);
         if !router.problems().is_empty() {
             let said = router.problems().join("; ");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, said));
@@ -111,6 +118,7 @@ impl Server {
             config,
             pool: pool.clone(),
             order,
+            signed_in,
         });
         pool.watch();
         let others = Server::files(most, workers);

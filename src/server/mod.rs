@@ -80,6 +80,7 @@
 
 mod browsers;
 mod checks;
+mod dashboard;
 mod database_kind;
 mod edge;
 mod exchange;

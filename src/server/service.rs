@@ -2,6 +2,7 @@
 //! metrics.
 
 use super::browsers;
+use super::dashboard::SignedIn;
 use super::http::{Problem, Response, header};
 use super::order::OrderReport;
 use super::router::{Access, Found, Route, Router};
@@ -26,6 +27,8 @@ pub(super) struct Service {
     pub pool: Pool,
     /// The order of the line for the api lane's workers.
     pub order: Arc<OrderReport>,
+    /// Browsers on the dashboard, which count as if they had sent METRICS_TOKEN.
+    pub signed_in: Arc<SignedIn>,
 }
 
 /// One line of the access log.
@@ -128,6 +131,9 @@ impl Service {
             Access::Api => self.config.api_token.as_deref(),
         };
         let Some(token) = token else { return true };
+        if access == Access::Metrics && self.signed_in.has(header(headers, "Cookie")) {
+            return true;
+        }
         let given = header(headers, "Authorization").and_then(|value| {
             let (scheme, given) = value.split_once(' ')?;
             scheme

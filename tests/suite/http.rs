@@ -81,7 +81,7 @@ impl Client {
     }
 }
 
-fn send(addr: SocketAddr, request: &str) -> Answer {
+pub fn send(addr: SocketAddr, request: &str) -> Answer {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(20 * SECOND)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
@@ -99,7 +99,7 @@ fn send(addr: SocketAddr, request: &str) -> Answer {
     }
 }
 
-fn ask(addr: SocketAddr, method: &str, path: &str, more: &str) -> Answer {
+pub fn ask(addr: SocketAddr, method: &str, path: &str, more: &str) -> Answer {
     send(
         addr,
         &format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n"),

@@ -14,6 +14,7 @@ mod cluster;
 mod comeback;
 mod commit;
 mod conformance;
+mod dashboard;
 mod distance;
 mod docs;
 mod edge;

@@ -157,6 +157,7 @@ mod tests {
             config,
             pool: nowhere.build().unwrap(),
             order: Arc::default(),
+            signed_in: Arc::default(),
         });
         let size = Size {
             workers,

@@ -13,7 +13,8 @@ pub(super) fn time_ago(ago: Duration) -> String {
     text(then.unwrap_or(jiff::Timestamp::MIN))
 }
 
-fn text(time: jiff::Timestamp) -> String {
+/// A time in the same form.
+pub(super) fn text(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 

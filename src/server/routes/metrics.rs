@@ -47,7 +47,7 @@ fn line(newest_first: bool, lasts: Option<Duration>) -> Value {
     json!({ "order": order, "since": lasts.map(time_ago) })
 }
 
-fn server(room: &Headroom) -> Value {
+pub(super) fn server(room: &Headroom) -> Value {
     let by_application = room.by_application.iter();
     let by_application: Vec<_> = by_application
         .map(|(name, count)| json!({ "applicationName": name, "connections": count }))
@@ -61,7 +61,7 @@ fn server(room: &Headroom) -> Value {
     })
 }
 
-fn standby(standby: &Standby) -> Value {
+pub(super) fn standby(standby: &Standby) -> Value {
     json!({
         "host": standby.host,
         "state": standby.state,
@@ -71,7 +71,7 @@ fn standby(standby: &Standby) -> Value {
     })
 }
 
-fn figures(stats: &Stats) -> Value {
+pub(super) fn figures(stats: &Stats) -> Value {
     json!({
         "total": stats.total,
         "idle": stats.idle,

@@ -9,6 +9,7 @@ pub(super) fn add_to(router: Router) -> Router {
         return router;
     }
     let links = [
+        ("/dashboard", "Dashboard"),
         ("/health", "Health"),
         ("/health/ready", "Ready for requests?"),
         ("/metrics", "Metrics, for Prometheus"),

@@ -1,0 +1,114 @@
+//! `/dashboard`: the page for people, and the way in where METRICS_TOKEN is set.
+
+use crate::server::browsers;
+use crate::server::dashboard::SignedIn;
+use crate::server::http::{Problem, Response};
+use crate::server::request::Request;
+use crate::server::router::{Access, Lane, Router};
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+
+const PAGE: &str = include_str!("../dashboard/page.html");
+const SIGN_IN: &str = include_str!("../dashboard/sign_in.html");
+const SCRIPT: &str = include_str!("../dashboard/dashboard.js");
+const STYLE: &str = include_str!("../dashboard/dashboard.css");
+/// Nothing but what this server serves. The page draws with the script, and needs no inline styles.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+pub(super) fn add_to(router: Router, token: Option<String>, signed_in: &Arc<SignedIn>) -> Router {
+    let may_see = {
+        let (token, signed_in) = (token.clone(), Arc::clone(signed_in));
+        move |request: &Request| token.is_none() || signed_in.has(request.header("Cookie"))
+    };
+    let page = move |request: &Request| {
+        // A cookie is there only where there is a token.
+        Ok(
+            match (may_see(request), request.header("Cookie").is_some()) {
+                (true, has_cookie) => html(200, PAGE, &[("{{signed_in}}", yes(has_cookie))]),
+                (false, _) => sign_in(200, ""),
+            },
+        )
+    };
+    let enter = {
+        let signed_in = Arc::clone(signed_in);
+        move |request: &Request| enter(request, token.as_deref(), &signed_in)
+    };
+    let leave = {
+        let signed_in = Arc::clone(signed_in);
+        move |request: &Request| {
+            refuse_other_sites(request)?;
+            let cookie = signed_in.remove(request.header("Cookie"));
+            Ok(to_the_page().header("Set-Cookie", cookie))
+        }
+    };
+    let script = asset("text/javascript; charset=utf-8", SCRIPT);
+    let style = asset("text/css; charset=utf-8", STYLE);
+    let (lane, open) = (Lane::Health, Access::Open);
+    router
+        .route("GET", "/dashboard", lane, open, page)
+        .route("POST", "/dashboard/sign-in", lane, open, enter)
+        .route("POST", "/dashboard/sign-out", lane, open, leave)
+        .route("GET", "/dashboard/dashboard.js", lane, open, move |_| {
+            Ok(script.clone())
+        })
+        .route("GET", "/dashboard/dashboard.css", lane, open, move |_| {
+            Ok(style.clone())
+        })
+}
+
+fn enter(
+    request: &Request,
+    token: Option<&str>,
+    signed_in: &SignedIn,
+) -> Result<Response, Problem> {
+    refuse_other_sites(request)?;
+    let Some(token) = token else {
+        return Ok(to_the_page());
+    };
+    let mut fields = form_urlencoded::parse(&request.body);
+    let given = fields.find(|(name, _)| name == "token");
+    let fits = given.is_some_and(|(_, given)| given.as_bytes().ct_eq(token.as_bytes()).into());
+    if !fits {
+        return Ok(sign_in(403, "This is not the token."));
+    }
+    let forwarded = request.header("X-Forwarded-Proto");
+    let encrypted = forwarded.is_some_and(|proto| proto.eq_ignore_ascii_case("https"));
+    match signed_in.add(encrypted) {
+        Some(cookie) => Ok(to_the_page().header("Set-Cookie", cookie)),
+        None => Err(Problem::internal()),
+    }
+}
+
+/// A page of another site could otherwise sign a browser out.
+fn refuse_other_sites(request: &Request) -> Result<(), Problem> {
+    match browsers::refuses(&request.headers, &[], false) {
+        Some(_) => Err(Problem::plain(403, "pages of other sites may not do this")),
+        None => Ok(()),
+    }
+}
+
+fn to_the_page() -> Response {
+    Response::empty(303).header("Location", "/dashboard")
+}
+
+fn yes(is: bool) -> &'static str {
+    if is { "yes" } else { "no" }
+}
+
+fn sign_in(status: u16, message: &str) -> Response {
+    html(status, SIGN_IN, &[("{{message}}", message)])
+}
+
+fn html(status: u16, page: &str, filled: &[(&str, &str)]) -> Response {
+    let fill = |page: String, (name, value): &(&str, &str)| page.replace(name, value);
+    let page = filled.iter().fold(page.to_owned(), fill);
+    Response::bytes(status, "text/html; charset=utf-8", page)
+        .header("Content-Security-Policy", POLICY)
+        .header("Cache-Control", "no-store")
+        .header("Referrer-Policy", "no-referrer")
+}
+
+fn asset(content_type: &str, text: &str) -> Response {
+    Response::bytes(200, content_type, text).header("Cache-Control", "no-cache")
+}
