@@ -18,8 +18,8 @@ pub(crate) struct Gauges {
     pub stats: Stats,
     /// Check-outs fail at once, because the database has been down for a long time.
     pub failing_fast: bool,
-    /// The database answered the last probe.
-    pub probe_up: bool,
+    /// Whether the database answered the last probe. `None` if it was not asked of late.
+    pub probe_up: Option<bool>,
     /// The server's connections, if they are known.
     pub headroom: Option<Headroom>,
     /// The standbys that reads may use.
@@ -34,7 +34,7 @@ impl Metrics {
         let mut families = self.families(pool_name, gauges);
         families.sort_by(|a, b| a.name().cmp(b.name()));
         let mut out = Vec::new();
-        // Writing to memory fails only for a family without a metric, and none of ours is one.
+        // Writing to memory fails only for a family without a metric, and none of these is one.
         if let Err(e) = TextEncoder::new().encode(&families, &mut out) {
             log::error!("metrics could not be written: {e}");
         }
@@ -46,6 +46,8 @@ impl Metrics {
         for gauge in collectors(pool_name, gauges) {
             families.extend(gauge.collect());
         }
+        // The encoder stops at a family without a metric: that of the lags, while none is known.
+        families.retain(|family| !family.get_metric().is_empty());
         families
     }
 
@@ -108,19 +110,16 @@ fn collectors(pool_name: &str, gauges: &Gauges) -> Vec<Box<dyn Collector>> {
             i64::from(gauges.failing_fast),
         ),
         (
-            Opts::new(
-                "millpond_probe_up",
-                "1 while the database answers the probe.",
-            ),
-            i64::from(gauges.probe_up),
-        ),
-        (
             Opts::new("millpond_build_info", "The version.")
                 .const_label("version", env!("CARGO_PKG_VERSION")),
             1,
         ),
     ];
-    for (opts, value) in plain {
+    let probe_up = gauges.probe_up.map(|is_up| {
+        let help = "1 while the database answers the probe.";
+        (Opts::new("millpond_probe_up", help), i64::from(is_up))
+    });
+    for (opts, value) in plain.into_iter().chain(probe_up) {
         if let Ok(gauge) = IntGauge::with_opts(opts) {
             gauge.set(value);
             all.push(Box::new(gauge));
@@ -231,7 +230,7 @@ mod tests {
             &Gauges {
                 stats,
                 failing_fast: false,
-                probe_up: true,
+                probe_up: Some(true),
                 headroom: Some(Headroom {
                     max: 100,
                     reserved: 3,
@@ -270,6 +269,36 @@ mod tests {
             r#"millpond_standby_connections{host="db2:5433",state="idle"} 4"#,
             r#"db_client_operation_duration_seconds_bucket{db_system_name="postgresql",le="0.2"} 0"#,
             r#"db_client_connection_wait_time_seconds_bucket{le="0.0005"} 0"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out_and_the_rest_is_there() {
+        let text = Metrics::default().text(
+            "app",
+            &Gauges {
+                stats: Stats::default(),
+                failing_fast: false,
+                probe_up: None,
+                headroom: None,
+                standbys: vec![Standby {
+                    host: "db2".into(),
+                    state: StandbyState::Silent,
+                    lag: None,
+                    error: None,
+                    headroom: None,
+                    stats: Stats::default(),
+                }],
+            },
+        );
+        for name in ["probe_up", "server_connections", "standby_lag"] {
+            assert!(!text.contains(name), "{name}\n{text}");
+        }
+        for line in [
+            r#"millpond_standby_state{host="db2",state="silent"} 1"#,
+            r#"millpond_statement_failures_total{sqlstate=""} 0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

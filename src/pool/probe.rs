@@ -30,6 +30,9 @@ const SLACK: u32 = 3;
 /// Balancers that ask for the newest answer at all ask more often than this.
 #[cfg(feature = "server")]
 const WANTED_FOR: Duration = Duration::from_secs(60);
+/// How long an answer is news in the metrics. The server has a new one every ten seconds.
+#[cfg(feature = "metrics")]
+const NEWS_FOR: Duration = Duration::from_secs(60);
 /// How long an answer is reused for other callers.
 const SHARED_FOR: Duration = Duration::from_millis(250);
 
@@ -196,10 +199,13 @@ impl Probe {
         Ok(())
     }
 
-    /// Returns whether the last answer was good.
+    /// Returns whether the last answer was good. `None` if there was none within a minute: without
+    /// the server, the database is asked only when the application wants to know.
     #[cfg(feature = "metrics")]
-    pub fn last_was_up(&self) -> bool {
-        matches!(self.state.lock().last, Some((_, Ok(_))))
+    pub fn last_was_up(&self) -> Option<bool> {
+        let inner = self.state.lock();
+        let last = inner.last.as_ref()?;
+        (last.0.elapsed() < NEWS_FOR).then_some(last.1.is_ok())
     }
 
     /// Returns the server's room for more connections, as it was seen last.

@@ -15,6 +15,15 @@ fn a_live_database_is_healthy_with_the_time_of_a_round_trip() {
 }
 
 #[test]
+fn the_metrics_say_nothing_of_the_probe_until_somebody_asks() {
+    let pool = database().pool().build().unwrap();
+    pool.wait_ready(20 * SECOND).unwrap();
+    assert!(!pool.metrics_text().contains("millpond_probe_up"));
+    assert!(pool.health().healthy);
+    assert!(pool.metrics_text().contains("millpond_probe_up 1\n"));
+}
+
+#[test]
 fn a_saturated_pool_on_a_live_database_is_healthy_and_shows_its_waiters() {
     let pool = database()
         .pool()
