@@ -1,5 +1,6 @@
 //! The program's commands. Exit codes: 0 done, 1 failed, 2 bad settings or arguments.
 
+mod assets;
 mod check;
 mod check_database;
 mod config;
@@ -40,6 +41,8 @@ enum Command {
     Config,
     /// Print a systemd unit for this program
     Unit(supervisor::Unit),
+    /// Print alert rules for Prometheus, or a dashboard for Grafana
+    Assets(assets::Arguments),
     /// Close a running server's connections and let its callers wait, to move or restart the database
     Pause(control::Pause),
     /// End a pause
@@ -63,6 +66,7 @@ pub(super) fn run() -> ExitCode {
             .map_err(Failure::from)
             .and_then(|config| config::print(&config)),
         Command::Unit(which) => supervisor::print_unit(&which),
+        Command::Assets(arguments) => assets::print(&arguments),
         Command::Pause(arguments) => control::pause(&arguments),
         Command::Resume(which) => control::resume(&which),
     };

@@ -1249,6 +1249,28 @@ fn the_units_name_this_program_and_systemd_takes_them() {
 }
 
 #[test]
+fn the_assets_are_printed_and_another_word_is_refused() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let printed = |which: &str| {
+        let printed = run(dir.path(), &["assets", which], &[]);
+        assert!(printed.status.success());
+        String::from_utf8(printed.stdout).unwrap()
+    };
+    assert!(printed("alerts").contains("\n  - name: millpond\n    rules:\n"));
+    let dashboard: serde_json::Value = serde_json::from_str(&printed("grafana")).unwrap();
+    assert_eq!(dashboard["title"], "millpond");
+    for wrong in [&["assets", "dashboard"][..], &["assets"]] {
+        let refused = run(dir.path(), wrong, &[]);
+        assert_eq!(refused.status.code(), Some(2), "{wrong:?}");
+        let said = stderr(&refused);
+        assert!(
+            said.contains("alerts") && said.contains("grafana"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn log_lines_may_be_json() {
     let db = database();
     let dir = tempfile::TempDir::new().unwrap();

@@ -1,6 +1,7 @@
 //! The documentation matches what the program does.
 
 use millpond::{Config, config};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 fn read(name: &str) -> String {
@@ -110,6 +111,66 @@ fn every_message_that_the_readme_explains_is_one_that_is_said() {
         }
     }
     assert!(explained > 10, "{explained}");
+}
+
+#[test]
+fn the_assets_name_only_metrics_that_there_are() {
+    // All names are literals there, of metrics and of labels.
+    let metrics = sources(Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/src/metrics"
+    )));
+    let exists = |name: &str| metrics.contains(&format!("\"{name}\""));
+    let parts = ["_bucket", "_count", "_sum"];
+    for asset in ["alerts.yml", "grafana.json"] {
+        let text = read(&format!("src/cli/assets/{asset}"));
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let ours = ["millpond_", "db_client_", "http_server_"];
+        let named: BTreeSet<_> = words
+            .filter(|word| ours.iter().any(|start| word.starts_with(start)))
+            .collect();
+        assert!(named.len() > 15, "{asset}: {named:?}");
+        for name in named {
+            let whole = parts.iter().find_map(|part| name.strip_suffix(part));
+            assert!(
+                exists(name) || whole.is_some_and(exists),
+                "{asset} names {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_alert_says_what_to_do_and_has_a_test() {
+    let (rules, tests) = (
+        read("src/cli/assets/alerts.yml"),
+        read("tests/alerts_test.yml"),
+    );
+    let alerts = || rules.split("\n      - alert: ").skip(1);
+    let names: BTreeSet<_> = alerts()
+        .map(|alert| alert.lines().next().unwrap())
+        .collect();
+    assert!(
+        names.len() > 15 && names.len() == alerts().count(),
+        "{names:?}"
+    );
+    for alert in alerts() {
+        let name = alert.lines().next().unwrap();
+        for part in [
+            "expr:",
+            "severity:",
+            "summary: \"{{ $labels.instance }}: ",
+            "description: >-\n",
+        ] {
+            assert_eq!(alert.matches(part).count(), 1, "{name}: {part}");
+        }
+        let fires = format!("alertname: {name}\n        exp_alerts:\n");
+        let is_silent = format!("alertname: {name}}}\n");
+        assert!(
+            tests.contains(&fires) && tests.contains(&is_silent),
+            "{name} has no test"
+        );
+    }
 }
 
 /// The text of every Rust file in a folder.
