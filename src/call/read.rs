@@ -111,7 +111,12 @@ impl Call<'_> {
                 }
                 Err(error) if self.goes_on_after(&error) => {
                     let code = error.sqlstate().map_or("-", SqlState::code);
-                    info!("a read goes on elsewhere, after a try on a standby: sqlstate={code}");
+                    info!(
+                        "db.system.name" = "postgresql",
+                        "db.response.status_code" = error.sqlstate().map(SqlState::code),
+                        "error.type" = error.class();
+                        "a read goes on elsewhere, after a try on a standby: sqlstate={code}"
+                    );
                 }
                 Err(error) => {
                     reads.with_label_values(&["standby"]).inc();

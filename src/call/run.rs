@@ -184,6 +184,9 @@ impl Call<'_> {
                 .with_label_values(&[code.as_str(), verdict.repeat.as_str()])
                 .inc();
             info!(
+                "db.system.name" = "postgresql",
+                "db.response.status_code" = Some(&*code).filter(|code| !code.is_empty()),
+                "error.type" = error.class();
                 "retrying attempt={attempts} pause={pause:.1?} sqlstate={} verdict={} error={}",
                 if code.is_empty() { "-" } else { &code },
                 verdict.repeat.as_str(),

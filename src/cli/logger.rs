@@ -1,9 +1,10 @@
 //! Log lines on standard error, with times in UTC.
 
-use super::output::{Lines, Waiter};
+use super::output::{LONGEST_LINE, Lines, Waiter};
+use log::kv::{self, Key, Value, VisitSource, VisitValue};
 use log::{LevelFilter, Log, Metadata, Record, error};
 use millpond::config::LogFormat;
-use serde_json::json;
+use serde_json::Map;
 use simplelog::{ColorChoice, ConfigBuilder, TermLogger, TerminalMode, WriteLogger};
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -58,7 +59,7 @@ pub(super) fn finish() {
     }
 }
 
-/// Writes each line as a JSON object.
+/// Writes each line as a JSON object: the message, and the key-values of the record as fields.
 struct JsonLines(Mutex<Lines>);
 
 impl Log for JsonLines {
@@ -72,16 +73,104 @@ impl Log for JsonLines {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let line = json!({
-            "timestamp": format!("{:.3}", jiff::Timestamp::now()),
-            "level": record.level().as_str().to_lowercase(),
-            "target": record.target(),
-            "message": record.args().to_string(),
-        });
+        let line = as_json(record);
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The queue takes it or counts it as lost.
         let _ = writeln!(lines, "{line}");
     }
 
     fn flush(&self) {}
+}
+
+/// Returns the line, without its end. If it is too long, the longest texts are cut: a line that is
+/// cut at its end is no JSON.
+fn as_json(record: &Record<'_>) -> String {
+    let mut fields = Fields(Map::new());
+    // A field that cannot be read is left out.
+    let _ = record.key_values().visit(&mut fields);
+    let Fields(mut object) = fields;
+    let mut put = |name: &str, text: String| object.insert(name.to_owned(), text.into());
+    put("timestamp", format!("{:.3}", jiff::Timestamp::now()));
+    put("level", record.level().as_str().to_lowercase());
+    put("target", record.target().to_owned());
+    put("message", record.args().to_string());
+    let mut most = LONGEST_LINE;
+    loop {
+        let line = serde_json::Value::Object(object.clone()).to_string();
+        if line.len() <= LONGEST_LINE || most == 0 {
+            return line;
+        }
+        most /= 2;
+        for text in object.values_mut() {
+            if let serde_json::Value::String(text) = text {
+                *text = text.chars().take(most).collect();
+            }
+        }
+    }
+}
+
+/// The key-values of a record, without those that are empty.
+struct Fields(Map<String, serde_json::Value>);
+
+impl<'kvs> VisitSource<'kvs> for Fields {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        let mut field = Field(serde_json::Value::Null);
+        value.visit(&mut field)?;
+        if !field.0.is_null() {
+            self.0.insert(key.as_str().to_owned(), field.0);
+        }
+        Ok(())
+    }
+}
+
+/// A value: a number or a boolean stays one, anything else is a text.
+struct Field(serde_json::Value);
+
+impl VisitValue<'_> for Field {
+    fn visit_any(&mut self, value: Value<'_>) -> Result<(), kv::Error> {
+        self.0 = value.to_string().into();
+        Ok(())
+    }
+
+    fn visit_null(&mut self) -> Result<(), kv::Error> {
+        Ok(())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_too_long_is_cut_inside_its_texts() {
+        let long = "\u{1}ä".repeat(LONGEST_LINE);
+        let fields = [("url.path", &*long), ("http.route", "/x")];
+        let args = format_args!("{long}");
+        let record = Record::builder().args(args).key_values(&fields).build();
+        let line = as_json(&record);
+        assert!(line.len() <= LONGEST_LINE, "{}", line.len());
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["http.route"], "/x");
+        assert!(object["url.path"].as_str().unwrap().len() > 500, "{line}");
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// The most lines that wait to be written.
 const MOST_LINES: usize = 2048;
 /// A longer line is cut.
-const LONGEST_LINE: usize = 8192;
+pub(super) const LONGEST_LINE: usize = 8192;
 /// How long the program waits at its end for its lines to be written.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 

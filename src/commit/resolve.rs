@@ -49,7 +49,7 @@ use crate::pool::{
     SyncCommit, first_value,
 };
 use crate::retry::Symptom;
-use log::{debug, info, warn};
+use log::{Level, debug, log, warn};
 use postgres::error::SqlState;
 use std::time::{Duration, Instant};
 
@@ -161,10 +161,17 @@ impl<'c> LostCommit<'c> {
             .transaction
             .xid
             .map_or("-".to_owned(), |xid| xid.to_string());
-        match outcome {
-            Outcome::Unknown => warn!("lost commit outcome={word} xid={xid} took={took:.1?}"),
-            _ => info!("lost commit outcome={word} xid={xid} took={took:.1?}"),
-        }
+        let level = match outcome {
+            Outcome::Unknown => Level::Warn,
+            _ => Level::Info,
+        };
+        log!(
+            level,
+            "db.system.name" = "postgresql",
+            "db.operation.name" = "COMMIT",
+            "millpond.commit.outcome" = word;
+            "lost commit outcome={word} xid={xid} took={took:.1?}"
+        );
         outcome
     }
 

@@ -180,6 +180,16 @@ impl Error {
         }
     }
 
+    /// Returns the class of the error, as OpenTelemetry's `error.type` has it: the server's code if
+    /// there is one.
+    pub(crate) fn class(&self) -> &str {
+        match self.sqlstate() {
+            Some(code) => code.code(),
+            None if self.is_timeout() => "timeout",
+            None => "_OTHER",
+        }
+    }
+
     /// A failure on the way to something that has not begun to take effect.
     pub(crate) fn before_any_effect(source: postgres::Error) -> Error {
         Error::in_phase(Phase::Preparing, source)

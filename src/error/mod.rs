@@ -15,4 +15,4 @@ pub use crate::metrics::AbandonedStage;
 pub use kinds::{CheckoutError, Error, OpenError, Result};
 pub use reasons::{CheckoutFailure, Effect, GaveUpReason};
 pub use text::{Chain, HeldBy, LastStatement};
-pub(crate) use text::{excerpt, is_out_of_files};
+pub(crate) use text::{excerpt, is_out_of_files, query_text};

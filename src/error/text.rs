@@ -44,6 +44,14 @@ pub(crate) fn excerpt(sql: &str) -> Box<str> {
     sql.trim().chars().take(100).collect::<String>().into()
 }
 
+/// Returns the beginning of a statement, for a field of a log line, which is longer than what people
+/// read in its message: as much as the server keeps in `pg_stat_activity` by default.
+pub(crate) fn query_text(sql: &str) -> &str {
+    const MOST: usize = 1024;
+    let end = (0..=sql.len().min(MOST)).rfind(|at| sql.is_char_boundary(*at));
+    &sql[..end.unwrap_or_default()]
+}
+
 /// Prints the server's message, the name of the condition, and the code. Never the detail, which
 /// holds row values; nor the message of a data exception (class 22), which quotes the value that
 /// did not fit.

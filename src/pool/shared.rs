@@ -10,7 +10,7 @@ use super::param_types::Descriptions;
 use super::process::{self, Process};
 use super::watchdog::Watchdog;
 use crate::config::{PoolConfig, Pooler};
-use crate::error::{Error, excerpt};
+use crate::error::{Error, excerpt, query_text};
 use crate::metrics::Metrics;
 use crate::sync::unpoison;
 use log::{info, warn};
@@ -173,7 +173,7 @@ impl Shared {
     }
 
     /// Logs a slow statement; the same text at most once a second.
-    pub fn note_slow(&self, sql: &str, took: Duration) {
+    pub fn note_slow(&self, sql: &str, took: Duration, code: Option<&SqlState>) {
         let text = excerpt(sql);
         let mut seen = unpoison(self.slow.lock());
         let now = Instant::now();
@@ -188,7 +188,13 @@ impl Shared {
         }
         seen.insert(text.clone(), now);
         drop(seen);
-        warn!("slow statement took={took:.1?} sql={text:?}");
+        warn!(
+            "db.system.name" = "postgresql",
+            "db.query.text" = query_text(sql),
+            "db.client.operation.duration" = took.as_secs_f64(),
+            "db.response.status_code" = code.map(SqlState::code);
+            "slow statement took={took:.1?} sql={text:?}"
+        );
     }
 
     /// Prepares a new connection for use: applies the settings that the startup packet could not

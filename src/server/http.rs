@@ -2,7 +2,7 @@
 
 use super::reason::reason;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
-use log::{debug, error, warn};
+use log::{Level, error, log};
 use postgres::error::SqlState;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -238,16 +238,22 @@ impl From<Problem> for Response {
 impl From<Error> for Problem {
     fn from(error: Error) -> Problem {
         let problem = problem_for(&error);
-        match problem.status {
+        let (level, what) = match problem.status {
             // Nobody reads the answer.
-            _ if matches!(error, Error::Abandoned { .. }) => {
-                debug!("request ended: {}", Chain(&error));
-            }
-            500 => error!("request failed: {}", Chain(&error)),
+            _ if matches!(error, Error::Abandoned { .. }) => (Level::Debug, "request ended"),
+            500 => (Level::Error, "request failed"),
             // The pool itself says that it fails fast, and not for each request.
-            _ if is_of_failing_fast(&error) => debug!("request failed: {}", Chain(&error)),
-            _ => warn!("request failed: {}", Chain(&error)),
-        }
+            _ if is_of_failing_fast(&error) => (Level::Debug, "request failed"),
+            _ => (Level::Warn, "request failed"),
+        };
+        log!(
+            level,
+            "db.system.name" = "postgresql",
+            "db.response.status_code" = error.sqlstate().map(SqlState::code),
+            "error.type" = error.class();
+            "{what}: {}",
+            Chain(&error)
+        );
         problem
     }
 }

@@ -66,8 +66,18 @@ impl Service {
             id,
             client,
         } = entry;
-        debug!("{method} {path} status={status} took={took:.1?} id={id} client={client}");
-        let labels = [known_method(method), route, &status.to_string()];
+        let known = known_method(method);
+        debug!(
+            "http.request.method" = known,
+            "http.request.method_original" = Some(*method).filter(|method| *method != known),
+            "http.route" = Some(*route).filter(|route| !route.is_empty()),
+            "url.path" = *path,
+            "http.response.status_code" = *status,
+            "http.server.request.duration" = took.as_secs_f64(),
+            "client.address":% = client;
+            "{method} {path} status={status} took={took:.1?} id={id} client={client}"
+        );
+        let labels = [known, route, &status.to_string()];
         self.pool
             .metrics()
             .http

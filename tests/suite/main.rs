@@ -50,6 +50,7 @@ mod support;
 mod terminator;
 mod tls;
 mod torture;
+mod traces;
 mod wire;
 mod writers;
 

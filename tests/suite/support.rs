@@ -9,6 +9,7 @@ use millpond::{Error, Pool, RetryPolicy};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use postgres::{Client, NoTls};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, Once, OnceLock, mpsc};
 use std::time::{Duration, Instant};
@@ -193,8 +194,28 @@ pub fn refused(error: Error) -> Box<CheckoutError> {
     }
 }
 
-/// Log lines at info and above, of all tests together.
-static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Log lines at info and above, of all tests together, with their key-values.
+static LOG: Mutex<Vec<(String, Fields)>> = Mutex::new(Vec::new());
+
+/// The key-values of a log line; those that are empty are left out.
+pub type Fields = BTreeMap<String, String>;
+
+/// Notes the key-values of a log record.
+#[derive(Default)]
+struct Noted(Fields);
+
+impl<'kvs> log::kv::VisitSource<'kvs> for Noted {
+    fn visit_pair(
+        &mut self,
+        key: log::kv::Key<'kvs>,
+        value: log::kv::Value<'kvs>,
+    ) -> Result<(), log::kv::Error> {
+        if format!("{value:?}") != "None" {
+            self.0.insert(key.to_string(), value.to_string());
+        }
+        Ok(())
+    }
+}
 
 struct Collector;
 
@@ -205,9 +226,10 @@ impl log::Log for Collector {
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            LOG.lock()
-                .unwrap()
-                .push(format!("{} {}", record.level(), record.args()));
+            let mut noted = Noted::default();
+            record.key_values().visit(&mut noted).unwrap();
+            let line = format!("{} {}", record.level(), record.args());
+            LOG.lock().unwrap().push((line, noted.0));
         }
     }
 
@@ -224,12 +246,16 @@ fn collect_logs() {
 
 /// The log lines so far that contain `needle`.
 pub fn log_lines(needle: &str) -> Vec<String> {
-    LOG.lock()
-        .unwrap()
-        .iter()
-        .filter(|line| line.contains(needle))
-        .cloned()
-        .collect()
+    let log = LOG.lock().unwrap();
+    let lines = log.iter().map(|(line, _)| line);
+    lines.filter(|l| l.contains(needle)).cloned().collect()
+}
+
+/// The key-values of the log lines so far that contain `needle`.
+pub fn log_fields(needle: &str) -> Vec<Fields> {
+    let log = LOG.lock().unwrap();
+    let found = log.iter().filter(|(line, _)| line.contains(needle));
+    found.map(|(_, fields)| fields.clone()).collect()
 }
 
 /// The value of a counter in the pool's metrics: the sum over all of its labels if `name` has no

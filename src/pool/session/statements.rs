@@ -245,7 +245,8 @@ impl Session {
             .slow_query
             .is_some_and(|limit| took > limit)
         {
-            self.shared.note_slow(sql, took);
+            let code = result.as_ref().err().and_then(|(error, _)| error.code());
+            self.shared.note_slow(sql, took, code);
         }
         if result.is_ok() {
             self.hear(started + took);
