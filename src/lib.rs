@@ -99,6 +99,7 @@ mod temporary;
 #[cfg(feature = "tls")]
 mod tls;
 mod token;
+mod traceparent;
 
 pub use call::{Call, Executor, FromRow, Keyed, Transaction};
 #[cfg(feature = "env")]
@@ -110,6 +111,7 @@ pub use pool::{BuildError, Pool};
 pub use postgres;
 pub use retry::RetryPolicy;
 pub use token::Token;
+pub use traceparent::{BadTraceparent, Traceparent};
 
 /// What this package's program needs in addition to the public API. Not for other crates.
 #[cfg(feature = "cli")]

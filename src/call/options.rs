@@ -4,6 +4,7 @@ use crate::class_queue::Share;
 use crate::pool::{Begin, Limits, Pool, Session};
 use crate::retry::RetryPolicy;
 use crate::token::Token;
+use crate::traceparent::Traceparent;
 use postgres::IsolationLevel;
 use postgres::types::PgLsn;
 use std::fmt;
@@ -84,6 +85,7 @@ impl Pool {
             after: None,
             on_primary: false,
             patience: None,
+            traceparent: None,
             ends_with_pool: false,
         }
     }
@@ -108,6 +110,8 @@ pub struct Call<'p> {
     pub(super) on_primary: bool,
     /// The longest wait for a connection where another pool may have one.
     pub(super) patience: Option<Duration>,
+    /// The span that it is made for.
+    pub(super) traceparent: Option<Traceparent>,
     pub(super) ends_with_pool: bool,
 }
 
@@ -123,6 +127,7 @@ impl fmt::Debug for Call<'_> {
             .field("client", &self.client)
             .field("after", &self.after)
             .field("on_primary", &self.on_primary)
+            .field("traceparent", &self.traceparent)
             .finish_non_exhaustive()
     }
 }
@@ -240,6 +245,23 @@ impl Call<'_> {
     /// [standby](crate::pool::Builder::read_hosts).
     pub fn on_primary(mut self) -> Self {
         self.on_primary = true;
+        self
+    }
+
+    /// Sets the span that the call is made for, or that of none: usually what came in the request's
+    /// header `traceparent`. It is in the log lines about the call, and with
+    /// [`sqlcommenter`](crate::pool::Builder::sqlcommenter) behind its statements. Default none.
+    ///
+    /// ```no_run
+    /// # let pool = millpond::Pool::builder().build().unwrap();
+    /// # let header = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    /// // A header that is malformed counts as none.
+    /// let parent = header.and_then(|value| value.parse().ok());
+    /// pool.call().traceparent(parent).execute("UPDATE users SET seen_at = now()", &[])?;
+    /// # Ok::<_, millpond::Error>(())
+    /// ```
+    pub fn traceparent(mut self, parent: impl Into<Option<Traceparent>>) -> Self {
+        self.traceparent = parent.into();
         self
     }
 

@@ -8,7 +8,8 @@ use crate::commit::transact;
 use crate::error::{Error, Result};
 use crate::pool::{After, Begin, INSERTED, Pool, Session};
 use crate::retry::{Phase, Repeat, Verdict, commits_inside, names_a_write, writes_large_objects};
-use log::info;
+use crate::traceparent::traced;
+use log::Level;
 use postgres::Row;
 use postgres::error::SqlState;
 use postgres::types::PgLsn;
@@ -111,7 +112,9 @@ impl Call<'_> {
                 }
                 Err(error) if self.goes_on_after(&error) => {
                     let code = error.sqlstate().map_or("-", SqlState::code);
-                    info!(
+                    traced!(
+                        Level::Info,
+                        self.traceparent,
                         "db.system.name" = "postgresql",
                         "db.response.status_code" = error.sqlstate().map(SqlState::code),
                         "error.type" = error.class();

@@ -5,10 +5,11 @@
 
 use super::options::Call;
 use crate::error::{AbandonedStage, Chain, CheckoutFailure, Error, GaveUpReason, Result};
-use crate::pool::{CheckoutRequest, CloseReason, EndsWithPool, Lease, Session};
+use crate::pool::{CheckoutRequest, CloseReason, EndsWithPool, Lease, Served, Session};
 use crate::retry::{Phase, Repeat, RetryPolicy, Symptom, Verdict, verdict};
 use crate::token::Token;
-use log::{info, warn};
+use crate::traceparent::traced;
+use log::Level;
 use postgres::error::SqlState;
 use std::panic::Location;
 use std::sync::atomic::Ordering;
@@ -114,7 +115,10 @@ impl Call<'_> {
                     return Err(Error::Abandoned { stage });
                 }
                 Ok(mut lease) => {
-                    lease.attempt = attempts;
+                    lease.serves = Served {
+                        attempt: attempts,
+                        traceparent: self.traceparent,
+                    };
                     let _mark = self
                         .ends_with_pool
                         .then(|| EndsWithPool::mark(lease.tracked()));
@@ -183,7 +187,9 @@ impl Call<'_> {
                 .retries
                 .with_label_values(&[code.as_str(), verdict.repeat.as_str()])
                 .inc();
-            info!(
+            traced!(
+                Level::Info,
+                self.traceparent,
                 "db.system.name" = "postgresql",
                 "db.response.status_code" = Some(&*code).filter(|code| !code.is_empty()),
                 "error.type" = error.class();
@@ -287,7 +293,13 @@ impl Call<'_> {
         // the database is down, the opener limits the attempts to connect.
         let draws = retry > 0 && verdict.repeat != Repeat::NeverSent;
         if draws && !self.pool.inner.budget.spend() {
-            warn!("no retry: the retry budget of the pool is empty");
+            let of = self.traceparent;
+            traced!(
+                Level::Warn,
+                of,
+                "db.system.name" = "postgresql";
+                "no retry: the retry budget of the pool is empty"
+            );
             self.pool.inner.shared.metrics.retry_budget_empty.inc();
             return Next::GiveUp(GaveUpReason::Budget);
         }

@@ -49,7 +49,8 @@ use crate::pool::{
     SyncCommit, first_value,
 };
 use crate::retry::Symptom;
-use log::{Level, debug, log, warn};
+use crate::traceparent::{Traceparent, traced};
+use log::{Level, debug, warn};
 use postgres::error::SqlState;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,7 @@ pub(crate) struct LostCommit<'c> {
     claim: Option<(&'c Ledger, &'c Claim)>,
     /// The caller's deadline for the whole call.
     deadline: Option<Instant>,
+    traceparent: Option<Traceparent>,
 }
 
 /// What the server says about a transaction id.
@@ -133,6 +135,7 @@ impl<'c> LostCommit<'c> {
             transaction: session.lost_transaction(),
             claim,
             deadline: limits.deadline,
+            traceparent: session.serves.traceparent,
         }
     }
 
@@ -165,8 +168,9 @@ impl<'c> LostCommit<'c> {
             Outcome::Unknown => Level::Warn,
             _ => Level::Info,
         };
-        log!(
+        traced!(
             level,
+            self.traceparent,
             "db.system.name" = "postgresql",
             "db.operation.name" = "COMMIT",
             "millpond.commit.outcome" = word;

@@ -53,6 +53,9 @@ pub struct PoolConfig {
     pub pooler: Option<Pooler>,
     /// Shown in `pg_stat_activity`. `None` is the program's file name.
     pub application_name: Option<String>,
+    /// The statements of a call that has a `traceparent` end with a comment that names it. Default
+    /// false.
+    pub sqlcommenter: bool,
     /// How often calls are retried, and after which pauses.
     pub retry: RetryPolicy,
     /// Once no connection could be opened for this long, check-outs fail at once. Default 10 s;
@@ -106,6 +109,7 @@ impl Default for PoolConfig {
             reset: Reset::Auto,
             pooler: None,
             application_name: None,
+            sqlcommenter: false,
             retry: RetryPolicy::default(),
             fail_fast_after: Duration::from_secs(10),
             slow_query: Some(Duration::from_millis(500)),

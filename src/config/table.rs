@@ -109,6 +109,8 @@ const SETTINGS: &[Setting] = &[
         |c| format!("{:?}", c.pool.effective_pooler()).to_lowercase()),
     plain("DB_APPLICATION_NAME", "a name", |c, v| { c.pool.application_name = Some(filled(v)?); Ok(()) },
         |c| c.pool.application_name.clone().unwrap_or_default()),
+    plain("DB_SQLCOMMENTER", "on or off", |c, v| { c.pool.sqlcommenter = switch(v)?; Ok(()) },
+        |c| on_off(c.pool.sqlcommenter)),
     plain("DB_MAX_RETRIES", "a whole number from 0 to 1000", |c, v| { c.pool.retry.max_retries = number(v, 0..=1000)?; Ok(()) },
         |c| c.pool.retry.max_retries.to_string()),
     plain("DB_RETRY_INITIAL_DELAY_MS", "milliseconds up to DB_RETRY_MAX_DELAY_MS", |c, v| { c.pool.retry.initial_delay = Some(ms(v, 0)?); Ok(()) },

@@ -255,6 +255,18 @@ impl Builder {
         self
     }
 
+    /// Sets whether the statements of a call that has a [`traceparent`](crate::Call::traceparent)
+    /// end with a comment that names it, in the form of sqlcommenter: the database's log and
+    /// `pg_stat_activity` show then which request a statement is for. Default false.
+    ///
+    /// Such a statement is parsed and planned anew each time, but takes one round trip as any
+    /// other, and the prepared statements that are kept stay those of the bare texts. BEGIN,
+    /// COMMIT and COPY have the comment, too; a text that has a comment of its own stays as it is.
+    pub fn sqlcommenter(mut self, on: bool) -> Self {
+        self.config.sqlcommenter = on;
+        self
+    }
+
     /// Sets how often calls are retried, and after which pauses. Default: [`RetryPolicy::default`].
     /// A call that used up its retries fails as [`Error::GaveUp`](crate::Error::GaveUp).
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {

@@ -13,7 +13,8 @@ use crate::config::{PoolConfig, Pooler};
 use crate::error::{Error, excerpt, query_text};
 use crate::metrics::Metrics;
 use crate::sync::unpoison;
-use log::{info, warn};
+use crate::traceparent::{Traceparent, traced};
+use log::{Level, info};
 use postgres::Client;
 use postgres::error::SqlState;
 use std::collections::HashMap;
@@ -173,7 +174,13 @@ impl Shared {
     }
 
     /// Logs a slow statement; the same text at most once a second.
-    pub fn note_slow(&self, sql: &str, took: Duration, code: Option<&SqlState>) {
+    pub fn note_slow(
+        &self,
+        sql: &str,
+        took: Duration,
+        code: Option<&SqlState>,
+        of: Option<Traceparent>,
+    ) {
         let text = excerpt(sql);
         let mut seen = unpoison(self.slow.lock());
         let now = Instant::now();
@@ -188,7 +195,9 @@ impl Shared {
         }
         seen.insert(text.clone(), now);
         drop(seen);
-        warn!(
+        traced!(
+            Level::Warn,
+            of,
             "db.system.name" = "postgresql",
             "db.query.text" = query_text(sql),
             "db.client.operation.duration" = took.as_secs_f64(),

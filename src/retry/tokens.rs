@@ -104,6 +104,23 @@ fn dollar_quoted_length(text: &str) -> Option<usize> {
     Some(body.find(tag).map_or(text.len(), |at| 2 * tag.len() + at))
 }
 
+/// Returns whether a text has a comment anywhere.
+pub(crate) fn has_comment(sql: &str) -> bool {
+    if !sql.contains("--") && !sql.contains("/*") {
+        return false;
+    }
+    let mut tokens = Tokens(sql);
+    loop {
+        let rest = tokens.0.trim_start();
+        if rest.starts_with("--") || rest.starts_with("/*") {
+            return true;
+        }
+        if tokens.next().is_none() {
+            return false;
+        }
+    }
+}
+
 /// Returns the text after blanks and comments.
 pub(super) fn after_blanks(mut text: &str) -> &str {
     loop {

@@ -19,6 +19,7 @@ use super::service::AccessEntry;
 use super::shutdown::Phase;
 use crate::metrics::AbandonedStage;
 use crate::token::Token;
+use crate::traceparent::Traceparent;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,6 +59,7 @@ pub(super) struct PendingRequest {
     /// The client's address, or the one that a trusted proxy names.
     pub address: IpAddr,
     pub id: String,
+    pub traceparent: Option<Traceparent>,
     pub headers: Vec<(String, String)>,
     /// The client's `Idempotency-Key`, or a generated one if a write brings none; else empty.
     pub key: String,
@@ -164,6 +166,7 @@ impl Exchange {
             deadline: pending.deadline,
             token: pending.token.clone(),
             share: route.share.clone(),
+            traceparent: pending.traceparent,
         }
     }
 
@@ -215,6 +218,7 @@ impl Exchange {
             took: pending.arrived.elapsed(),
             id: &pending.id,
             client: pending.address,
+            traceparent: pending.traceparent,
         });
         let mut answer = render(&response, &pending.id, pending.method == "HEAD");
         let close = pending.close || service.phase.get() > Phase::Running;

@@ -1,8 +1,10 @@
 //! Responses and problems, as the routes return them.
 
+use super::current_span;
 use super::reason::reason;
 use crate::error::{Chain, CheckoutFailure, Error, GaveUpReason};
-use log::{Level, error, log};
+use crate::traceparent::{Traceparent, traced};
+use log::{Level, error};
 use postgres::error::SqlState;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -246,8 +248,9 @@ impl From<Error> for Problem {
             _ if is_of_failing_fast(&error) => (Level::Debug, "request failed"),
             _ => (Level::Warn, "request failed"),
         };
-        log!(
+        traced!(
             level,
+            current_span::get(),
             "db.system.name" = "postgresql",
             "db.response.status_code" = error.sqlstate().map(SqlState::code),
             "error.type" = error.class();
@@ -317,6 +320,16 @@ pub(super) fn header<'h>(headers: &'h [(String, String)], name: &str) -> Option<
     let mut all = headers.iter();
     let (_, value) = all.find(|(n, _)| n.eq_ignore_ascii_case(name))?;
     Some(value)
+}
+
+/// The span of a request, if it has one header `traceparent` that is well formed.
+pub(super) fn traceparent(headers: &[(String, String)]) -> Option<Traceparent> {
+    let is_it = |name: &str| name.eq_ignore_ascii_case("traceparent");
+    let mut all = headers.iter().filter(|(name, _)| is_it(name));
+    match (all.next(), all.next()) {
+        (Some((_, value)), None) => value.parse().ok(),
+        _ => None,
+    }
 }
 
 /// Whether a request with this method may write (RFC 9110, section 9.2.1).

@@ -80,6 +80,7 @@
 
 mod browsers;
 mod checks;
+mod current_span;
 mod dashboard;
 mod database_kind;
 mod edge;

@@ -1,10 +1,11 @@
 //! Requests as the routes see them, and as tests make them.
 
-use super::http::{Problem, header, may_write, request_id};
+use super::http::{Problem, header, may_write, request_id, traceparent};
 use crate::call::Call;
 use crate::class_queue::Share;
 use crate::pool::Pool;
 use crate::token::Token;
+use crate::traceparent::Traceparent;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use serde_json::json;
@@ -40,6 +41,7 @@ pub struct Request {
     pub(crate) params: Vec<(&'static str, String)>,
     pub(crate) token: Token,
     pub(crate) share: Share,
+    pub(crate) traceparent: Option<Traceparent>,
 }
 
 impl Request {
@@ -71,13 +73,15 @@ impl Request {
             params: Vec::new(),
             token: Token::new(),
             share: Share::default(),
+            traceparent: None,
         })
     }
 
     /// A call on a pool for this request: within its time, in the class of its route
-    /// ([`Router::at_most`](super::Router::at_most)), and abandoned when its client hangs up. Where
-    /// reads may use standbys, it is for the [client](Call::client) of this address, and on the
-    /// primary if the request says `Cache-Control: no-cache`. All of that can be set otherwise.
+    /// ([`Router::at_most`](super::Router::at_most)), abandoned when its client hangs up, and with
+    /// its [span](Self::traceparent). Where reads may use standbys, it is for the
+    /// [client](Call::client) of this address, and on the primary if the request says
+    /// `Cache-Control: no-cache`. All of that can be set otherwise.
     ///
     /// ```no_run
     /// # use millpond::server::{Problem, Request, Response};
@@ -89,6 +93,7 @@ impl Request {
     pub fn call<'p>(&self, pool: &'p Pool) -> Call<'p> {
         let call = pool.call().with_deadline(self.deadline);
         let call = call.abandon_on(&self.token).with_share(self.share.clone());
+        let call = call.traceparent(self.traceparent);
         if !pool.has_standbys() {
             return call;
         }
@@ -106,6 +111,12 @@ impl Request {
     /// has closed its own direction only, and others wait for a worker or a connection.
     pub fn token(&self) -> &Token {
         &self.token
+    }
+
+    /// The span that the request is made for, from its header `traceparent`; `None` if that is
+    /// missing or malformed, or comes more than once.
+    pub fn traceparent(&self) -> Option<Traceparent> {
+        self.traceparent
     }
 
     /// A header by name, in upper or lower case; the first if there are several.
@@ -253,6 +264,7 @@ impl RequestBuilder {
     pub fn build(self) -> Request {
         let mut request = self.0;
         request.id = request_id(request.header("X-Request-Id"));
+        request.traceparent = traceparent(&request.headers);
         if may_write(&request.method) && request.header("Idempotency-Key").is_none() {
             request.fallback_key = format!("{:032x}", fastrand::u128(..));
         }

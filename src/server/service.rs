@@ -10,8 +10,9 @@ use super::shutdown::PhaseFlag;
 use crate::config::HttpConfig;
 use crate::pool::Pool;
 use crate::sync::unpoison;
+use crate::traceparent::{Traceparent, traced};
 use ipnet::IpNet;
-use log::debug;
+use log::Level;
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -41,6 +42,7 @@ pub(super) struct AccessEntry<'a> {
     pub took: Duration,
     pub id: &'a str,
     pub client: IpAddr,
+    pub traceparent: Option<Traceparent>,
 }
 
 impl Service {
@@ -65,9 +67,12 @@ impl Service {
             took,
             id,
             client,
+            traceparent,
         } = entry;
         let known = known_method(method);
-        debug!(
+        traced!(
+            Level::Debug,
+            traceparent,
             "http.request.method" = known,
             "http.request.method_original" = Some(*method).filter(|method| *method != known),
             "http.route" = Some(*route).filter(|route| !route.is_empty()),

@@ -16,6 +16,7 @@ const LAYERS: [&[&str]; 13] = [
         "secrets",
         "temporary",
         "token",
+        "traceparent",
         "class_queue",
         "line_rule",
     ],

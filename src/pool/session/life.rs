@@ -5,6 +5,7 @@
 
 use super::kept::{Kept, SearchPath};
 use super::link::Link;
+use super::served::Served;
 use super::words::SyncCommit;
 use crate::metrics::CloseReason;
 use crate::pool::backend::{Backend, first_value};
@@ -55,8 +56,7 @@ pub(crate) struct Session {
     pub(super) heard_at: Instant,
     /// The server has answered on it since [`Session::take_heard`] was last called.
     pub(super) heard: bool,
-    /// Which attempt of a call it is used for, from 1.
-    pub attempt: u32,
+    pub serves: Served,
     /// The rows that the statement under way returned or touched, once they are counted.
     pub(super) rows: Option<u64>,
     pub(super) uses: u64,
@@ -126,7 +126,7 @@ impl Session {
             last_used: now,
             heard_at: now,
             heard: false,
-            attempt: 1,
+            serves: Served::NONE,
             rows: None,
             uses: 0,
             generation,
@@ -325,7 +325,7 @@ impl Session {
     /// check-in.
     pub fn settle(&mut self, now: Instant) {
         self.last_used = now;
-        self.token = None;
+        (self.token, self.serves) = (None, Served::NONE);
         self.search_path = SearchPath::Own;
         if self.leaves_traces {
             self.close_for(CloseReason::LeakedState);

@@ -5,14 +5,17 @@
 //! deadline, which the watchdog enforces.
 
 mod clean;
+mod comment;
 mod kept;
 mod life;
 mod link;
 mod prepare;
+mod served;
 mod statements;
 mod stream;
 mod transaction;
 mod words;
 
 pub(crate) use life::{HOUSEKEEPING, Session};
+pub(crate) use served::Served;
 pub(crate) use words::{Begin, Finish, LostTransaction, SyncCommit};

@@ -17,11 +17,11 @@ const PATH: &str = "SELECT current_setting('search_path') || ' ' || current_sche
 impl Session {
     /// Returns the prepared statement for this text and true if it, or what the driver knows of its
     /// types, is from an earlier use. A statement that is newly prepared takes one more round trip.
-    /// Returns None if this session keeps no statements.
+    /// Returns None if this session keeps no statements, or sends this one with a comment.
     pub(super) fn prepared(&mut self, sql: &str) -> Result<Option<(Kept, bool)>, postgres::Error> {
         // Behind a pooler the next transaction may run on another server connection, where the name
         // is unknown or belongs to another client's statement.
-        if self.statements.is_none() || self.shared.is_pooled() {
+        if self.statements.is_none() || self.shared.is_pooled() || self.is_commented(sql) {
             return Ok(None);
         }
         self.ask_for_search_path()?;
@@ -126,9 +126,11 @@ impl Session {
         {
             return Ok((described, true));
         }
+        // It may wait for a lock, too.
+        let text = self.with_comment(sql);
         let described = match self.shared.is_pooled() {
-            true => self.describe_past_others(sql)?,
-            false => self.look_ups.describe(&mut self.client, sql, false)?,
+            true => self.describe_past_others(&text)?,
+            false => self.look_ups.describe(&mut self.client, &text, false)?,
         };
         let described = Arc::new(described);
         let has_old_types =

@@ -36,12 +36,13 @@ impl Session {
     ) -> Result<Vec<Row>, Error> {
         let rows = self
             .timed(sql, phase, limits, |session| {
+                let text = session.with_comment(sql);
                 session.with_statement(
                     sql,
                     params,
                     phase,
                     |client, statement| client.query(statement, params),
-                    |client, typed| client.query_typed(sql, typed),
+                    |client, typed| client.query_typed(&text, typed),
                     Vec::len,
                 )
             })?
@@ -63,12 +64,13 @@ impl Session {
         limits: &Limits,
     ) -> Result<u64, Error> {
         self.timed(sql, phase, limits, |session| {
+            let text = session.with_comment(sql);
             session.with_statement(
                 sql,
                 params,
                 phase,
                 |client, statement| client.execute(statement, params),
-                |client, typed| client.execute_typed(sql, typed),
+                |client, typed| client.execute_typed(&text, typed),
                 |touched| *touched as usize,
             )
         })?
@@ -79,7 +81,8 @@ impl Session {
     pub fn batch_execute(&mut self, sql: &str, phase: Phase, limits: &Limits) -> Result<(), Error> {
         self.timed(sql, phase, limits, |session| {
             session.take_note(&Facts::of(sql));
-            session.client.batch_execute(sql).map_err(|e| (e, phase))
+            let text = session.with_comment(sql);
+            session.client.batch_execute(&text).map_err(|e| (e, phase))
         })
     }
 
@@ -246,7 +249,8 @@ impl Session {
             .is_some_and(|limit| took > limit)
         {
             let code = result.as_ref().err().and_then(|(error, _)| error.code());
-            self.shared.note_slow(sql, took, code);
+            let of = self.serves.traceparent;
+            self.shared.note_slow(sql, took, code, of);
         }
         if result.is_ok() {
             self.hear(started + took);
@@ -266,7 +270,7 @@ impl Session {
             sql,
             took,
             rows: self.rows.filter(|_| result.is_ok()),
-            attempt: self.attempt,
+            attempt: self.serves.attempt,
             error: result.as_ref().err(),
         };
         self.shared.observe(|o| o.statement(&event));

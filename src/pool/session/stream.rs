@@ -41,11 +41,12 @@ impl Session {
                 }
                 session.take_note(&described.facts);
                 let typed = with_types(params, &described);
+                let text = session.with_comment(sql);
                 session.begin_request();
                 match described.facts.fits_a_cursor {
-                    true => session.fetch_each(sql, &typed, &mut each)?,
+                    true => session.fetch_each(&text, &typed, &mut each)?,
                     false => {
-                        let mut rows = session.client.query_typed_raw(sql, typed)?;
+                        let mut rows = session.client.query_typed_raw(&text, typed)?;
                         while let Some(row) = rows.next()? {
                             if each(row).is_break() {
                                 break;
@@ -77,6 +78,7 @@ impl Session {
         let declare = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {sql}");
         self.client.execute_typed(&declare, params)?;
         let fetch = format!("FETCH {AT_ONCE} FROM {CURSOR}");
+        let fetch = self.with_comment(&fetch);
         loop {
             let mut count = 0;
             let mut rows = self
@@ -104,9 +106,10 @@ impl Session {
     ) -> Result<u64, Error> {
         let mut refused = None;
         let rows = self.timed(sql, phase, limits, |session| {
+            let text = session.with_comment(sql);
             let copy = || {
                 let mut copying = Copying {
-                    writer: session.client.copy_in(sql)?,
+                    writer: session.client.copy_in(&*text)?,
                     lost: None,
                 };
                 let filled = fill(&mut copying);
@@ -137,7 +140,9 @@ impl Session {
         take: impl FnOnce(&mut dyn BufRead) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let taken = self.timed(sql, phase, limits, |session| {
-            let mut copied = session.client.copy_out(sql).map_err(|e| (e, phase))?;
+            let text = session.with_comment(sql);
+            let copied = session.client.copy_out(&*text);
+            let mut copied = copied.map_err(|e| (e, phase))?;
             let mut reading = Reading {
                 reader: &mut copied,
                 ended: false,

@@ -42,7 +42,8 @@ impl Session {
         };
         let sql = begin.sql() + and_then;
         let answer = self.timed("BEGIN", Phase::Preparing, limits, |session| {
-            let answer = session.client.simple_query(&sql);
+            let text = session.with_comment(&sql);
+            let answer = session.client.simple_query(&text);
             answer.map_err(|e| (e, Phase::Preparing))
         })?;
         let row = first_row(&answer);
@@ -92,10 +93,9 @@ impl Session {
         let take_away = self.look_ups.take_away();
         let sql = format!("SELECT {check}{values}; {statements}{take_away}{warn}COMMIT");
         let result = self.timed("COMMIT", Phase::Commit, limits, |session| {
-            session
-                .client
-                .batch_execute(&sql)
-                .map_err(|e| (e, Phase::Commit))
+            let text = session.with_comment(&sql);
+            let done = session.client.batch_execute(&text);
+            done.map_err(|e| (e, Phase::Commit))
         });
         match result {
             Err(e) if says_ended_inside(&e) => Err(self.ended_inside()),

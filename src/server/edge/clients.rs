@@ -9,7 +9,7 @@ use crate::config::HttpConfig;
 use crate::fd_limit;
 use crate::server::browsers;
 use crate::server::exchange::{Exchange, PendingRequest};
-use crate::server::http::{Problem, request_id};
+use crate::server::http::{Problem, request_id, traceparent};
 use crate::server::inbox::{ClientKey, Done, Inbox};
 use crate::server::render::{closing, render};
 use crate::server::router::Route;
@@ -248,6 +248,7 @@ impl Clients {
                 &self.service.trusted_proxies(),
             ),
             id: request_id(head.request_id.as_deref()),
+            traceparent: traceparent(&head.headers),
             for_pages: browsers::may_read(page, &config.cors_origins),
             method: head.method,
             target: head.target,
@@ -296,6 +297,7 @@ impl Clients {
             took: Duration::ZERO,
             id: &id,
             client: connection.peer.to_canonical(),
+            traceparent: head.and_then(|head| traceparent(&head.headers)),
         });
         let answer = closing(render(&response, &id, connection.asks_for_head()));
         connection.answer(answer, true, None, &self.service.config);

@@ -3,10 +3,12 @@
 use super::table::Table;
 use super::wire::Incoming;
 use super::worker_wakeup::WorkerWakeup;
+use crate::server::current_span;
 use crate::server::exchange::Exchange;
 use crate::server::http::{Problem, Response};
 use crate::server::router::{Lane, Route};
-use log::{debug, error};
+use crate::traceparent::traced;
+use log::{Level, debug};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -63,10 +65,19 @@ fn run(
         }
     }
     let request = exchange.request(body, route);
-    let answer = catch_unwind(AssertUnwindSafe(|| (route.handler)(&request)));
+    let span = request.traceparent();
+    let answer = catch_unwind(AssertUnwindSafe(|| {
+        current_span::within(span, || (route.handler)(&request))
+    }));
     if answer.is_err() {
         let (method, pattern, id) = (route.method, route.pattern, &request.id);
-        error!("the handler of {method} {pattern} panicked, id={id}");
+        traced!(
+            Level::Error,
+            span,
+            "http.request.method" = method,
+            "http.route" = pattern;
+            "the handler of {method} {pattern} panicked, id={id}"
+        );
     }
     answer.ok()
 }
