@@ -65,9 +65,10 @@
 //!
 //! By default, this is the whole program. With `default-features = false`, it is only the pool;
 //! `env` reads its settings from the environment, `metrics` adds counters and histograms for
-//! Prometheus, `serde` writes its figures, `chrono`, `jiff`, `serde_json` and `uuid` allow values
-//! of these crates as parameters and in rows, `server` adds the HTTP server, `embedded` a private
-//! PostgreSQL for development and tests, `studio` the application that the pool was built for, and
+//! Prometheus, `serde` writes its figures, `tracing` opens spans for a subscriber of the
+//! application's, `chrono`, `jiff`, `serde_json` and `uuid` allow values of these crates as
+//! parameters and in rows, `server` adds the HTTP server, `embedded` a private PostgreSQL for
+//! development and tests, `studio` the application that the pool was built for, and
 //! `cli` the program.
 
 #![forbid(unsafe_code)]

@@ -5,7 +5,7 @@
 
 use super::options::Call;
 use crate::error::{AbandonedStage, Chain, CheckoutFailure, Error, GaveUpReason, Result};
-use crate::pool::{CheckoutRequest, CloseReason, EndsWithPool, Lease, Served, Session};
+use crate::pool::{CheckoutRequest, CloseReason, EndsWithPool, Lease, Served, Session, Span};
 use crate::retry::{Phase, Repeat, RetryPolicy, Symptom, Verdict, verdict};
 use crate::token::Token;
 use crate::traceparent::traced;
@@ -99,6 +99,7 @@ impl Call<'_> {
                 return Err(Error::Abandoned { stage });
             }
             let asked = Instant::now();
+            let span = Span::attempt(attempts);
             let done = match self.check_out(place) {
                 // The connection may have arrived a little after the deadline.
                 Ok(lease) if self.deadline.is_some_and(|at| Instant::now() >= at) => {
@@ -156,6 +157,7 @@ impl Call<'_> {
                 }
                 Err(stop) => stop,
             };
+            span.failed(&error);
             let code = sqlstate.map_or(String::new(), |s| s.code().to_owned());
             let outcome = |error: Error| -> Error {
                 match (verdict.repeat, &error) {

@@ -9,6 +9,7 @@ use super::probe::{Probe, reading_of};
 use super::report::Report;
 use super::session::Session;
 use super::shared::Shared;
+use super::spans::Span;
 use super::standbys::Standbys;
 use super::waiter::{Outcome, Waiter};
 use crate::class_queue::Share;
@@ -130,7 +131,10 @@ impl Pool {
 
     /// Checks out a session.
     pub(crate) fn check_out(&self, request: &CheckoutRequest<'_>) -> Result<Lease> {
-        self.inner.check_out(request)
+        let span = Span::check_out();
+        let done = self.inner.check_out(request);
+        span.end(&done);
+        done
     }
 
     /// Asks the database for a sign of life. Where no call could be answered, because no connection

@@ -45,6 +45,8 @@ mod retry;
 mod rotation;
 mod servers;
 mod sessions;
+#[cfg(feature = "tracing")]
+mod spans;
 mod studio;
 mod support;
 mod terminator;

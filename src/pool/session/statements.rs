@@ -7,6 +7,7 @@ use crate::metrics::CloseReason;
 use crate::pool::limits::Limits;
 use crate::pool::observer::StatementEvent;
 use crate::pool::param_types::Described;
+use crate::pool::spans::Span;
 use crate::pool::watchdog::Plan;
 use crate::retry::{Facts, Fate, Phase, Progress, Symptom, verdict};
 use postgres::error::SqlState;
@@ -235,6 +236,10 @@ impl Session {
             }
             return Err(ABANDONED);
         }
+        let span = match phase {
+            Phase::Commit => Span::commit(&self.shared.config),
+            _ => Span::statement(&self.shared.config, sql),
+        };
         self.in_call = true;
         self.rows = None;
         let result = work(self);
@@ -265,6 +270,7 @@ impl Session {
             Ok(value) => Ok(value),
             Err((error, phase)) => Err(self.failed(sql, error, phase, cancelled, took, limits)),
         };
+        span.end(&result);
         let event = StatementEvent {
             connection: self.id(),
             sql,
