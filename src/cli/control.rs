@@ -49,7 +49,7 @@ pub(super) fn resume(which: &Which) -> Result<(), Failure> {
 fn ask(which: &Which, command: &str, takes_ms: u64) -> Result<(), Failure> {
     let port = which
         .port
-        .unwrap_or_else(|| super::check::default_addr().port());
+        .unwrap_or_else(|| super::running_server::default_addr().port());
     let path = directory().join(format!("{port}.sock"));
     let answer = exchange(&path, command, PATIENCE + Duration::from_millis(takes_ms));
     let answer = answer.map_err(|e| {

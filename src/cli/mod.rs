@@ -12,9 +12,11 @@ mod load_test;
 mod logger;
 mod output;
 mod reload;
+mod running_server;
 mod serve;
 mod signals;
 mod supervisor;
+mod top;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -37,6 +39,8 @@ enum Command {
     Check(check::Arguments),
     /// Run queries from many threads and report how long they took
     LoadTest(load_test::Arguments),
+    /// Show a running server's figures in the terminal
+    Top(top::Arguments),
     /// Show the settings in force and where each came from
     Config,
     /// Print a systemd unit for this program
@@ -62,6 +66,7 @@ pub(super) fn run() -> ExitCode {
         Command::LoadTest(arguments) => Config::from_env()
             .map_err(Failure::from)
             .and_then(|c| load_test::run(c, &arguments)),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Config => Config::from_env()
             .map_err(Failure::from)
             .and_then(|config| config::print(&config)),

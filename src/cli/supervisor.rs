@@ -3,7 +3,7 @@
 //! package has it.
 
 use super::failure::Failure;
-use super::{check, output};
+use super::{output, running_server};
 use log::{debug, warn};
 use sd_notify::NotifyState;
 use std::net::SocketAddr;
@@ -54,9 +54,9 @@ pub(super) fn stopping() {
 }
 
 fn keep_alive(addr: SocketAddr, each: Duration) {
-    let url = format!("{}/health/live", check::url_of(addr));
+    let url = format!("{}/health/live", running_server::url_of(addr));
     loop {
-        match check::ask(&url, each) {
+        match running_server::ask(&url, each) {
             Ok((status, _)) if status.is_success() => tell(&[NotifyState::Watchdog]),
             Ok((status, _)) => warn!("no sign of life for systemd: {url} answered {status}"),
             Err(e) => warn!("no sign of life for systemd: no answer from {url}: {e}"),

@@ -51,6 +51,7 @@ mod studio;
 mod support;
 mod terminator;
 mod tls;
+mod top;
 mod torture;
 mod traces;
 mod wire;
