@@ -200,7 +200,7 @@ impl Shared {
             of,
             "db.system.name" = "postgresql",
             "db.query.text" = query_text(sql),
-            "db.client.operation.duration" = took.as_secs_f64(),
+            "db.operation.duration" = took.as_secs_f64(),
             "db.response.status_code" = code.map(SqlState::code);
             "slow statement took={took:.1?} sql={text:?}"
         );
