@@ -261,12 +261,12 @@ function pointAt(sequence) {
   for (const chart of charts) chart.draw();
 }
 
-/** From 0 to the smallest of 2, 4, 6, 8, 20, 40, .. that is not below any value: half of it is whole too. */
+/** From 0 to the smallest of 2, 4, 6, 8, 10, 20, 40, .. that is not below any value: half of it is whole too. */
 function linearScale(values) {
   const most = Math.max(1, ...values);
   let power = 1;
-  while (8 * power < most) power *= 10;
-  const top = [2, 4, 6, 8].find((step) => step * power >= most) * power;
+  while (10 * power < most) power *= 10;
+  const top = [2, 4, 6, 8, 10].find((step) => step * power >= most) * power;
   return { ticks: [0, top / 2, top], write: count, part: (value) => value / top };
 }
 
@@ -502,7 +502,7 @@ const sql = (of) => (item, cell) => {
 };
 
 function writeHeld(holder, cell) {
-  if (!cell.firstChild) cell.append(el("span"), " ", el("span", { class: "tag", "data-tone": "bad" }, "Leaked: held too long"));
+  if (!cell.firstChild) cell.append(el("span"), " ", el("span", { class: "tag", "data-tone": "bad" }, "Perhaps leaked: held too long"));
   say(cell.firstChild, duration(holder.heldMs));
   cell.lastChild.hidden = !holder.leaked;
 }

@@ -17,18 +17,16 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 pub(super) fn add_to(router: Router, token: Option<String>, signed_in: &Arc<SignedIn>) -> Router {
-    let may_see = {
-        let (token, signed_in) = (token.clone(), Arc::clone(signed_in));
-        move |request: &Request| token.is_none() || signed_in.has(request.header("Cookie"))
-    };
-    let page = move |request: &Request| {
-        // A cookie is there only where there is a token.
-        Ok(
-            match (may_see(request), request.header("Cookie").is_some()) {
-                (true, has_cookie) => html(200, PAGE, &[("{{signed_in}}", yes(has_cookie))]),
-                (false, _) => sign_in(200, ""),
-            },
-        )
+    let page = {
+        let (needs_token, signed_in) = (token.is_some(), Arc::clone(signed_in));
+        move |request: &Request| {
+            // Cookies of other servers on this host may be there too.
+            let is_signed_in = signed_in.has(request.header("Cookie"));
+            Ok(match needs_token && !is_signed_in {
+                true => sign_in(200, ""),
+                false => html(200, PAGE, &[("{{signed_in}}", yes(is_signed_in))]),
+            })
+        }
     };
     let enter = {
         let signed_in = Arc::clone(signed_in);
@@ -106,7 +104,8 @@ fn html(status: u16, page: &str, filled: &[(&str, &str)]) -> Response {
     Response::bytes(status, "text/html; charset=utf-8", page)
         .header("Content-Security-Policy", POLICY)
         .header("Cache-Control", "no-store")
-        .header("Referrer-Policy", "no-referrer")
+        // Without any referrer, a browser would hide the page's origin when its forms are sent.
+        .header("Referrer-Policy", "same-origin")
 }
 
 fn asset(content_type: &str, text: &str) -> Response {
