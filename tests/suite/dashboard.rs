@@ -226,7 +226,10 @@ fn a_browser_signs_in_and_keeps_no_token() {
         post(addr, "/dashboard/sign-in", foreign, &right).status,
         403
     );
-    let entered = post(addr, "/dashboard/sign-in", "", &right);
+    let policy = before.header("Referrer-Policy");
+    assert_eq!(policy, Some("same-origin"), "a browser tells a form its origin");
+    let own = "Origin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n";
+    let entered = post(addr, "/dashboard/sign-in", own, &right);
     assert_eq!(
         (entered.status, entered.header("Location")),
         (303, Some("/dashboard"))
