@@ -39,7 +39,7 @@ pub enum Error {
         /// The limit that was exceeded; if it was the call's deadline, the time that the statement
         /// ran.
         limit: Duration,
-        /// The first 100 characters of the statement.
+        /// The beginning of the statement, with `?` for each constant in it.
         sql: Box<str>,
         /// What the driver said.
         source: postgres::Error,

@@ -1,6 +1,7 @@
 //! How errors are put into words, and what is left out.
 
 use super::conditions::condition;
+use crate::retry::without_values;
 use postgres::error::DbError;
 use std::error::Error as StdError;
 use std::fmt;
@@ -39,17 +40,16 @@ pub(crate) fn is_out_of_files(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
 }
 
-/// Returns the first 100 characters of a statement, for errors and logs.
+/// Returns the beginning of a statement, without the values in it, for errors and logs.
 pub(crate) fn excerpt(sql: &str) -> Box<str> {
-    sql.trim().chars().take(100).collect::<String>().into()
+    without_values(sql, 100).into()
 }
 
-/// Returns the beginning of a statement, for a field of a log line, which is longer than what people
-/// read in its message: as much as the server keeps in `pg_stat_activity` by default.
-pub(crate) fn query_text(sql: &str) -> &str {
-    const MOST: usize = 1024;
-    let end = (0..=sql.len().min(MOST)).rfind(|at| sql.is_char_boundary(*at));
-    &sql[..end.unwrap_or_default()]
+/// Returns the beginning of a statement, without the values in it, for a field of a log line, which
+/// is longer than what people read in its message: as much as the server keeps in
+/// `pg_stat_activity` by default.
+pub(crate) fn query_text(sql: &str) -> String {
+    without_values(sql, 1024)
 }
 
 /// Prints the server's message, the name of the condition, and the code. Never the detail, which

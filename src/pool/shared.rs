@@ -199,7 +199,7 @@ impl Shared {
             Level::Warn,
             of,
             "db.system.name" = "postgresql",
-            "db.query.text" = query_text(sql),
+            "db.query.text" = query_text(sql).as_str(),
             "db.operation.duration" = took.as_secs_f64(),
             "db.response.status_code" = code.map(SqlState::code);
             "slow statement took={took:.1?} sql={text:?}"

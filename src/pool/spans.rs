@@ -55,7 +55,7 @@ mod told {
                 "client",
                 "otel.name" = "postgresql",
                 "db.namespace" = namespace(config),
-                "db.query.text" = query_text(sql)
+                "db.query.text" = query_text(sql).as_str()
             )
         }
 

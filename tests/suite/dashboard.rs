@@ -227,7 +227,11 @@ fn a_browser_signs_in_and_keeps_no_token() {
         403
     );
     let policy = before.header("Referrer-Policy");
-    assert_eq!(policy, Some("same-origin"), "a browser tells a form its origin");
+    assert_eq!(
+        policy,
+        Some("same-origin"),
+        "a browser tells a form its origin"
+    );
     let own = "Origin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n";
     let entered = post(addr, "/dashboard/sign-in", own, &right);
     assert_eq!(

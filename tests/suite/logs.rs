@@ -7,8 +7,11 @@ fn a_slow_statement_is_named_without_its_values_and_not_over_and_over() {
     let pool = database().pool().slow_query(50 * MS).build().unwrap();
     let started = std::time::Instant::now();
     for _ in 0..3 {
-        pool.query("SELECT pg_sleep(0.1), $1::text AS named_slow", &[&"s3cret"])
-            .unwrap();
+        pool.query(
+            "SELECT pg_sleep(0.1), 's3cret', $1::text AS named_slow",
+            &[&"s3cret"],
+        )
+        .unwrap();
     }
     let lines = log_lines("named_slow");
     assert!(
