@@ -758,7 +758,8 @@ fn who_asks_whether_it_lives_does_not_wait_behind_those_who_ask_for_the_database
         for path in ["/health/live", "/health/ready"] {
             let asked = Instant::now();
             assert_eq!(get(addr, path).status, 200);
-            assert!(asked.elapsed() < 400 * MS, "{path}: {:?}", asked.elapsed());
+            let most = 400 * MS + super::frozen::slack();
+            assert!(asked.elapsed() < most, "{path}: {:?}", asked.elapsed());
         }
         thread::sleep(50 * MS);
     }

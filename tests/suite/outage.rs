@@ -285,7 +285,7 @@ fn a_role_without_room_for_more_is_the_cause_and_no_outage() {
         .min_idle(0)
         // Connections are opened and closed all the while.
         .max_uses(2)
-        .connection_timeout(400 * MS)
+        .connection_timeout(SECOND)
         .build()
         .unwrap();
     // More callers than the role may have connections: some are served, the others are told why
@@ -295,8 +295,8 @@ fn a_role_without_room_for_more_is_the_cause_and_no_outage() {
             .map(|_| {
                 scope.spawn(|| {
                     let mut errors = Vec::new();
-                    for _ in 0..4 {
-                        errors.extend(pool.query("SELECT pg_sleep(0.3)", &[]).err());
+                    for _ in 0..3 {
+                        errors.extend(pool.query("SELECT pg_sleep(0.7)", &[]).err());
                     }
                     errors
                 })
