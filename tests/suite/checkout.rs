@@ -189,7 +189,7 @@ fn try_get_does_not_wait() {
     let held = pool.get_timeout(20 * SECOND).unwrap();
     let started = Instant::now();
     assert!(pool.try_get().is_none());
-    assert!(started.elapsed() < SECOND);
+    assert!(started.elapsed() < SECOND + super::frozen::slack());
     drop(held);
     eventually("the connection is idle", || pool.try_get().is_some());
 }
