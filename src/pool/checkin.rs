@@ -52,16 +52,18 @@ impl Inner {
 
     fn end_use(&self, session: &mut Session) {
         self.out.fetch_sub(1, Ordering::Relaxed);
-        if let Some((used, warned)) = session.tracked().take_hold() {
+        if let Some(held) = session.tracked().take_hold() {
+            let used = held.since.elapsed();
             session.count_use();
             self.least_use.observe(used);
             self.shared.metrics.use_time.observe(used.as_secs_f64());
             self.shared.observe(|o| o.checked_in(session.id(), used));
             trace!("checked in conn={} used={used:.1?}", session.id());
-            if warned {
+            if held.warned {
                 info!(
-                    "a connection that may have leaked is back: conn={} held for {used:.1?}",
-                    session.id()
+                    "a connection that may have leaked is back: conn={} held for {used:.1?} since {}",
+                    session.id(),
+                    held.place
                 );
                 self.shared.observe(|o| o.leak_ended(session.id(), used));
             }

@@ -107,9 +107,9 @@ impl Tracked {
         });
     }
 
-    /// Ends the hold and returns how long it was, and whether it was named in a warning.
-    pub fn take_hold(&self) -> Option<(Duration, bool)> {
-        self.holder().take().map(|h| (h.since.elapsed(), h.warned))
+    /// Ends the hold, and returns it.
+    pub(super) fn take_hold(&self) -> Option<Holder> {
+        self.holder().take()
     }
 
     pub(super) fn describe_holder(&self, holder: &Holder) -> HeldBy {

@@ -146,7 +146,7 @@ impl Service {
             Access::Api => self.config.api_token.as_deref(),
         };
         let Some(token) = token else { return true };
-        if access == Access::Metrics && self.signed_in.has(header(headers, "Cookie")) {
+        if access == Access::Metrics && self.signed_in.has(headers) {
             return true;
         }
         let given = header(headers, "Authorization").and_then(|value| {

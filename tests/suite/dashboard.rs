@@ -95,6 +95,32 @@ fn the_last_quarter_of_an_hour_comes_whole_and_then_in_pieces() {
 }
 
 #[test]
+fn an_outage_is_told_by_few_events_and_without_names_to_strangers() {
+    let pool = pool("postgresql://someone@127.0.0.1:1/nowhere");
+    let pool = pool.fail_fast_after(300 * MS).build().unwrap();
+    let server = serve(&pool, &[]);
+    let addr = server.addr();
+    eventually("it fails fast", || state(addr) == "failing-fast");
+    eventually("many attempts", || {
+        let failures = live(addr)["totals"]["connectFailures"][0]["count"].as_u64();
+        live(addr)["sequence"].as_u64() >= Some(3) && failures >= Some(6)
+    });
+    let shown = live(addr);
+    let failed = list(&shown, "events").iter();
+    let failed = failed
+        .filter(|event| event["kind"] == "open-failed")
+        .count();
+    assert!((1..=2).contains(&failed), "{shown}");
+    assert!(list(&shown, "advice").is_empty(), "{shown}");
+    let sentence = shown["state"]["sentence"].as_str().unwrap();
+    assert!(sentence.contains("refused"), "{sentence}");
+    let head = format!("GET {LIVE} HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n");
+    let told = send(addr, &head).json();
+    assert_eq!(told["state"]["name"], "failing-fast");
+    assert!(!told.to_string().contains("refused"), "{told}");
+}
+
+#[test]
 fn who_holds_a_connection_and_a_leak_are_shown() {
     let db = database();
     let pool = db
@@ -251,6 +277,19 @@ fn a_browser_signs_in_and_keeps_no_token() {
     assert_eq!(with_cookie("/metrics").status, 200);
     let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
     assert_eq!(ask(addr, "GET", LIVE, &bearer).status, 200);
+    let chunked = format!(
+        "POST /dashboard/sign-in HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Forwarded-Proto: https\r\n\
+         Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{right}\r\n0\r\n\r\n",
+        right.len()
+    );
+    let entered = send(addr, &chunked);
+    let secure = entered.header("Set-Cookie").unwrap();
+    assert!(secure.ends_with("; Secure"), "{secure}");
+    let again = get(addr, "/dashboard/sign-in");
+    assert_eq!(
+        (again.status, again.header("Location")),
+        (303, Some("/dashboard"))
+    );
     let left = post(addr, "/dashboard/sign-out", &cookie, "");
     assert_eq!(
         (left.status, left.header("Location")),
@@ -312,6 +351,10 @@ fn without_a_token_texts_are_for_this_machine_only() {
     );
     for (host, more) in [
         ("pool.example", ""),
+        ("localhost", "X-Forwarded-For: 127.0.0.1\r\n"),
+        ("localhost", "X-Forwarded-For: unknown\r\n"),
+        ("localhost", "Forwarded: for=_hidden\r\n"),
+        ("localhost", "Via: 1.1 proxy\r\n"),
         ("localhost", "Sec-Fetch-Site: cross-site\r\n"),
         ("localhost", "Origin: https://evil.example\r\n"),
     ] {

@@ -41,14 +41,13 @@ fn a_connection_held_for_too_long_is_named_once_with_the_place() {
     let conn = format!("conn={} held for", held.id());
     let ours = |what| {
         let mut lines = log_lines(what);
-        lines.retain(|l| l.contains(&conn));
+        lines.retain(|l| l.contains(&conn) && l.contains("tests/suite/logs.rs"));
         lines
     };
     let named = || ours("a connection may have leaked");
     eventually("the leak is named", || named().len() == 1);
     let line = &named()[0];
     for word in [
-        "tests/suite/logs.rs",
         "by thread logs::a_connection_held",
         "its last statement is over for",
         "\"SELECT $1::text || ?\"",
@@ -72,6 +71,40 @@ fn a_connection_held_for_too_long_is_named_once_with_the_place() {
     assert!(pool.holders()[0].statement.is_none());
     eventually("it is named, too", || named().len() == 2);
     drop(held);
+}
+
+/// Whether a statement runs is told by its own answer, not by that of a message before it.
+#[test]
+fn a_statement_runs_until_its_own_answer() {
+    let db = database();
+    let pool = db.pool().max_size(1).sqlcommenter(true).build().unwrap();
+    let running = || {
+        let holders = pool.holders();
+        let last = holders.first().and_then(|holder| holder.statement.clone());
+        last.is_some_and(|last| last.running && last.sql.starts_with("SELECT pg_sleep"))
+    };
+    std::thread::scope(|scope| {
+        // Its description is closed in the message in which it is sent.
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let call = pool
+            .call()
+            .traceparent(parent.parse::<millpond::Traceparent>().unwrap());
+        let call = scope.spawn(move || call.query("SELECT pg_sleep($1)", &[&1.0]));
+        eventually("it runs", running);
+        std::thread::sleep(200 * MS);
+        assert!(running(), "it still runs");
+        call.join().unwrap().unwrap();
+    });
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let mut held = pool.get().unwrap();
+    let mut copy = held.copy_in("COPY t FROM STDIN").unwrap();
+    std::io::Write::write_all(&mut copy, b"1\n2\n").unwrap();
+    let is_over = || !pool.holders()[0].statement.as_ref().unwrap().running;
+    assert!(!is_over());
+    assert_eq!(copy.finish().unwrap(), 2);
+    assert!(is_over());
+    held.query("SELECT 1", &[]).unwrap();
+    assert!(is_over());
 }
 
 /// What is sent is seen on whatever connection and by whatever way.

@@ -124,9 +124,27 @@ fn top_prints_a_snapshot_where_there_is_no_terminal() {
             head.starts_with("GET /api/metrics/live?after=0 HTTP/1.1"),
             "{head}"
         );
-        let token = format!("authorization: bearer {}", TOKEN.1);
-        assert!(head.to_lowercase().contains(&token), "{head}");
+        assert!(!head.contains(TOKEN.1), "nobody asked: {head}");
     }
+}
+
+#[test]
+fn top_sends_its_token_to_a_server_that_asks_for_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::says("401 Unauthorized\r\nWWW-Authenticate: Bearer", "{}");
+    let output = run(
+        dir.path(),
+        &["top", "--once", "--url", &fake.url()],
+        &[TOKEN],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let heads = fake.heads.lock().unwrap();
+    let token = format!("authorization: bearer {}", TOKEN.1);
+    let has_token = |head: &String| head.to_lowercase().contains(&token);
+    assert_eq!(
+        heads.iter().map(has_token).collect::<Vec<_>>(),
+        [false, true]
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::reading::{Reading, VERSION, Versioned};
 use super::text::Text;
 use crate::cli::failure::Failure;
 use crate::cli::running_server;
+use std::cell::Cell;
 use std::time::Duration;
 use ureq::Agent;
 use ureq::http::StatusCode;
@@ -25,6 +26,8 @@ pub(super) struct Client {
     agent: Agent,
     url: String,
     token: Option<String>,
+    /// The server has asked for a token.
+    is_asked: Cell<bool>,
     /// When the server was started that is known, and up to which number it was read.
     known: Option<(Text, u64)>,
 }
@@ -38,6 +41,7 @@ impl Client {
             agent: running_server::agent(LIMIT),
             url: running_server::url_to_ask(base, PATH, &[PATH])?,
             token,
+            is_asked: Cell::new(false),
             known: None,
         })
     }
@@ -62,12 +66,23 @@ impl Client {
     }
 
     fn ask(&self, after: u64) -> Result<Reading, Trouble> {
-        let mut request = self.agent.get(format!("{}?after={after}", self.url));
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
         let no_answer = |e: ureq::Error| Trouble::Passing(format!("no answer: {e}").into());
-        let mut answer = request.call().map_err(no_answer)?;
+        let send = || {
+            let request = self.agent.get(format!("{}?after={after}", self.url));
+            match self.token.as_ref().filter(|_| self.is_asked.get()) {
+                Some(token) => request.header("Authorization", format!("Bearer {token}")),
+                None => request,
+            }
+            .call()
+            .map_err(no_answer)
+        };
+        let mut answer = send()?;
+        // Not before: another program may be at this address.
+        let asks = answer.headers().contains_key("WWW-Authenticate");
+        if answer.status() == StatusCode::UNAUTHORIZED && asks && self.token.is_some() {
+            self.is_asked.set(true);
+            answer = send()?;
+        }
         let status = answer.status();
         if status != StatusCode::OK {
             return Err(self.refused(status));

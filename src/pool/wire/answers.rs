@@ -17,6 +17,9 @@ pub(crate) struct Answers<S> {
     handle: Arc<Handle>,
     frame: Frame,
     sent: Sent,
+    /// Answers that have ended, and the number of the one that ends the last statement.
+    ends: u64,
+    end_of_last: u64,
     /// Data was delivered since the last poll that returned none, and (`ended`) it ended an answer.
     delivered: bool,
     ended: bool,
@@ -34,6 +37,8 @@ impl<S> Answers<S> {
             handle,
             frame: Frame::default(),
             sent: Sent::default(),
+            ends: 0,
+            end_of_last: 0,
             delivered: false,
             ended: false,
             held: Vec::new(),
@@ -62,8 +67,17 @@ impl<S> Answers<S> {
         if now != before {
             self.handle.progress.store(now, Ordering::Relaxed);
         }
+        if self.frame.take_copies_in() {
+            // The Sync that the driver has sent is ignored, and the one behind the data counts.
+            self.ends += 1;
+            self.end_of_last += 1;
+        }
         if ready {
-            self.handle.note_answered();
+            self.ends += 1;
+            // The driver sends a Close before or behind a statement, which has an answer of its own.
+            if self.ends >= self.end_of_last {
+                self.handle.note_answered();
+            }
         }
         if self.frame.largest() > HUGE {
             self.handle.grown.store(true, Ordering::Relaxed);
@@ -162,8 +176,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
         }
         let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
         if let Poll::Ready(Ok(written)) = poll
-            && let Some(text) = self.sent.note(&buf[..written])
+            && let Some((text, end)) = self.sent.note(&buf[..written])
         {
+            self.end_of_last = end;
             self.handle.note_sent(text);
         }
         poll

@@ -11,6 +11,8 @@ const COMMAND_COMPLETE: u8 = b'C';
 const READY_FOR_QUERY: u8 = b'Z';
 /// ErrorResponse.
 const ERROR: u8 = b'E';
+/// CopyInResponse: the server takes the data of a COPY, and ignores a Sync that was sent before them.
+const COPY_IN: u8 = b'G';
 /// BackendKeyData: the process to be named in a cancel request, and its key.
 const BACKEND_KEY_DATA: u8 = b'K';
 
@@ -29,6 +31,7 @@ pub(super) struct Frame {
     key_bytes: usize,
     completed: bool,
     failed: bool,
+    copies_in: bool,
     largest: usize,
 }
 
@@ -69,6 +72,7 @@ impl Frame {
             self.largest = self.largest.max(self.left);
             self.completed |= tag == COMMAND_COMPLETE;
             self.failed |= tag == ERROR;
+            self.copies_in |= tag == COPY_IN;
         }
     }
 
@@ -80,6 +84,11 @@ impl Frame {
     /// Returns true once after an ErrorResponse.
     pub fn take_failed(&mut self) -> bool {
         std::mem::take(&mut self.failed)
+    }
+
+    /// Returns true once after a CopyInResponse.
+    pub fn take_copies_in(&mut self) -> bool {
+        std::mem::take(&mut self.copies_in)
     }
 
     /// Returns the length of the longest message so far.

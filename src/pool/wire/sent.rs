@@ -1,7 +1,8 @@
 //! Finds the texts of statements in the data for the server. Pure: bytes in, texts out.
 //!
-//! The messages that matter are Query (a text), Parse (a name, a text) and Bind (a portal, a name);
-//! all other data is skipped (manual, section 55.7). A write may end anywhere in a message.
+//! The messages that matter are Query (a text), Parse (a name, a text), Bind (a portal, a name), and
+//! those that have an answer with an end of its own (ReadyForQuery): the first, Query and Sync. All
+//! other data is skipped (manual, section 55.7). A write may end anywhere in a message.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 const QUERY: u8 = b'Q';
 const PARSE: u8 = b'P';
 const BIND: u8 = b'B';
+const SYNC: u8 = b'S';
 
 /// The cursor through which the pool passes on rows one by one. One name is enough: a transaction
 /// has at most one, since the code that reads the rows has borrowed the transaction. Of the
@@ -30,6 +32,8 @@ pub(super) struct Sent {
     has_begun: bool,
     /// Tag and length of the current message, as far as they were written.
     head: Vec<u8>,
+    /// Messages that have an answer with an end of its own.
+    ends: u64,
     /// Length of the part of its body that was not written yet.
     left: usize,
     /// The beginning of its body.
@@ -40,10 +44,10 @@ pub(super) struct Sent {
 }
 
 impl Sent {
-    /// Takes note of data that was written. Returns the text of the last statement in it whose
-    /// message is complete.
-    pub fn note(&mut self, mut data: &[u8]) -> Option<Arc<str>> {
-        let mut last = None;
+    /// Takes note of data that was written. Returns the text of the last statement in it whose message
+    /// is complete, and the number of the answer that ends it, from 1.
+    pub fn note(&mut self, mut data: &[u8]) -> Option<(Arc<str>, u64)> {
+        let mut noted = None;
         while !data.is_empty() {
             if self.left == 0 {
                 let wanted = if self.has_begun { HEAD } else { HEAD - 1 };
@@ -67,13 +71,18 @@ impl Sent {
             data = &data[step..];
             self.left -= step;
             if self.left == 0 {
-                last = self.text().or(last);
+                let ends = self.ends;
+                let last = self.text().map(|text| (text, ends + 1));
+                noted = last.or(noted);
+                if !self.has_begun || matches!(self.tag(), QUERY | SYNC) {
+                    self.ends += 1;
+                }
                 self.has_begun = true;
                 self.head.clear();
                 self.body.clear();
             }
         }
-        last
+        noted
     }
 
     fn tag(&self) -> u8 {
@@ -141,6 +150,15 @@ mod tests {
         [&[tag], &length[..], body].concat()
     }
 
+    fn noted(sent: &mut Sent, data: &[u8]) -> Option<(String, u64)> {
+        let (text, end) = sent.note(data)?;
+        Some((text.to_string(), end))
+    }
+
+    fn text(sent: &mut Sent, data: &[u8]) -> Option<String> {
+        noted(sent, data).map(|(text, _)| text)
+    }
+
     #[test]
     fn texts_are_found_wherever_the_writes_end() {
         let startup = [&[0, 0, 0, 15][..], b"\0\x03\0\0user\0\0\0"].concat();
@@ -168,7 +186,7 @@ mod tests {
             for (bytes, expected) in &steps {
                 let mut found = None;
                 for piece in bytes.chunks(size) {
-                    found = sent.note(piece).or(found);
+                    found = text(&mut sent, piece).or(found);
                 }
                 assert_eq!(found.as_deref(), *expected, "in pieces of {size}");
             }
@@ -180,7 +198,14 @@ mod tests {
         let mut sent = Sent::default();
         sent.note(b"\0\0\0\x08\0\x03\0\0");
         let both = [message(b'Q', b"BEGIN\0"), message(b'Q', b"SELECT 1\0")].concat();
-        assert_eq!(sent.note(&both).as_deref(), Some("SELECT 1"));
+        assert_eq!(noted(&mut sent, &both), Some(("SELECT 1".into(), 3)));
+        // The driver closes a statement in the message before the next.
+        let closes = [message(b'C', b"Ss1\0"), message(b'S', b"")].concat();
+        let parse = message(b'P', b"\0SELECT 2\0\0\0");
+        let all = [closes, parse, message(b'S', b"")].concat();
+        assert_eq!(noted(&mut sent, &all), Some(("SELECT 2".into(), 5)));
+        let query = message(b'Q', b"SELECT 3\0");
+        assert_eq!(noted(&mut sent, &query), Some(("SELECT 3".into(), 6)));
     }
 
     #[test]
@@ -189,8 +214,8 @@ mod tests {
         for byte in [0, 0, 0, 0, b'Q', 0, 0, 0, 0, b'Q', 0, 0, 0, 4] {
             sent.note(&[byte]);
         }
-        let text = sent.note(&message(b'Q', b"SELECT 1\0"));
-        assert_eq!(text.as_deref(), Some("SELECT 1"));
+        let query = message(b'Q', b"SELECT 1\0");
+        assert_eq!(text(&mut sent, &query).as_deref(), Some("SELECT 1"));
     }
 
     #[test]
@@ -201,9 +226,7 @@ mod tests {
             sent.note(&message(b'P', format!("s{n}\0SELECT {n}\0\0\0").as_bytes()));
         }
         assert!(sent.texts.len() <= MOST_NAMES);
-        assert_eq!(
-            sent.note(&message(b'B', b"\0s2499\0")).as_deref(),
-            Some("SELECT 2499")
-        );
+        let bind = message(b'B', b"\0s2499\0");
+        assert_eq!(text(&mut sent, &bind).as_deref(), Some("SELECT 2499"));
     }
 }

@@ -28,7 +28,9 @@ pub(super) struct Grounds<'a> {
     /// Different texts without the values in them.
     pub shown_texts: usize,
     pub statement_cache: usize,
-    /// Waits for a connection that ended at their deadline, lately.
+    /// The seconds in which there was a line, and the waits that ended at their deadline, lately
+    /// and while the database was there.
+    pub in_line: usize,
     pub timeouts: u64,
     pub unknown_commits: u64,
     /// The SQLSTATE for which most attempts were repeated since the start.
@@ -50,15 +52,9 @@ impl Grounds<'_> {
         self.samples.iter().filter_map(|s| s.get(field)).sum()
     }
 
-    /// In which part of the seconds this was above zero.
-    fn part_above_zero(&self, field: &str) -> f32 {
-        let known = self.samples.iter().filter_map(|s| s.get(field));
-        let (mut seconds, mut above) = (0.0_f32, 0.0);
-        for value in known {
-            seconds += 1.0;
-            above += if value > 0.0 { 1.0 } else { 0.0 };
-        }
-        above / seconds.max(60.0)
+    /// In which part of the seconds there was a line.
+    fn part_in_line(&self) -> f32 {
+        self.in_line as f32 / (self.samples.len() as f32).max(60.0)
     }
 
     fn room(&self) -> usize {
@@ -119,7 +115,7 @@ fn held_without_statement(grounds: &Grounds<'_>) -> Option<Advice> {
 }
 
 fn too_small(grounds: &Grounds<'_>) -> Option<Advice> {
-    let part = grounds.part_above_zero("waiting");
+    let part = grounds.part_in_line();
     let waits = part >= 0.05 || grounds.timeouts > 0;
     let works = grounds
         .cores
@@ -199,6 +195,9 @@ fn retries_that_hide(grounds: &Grounds<'_>) -> Option<Advice> {
         reason: format!(
             "{retries:.0} attempts were repeated for {statements:.0} statements in the last {MINUTES} minutes{}.",
             match &grounds.retried_for {
+                Some(code) if code.is_empty() => {
+                    ", most since the start because a connection was lost".to_owned()
+                }
                 Some(code) => format!(", most since the start for SQLSTATE {code}"),
                 None => String::new(),
             }
@@ -271,6 +270,7 @@ mod tests {
             texts: Some(20),
             shown_texts: 20,
             statement_cache: 256,
+            in_line: 0,
             timeouts: 0,
             unknown_commits: 0,
             retried_for: None,
@@ -286,12 +286,16 @@ mod tests {
     fn each_piece_of_advice_has_its_reason() {
         let quiet = vec![sample(&[("active", 3.0), ("statements", 100.0)]); 300];
         assert!(kinds(&calm(&quiet)).is_empty());
-        let waiting = vec![sample(&[("waiting", 2.0), ("active", 20.0)]); 300];
-        assert_eq!(kinds(&calm(&waiting)), ["pool-too-small"]);
+        let busy = vec![sample(&[("active", 20.0)]); 300];
+        let waiting = || Grounds {
+            in_line: 30,
+            ..calm(&busy)
+        };
+        assert_eq!(kinds(&waiting()), ["pool-too-small"]);
         // More would only wait for the cores.
         let few_cores = Grounds {
             cores: Some(2),
-            ..calm(&waiting)
+            ..waiting()
         };
         assert_eq!(kinds(&few_cores), ["pool-too-large-for-cores"]);
         let narrow = Grounds {
@@ -321,8 +325,12 @@ mod tests {
 
     #[test]
     fn a_minute_after_the_start_a_moment_in_line_is_no_ground() {
-        let once = vec![sample(&[("waiting", 2.0)])];
-        assert!(kinds(&calm(&once)).is_empty());
+        let once = vec![sample(&[])];
+        let once = Grounds {
+            in_line: 1,
+            ..calm(&once)
+        };
+        assert!(kinds(&once).is_empty());
     }
 
     #[test]

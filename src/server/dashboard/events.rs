@@ -8,7 +8,7 @@ use crate::pool::{Observer, StatementEvent};
 use crate::sync::unpoison;
 use jiff::Timestamp;
 use serde::Serialize;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -49,13 +49,26 @@ pub(super) struct Events {
     /// The number of the newest sample.
     pub now: AtomicU64,
     list: Mutex<VecDeque<Event>>,
+    going_on: Mutex<HashMap<String, GoingOn>>,
 }
+
+/// What happens again and again.
+struct GoingOn {
+    count: u64,
+    /// In seconds since the start.
+    first: u64,
+    last: u64,
+}
+
+/// What does not happen for so many seconds is over.
+const OVER: u64 = 30;
 
 impl Events {
     pub fn new() -> Events {
         Events {
             now: AtomicU64::new(0),
             list: Mutex::default(),
+            going_on: Mutex::default(),
         }
     }
 
@@ -86,6 +99,30 @@ impl Events {
             what: what.into(),
             count: 1,
         });
+    }
+
+    /// Adds an event that may happen again and again, for as long as something is wrong: in the first
+    /// second each time, later when its number is a power of ten.
+    pub fn add_seldom(&self, kind: &'static str, level: Level, what: &str) {
+        let now = self.now.load(Ordering::Relaxed);
+        let mut all = unpoison(self.going_on.lock());
+        all.retain(|_, one| one.last + OVER >= now);
+        let new = GoingOn {
+            count: 0,
+            first: now,
+            last: now,
+        };
+        let one = all.entry(what.to_owned()).or_insert(new);
+        one.count += 1;
+        one.last = now;
+        let (count, is_first) = (one.count, one.first == now);
+        drop(all);
+        if is_first {
+            self.add(kind, level, what, what.to_owned());
+        } else if count >= 100 && 10_u64.pow(count.ilog10()) == count {
+            let text = format!("{count} times by now: {what}");
+            self.add(kind, level, &text, text.clone());
+        }
     }
 
     /// The events after this sample, the oldest first.
@@ -130,8 +167,7 @@ impl Observer for Reporter {
             Some(state) => format!("no connection could be opened ({})", state.code()),
             None => "no connection could be opened".to_owned(),
         };
-        let text = what.clone();
-        self.events.add("open-failed", Level::Warning, &what, text);
+        self.events.add_seldom("open-failed", Level::Warning, &what);
     }
 
     fn statement(&self, event: &StatementEvent<'_>) {
@@ -193,6 +229,26 @@ mod tests {
         assert_eq!(texts(&events, 1), ["next"]);
         assert_eq!(texts(&events, 0).len(), 3);
         assert_eq!(texts(&events, 9).len(), 3, "of another run of the program");
+    }
+
+    #[test]
+    fn what_goes_on_for_long_is_told_seldom() {
+        let events = Events::new();
+        for second in 0..600 {
+            events.now.store(second, Ordering::Relaxed);
+            for _ in 0..2 {
+                events.add_seldom("open-failed", Level::Warning, "it failed");
+            }
+        }
+        let told = [
+            "2 times within a second: it failed",
+            "100 times by now: it failed",
+            "1000 times by now: it failed",
+        ];
+        assert_eq!(texts(&events, 0), told);
+        events.now.store(600 + OVER, Ordering::Relaxed);
+        events.add_seldom("open-failed", Level::Warning, "it failed");
+        assert_eq!(texts(&events, 0)[3..], ["it failed"], "of another outage");
     }
 
     #[test]

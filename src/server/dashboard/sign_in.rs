@@ -32,11 +32,11 @@ impl SignedIn {
         Some(set_cookie(&value, LASTS, encrypted))
     }
 
-    /// Whether the request's cookies are those of a browser that has signed in.
-    pub fn has(&self, cookies: Option<&str>) -> bool {
+    /// Whether a request comes from a browser that has signed in.
+    pub fn has(&self, headers: &[(String, String)]) -> bool {
         let all = unpoison(self.0.lock());
         let mut known = all.iter().filter(|(_, since)| since.elapsed() < LASTS);
-        let given: Vec<_> = values(cookies).collect();
+        let given: Vec<_> = values(headers).collect();
         known.any(|(value, _)| {
             let is = |given: &&str| given.as_bytes().ct_eq(value.as_bytes()).into();
             given.iter().any(is)
@@ -44,16 +44,19 @@ impl SignedIn {
     }
 
     /// Signs the browser out. Returns the header that removes its cookie.
-    pub fn remove(&self, cookies: Option<&str>) -> String {
-        let given: Vec<_> = values(cookies).collect();
+    pub fn remove(&self, headers: &[(String, String)]) -> String {
+        let given: Vec<_> = values(headers).collect();
         unpoison(self.0.lock()).retain(|(value, _)| !given.contains(&&**value));
         set_cookie("", Duration::ZERO, false)
     }
 }
 
-/// The values that our cookie has in the header `Cookie`.
-fn values(cookies: Option<&str>) -> impl Iterator<Item = &str> {
-    let pairs = cookies.unwrap_or_default().split(';');
+/// The values that our cookie has in the headers `Cookie`.
+fn values(headers: &[(String, String)]) -> impl Iterator<Item = &str> {
+    let cookies = headers
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("Cookie"));
+    let pairs = cookies.flat_map(|(_, value)| value.split(';'));
     pairs.filter_map(|pair| {
         let (name, value) = pair.trim().split_once('=')?;
         (name == COOKIE).then_some(value)
@@ -72,25 +75,33 @@ fn set_cookie(value: &str, lasts: Duration, encrypted: bool) -> String {
 mod tests {
     use super::*;
 
+    fn cookies(all: &[&str]) -> Vec<(String, String)> {
+        let header = |value: &&str| ("cookie".to_owned(), (*value).to_owned());
+        all.iter().map(header).collect()
+    }
+
     #[test]
     fn only_who_has_signed_in_is_known() {
         let signed_in = SignedIn::default();
         let header = signed_in.add(false).unwrap();
         assert!(header.contains("; HttpOnly; SameSite=Strict") && !header.contains("Secure"));
         let cookie = header.split(';').next().unwrap().to_owned();
-        let others = format!("a=b; {cookie}; c=d");
-        assert!(signed_in.has(Some(&cookie)) && signed_in.has(Some(&others)));
+        let among_others = format!("a=b; {cookie}; c=d");
+        let known = |all: &[&str]| signed_in.has(&cookies(all));
+        assert!(known(&[&cookie]) && known(&[&among_others]));
+        assert!(known(&["a=b", "millpond_dashboard=other", &cookie]));
         for wrong in [
-            None,
-            Some(""),
-            Some("millpond_dashboard="),
-            Some("millpond_dashboard=0123456789abcdef0123456789abcdef"),
-            Some("millpond_dashboard"),
+            "",
+            "millpond_dashboard=",
+            "millpond_dashboard=0123456789abcdef0123456789abcdef",
+            "millpond_dashboard",
         ] {
-            assert!(!signed_in.has(wrong), "{wrong:?}");
+            assert!(!known(&[wrong]), "{wrong:?}");
         }
-        assert!(signed_in.remove(Some(&others)).contains("Max-Age=0"));
-        assert!(!signed_in.has(Some(&cookie)));
+        assert!(!known(&[]));
+        let gone = signed_in.remove(&cookies(&[&among_others]));
+        assert!(gone.contains("Max-Age=0"));
+        assert!(!signed_in.has(&cookies(&[&cookie])));
     }
 
     #[test]
@@ -101,6 +112,7 @@ mod tests {
         for _ in 0..MOST {
             signed_in.add(true).unwrap();
         }
-        assert!(!signed_in.has(first.split(';').next()));
+        let first = first.split(';').next().unwrap();
+        assert!(!signed_in.has(&cookies(&[first])));
     }
 }

@@ -20,6 +20,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// So long after the database was away, the line may be longer for that.
+const AFTERMATH: u64 = 30;
+/// That the pool is saturated, or is so no more, is worth an event after this many seconds.
+const LASTS: u64 = 3;
 /// The seconds that advice looks back.
 const LOOKS_BACK: usize = MINUTES * 60;
 
@@ -39,8 +43,19 @@ struct Seen {
     history: History,
     last: Snapshot,
     state: &'static str,
-    /// Waits that had ended at their deadline, a value for each of the last seconds.
-    timeouts: VecDeque<u64>,
+    /// When the database was last away, or nobody was to use it.
+    trouble: Option<u64>,
+    saturation: Saturation,
+    waits: VecDeque<Wait>,
+}
+
+/// The line for connections in one of the last seconds, in which nothing but the pool's size kept
+/// anybody waiting.
+#[derive(Clone, Copy, Default)]
+struct Wait {
+    in_line: bool,
+    /// Waits that ended at their deadline.
+    timeouts: u64,
 }
 
 impl Watcher {
@@ -63,7 +78,9 @@ impl Watcher {
                 history: History::new(),
                 last: pool.metrics().snapshot(),
                 state: "",
-                timeouts: VecDeque::new(),
+                trouble: None,
+                saturation: Saturation::default(),
+                waits: VecDeque::new(),
             }),
         });
         pool.report_to(Arc::new(Reporter {
@@ -94,8 +111,9 @@ impl Watcher {
         self.statements.slowest(Instant::now())
     }
 
-    /// The state at this moment. Never waits for the database.
-    pub fn state(&self) -> State {
+    /// The state at this moment, with the reason why nothing can be opened, or without. Never waits
+    /// for the database.
+    pub fn state(&self, with_cause: bool) -> State {
         let pool = &self.pool;
         let reading = pool.newest_probe();
         let probe_error = match &reading {
@@ -107,7 +125,7 @@ impl Watcher {
             has_started: pool.has_connected() && (self.condition)(),
             paused: pool.is_paused(),
             failing_fast: pool.is_failing_fast(),
-            cause: pool.why_nothing_opens(),
+            cause: pool.why_nothing_opens().filter(|_| with_cause),
             // Before the first answer, nothing speaks against the database.
             probe_up: probe_error.is_none(),
             probe_error,
@@ -123,7 +141,6 @@ impl Watcher {
             alike.map(|(_, count)| count).sum()
         };
         let most_retried = now.retries.iter().max_by_key(|(_, count)| *count);
-        let back_then = seen.timeouts.front().copied();
         let instant = Instant::now();
         advice(&Grounds {
             samples: seen.history.last(LOOKS_BACK).collect(),
@@ -134,7 +151,8 @@ impl Watcher {
             texts: self.statements.sent(instant),
             shown_texts: self.statements.texts(),
             statement_cache: pool.config().statement_cache,
-            timeouts: now.timeouts - back_then.unwrap_or(now.timeouts),
+            in_line: seen.waits.iter().filter(|wait| wait.in_line).count(),
+            timeouts: seen.waits.iter().map(|wait| wait.timeouts).sum(),
             unknown_commits: of(&now.commits, 0, "unknown"),
             // The labels are in the order of their names: sqlstate, verdict.
             retried_for: most_retried.map(|(labels, _)| labels[0].clone()),
@@ -145,7 +163,7 @@ impl Watcher {
     }
 
     fn look(&self) {
-        let state = self.state();
+        let state = self.state(false);
         let now = self.pool.metrics().snapshot();
         let second = self.start.elapsed().as_secs();
         let mut seen = unpoison(self.seen.lock());
@@ -176,34 +194,72 @@ impl Watcher {
         self.events
             .now
             .store(seen.history.newest(), Ordering::Relaxed);
-        if seen.timeouts.len() > LOOKS_BACK {
-            seen.timeouts.pop_front();
+        if !matches!(state.name, "ready" | "saturated") {
+            seen.trouble = Some(second);
         }
-        seen.timeouts.push_back(now.timeouts);
+        let in_trouble = seen.trouble.is_some_and(|at| at + AFTERMATH > second);
+        if seen.waits.len() == LOOKS_BACK {
+            seen.waits.pop_front();
+        }
+        let wait = Wait {
+            in_line: stats.waiting > 0,
+            timeouts: now.timeouts.saturating_sub(seen.last.timeouts),
+        };
+        seen.waits
+            .push_back(if in_trouble { Wait::default() } else { wait });
         seen.last = now;
         let before = std::mem::replace(&mut seen.state, state.name);
+        let turned = seen.saturation.turns(state.name == "saturated", second);
         drop(seen);
         if before != state.name {
             self.tell(before, &state);
         }
+        let (kind, level, text) = match turned {
+            Some(true) => ("saturated", Level::Warning, &*state.sentence),
+            Some(false) => ("relieved", Level::Info, "The pool is no longer saturated."),
+            None => return,
+        };
+        self.events.add(kind, level, text, text.to_owned());
     }
 
     /// Adds the event of a change of the state.
     fn tell(&self, before: &'static str, state: &State) {
         let was_bad = matches!(before, "failing-fast" | "database-away");
         let (kind, level) = match (state.name, before) {
-            ("failing-fast" | "database-away", _) => ("failing-fast", Level::Error),
+            ("failing-fast", _) => ("failing-fast", Level::Error),
+            ("database-away", _) => ("database-away", Level::Error),
             ("starting", _) => ("started", Level::Info),
             ("paused", _) => ("paused", Level::Warning),
             ("draining", _) => ("draining", Level::Warning),
             (_, "paused") => ("resumed", Level::Info),
             (_, "starting" | "") => ("started", Level::Info),
             _ if was_bad => ("recovered", Level::Info),
-            // Whether the pool is saturated may change each second.
+            // That the pool is saturated is told once it lasts.
             _ => return,
         };
         self.events
             .add(kind, level, &state.sentence, state.sentence.clone());
+    }
+}
+
+/// Whether the pool is saturated, as it is told: not each change, but what lasts.
+#[derive(Default)]
+struct Saturation {
+    is: bool,
+    since: u64,
+    told: bool,
+}
+
+impl Saturation {
+    /// Notes whether it is saturated in this second. Returns what is to be told, if anything is.
+    fn turns(&mut self, is: bool, second: u64) -> Option<bool> {
+        if self.is != is {
+            (self.is, self.since) = (is, second);
+        }
+        (self.told != is && second >= self.since + LASTS).then(|| {
+            self.told = is;
+            is
+        })
     }
 }
 
@@ -217,5 +273,22 @@ fn watch(watcher: &Weak<Watcher>) {
         drop(watcher);
         next = (next + SECOND).max(Instant::now());
         thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saturation_is_told_when_it_lasts() {
+        let mut saturation = Saturation::default();
+        let seconds = "..##.#.######.###....#..";
+        let told: Vec<_> = seconds
+            .chars()
+            .zip(1..)
+            .filter_map(|(sign, second)| Some((second, saturation.turns(sign == '#', second)?)))
+            .collect();
+        assert_eq!(told, [(11, true), (21, false)]);
     }
 }

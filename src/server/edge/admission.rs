@@ -82,7 +82,7 @@ impl EventLoop {
         let takes_body = lane == Lane::Api || route.method == "POST";
         if head.has_body() && !takes_body {
             Err(Problem::plain(413, "this path does not accept a body"))
-        } else if lane == Lane::Health && (head.chunked || head.body > SMALL_BODY) {
+        } else if lane == Lane::Health && head.body > SMALL_BODY {
             Err(Problem::plain(413, "the body is too large"))
         } else if route.instant {
             // It needs no worker, so the line does not matter.

@@ -88,7 +88,7 @@ impl Plan {
         for me in 0..count {
             let shared = Arc::clone(&workers.shared);
             thread::Builder::new()
-                .name(format!("millpond-{}", self.name()))
+                .name(format!("millpond-{}-{me}", self.name()))
                 .spawn(move || shared.work(me))?;
         }
         Ok(workers)

@@ -20,8 +20,7 @@ pub(super) fn add_to(router: Router, token: Option<String>, signed_in: &Arc<Sign
     let page = {
         let (needs_token, signed_in) = (token.is_some(), Arc::clone(signed_in));
         move |request: &Request| {
-            // Cookies of other servers on this host may be there too.
-            let is_signed_in = signed_in.has(request.header("Cookie"));
+            let is_signed_in = signed_in.has(&request.headers);
             Ok(match needs_token && !is_signed_in {
                 true => sign_in(200, ""),
                 false => html(200, PAGE, &[("{{signed_in}}", yes(is_signed_in))]),
@@ -36,7 +35,7 @@ pub(super) fn add_to(router: Router, token: Option<String>, signed_in: &Arc<Sign
         let signed_in = Arc::clone(signed_in);
         move |request: &Request| {
             refuse_other_sites(request)?;
-            let cookie = signed_in.remove(request.header("Cookie"));
+            let cookie = signed_in.remove(&request.headers);
             Ok(to_the_page().header("Set-Cookie", cookie))
         }
     };
@@ -46,6 +45,10 @@ pub(super) fn add_to(router: Router, token: Option<String>, signed_in: &Arc<Sign
     router
         .route("GET", "/dashboard", lane, open, page)
         .route("POST", "/dashboard/sign-in", lane, open, enter)
+        // Where a browser is after a wrong token.
+        .route("GET", "/dashboard/sign-in", lane, open, |_| {
+            Ok(to_the_page())
+        })
         .route("POST", "/dashboard/sign-out", lane, open, leave)
         .route("GET", "/dashboard/dashboard.js", lane, open, move |_| {
             Ok(script.clone())
@@ -70,12 +73,23 @@ fn enter(
     if !fits {
         return Ok(sign_in(403, "This is not the token."));
     }
-    let forwarded = request.header("X-Forwarded-Proto");
-    let encrypted = forwarded.is_some_and(|proto| proto.eq_ignore_ascii_case("https"));
-    match signed_in.add(encrypted) {
+    match signed_in.add(is_encrypted(request)) {
         Some(cookie) => Ok(to_the_page().header("Set-Cookie", cookie)),
         None => Err(Problem::internal()),
     }
+}
+
+/// Whether a proxy says that the browser speaks to it over TLS. Anybody may say so: it makes the
+/// cookie stricter.
+fn is_encrypted(request: &Request) -> bool {
+    let has = |name: &str, text: &str| {
+        let value = request
+            .header(name)
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        value.split([',', ';']).any(|part| part.trim() == text)
+    };
+    has("X-Forwarded-Proto", "https") || has("Forwarded", "proto=https")
 }
 
 /// A page of another site could otherwise sign a browser out.
@@ -106,8 +120,11 @@ fn html(status: u16, page: &str, filled: &[(&str, &str)]) -> Response {
         .header("Cache-Control", "no-store")
         // Without any referrer, a browser would hide the page's origin when its forms are sent.
         .header("Referrer-Policy", "same-origin")
+        .header("X-Content-Type-Options", "nosniff")
 }
 
 fn asset(content_type: &str, text: &str) -> Response {
-    Response::bytes(200, content_type, text).header("Cache-Control", "no-cache")
+    Response::bytes(200, content_type, text)
+        .header("Cache-Control", "no-cache")
+        .header("X-Content-Type-Options", "nosniff")
 }

@@ -42,13 +42,24 @@ pub(super) fn add_to(
 }
 
 /// Whether statements' texts may be shown to a request that needed no token: only on this machine,
-/// and not to a page of another site in a browser there.
+/// not through a proxy there, and not to a page of another site in a browser there.
 pub(super) fn is_from_here(request: &Request) -> bool {
-    request.client.is_loopback() && browsers::refuses(&request.headers, &[], true).is_none()
+    const BY_PROXIES: [&str; 6] = [
+        "Forwarded",
+        "Via",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "X-Real-IP",
+    ];
+    request.client.is_loopback()
+        && BY_PROXIES.iter().all(|name| request.header(name).is_none())
+        && browsers::refuses(&request.headers, &[], true).is_none()
 }
 
 fn live(pool: &Pool, watcher: &Watcher, after: u64, shows_texts: bool) -> Value {
-    let (state, stats) = (watcher.state(), pool.stats());
+    // The reason of a failure may name roles and hosts.
+    let (state, stats) = (watcher.state(shows_texts), pool.stats());
     let now = pool.metrics().snapshot();
     let holders = pool.holders();
     let advice = watcher.advice(&holders, &now);
