@@ -1,16 +1,18 @@
 //! What a tracing system is told: fields of log lines by OpenTelemetry's names.
 
-use super::cli::serve;
+use super::cli::{Serving, serve};
 use super::commit::COMMITTED;
 use super::http;
 use super::proxy::{Act, Proxy};
-use super::support::{MS, database, eventually, log_fields, log_lines, pool, server};
+use super::support::{Database, MS, database, eventually, log_fields, log_lines, pool, server};
 use millpond::Traceparent;
 use millpond::config::Pooler;
 use millpond::embedded::PrivateServer;
 use postgres::Client;
 use serde_json::Value;
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 /// The fields of the JSON log lines whose message contains `needle`.
 fn json_lines(log: &str, needle: &str) -> Vec<Value> {
@@ -30,21 +32,27 @@ fn something_is_blocked(admin: &mut Client) {
     });
 }
 
-#[test]
-fn a_json_line_has_its_figures_as_fields_by_their_opentelemetry_names() {
-    let db = database();
-    let dir = tempfile::TempDir::new().unwrap();
+/// The program on a database, with a JSON log that knows slow statements.
+fn serve_studio(db: &Database, dir: &Path, sqlcommenter: &str) -> (Serving, SocketAddr) {
     let vars = [
         ("DATABASE_URL", &*db.url),
         ("LOG_FORMAT", "json"),
         ("LOG_LEVEL", "debug"),
+        ("DB_SQLCOMMENTER", sqlcommenter),
         ("DB_SLOW_QUERY_MS", "100"),
     ];
-    let serving = serve(dir.path(), &vars);
+    let serving = serve(dir, &vars);
     let addr = ([127, 0, 0, 1], serving.port).into();
     eventually("the schema is there", || {
         http::get(addr, "/health/ready").status == 200
     });
+    (serving, addr)
+}
+
+#[test]
+fn a_json_line_has_its_figures_as_fields_by_their_opentelemetry_names() {
+    let (db, dir) = (database(), tempfile::TempDir::new().unwrap());
+    let (serving, addr) = serve_studio(&db, dir.path(), "off");
     let (mut holder, mut admin) = (db.admin(), db.admin());
     let mut lock = holder.transaction().unwrap();
     lock.batch_execute("LOCK TABLE studio.studios").unwrap();
@@ -374,20 +382,8 @@ fn the_lines_about_a_call_name_its_trace() {
 
 #[test]
 fn a_requests_traceparent_reaches_the_log_and_the_database() {
-    let db = database();
-    let dir = tempfile::TempDir::new().unwrap();
-    let vars = [
-        ("DATABASE_URL", &*db.url),
-        ("LOG_FORMAT", "json"),
-        ("LOG_LEVEL", "debug"),
-        ("DB_SQLCOMMENTER", "on"),
-        ("DB_SLOW_QUERY_MS", "100"),
-    ];
-    let serving = serve(dir.path(), &vars);
-    let addr = ([127, 0, 0, 1], serving.port).into();
-    eventually("the schema is there", || {
-        http::get(addr, "/health/ready").status == 200
-    });
+    let (db, dir) = (database(), tempfile::TempDir::new().unwrap());
+    let (serving, addr) = serve_studio(&db, dir.path(), "on");
     let (mut holder, mut admin) = (db.admin(), db.admin());
     let mut lock = holder.transaction().unwrap();
     lock.batch_execute("LOCK TABLE studio.studios").unwrap();

@@ -58,6 +58,25 @@ struct Wait {
     timeouts: u64,
 }
 
+impl Seen {
+    /// Notes the line of a second, unless it may be there because the database was away.
+    fn note_wait(&mut self, second: u64, state: &State, now: &Snapshot, in_line: bool) {
+        if !matches!(state.name, "ready" | "saturated") {
+            self.trouble = Some(second);
+        }
+        let in_trouble = self.trouble.is_some_and(|at| at + AFTERMATH > second);
+        let wait = Wait {
+            in_line,
+            timeouts: now.timeouts.saturating_sub(self.last.timeouts),
+        };
+        if self.waits.len() == LOOKS_BACK {
+            self.waits.pop_front();
+        }
+        self.waits
+            .push_back(if in_trouble { Wait::default() } else { wait });
+    }
+}
+
 impl Watcher {
     /// Starts the thread, which ends once the watcher is dropped.
     pub fn start(
@@ -190,24 +209,12 @@ impl Watcher {
             since(|s| s.requests[5]),
             since(|s| s.retries.iter().map(|(_, count)| count).sum()),
         ];
-        seen.history.add(second, Sample(values.map(|v| v as f32)));
-        self.events
-            .now
-            .store(seen.history.newest(), Ordering::Relaxed);
-        if !matches!(state.name, "ready" | "saturated") {
-            seen.trouble = Some(second);
+        if second > seen.history.newest() {
+            seen.history.add(second, Sample(values.map(|v| v as f32)));
+            self.events.now.store(second, Ordering::Relaxed);
+            seen.note_wait(second, &state, &now, stats.waiting > 0);
+            seen.last = now;
         }
-        let in_trouble = seen.trouble.is_some_and(|at| at + AFTERMATH > second);
-        if seen.waits.len() == LOOKS_BACK {
-            seen.waits.pop_front();
-        }
-        let wait = Wait {
-            in_line: stats.waiting > 0,
-            timeouts: now.timeouts.saturating_sub(seen.last.timeouts),
-        };
-        seen.waits
-            .push_back(if in_trouble { Wait::default() } else { wait });
-        seen.last = now;
         let before = std::mem::replace(&mut seen.state, state.name);
         let turned = seen.saturation.turns(state.name == "saturated", second);
         drop(seen);
