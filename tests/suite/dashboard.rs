@@ -80,7 +80,10 @@ fn the_last_quarter_of_an_hour_comes_whole_and_then_in_pieces() {
     let newest = whole["sequence"].as_u64().unwrap();
     let rest = get(addr, &format!("{LIVE}?after={newest}")).json();
     assert_eq!(rest["history"]["first"], newest + 1);
-    assert!(list(&rest["history"], "samples").len() <= 3);
+    let newer = rest["sequence"].as_u64().unwrap() - newest;
+    let samples = list(&rest["history"], "samples").len() as u64;
+    // One may have been added while the answer was made.
+    assert!((newer..=newer + 1).contains(&samples), "{samples} {newer}");
     let events = list(&rest, "events").iter();
     assert!(
         events
@@ -205,7 +208,7 @@ fn the_state_says_pause_and_drain() {
     assert_eq!(state(addr), "paused");
     pool.resume();
     eventually("it goes on", || state(addr) == "ready");
-    let closing = thread::spawn(move || server.shut_down(2 * SECOND, 5 * SECOND));
+    let closing = thread::spawn(move || server.shut_down(4 * SECOND, 8 * SECOND));
     eventually("the drain shows", || state(addr) == "draining");
     closing.join().unwrap();
 }
