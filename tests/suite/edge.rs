@@ -838,7 +838,7 @@ fn one_request(addr: SocketAddr, path: &str) -> Result<Option<u16>, std::io::Err
 #[test]
 fn a_drain_cuts_nobody_who_comes_with_a_connection_for_each_request() {
     for path in ["/api/count", "/health/live"] {
-        for _ in 0..3 {
+        for _ in 0..2 {
             let Edge { server, .. } = edge(&[]);
             let addr = server.addr();
             let over = AtomicBool::new(false);

@@ -1,7 +1,7 @@
 //! Writers on a server that crashes, restarts and loses its answers: what each writer was told must
 //! match what is in the tables afterwards.
 //!
-//! Takes a quarter of a minute each, or longer on a slow machine; `MILLPOND_TORTURE_SECONDS` sets
+//! Takes ten seconds each, or longer on a slow machine; `MILLPOND_TORTURE_SECONDS` sets
 //! another duration.
 
 use super::commit::{COMMIT, COMMITTED, outcomes};
@@ -125,7 +125,7 @@ pub fn lasts(usually: Duration) -> Duration {
 
 #[test]
 fn nobody_was_told_anything_but_the_truth() {
-    let lasts = lasts(10 * SECOND);
+    let lasts = lasts(6 * SECOND);
     let mut server = server(&[("synchronous_commit", "on"), ("full_page_writes", "on")]);
     let url = server.url();
     let proxy = Proxy::in_front_of(server.port());
@@ -189,7 +189,7 @@ fn nobody_was_told_anything_but_the_truth() {
 
 #[test]
 fn planned_restarts_crashes_and_ended_sessions_leave_no_write_twice() {
-    let lasts = lasts(10 * SECOND);
+    let lasts = lasts(6 * SECOND);
     let mut server = server_for_writers();
     let url = server.url();
     let pool = pool_for_writers(&url, &url, 24);
