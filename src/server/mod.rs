@@ -85,6 +85,7 @@ mod dashboard;
 mod database_kind;
 mod edge;
 mod exchange;
+mod format;
 mod handle;
 mod http;
 mod in_flight;

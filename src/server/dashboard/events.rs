@@ -5,6 +5,7 @@ use super::statements::Statements;
 use crate::error::{Error, HeldBy, OpenError};
 use crate::metrics::CloseReason;
 use crate::pool::{Observer, StatementEvent};
+use crate::server::format::text;
 use crate::sync::unpoison;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -41,7 +42,7 @@ pub(crate) struct Event {
 }
 
 fn as_text<S: serde::Serializer>(at: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ"))
+    to.serialize_str(&text(*at))
 }
 
 /// The list, which is filled by the pool's threads and by the sampler.

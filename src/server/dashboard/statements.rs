@@ -1,6 +1,7 @@
 //! How long which statements take, by their text, over the last minutes. Pure but for its lock.
 
 use crate::retry::without_values;
+use crate::server::format::as_ms;
 use crate::sync::unpoison;
 use serde::Serialize;
 use std::cmp::Reverse;
@@ -131,9 +132,9 @@ impl Statements {
             sql: text.into(),
             count: over.count.into(),
             failures: over.failures.into(),
-            mean_ms: ms(over.total / over.count),
-            p99_ms: ms(over.p99()),
-            max_ms: ms(over.longest),
+            mean_ms: as_ms(over.total / over.count),
+            p99_ms: as_ms(over.p99()),
+            max_ms: as_ms(over.longest),
             share_percent: (over.total.as_secs_f64() / whole.as_secs_f64().max(1e-9) * 1000.0)
                 .round()
                 / 10.0,
@@ -229,10 +230,6 @@ fn bucket_of(took: Duration) -> usize {
     let us = took.as_secs_f64() * 1e6;
     let nth = if us <= 1.0 { 0.0 } else { us.log2() * 2.0 };
     (nth as usize).min(BUCKETS - 1)
-}
-
-fn ms(time: Duration) -> f64 {
-    (time.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
 #[cfg(test)]

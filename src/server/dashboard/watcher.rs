@@ -6,7 +6,7 @@ use super::history::{FIELDS, History, Sample, Shown};
 use super::state::{Facts, State, state};
 use super::statements::{self, MINUTES, Statements};
 use crate::error::HeldBy;
-use crate::metrics::{Labelled, Snapshot};
+use crate::metrics::Snapshot;
 use crate::pool::Pool;
 use crate::server::shutdown::PhaseFlag;
 use crate::sync::{caught, unpoison};
@@ -155,10 +155,8 @@ impl Watcher {
     pub fn advice(&self, holders: &[HeldBy], now: &Snapshot) -> Vec<Advice> {
         let seen = unpoison(self.seen.lock());
         let (pool, stats) = (&self.pool, self.pool.stats());
-        let of = |labels: &[Labelled], at: usize, value: &str| -> u64 {
-            let alike = labels.iter().filter(|(labels, _)| labels[at] == value);
-            alike.map(|(_, count)| count).sum()
-        };
+        let mut outcomes = now.commits.iter();
+        let unknown = outcomes.find(|(labels, _)| labels[0] == "unknown");
         let most_retried = now.retries.iter().max_by_key(|(_, count)| *count);
         let instant = Instant::now();
         advice(&Grounds {
@@ -172,7 +170,7 @@ impl Watcher {
             statement_cache: pool.config().statement_cache,
             in_line: seen.waits.iter().filter(|wait| wait.in_line).count(),
             timeouts: seen.waits.iter().map(|wait| wait.timeouts).sum(),
-            unknown_commits: of(&now.commits, 0, "unknown"),
+            unknown_commits: unknown.map_or(0, |(_, count)| *count),
             // The labels are in the order of their names: sqlstate, verdict.
             retried_for: most_retried.map(|(labels, _)| labels[0].clone()),
             cores: pool

@@ -1,11 +1,11 @@
 //! `/health`, `/health/db`, `/health/live`, `/health/ready`: always answered, whatever the pool
 //! does, and without a token.
 
-use super::format::{as_ms, timestamp};
 use crate::health::Health;
 use crate::pool::Pool;
 use crate::server::checks::{Checks, Report};
 use crate::server::database_kind::DatabaseKind;
+use crate::server::format::{as_ms, timestamp};
 use crate::server::http::Response;
 use crate::server::router::{Access, Lane, Router};
 use crate::server::shutdown::{Phase, PhaseFlag};

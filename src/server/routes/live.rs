@@ -1,12 +1,12 @@
 //! `/api/metrics/live`: all that the dashboard shows, as JSON.
 
-use super::format::{as_ms, text, timestamp};
 use super::metrics::{figures, server, standby};
 use crate::error::HeldBy;
 use crate::metrics::{Labelled, Snapshot};
 use crate::pool::Pool;
 use crate::server::browsers;
 use crate::server::dashboard::{MINUTES, Watcher};
+use crate::server::format::{as_ms, text, timestamp};
 use crate::server::http::{Problem, Response};
 use crate::server::request::Request;
 use crate::server::router::{Access, Lane, Router};

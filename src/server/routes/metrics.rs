@@ -1,8 +1,8 @@
 //! `/metrics` for Prometheus, `/api/metrics/db` as JSON.
 
-use super::format::{as_ms, time_ago, timestamp};
 use crate::metrics::prometheus::CONTENT_TYPE;
 use crate::pool::{Headroom, Pool, Standby, Stats};
+use crate::server::format::{as_ms, time_ago, timestamp};
 use crate::server::http::Response;
 use crate::server::order::OrderReport;
 use crate::server::router::{Access, Lane, Router};

@@ -1,7 +1,6 @@
 //! The routes that every server has.
 
 mod dashboard;
-mod format;
 mod health;
 mod live;
 mod metrics;

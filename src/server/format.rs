@@ -1,4 +1,4 @@
-//! Times and durations as the routes' JSON shows them.
+//! Times and durations as the server's JSON shows them.
 
 use std::time::Duration;
 
