@@ -12,6 +12,7 @@ import contextlib
 import glob
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -31,9 +32,13 @@ AS_POSTGRES = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-group
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Not one of those that the system gives to outgoing connections: what is started again needs its port once more."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as f:
+        first_of_outgoing = int(f.read().split()[0])
+    while True:
+        port = random.randrange(10_000, first_of_outgoing)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait(what, limit, condition):

@@ -3,12 +3,11 @@
 
 use super::commit::{COMMIT, outcomes, rows};
 use super::proxy::{Act, Proxy, fatal, pooler_error};
-use super::support::{Database, MS, SECOND, admin, counter, database, pool, server};
+use super::support::{Database, EndAtDrop, MS, SECOND, admin, counter, database, pool, server};
 use millpond::embedded::PrivateServer;
 use millpond::{Error, Keyed, Pool};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::os::unix::net::UnixListener;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -142,6 +141,7 @@ fn slow_commits(also: (&str, &str)) -> PrivateServer {
 fn meanwhile<T>(direct: &str, function: &str, work: impl FnOnce() -> T) -> (T, usize) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let meddler = scope.spawn(|| {
             let mut admin = admin(direct);
             let sql = format!(
@@ -155,11 +155,9 @@ fn meanwhile<T>(direct: &str, function: &str, work: impl FnOnce() -> T) -> (T, u
             }
             done
         });
-        // The panic is caught so that the other thread ends after a failure too.
-        let done = catch_unwind(AssertUnwindSafe(work));
-        over.store(true, Ordering::Relaxed);
-        let met = meddler.join().unwrap();
-        (done.unwrap_or_else(|panic| resume_unwind(panic)), met)
+        let done = work();
+        drop(end);
+        (done, meddler.join().unwrap())
     })
 }
 

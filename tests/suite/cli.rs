@@ -3,7 +3,7 @@
 use super::frozen::slack;
 use super::http;
 use super::servers::Frozen;
-use super::support::{MS, SECOND, database, eventually, memory};
+use super::support::{EndAtDrop, MS, SECOND, database, eventually, memory};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -127,6 +127,7 @@ impl Serving {
 
     fn status(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(20 * SECOND)).unwrap();
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
@@ -1429,6 +1430,7 @@ fn on_an_inherited_listener_nobody_is_refused_while_one_program_follows_another(
     };
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let mut first = start();
         let clients: Vec<_> = (0..10)
             .map(|_| {
@@ -1454,7 +1456,7 @@ fn on_an_inherited_listener_nobody_is_refused_while_one_program_follows_another(
             first = start();
         }
         thread::sleep(200 * MS);
-        over.store(true, Ordering::SeqCst);
+        drop(end);
         let all: usize = clients.into_iter().map(|c| c.join().unwrap()).sum();
         assert!(all > 100, "{all}");
     });

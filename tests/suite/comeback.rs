@@ -2,7 +2,7 @@
 //! checks them against strict bounds only if `MILLPOND_TEST_FIGURES` is set. The bounds are for a
 //! release build on an idle machine.
 
-use super::support::{SECOND, eventually, server};
+use super::support::{EndAtDrop, SECOND, eventually, server};
 use millpond::Pool;
 use millpond::embedded::{PrivateServer, Stop};
 use millpond::error::OpenError;
@@ -44,6 +44,7 @@ fn after_an_outage_of(outage: Duration, server: &mut PrivateServer) -> Comeback 
         .unwrap();
     let (over, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (mut reads_at, errors, down, accepting) = thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let readers: Vec<_> = (0..READERS)
             .map(|_| {
                 scope.spawn(|| {
@@ -69,7 +70,7 @@ fn after_an_outage_of(outage: Duration, server: &mut PrivateServer) -> Comeback 
         server.start_again().unwrap();
         let accepting = said_ready(server);
         thread::sleep(2 * SECOND);
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let (mut reads_at, mut errors) = (Vec::new(), 0);
         for reader in readers {
             let (at, failed) = reader.join().unwrap();

@@ -3,7 +3,7 @@
 
 use super::cli::serve;
 use super::http::{Answer, Client, get, settings};
-use super::support::{MS, SECOND, database, eventually, memory};
+use super::support::{EndAtDrop, MS, SECOND, database, eventually, memory};
 use millpond::server::{Access, DatabaseKind, Lane, Response, Router, Server};
 use millpond::{Config, Pool};
 use std::io::{self, ErrorKind, Read, Write};
@@ -247,13 +247,6 @@ fn who_sends_without_end_keeps_nobody_waiting() {
 
 fn without_end(unit: &str) {
     let edge = edge(&[]);
-    /// Stops the other threads, even if an assertion fails.
-    struct Over<'a>(&'a AtomicBool);
-    impl Drop for Over<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
     let over = AtomicBool::new(false);
     let mut stream = connect(edge.addr);
     let mut answers = stream.try_clone().unwrap();
@@ -268,11 +261,11 @@ fn without_end(unit: &str) {
             let _ = stream.shutdown(Shutdown::Both);
         });
         scope.spawn(move || io::copy(&mut answers, &mut io::sink()));
-        let ends = Over(&over);
+        let end = EndAtDrop(&over);
         for _ in 0..20 {
             assert_eq!(get(edge.addr, "/api/count").status, 200);
         }
-        drop(ends);
+        drop(end);
     });
 }
 
@@ -843,6 +836,7 @@ fn a_drain_cuts_nobody_who_comes_with_a_connection_for_each_request() {
             let addr = server.addr();
             let over = AtomicBool::new(false);
             thread::scope(|scope| {
+                let end = EndAtDrop(&over);
                 let clients: Vec<_> = (0..20)
                     .map(|_| {
                         scope.spawn(|| {
@@ -862,7 +856,7 @@ fn a_drain_cuts_nobody_who_comes_with_a_connection_for_each_request() {
                 let asked = Instant::now();
                 server.shut_down(Duration::ZERO, 8 * SECOND);
                 let took = asked.elapsed();
-                over.store(true, Ordering::SeqCst);
+                drop(end);
                 let mut all = 0;
                 for client in clients {
                     let seen = client.join().unwrap();

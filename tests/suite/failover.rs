@@ -3,7 +3,7 @@
 use super::commit::{COMMITTED, outcomes};
 use super::proxy::{Act, Mode, Proxy};
 use super::servers::{Frozen, Standby, replicate_synchronously};
-use super::support::{MS, SECOND, admin, counter, eventually, pool, server};
+use super::support::{EndAtDrop, MS, SECOND, admin, counter, eventually, pool, server};
 use millpond::embedded::{PrivateServer, Stop};
 use millpond::{Error, Keyed, Pool, RetryPolicy};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,6 +51,7 @@ fn writes_go_on_at_a_promoted_standby_and_none_that_was_acknowledged_is_lost() {
     let count = || acknowledged.lock().unwrap().len();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         for writer in 0..4 {
             let (pool, acknowledged, over) = (&pool, &acknowledged, &over);
             scope.spawn(move || {
@@ -81,7 +82,7 @@ fn writes_go_on_at_a_promoted_standby_and_none_that_was_acknowledged_is_lost() {
         println!("first writes {:?} after the promotion", promoted.elapsed());
         let so_far = count();
         eventually("and on", || count() > so_far + 200);
-        over.store(true, Ordering::Relaxed);
+        drop(end);
     });
     let mut acknowledged = acknowledged.into_inner().unwrap();
     acknowledged.sort_unstable();
@@ -329,6 +330,7 @@ fn a_wait_that_is_given_up_is_no_success_also_where_warnings_are_not_sent() {
     }
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         scope.spawn(|| {
             let mut admin = admin(&direct);
             let cancel =
@@ -350,7 +352,7 @@ fn a_wait_that_is_given_up_is_no_success_also_where_warnings_are_not_sent() {
         drop(raw);
         let next = (0..loud.stats().idle + 1).map(|_| loud.query("SELECT 1", &[]));
         let next: Vec<_> = next.collect();
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         for (what, result) in [("lone", lone), ("in a transaction", inside)] {
             let error = result.expect_err(what);
             assert!(error.is_outcome_unknown(), "{what}: {error:?}");

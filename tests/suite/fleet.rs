@@ -1,6 +1,6 @@
 //! Several instances of a program on one budget of connections.
 
-use super::support::{MS, SECOND, admin, backends, eventually, server};
+use super::support::{EndAtDrop, MS, SECOND, admin, backends, eventually, server};
 use millpond::Pool;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -45,6 +45,7 @@ fn members_share_the_budget_and_take_up_what_others_leave() {
     let joined = AtomicUsize::new(0);
     let most = AtomicUsize::new(0);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         scope.spawn(|| {
             let mut admin = admin(&url);
             while !over.load(Ordering::SeqCst) {
@@ -90,7 +91,7 @@ fn members_share_the_budget_and_take_up_what_others_leave() {
         // What the application asks for counts as well.
         pools[1].get().unwrap().resize(2).unwrap();
         maxima(&[2, 5]);
-        over.store(true, Ordering::SeqCst);
+        drop(end);
     });
     println!("at most {} were open", most.load(Ordering::SeqCst));
     eventually("it is alone", || stranger.stats().max == 20);
@@ -105,12 +106,13 @@ fn a_server_without_room_makes_a_member_step_back() {
     let pool = member(&url, "fleet", 30);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         scope.spawn(|| work(&pool, &over));
         eventually(
             "it has grown beyond what there is, and has stepped back",
             || server.log().contains("too many clients") && pool.stats().max < 10,
         );
-        over.store(true, Ordering::SeqCst);
+        drop(end);
     });
 }
 
@@ -144,6 +146,7 @@ fn twelve_instances_are_replaced_one_by_one_under_load_and_no_request_fails() {
     let (over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let odd = Mutex::new(Vec::new());
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         for client in 0..24 {
             let (rotation, odd, over, answered) = (&rotation, &odd, &over, &answered);
             scope.spawn(move || {
@@ -171,7 +174,7 @@ fn twelve_instances_are_replaced_one_by_one_under_load_and_no_request_fails() {
             assert_eq!(old.ends(), Some(0), "{}", old.log());
             most = most.max(backends(&mut admin(&url), "fleet").len());
         }
-        over.store(true, Ordering::SeqCst);
+        drop(end);
         println!(
             "{} requests, at most {most} connections seen",
             answered.load(Ordering::SeqCst)

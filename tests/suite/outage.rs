@@ -1,7 +1,9 @@
 //! The database goes away and comes back: what callers see, and how the pool recovers.
 
 use super::proxy::{Mode, Proxy};
-use super::support::{MS, SECOND, counter, database, eventually, log_lines, pool, server};
+use super::support::{
+    EndAtDrop, MS, SECOND, counter, database, eventually, log_lines, pool, server,
+};
 use millpond::embedded::Stop;
 use millpond::error::CheckoutFailure;
 use millpond::pool::ProbeError;
@@ -22,6 +24,7 @@ fn fifty_readers_live_through_three_restarts_without_an_error() {
     let reads = AtomicUsize::new(0);
     let last_read = Mutex::new(Instant::now());
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let readers: Vec<_> = (0..50)
             .map(|_| {
                 scope.spawn(|| {
@@ -49,7 +52,7 @@ fn fifty_readers_live_through_three_restarts_without_an_error() {
                 last_read.lock().unwrap().duration_since(accepting)
             );
         }
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         readers
             .into_iter()
             .for_each(|r| r.join().expect("no read failed"));

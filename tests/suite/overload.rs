@@ -3,7 +3,8 @@
 
 use super::http::{Answer, Client, get, settings};
 use super::support::{
-    Database, MS, SECOND, backends, counter, database, eventually, log_lines, pid, server,
+    Database, EndAtDrop, MS, SECOND, backends, counter, database, eventually, log_lines, pid,
+    server,
 };
 use millpond::config::LineOrder;
 use millpond::error::AbandonedStage;
@@ -616,7 +617,7 @@ fn a_token_that_is_fired_at_any_moment_never_cancels_the_next_caller() {
                 }
             });
         }
-        let _ends = Ends(&over);
+        let _ends = EndAtDrop(&over);
         let until = Instant::now() + 3 * SECOND;
         while Instant::now() < until {
             // Not one of these is cancelled.
@@ -828,8 +829,7 @@ fn after_an_outage_under_load_the_order_is_first_come_again() {
                 }
             });
         }
-        // Ended also by a panic.
-        let _ends = Ends(&over);
+        let _ends = EndAtDrop(&over);
         thread::sleep(300 * MS);
         database.stop(millpond::embedded::Stop::Immediate);
         thread::sleep(2 * SECOND);
@@ -838,15 +838,6 @@ fn after_an_outage_under_load_the_order_is_first_come_again() {
         eventually("first come again", || !pool.stats().newest_first);
     });
     assert_eq!(pool.stats().active, 0);
-}
-
-/// Sets the flag when it is dropped.
-struct Ends<'f>(&'f AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 // --- classes

@@ -2,7 +2,7 @@
 
 use super::cli::{open_dir, run, serve, stderr};
 use super::http;
-use super::support::{MS, SECOND, backends, database, eventually};
+use super::support::{EndAtDrop, MS, SECOND, backends, database, eventually};
 use millpond::Error;
 use millpond::embedded::{Options, PrivateServer, Stop};
 use std::fs;
@@ -107,6 +107,7 @@ fn a_database_is_moved_under_fifty_clients_and_no_request_fails() {
         String::from_utf8(output.stdout).unwrap()
     };
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         for _ in 0..50 {
             scope.spawn(|| {
                 while !over.load(Ordering::SeqCst) {
@@ -137,7 +138,7 @@ fn a_database_is_moved_under_fifty_clients_and_no_request_fails() {
         eventually("they are served again", || {
             answered.load(Ordering::SeqCst) > resumed + 500
         });
-        over.store(true, Ordering::SeqCst);
+        drop(end);
     });
     let odd = odd.into_inner().unwrap();
     assert!(odd.is_empty(), "{} failed: {:?}", odd.len(), odd.first());

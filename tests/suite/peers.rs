@@ -3,7 +3,8 @@
 
 use super::proxy::{Act, Mode, Proxy};
 use super::support::{
-    Database, MS, SECOND, backends, counter, database, eventually, no_backend_is_left, pid, refused,
+    Database, EndAtDrop, MS, SECOND, backends, counter, database, eventually, no_backend_is_left,
+    pid, refused,
 };
 use millpond::error::{CheckoutFailure, OpenError};
 use millpond::pool::{CloseReason, Observer, PooledConnection};
@@ -42,15 +43,6 @@ impl Diary {
     fn reasons(&self) -> Vec<CloseReason> {
         let closed = self.closed.lock().unwrap();
         closed.iter().map(|(reason, _)| *reason).collect()
-    }
-}
-
-/// Tells the threads of a scope to end, even if the test panics.
-struct EndAtDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndAtDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
     }
 }
 

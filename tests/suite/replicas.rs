@@ -3,7 +3,7 @@
 use super::cli::{open_dir, run, serve};
 use super::http::Client;
 use super::servers::{Frozen, Standby};
-use super::support::{MS, SECOND, admin, counter, eventually, pool, server};
+use super::support::{EndAtDrop, MS, SECOND, admin, counter, eventually, pool, server};
 use millpond::embedded::{PrivateServer, Stop};
 use millpond::pool::{Builder, StandbyState};
 use millpond::{Config, Pool};
@@ -222,6 +222,7 @@ fn a_standby_that_is_too_far_behind_is_left_until_it_has_caught_up() {
     is_used(&pool);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         scope.spawn(|| {
             let mut admin = admin(&primary.url());
             while !over.load(Ordering::Relaxed) {
@@ -245,7 +246,7 @@ fn a_standby_that_is_too_far_behind_is_left_until_it_has_caught_up() {
         assert!(!leaves_the_primary(&pool));
         set(&standby.server, "recovery_min_apply_delay", "0");
         is_used(&pool);
-        over.store(true, Ordering::Relaxed);
+        drop(end);
     });
 }
 
@@ -278,6 +279,7 @@ fn a_frozen_standby_costs_nobody_an_error_and_is_used_again_when_it_answers() {
     is_used(&pool);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let reads = scope.spawn(|| read_until(&over, &pool, 6));
         for _ in 0..2 {
             is_used(&pool);
@@ -288,7 +290,7 @@ fn a_frozen_standby_costs_nobody_an_error_and_is_used_again_when_it_answers() {
             frozen.thaw();
             is_used(&pool);
         }
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let (count, longest) = reads.join().unwrap();
         // The probe waits 800 ms for its answer; the rest is the machine's.
         assert!(count > 100 && longest < 2500 * MS, "{count} {longest:?}");
@@ -359,6 +361,7 @@ fn while_there_is_no_primary_reads_go_on_for_as_long_as_the_lag_allows() {
     is_used(&strict);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let reads = scope.spawn(|| read_until(&over, &patient, 4));
         primary.stop(Stop::Immediate);
         eventually("the strict one reads no more there", || {
@@ -370,7 +373,7 @@ fn while_there_is_no_primary_reads_go_on_for_as_long_as_the_lag_allows() {
         eventually("the patient one does", || {
             state(&patient) == StandbyState::Used
         });
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let (count, longest) = reads.join().unwrap();
         assert!(count > 100 && longest < SECOND, "{count} {longest:?}");
     });

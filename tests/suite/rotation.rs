@@ -1,6 +1,6 @@
 //! Passwords that change while the pool runs.
 
-use super::support::{MS, SECOND, admin, backends, eventually, log_lines, server};
+use super::support::{EndAtDrop, MS, SECOND, admin, backends, eventually, log_lines, server};
 use millpond::Pool;
 use millpond::config::Config;
 use millpond::embedded::PrivateServer;
@@ -101,6 +101,7 @@ fn rotate_under_fifty_threads(source: Source) {
     let pool = source.pool(&file, port);
     let (over, calls) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         for _ in 0..50 {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
@@ -138,7 +139,7 @@ fn rotate_under_fifty_threads(source: Source) {
             assert!(took < 2 * SECOND, "{source:?}: it took {took:?}");
             eventually("healthy", || pool.health().healthy);
         }
-        over.store(true, Ordering::Relaxed);
+        drop(end);
     });
 }
 

@@ -10,12 +10,21 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use postgres::{Client, NoTls};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, Once, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 pub const MS: Duration = Duration::from_millis(1);
 pub const SECOND: Duration = Duration::from_secs(1);
+
+/// Tells the threads of a scope to end, also when the test fails: the scope waits for them.
+pub struct EndAtDrop<'f>(pub &'f AtomicBool);
+
+impl Drop for EndAtDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 /// The server for all tests that do not disturb others. It ends with this process.
 pub fn shared_server() -> &'static PrivateServer {

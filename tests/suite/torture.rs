@@ -7,7 +7,7 @@
 use super::commit::{COMMIT, COMMITTED, outcomes};
 use super::proxy::{Act, Proxy};
 use super::servers::signal;
-use super::support::{MS, SECOND, admin, server};
+use super::support::{EndAtDrop, MS, SECOND, admin, server};
 use super::writers::{
     AllTold, EVERY_WAY, Told, check, check_all, counts, lasting_pool, pool_for_writers, repeat,
     server_for_writers, terminate_for, write_during,
@@ -146,6 +146,7 @@ fn nobody_was_told_anything_but_the_truth() {
     };
     let started = Instant::now();
     let (told, crashes) = thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let writers: Vec<_> = (0..WRITERS)
             .map(|w| {
                 let (over, acknowledged, pool) = (&over, &acknowledged, &pool);
@@ -157,7 +158,7 @@ fn nobody_was_told_anything_but_the_truth() {
         while started.elapsed() < lasts || (!enough() && started.elapsed() < 4 * lasts) {
             thread::sleep(50 * MS);
         }
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let crashes = crashes.join().unwrap();
         let mut told = Both::default();
         for writer in writers {

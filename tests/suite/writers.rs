@@ -1,12 +1,11 @@
 //! Writers of every kind: what each was told of its writes must match what is in the table
 //! afterwards.
 
-use super::support::{MS, SECOND, admin, pool, server};
+use super::support::{EndAtDrop, MS, SECOND, admin, pool, server};
 use millpond::embedded::PrivateServer;
 use millpond::{Pool, RetryPolicy};
 use postgres::Client;
 use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -104,6 +103,7 @@ pub fn write_during<T: Send>(
 ) -> (AllTold, T) {
     let (over, written) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let (over, written) = (&over, &written);
         let one_of_each = pools
             .iter()
@@ -132,10 +132,8 @@ pub fn write_during<T: Send>(
                 })
             })
             .collect();
-        // The panic is caught so that the writers end after a failure too.
-        let done = catch_unwind(AssertUnwindSafe(|| faults(written)));
-        over.store(true, Ordering::Relaxed);
-        let done = done.unwrap_or_else(|panic| resume_unwind(panic));
+        let done = faults(written);
+        drop(end);
         let all = writers.into_iter().flat_map(|w| w.join().unwrap());
         (all.collect(), done)
     })

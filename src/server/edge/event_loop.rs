@@ -151,7 +151,7 @@ impl EventLoop {
         loop {
             self.accept();
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || (self.are_through() && self.nobody_comes()) {
+            if left.is_zero() || (self.are_through() && self.nobody_comes(until)) {
                 break;
             }
             let pause = self.pause().unwrap_or(CHECK_LAST_CLIENTS);
@@ -176,10 +176,10 @@ impl EventLoop {
     }
 
     /// Returns whether no further client is on its way. To find out is slow on a machine with many
-    /// connections, so it comes last.
-    fn nobody_comes(&mut self) -> bool {
+    /// connections, so it comes last, and is given up at `until`.
+    fn nobody_comes(&mut self, until: Instant) -> bool {
         // Read before the backlog, which is where they come next.
-        let has_newcomers = self.clients.listener().has_newcomers();
+        let has_newcomers = self.clients.listener().has_newcomers(until);
         self.accept();
         !has_newcomers && self.are_through()
     }

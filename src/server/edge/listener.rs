@@ -6,6 +6,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 /// The most clients that connect in one moment; the system lowers it to its own limit.
 const BACKLOG: i32 = 4096;
@@ -66,9 +67,10 @@ impl Listener {
         }
     }
 
-    /// Clients whose handshake has begun, which would be reset if the listener closed now.
-    pub fn has_newcomers(&self) -> bool {
-        let on_the_way = |addr: SocketAddr| newcomers::are_on_the_way(addr.port());
+    /// Clients whose handshake has begun, which would be reset if the listener closed now. Takes no
+    /// longer than `until` to find out.
+    pub fn has_newcomers(&self, until: Instant) -> bool {
+        let on_the_way = |addr: SocketAddr| newcomers::are_on_the_way(addr.port(), until);
         !self.is_inherited && self.addr().is_ok_and(on_the_way)
     }
 }

@@ -4,6 +4,9 @@
 //! handshakes that have begun are waited for.
 
 use mio::net::{TcpListener, TcpStream};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::time::Instant;
 
 /// Makes the system drop each SYN to the listener, where it can. A client that connects now sends
 /// its SYN again, and finds the port closed, or the next server. True if the clients that are still
@@ -80,12 +83,15 @@ mod linux {
     }
 }
 
-/// Whether a handshake with this local port has begun and not ended, as far as the system tells.
-pub(super) fn are_on_the_way(port: u16) -> bool {
+/// Whether a handshake with this local port has begun and not ended, as far as the system tells; who
+/// does not know it by `until` takes it for granted. The system's tables have a line for every
+/// connection of the machine, of which a hundred thousand may just have ended.
+pub(super) fn are_on_the_way(port: u16, until: Instant) -> bool {
     ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
-        .filter_map(|table| std::fs::read_to_string(table).ok())
-        .any(|table| table.lines().any(|line| is_handshake(line, port)))
+        .filter_map(|table| File::open(table).ok())
+        .flat_map(|table| BufReader::new(table).lines().map_while(Result::ok))
+        .any(|line| is_handshake(&line, port) || Instant::now() >= until)
 }
 
 /// A line is `sl local_address rem_address st ..`, an address is `0100007F:0BB8`, and the state
@@ -99,7 +105,19 @@ fn is_handshake(line: &str, port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_handshake;
+    use super::{are_on_the_way, is_handshake};
+    use std::net::TcpListener;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_last_look_ends_in_time_however_many_connections_the_machine_has() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let now = Instant::now();
+        assert!(!are_on_the_way(port, now + Duration::from_secs(60)));
+        assert!(are_on_the_way(port, now));
+    }
 
     #[test]
     fn a_handshake_is_told_from_a_connection() {

@@ -5,7 +5,7 @@ use crate::commit::outcomes;
 use crate::frozen::slack;
 use crate::http::{Answer, Client};
 use crate::servers::Frozen;
-use crate::support::{MS, SECOND, admin, eventually, server};
+use crate::support::{EndAtDrop, MS, SECOND, admin, eventually, server};
 use millpond::embedded::{PrivateServer, Stop};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -98,6 +98,7 @@ fn writers_ride_out_restarts_and_lost_connections() {
     let over = AtomicBool::new(false);
     let mut told = BTreeMap::new();
     let (restarts, ended) = thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let writers: Vec<_> = clients
             .into_iter()
             .enumerate()
@@ -109,7 +110,7 @@ fn writers_ride_out_restarts_and_lost_connections() {
             })
             .collect();
         let torment = torment(&mut database, lasts, restart_every);
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         writers
             .into_iter()
             .for_each(|w| told.extend(w.join().unwrap()));
