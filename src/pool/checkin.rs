@@ -19,7 +19,7 @@ impl Inner {
             let borrower = session.tracked().holder().as_ref().map(|h| h.thread.id());
             borrower.iter().for_each(|id| standbys.note_write_on(*id));
         }
-        self.end_use(session);
+        self.end_use(session, now);
         if unwound {
             // The driver's buffers still hold a part of an unfinished exchange.
             session.close_for(CloseReason::Broken);
@@ -50,10 +50,10 @@ impl Inner {
         }
     }
 
-    fn end_use(&self, session: &mut Session) {
+    fn end_use(&self, session: &mut Session, now: Instant) {
         self.out.fetch_sub(1, Ordering::Relaxed);
         if let Some(held) = session.tracked().take_hold() {
-            let used = held.since.elapsed();
+            let used = now.saturating_duration_since(held.since);
             session.count_use();
             self.least_use.observe(used);
             self.shared.metrics.use_time.observe(used.as_secs_f64());
@@ -103,7 +103,7 @@ impl Lease {
             std::mem::forget(held);
             return session;
         }
-        self.inner.end_use(&mut session);
+        self.inner.end_use(&mut session, Instant::now());
         session.close_for(CloseReason::Detached);
         drop(held);
         self.inner.line.discarded(self.class.as_ref());

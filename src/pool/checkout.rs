@@ -225,8 +225,10 @@ impl Inner {
         };
         let mut spent_before = false;
         loop {
-            let held = match self.line.arrive(share, spent_before) {
-                Arrival::Ready(held) => held,
+            // The clock is not read where nothing takes any time.
+            let (held, now) = match self.line.arrive(share, spent_before) {
+                Arrival::Ready(held) if !spent_before => (held, started),
+                Arrival::Ready(held) => (held, Instant::now()),
                 Arrival::Queued { place, room } => {
                     let after =
                         |end: Instant| end.checked_add(self.shared.config.connection_timeout);
@@ -245,7 +247,7 @@ impl Inner {
                     let outcome = self.wait_in_line(&place, until, request.token);
                     self.note_wait(&outcome, started, request.token);
                     match outcome {
-                        Outcome::Given(held) => held,
+                        Outcome::Given(held) => (held, Instant::now()),
                         Outcome::Closed => return refuse(CheckoutFailure::Closed),
                         Outcome::TurnedAway => return refuse(CheckoutFailure::Refused),
                         Outcome::Displaced => return refuse(CheckoutFailure::LineFull),
@@ -266,9 +268,10 @@ impl Inner {
                 }
                 Arrival::Closed => return refuse(CheckoutFailure::Closed),
             };
-            match self.make_ready(self.lease(held, share), until) {
-                Ok(mut lease) => {
-                    self.hand_out(&mut lease, started, place);
+            match self.make_ready(self.lease(held, share), until, now) {
+                Ok((mut lease, at)) => {
+                    let waited = at.saturating_duration_since(started);
+                    self.hand_out(&mut lease, waited, at, place);
                     return Ok(lease);
                 }
                 // The session was unusable. The next one comes from the head of the line: this
@@ -363,11 +366,11 @@ impl Inner {
     pub(super) fn hand_out(
         &self,
         lease: &mut Lease,
-        started: Instant,
+        waited: Duration,
+        at: Instant,
         place: &'static Location<'static>,
     ) {
-        let waited = started.elapsed();
-        lease.tracked().set_holder(place);
+        lease.tracked().set_holder(place, at);
         if self.shared.config.reset == Reset::Always {
             lease.clean_afterwards();
         }

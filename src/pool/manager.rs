@@ -22,14 +22,15 @@ use std::sync::atomic::Ordering;
 
 pub(crate) struct Manager(pub Arc<Opener>);
 
-/// What r2d2 keeps and counts: a session, until it is taken out of the pool.
-pub(crate) struct Slot(Option<Session>);
+/// What r2d2 keeps and counts: a session, until it is taken out of the pool. Boxed, because it is
+/// moved several times in each check-out.
+pub(crate) struct Slot(Option<Box<Session>>);
 
 const DETACHED: &str = "a slot is dropped as soon as its session is taken";
 
 impl Slot {
     pub fn take(&mut self) -> Option<Session> {
-        self.0.take()
+        self.0.take().map(|session| *session)
     }
 }
 
@@ -64,7 +65,7 @@ impl ManageConnection for Manager {
             let opened = caught(|| opener.open_when_possible(None, Purpose::Use));
             match opened {
                 Ok(Ok(session)) if !closing.load(Ordering::SeqCst) => {
-                    return Ok(Slot(Some(session)));
+                    return Ok(Slot(Some(Box::new(session))));
                 }
                 Ok(_) => {}
                 Err(panic) => error!("opening a connection panicked: {panic}"),
@@ -81,6 +82,6 @@ impl ManageConnection for Manager {
     }
 
     fn has_broken(&self, slot: &mut Slot) -> bool {
-        slot.0.as_ref().is_none_or(Session::is_closing)
+        slot.0.as_ref().is_none_or(|session| session.is_closing())
     }
 }

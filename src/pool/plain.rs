@@ -81,9 +81,10 @@ impl Pool {
                 Arrival::Full | Arrival::Closed => return None,
             };
             let lease = self.inner.lease(held, &share);
-            if let Ok(mut lease) = self.inner.make_ready(lease, Some(deadline)) {
+            let now = Instant::now();
+            if let Ok((mut lease, at)) = self.inner.make_ready(lease, Some(deadline), now) {
                 self.inner
-                    .hand_out(&mut lease, Instant::now(), Location::caller());
+                    .hand_out(&mut lease, Duration::ZERO, at, Location::caller());
                 return Some(PooledConnection { lease });
             }
         }

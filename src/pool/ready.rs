@@ -12,14 +12,14 @@ const TRUSTED_FOR: Duration = Duration::from_millis(500);
 const LEAST_READYING: Duration = Duration::from_millis(500);
 
 impl Inner {
-    /// Makes the session ready: validates or cleans it if needed. Fails if it does not work, or
-    /// does not answer in time.
+    /// Makes the session ready: validates or cleans it if needed. Returns when it was, which is
+    /// `now` if there was nothing to do. Fails if it does not work, or does not answer in time.
     pub(super) fn make_ready(
         &self,
         mut lease: Lease,
         deadline: Option<Instant>,
-    ) -> Result<Lease, ()> {
-        let now = Instant::now();
+        now: Instant,
+    ) -> Result<(Lease, Instant), ()> {
         let session: &mut Session = &mut lease;
         if let Some(reason) = session.retire(now) {
             session.close_for(reason);
@@ -27,18 +27,18 @@ impl Inner {
         }
         if session.is_dirty() {
             return match session.clean(least(deadline)) {
-                true => Ok(lease),
+                true => Ok((lease, Instant::now())),
                 false => Err(()),
             };
         }
         let unheard_for = now.saturating_duration_since(session.heard_at());
         if unheard_for <= TRUSTED_FOR && !self.shared.trouble_since(session.heard_at()) {
-            return Ok(lease);
+            return Ok((lease, now));
         }
         let until = least(deadline);
         let generation = session.generation();
         if session.validate(until).is_ok() {
-            return Ok(lease);
+            return Ok((lease, Instant::now()));
         }
         let silent = session.tracked().wire.is_aborted();
         // The other sessions are now validated before they are used, too. But if this one got no

@@ -97,12 +97,12 @@ impl Tracked {
         unpoison(self.holder.lock())
     }
 
-    pub fn set_holder(&self, place: &'static Location<'static>) {
+    pub fn set_holder(&self, place: &'static Location<'static>, since: Instant) {
         self.wire.forget_statement();
         *self.holder() = Some(Holder {
             place,
             thread: thread::current(),
-            since: Instant::now(),
+            since,
             warned: false,
         });
     }

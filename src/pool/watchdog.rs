@@ -446,7 +446,7 @@ mod tests {
             watchdog.register(3),
         );
         for r in [&statement, &commit, &idle] {
-            r.tracked.set_holder(Location::caller());
+            r.tracked.set_holder(Location::caller(), Instant::now());
         }
         let running = statement.arm(None, Plan::Cancel);
         let committing = commit.arm(None, Plan::Abort);
