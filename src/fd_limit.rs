@@ -4,7 +4,7 @@
 /// and one for a name look-up or a cancel request.
 pub(crate) const PER_CONNECTION: usize = 5;
 /// Connections that a pool may have in addition to its maximum: for the health probe, for a hedged
-/// attempt, for lost commits.
+/// attempt or one that takes the place of another, for lost commits.
 pub(crate) const MORE_CONNECTIONS: usize = 3;
 
 /// Returns the most files that may be open; `None` if there is no limit, or none is known.

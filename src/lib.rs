@@ -29,10 +29,9 @@
 //!                               a thread waits         check-out  │  │ check-in
 //!                                         │                       ▼  │ (straight to the longest waiter)
 //!                                         └────────────────────► active
-//!   idle    ──► closed: idle_timeout (above the minimum), max_lifetime, broken, failed_over,
-//!                       evicted, drained
-//!   active  ──► closed at check-in: broken, failed_over, max_lifetime, max_uses, leaked_state,
-//!                                   evicted, drained
+//!   idle    ──► closed: idle_timeout (above the minimum), broken, failed_over, evicted, drained
+//!   active  ──► closed at check-in: broken, failed_over, leaked_state, evicted, drained
+//!   both    ──► closed when another is open in its place: max_lifetime, max_uses
 //!   active  ──► taken out: detached
 //! ```
 //!

@@ -110,7 +110,8 @@ impl Builder {
                 .build();
             r2d2::Pool::builder()
                 .thread_pool(Arc::new(threads))
-                .max_size(config.max_size)
+                // One more while a connection is replaced, for which the line asks.
+                .max_size(config.max_size.saturating_add(1))
                 .connection_timeout(config.connection_timeout)
                 // The pool does these itself; see `pool/mod.rs`.
                 .min_idle(Some(0))
@@ -143,7 +144,9 @@ impl Builder {
                 false => debug!("line for a connection: {switch}"),
             }
         });
-        let line = Line::new(max, waiting, min_idle, rule, on_switch);
+        // The budget of a fleet is kept.
+        let beyond = usize::from(config.fleet_max == 0);
+        let line = Line::new(max, waiting, min_idle, beyond, rule, on_switch);
         let member = (config.fleet_max > 0).then(|| {
             Member::new(
                 &shared.application_name(),
@@ -180,6 +183,17 @@ impl Builder {
             }
         };
         let _ = inner.opener.on_refused.set(Box::new(tell_the_line));
+        let line = Arc::downgrade(&inner.line);
+        let is_full = move || line.upgrade().is_some_and(|line| line.is_full());
+        let _ = inner.opener.is_full.set(Box::new(is_full));
+        let pool = Arc::downgrade(&inner);
+        let make_room = move || {
+            if let Some(pool) = pool.upgrade() {
+                pool.line.has_no_room();
+                pool.step_back();
+            }
+        };
+        let _ = inner.opener.on_no_room.set(Box::new(make_room));
         if inner.member.is_some() {
             inner.join_fleet();
         }

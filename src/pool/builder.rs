@@ -164,14 +164,15 @@ impl Builder {
         self
     }
 
-    /// Sets the age at which a connection is retired, less up to 10 % jitter. A connection in use
-    /// is retired at its check-in. Default 30 min; zero = never.
+    /// Sets the age at which another connection is opened in place of one, less up to 10 % jitter. The
+    /// old one goes on serving until the new one is open. Default 30 min; zero = never.
     pub fn max_lifetime(mut self, age: Duration) -> Self {
         self.config.max_lifetime = unless_zero(age);
         self
     }
 
-    /// Sets after how many check-outs a connection is retired. Default 7500; 0 = never.
+    /// Sets after how many check-outs another connection is opened in place of one, less up to 10 %
+    /// jitter, as for [`max_lifetime`](Self::max_lifetime). Default 7500; 0 = never.
     pub fn max_uses(mut self, uses: u64) -> Self {
         self.config.max_uses = uses;
         self

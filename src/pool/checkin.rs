@@ -29,7 +29,8 @@ impl Inner {
         if session.is_lost() {
             self.shared.note_trouble();
         }
-        match session.retire(now).or_else(|| self.retire_in_turn(session)) {
+        let replaced = || session.due(now).filter(|_| self.line.has_replacement());
+        match session.retire().or_else(replaced) {
             Some(reason) => {
                 self.discard(held, reason);
                 self.line.discarded(class);
@@ -68,19 +69,6 @@ impl Inner {
                 self.shared.observe(|o| o.leak_ended(session.id(), used));
             }
         }
-    }
-
-    /// Closes a session early if the pool is full, threads wait, and it is in the last tenth of its
-    /// uses. Connections that were opened together reach `max_uses` together and under load; if all
-    /// were replaced at once, the pool would lose its capacity just then. This way they are
-    /// replaced one by one.
-    fn retire_in_turn(&self, session: &Session) -> Option<CloseReason> {
-        if !session.is_nearly_worn_out() {
-            return None;
-        }
-        let line = self.line.figures();
-        let whole = line.active + line.idle == line.max;
-        (whole && line.waiting > 0).then_some(CloseReason::MaxUses)
     }
 
     /// Closes a session, which r2d2 then no longer counts.

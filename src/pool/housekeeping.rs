@@ -28,7 +28,7 @@ const LOOK_AT_IDLE: Duration = Duration::from_millis(500);
 const MOST_LOOKS: usize = 256;
 
 pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
-    for _ in 0..openers(inner.r2d2.max_size()) {
+    for _ in 0..openers(inner.shared.config.max_size) {
         let (line, r2d2) = (Arc::clone(&inner.line), inner.r2d2.clone());
         let opener = Arc::clone(&inner.opener);
         thread::Builder::new()
@@ -141,17 +141,16 @@ impl Inner {
         }
     }
 
-    /// Closes idle sessions that must retire, and those above the minimum that have been idle for
-    /// too long.
+    /// Closes idle sessions that must retire or have been replaced, and those above the minimum that
+    /// are due or have been idle for too long.
     pub(super) fn sweep(&self) {
         let now = Instant::now();
-        for held in self
-            .line
-            .take_idle(usize::MAX, |held| held.retire(now).is_some())
-        {
-            let reason = held.retire(now).unwrap_or(CloseReason::MaxLifetime);
+        let retire = |held: &mut Held| held.retire().is_some();
+        for held in self.line.take_idle(usize::MAX, retire) {
+            let reason = held.retire().unwrap_or(CloseReason::Broken);
             self.close_idle([held], reason);
         }
+        self.replace_idle(now);
         let Some(idle_timeout) = self.shared.config.idle_timeout else {
             return;
         };
@@ -165,6 +164,20 @@ impl Inner {
             .line
             .take_idle(count.saturating_sub(min), |held| long_idle(held));
         self.close_idle(surplus, CloseReason::IdleTimeout);
+    }
+
+    /// Closes idle sessions that are due: those above the minimum at once, the others when another is
+    /// open in their place.
+    fn replace_idle(&self, now: Instant) {
+        let is_due = |held: &Held| held.due(now).is_some();
+        let min = self.shared.config.effective_min_idle() as usize;
+        let surplus = self.line.figures().idle.saturating_sub(min);
+        let surplus = self.line.take_idle(surplus, |held| is_due(held));
+        let replaced = std::iter::from_fn(|| self.line.take_replaced(is_due));
+        for held in surplus.into_iter().chain(replaced) {
+            let reason = held.due(now).unwrap_or(CloseReason::MaxLifetime);
+            self.close_idle([held], reason);
+        }
     }
 
     pub(super) fn close_idle(&self, idle: impl IntoIterator<Item = Held>, reason: CloseReason) {

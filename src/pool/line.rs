@@ -18,6 +18,8 @@
 //! it takes locks, threads and deadlines from `crate::sync`, so that a test can replace them with
 //! those of a model checker.
 
+use super::line_state::State;
+use super::renewal::Renewal;
 use super::waiter::{Outcome, Waiter};
 use crate::class_queue::{ClassQueue, Share};
 use crate::line_rule::{Departures, Rule, Switch};
@@ -37,24 +39,6 @@ pub struct Line<T> {
 }
 
 pub type OnSwitch = Box<dyn Fn(Switch, bool) + Send + Sync>;
-
-struct State<T> {
-    /// Idle values; the most recently returned one is last.
-    idle: Vec<T>,
-    waiters: ClassQueue<Arc<Waiter<T>>>,
-    rule: Rule,
-    /// A change of the order that `on_switch` was not told of, and whether it is news.
-    switch: Option<(Switch, bool)>,
-    /// Number of values that are checked out.
-    active: usize,
-    /// Number of openers at work for the waiters.
-    opening: usize,
-    /// The most values there may be.
-    max: usize,
-    /// One value is to be opened even if no thread waits for it.
-    owed: bool,
-    closed: bool,
-}
 
 /// The name of a class; `None` is the class of all work without one.
 type Class<'a> = Option<&'a std::sync::Arc<str>>;
@@ -90,11 +74,12 @@ pub struct Figures {
 
 impl<T> Line<T> {
     /// Creates a line for at most `max` values and `max_waiting` waiters, which keeps `min_idle`
-    /// values idle. `on_switch` is told when the order changes; it must not use the line.
+    /// values idle. There may be `beyond` more values, at most one, while one of them is replaced. `on_switch` is told when the order changes; it must not use the line.
     pub fn new(
         max: usize,
         max_waiting: usize,
         min_idle: usize,
+        beyond: usize,
         rule: Rule,
         on_switch: OnSwitch,
     ) -> Line<T> {
@@ -107,6 +92,8 @@ impl<T> Line<T> {
             opening: 0,
             max,
             owed: false,
+            renewal: Renewal::default(),
+            beyond,
             closed: false,
         };
         Line {
@@ -204,17 +191,11 @@ impl<T> Line<T> {
     }
 
     fn wake_opener(&self, state: MutexGuard<'_, State<T>>) {
-        let wanted = self.wants_opener(&state);
+        let wanted = state.wants_opener(self.min_idle);
         self.unlock(state);
         if wanted {
             self.demand.notify_one();
         }
-    }
-
-    fn wants_opener(&self, state: &State<T>) -> bool {
-        let coming = state.idle.len() + state.opening;
-        let wanted = state.waiters.servable().max(usize::from(state.owed)) + self.min_idle;
-        coming < wanted && state.active + coming < state.max
     }
 
     /// Waits for a value. Only the thread that queued may call this, once. A thread that leaves the
@@ -271,11 +252,12 @@ impl<T> Line<T> {
     pub fn offer(&self, value: T) -> Option<T> {
         let mut state = self.lock();
         state.owed = false;
+        state.renewal.opened();
         self.hand_over(state, value)
     }
 
     fn hand_over(&self, mut state: MutexGuard<'_, State<T>>, value: T) -> Option<T> {
-        if state.closed || state.active + state.idle.len() >= state.max {
+        if state.closed || state.held() >= state.max + state.renewal.surplus() {
             self.serve_idle(state);
             return Some(value);
         }
@@ -306,7 +288,10 @@ impl<T> Line<T> {
         let mut state = self.lock();
         state.active -= 1;
         state.waiters.release(class);
-        let wanted = self.wants_opener(&state);
+        if state.held() <= state.max {
+            state.renewal.settled();
+        }
+        let wanted = state.wants_opener(self.min_idle);
         self.serve_idle(state);
         if wanted {
             self.demand.notify_one();
@@ -339,7 +324,7 @@ impl<T> Line<T> {
             if state.closed {
                 return false;
             }
-            if self.wants_opener(&state) {
+            if state.wants_opener(self.min_idle) {
                 state.opening += 1;
                 return true;
             }
@@ -382,7 +367,36 @@ impl<T> Line<T> {
 
     /// Notes that idle values were closed: others may have to be opened in their place.
     pub fn closed_idle(&self) {
-        self.wake_opener(self.lock());
+        let mut state = self.lock();
+        if state.held() <= state.max {
+            state.renewal.settled();
+        }
+        self.wake_opener(state);
+    }
+
+    /// Whether a value whose time is over is to be closed now, since there is another in its place.
+    /// If not, an opener is asked for one, and the value goes on serving until then.
+    pub fn has_replacement(&self) -> bool {
+        let mut state = self.lock();
+        let there = state.has_replacement();
+        self.wake_opener(state);
+        there
+    }
+
+    /// The same for an idle value that `pick` selects, which is taken if it is to be closed. The
+    /// caller closes it and calls [`closed_idle`](Line::closed_idle).
+    pub fn take_replaced(&self, mut pick: impl FnMut(&T) -> bool) -> Option<T> {
+        let mut state = self.lock();
+        let place = state.idle.iter().position(&mut pick)?;
+        let taken = state.has_replacement().then(|| state.idle.remove(place));
+        self.wake_opener(state);
+        taken
+    }
+
+    /// Notes that there is no room for a value more than the maximum: one whose time is over is
+    /// closed before another is opened.
+    pub fn has_no_room(&self) {
+        self.lock().renewal.make_room();
     }
 
     /// Turns all waiters away if no value can come to them: none can be opened (which the caller
@@ -425,11 +439,18 @@ impl<T> Line<T> {
     pub fn resize(&self, max: usize) -> Vec<T> {
         let mut state = self.lock();
         state.max = max;
+        state.renewal.settled();
         let kept = max.saturating_sub(state.active);
         let surplus = state.idle.len().saturating_sub(kept);
         let taken = state.idle.drain(..surplus).collect();
         self.wake_opener(state);
         taken
+    }
+
+    /// Whether there are as many values as there may be.
+    pub fn is_full(&self) -> bool {
+        let state = self.lock();
+        state.held() >= state.max
     }
 
     pub fn figures(&self) -> Figures {
@@ -442,52 +463,5 @@ impl<T> Line<T> {
             newest_first: state.rule.is_newest_first(),
             order_for: state.rule.changed().map(|at| self.now().saturating_sub(at)),
         }
-    }
-}
-
-impl<T> State<T> {
-    /// The caller wakes the thread outside the lock.
-    fn serve_idle(&mut self, now: impl Fn() -> Duration) -> Option<Arc<Waiter<T>>> {
-        if self.waiters.is_empty() {
-            self.drained(now);
-            return None;
-        }
-        if self.idle.is_empty() {
-            return None;
-        }
-        let waiter = self.waiters.next(self.rule.is_newest_first())?;
-        let value = self.idle.pop()?;
-        self.active += 1;
-        waiter.tell(Outcome::Given(value));
-        match self.waiters.is_empty() {
-            true => self.drained(now),
-            false => self.departed(now(), Departures::served(1)),
-        }
-        Some(waiter)
-    }
-
-    fn departed(&mut self, now: Duration, departures: Departures) {
-        let switch = self.rule.departed(now, departures, self.waiters.len());
-        self.note(switch);
-    }
-
-    fn drained(&mut self, now: impl Fn() -> Duration) {
-        let switch = self.rule.drained(now);
-        self.note(switch);
-    }
-
-    fn note(&mut self, switch: Option<Switch>) {
-        if let Some(switch) = switch {
-            self.switch = Some((switch, self.rule.is_news()));
-        }
-    }
-
-    /// Empties the line with this answer. The caller wakes the threads outside the lock.
-    fn dismiss(&mut self, answer: impl Fn() -> Outcome<T>) -> Vec<Arc<Waiter<T>>> {
-        let waiters = self.waiters.take_out(|_| true);
-        for waiter in &waiters {
-            waiter.tell(answer());
-        }
-        waiters
     }
 }

@@ -44,6 +44,7 @@ mod housekeeping;
 mod lag;
 mod limits;
 mod line;
+mod line_state;
 mod listener;
 mod manager;
 #[cfg(feature = "metrics")]
@@ -60,6 +61,7 @@ mod probe;
 mod process;
 mod ready;
 mod recent_writes;
+mod renewal;
 mod report;
 mod session;
 mod shared;

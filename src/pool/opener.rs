@@ -60,6 +60,9 @@ pub(crate) struct Opener {
     /// Called with the result of each probe. While it is set, the probe asks for the server's
     /// position in the write-ahead log as well.
     pub on_reading: OnceLock<Box<OnReading>>,
+    /// Whether the pool has as many connections as it may have. One that is being opened then takes
+    /// the place of another, and nobody waits for it.
+    pub is_full: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
     /// Called when the server has no room for another connection.
     pub on_no_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     pub has_connected: AtomicBool,
@@ -91,6 +94,7 @@ impl Opener {
             on_refused: OnceLock::new(),
             upkeep: OnceLock::new(),
             on_reading: OnceLock::new(),
+            is_full: OnceLock::new(),
             on_no_room: OnceLock::new(),
             has_connected: AtomicBool::new(false),
             target,
@@ -370,6 +374,11 @@ impl Opens for Opener {
     }
 
     fn open_beside(self: &Arc<Self>, patience: Duration, purpose: Purpose) -> Option<Session> {
+        let is_full = || self.is_full.get().is_some_and(|is_full| is_full());
+        if purpose == Purpose::Use && is_full() {
+            std::thread::sleep(patience);
+            return None;
+        }
         let until = Instant::now() + self.shared.config.effective_connect_timeout();
         match self.open(until, patience, purpose, None) {
             Ok(session) => Some(session),

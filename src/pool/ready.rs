@@ -21,7 +21,7 @@ impl Inner {
         now: Instant,
     ) -> Result<(Lease, Instant), ()> {
         let session: &mut Session = &mut lease;
-        if let Some(reason) = session.retire(now) {
+        if let Some(reason) = session.retire() {
             session.close_for(reason);
             return Err(());
         }

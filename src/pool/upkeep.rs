@@ -23,13 +23,6 @@ impl Inner {
             }
         };
         let _ = self.opener.upkeep.set(Box::new(tend));
-        let pool = Arc::downgrade(self);
-        let step_back = move || {
-            if let Some(pool) = pool.upgrade() {
-                pool.step_back();
-            }
-        };
-        let _ = self.opener.on_no_room.set(Box::new(step_back));
     }
 
     /// Publishes what this pool claims and looks at the others, on the session of the probe.
@@ -95,7 +88,7 @@ impl Inner {
     }
 
     /// Notes that the server has no room for another connection.
-    fn step_back(&self) {
+    pub(super) fn step_back(&self) {
         if let Some(member) = &self.member {
             let open = self.open_of_the_fleet();
             member.lock().fleet.refused(open, Instant::now());

@@ -12,6 +12,8 @@ fn member(url: &str, name: &str, budget: u32) -> Pool {
         .max_size(20)
         .min_idle(0)
         .fleet_max(budget)
+        // Connections are replaced all the while, within the budget.
+        .max_uses(20)
         .connection_timeout(20 * SECOND)
         .build()
         .unwrap()

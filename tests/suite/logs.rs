@@ -198,7 +198,7 @@ fn retries_and_closes_have_one_shape() {
     eventually("the close is logged", || {
         log_lines("reason=max_uses")
             .iter()
-            .any(|l| l.starts_with("INFO closed conn=") && l.ends_with("uses=1"))
+            .any(|l| l.starts_with("INFO closed conn=") && l.contains(" uses="))
     });
 }
 

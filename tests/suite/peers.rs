@@ -673,7 +673,7 @@ fn idle_connections_that_are_too_old_are_closed_one_by_one_and_refilled_unasked(
 }
 
 #[test]
-fn one_in_line_for_a_connection_whose_uses_are_over_has_a_fresh_one() {
+fn one_in_line_for_a_connection_whose_uses_are_over_does_not_wait_for_a_fresh_one() {
     let db = database();
     let diary = Arc::new(Diary::default());
     let pool = db
@@ -689,8 +689,9 @@ fn one_in_line_for_a_connection_whose_uses_are_over_has_a_fresh_one() {
         let waiter = scope.spawn(|| get(&pool).id());
         eventually("one is in line", || pool.stats().waiting == 1);
         drop(held);
-        assert_ne!(waiter.join().unwrap(), spent);
+        assert_eq!(waiter.join().unwrap(), spent);
     });
+    eventually("there is a fresh one", || get(&pool).id() != spent);
     assert_eq!(diary.reasons()[0], CloseReason::MaxUses);
 }
 

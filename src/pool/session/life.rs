@@ -29,7 +29,6 @@ use std::time::{Duration, Instant};
 const CLOSE_LIMIT: Duration = Duration::from_millis(100);
 /// Limit for a request that the pool makes on its own behalf: a validation, a clean-up.
 pub(crate) const HOUSEKEEPING: Duration = Duration::from_secs(1);
-
 /// Limit for a look (see [`Session::check_for_end`]), which does not normally wait.
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
 
@@ -60,6 +59,8 @@ pub(crate) struct Session {
     /// The rows that the statement under way returned or touched, once they are counted.
     pub(super) rows: Option<u64>,
     pub(super) uses: u64,
+    /// After how many uses it is due to be replaced.
+    pub(super) most_uses: u64,
     pub(super) generation: u64,
     /// Why it is to be closed; None while it is not.
     pub(super) closing: Option<CloseReason>,
@@ -108,11 +109,14 @@ impl Session {
     ) -> Session {
         let now = Instant::now();
         let config = &shared.config;
-        // Up to a tenth earlier, so that connections that were opened together are not closed
-        // together.
+        // Both up to a tenth earlier, so that those opened together are not replaced together.
         let expires_at = config
             .max_lifetime
             .map(|age| now + age.max(LEAST_AGE).mul_f64(1.0 - 0.1 * fastrand::f64()));
+        let most_uses = match config.max_uses {
+            0 => u64::MAX,
+            most => most - fastrand::u64(..=most / 10),
+        };
         let statements = NonZeroUsize::new(config.statement_cache).map(Texts::new);
         Session {
             client: Link::new(client, registration),
@@ -129,6 +133,7 @@ impl Session {
             serves: Served::NONE,
             rows: None,
             uses: 0,
+            most_uses,
             generation,
             closing: None,
             dirty: false,
@@ -278,26 +283,26 @@ impl Session {
         self.uses += 1;
     }
 
-    /// Returns why this session is to be closed now instead of being used again; None if it is not.
-    pub fn retire(&self, now: Instant) -> Option<CloseReason> {
-        let config = &self.shared.config;
+    /// Returns why this session must not be used again; None if it may.
+    pub fn retire(&self) -> Option<CloseReason> {
         Wear {
             closing: self.closing,
             broken: self.is_lost() || self.in_call,
             draining: self.shared.closing.load(Ordering::Relaxed),
             outlived: self.generation < self.shared.generation.load(Ordering::Relaxed),
             evicted: self.shared.is_evicted(self.began_at),
-            expired: self.expires_at.is_some_and(|at| now >= at),
-            worn_out: (config.max_uses > 0 && self.uses >= config.max_uses)
-                || self.tracked().wire.has_grown(),
         }
         .reason()
     }
 
-    /// Returns whether it is in the last tenth of its uses.
-    pub fn is_nearly_worn_out(&self) -> bool {
-        let most = self.shared.config.max_uses;
-        most > 0 && self.uses >= most - most / 10
+    /// Returns why another session is to be opened in place of this one, which goes on serving until
+    /// then; None while there is no need.
+    pub fn due(&self, now: Instant) -> Option<CloseReason> {
+        if self.expires_at.is_some_and(|at| now >= at) {
+            return Some(CloseReason::MaxLifetime);
+        }
+        let worn_out = self.uses >= self.most_uses || self.tracked().wire.has_grown();
+        worn_out.then_some(CloseReason::MaxUses)
     }
 
     /// Marks it to be closed; the first reason is kept.
@@ -369,8 +374,7 @@ impl Session {
     /// Returns the server's own `statement_timeout` for a statement on this session; zero = off,
     /// `None` = not known.
     pub fn server_timeout(&self) -> Option<Duration> {
-        let known = !self.shared.is_pooled();
-        known.then_some(self.backend.statement_timeout)
+        (!self.shared.is_pooled()).then_some(self.backend.statement_timeout)
     }
 
     pub fn backend(&self) -> &Backend {
@@ -476,8 +480,6 @@ struct Wear {
     draining: bool,
     outlived: bool,
     evicted: bool,
-    expired: bool,
-    worn_out: bool,
 }
 
 impl Wear {
@@ -491,8 +493,6 @@ impl Wear {
             Wear { draining: true, .. } => Some(CloseReason::Drained),
             Wear { outlived: true, .. } => Some(CloseReason::FailedOver),
             Wear { evicted: true, .. } => Some(CloseReason::Evicted),
-            Wear { expired: true, .. } => Some(CloseReason::MaxLifetime),
-            Wear { worn_out: true, .. } => Some(CloseReason::MaxUses),
             _ => None,
         }
     }
@@ -509,39 +509,23 @@ mod tests {
             (fresh, None),
             (
                 Wear {
-                    worn_out: true,
-                    ..fresh
-                },
-                Some(CloseReason::MaxUses),
-            ),
-            (
-                Wear {
-                    expired: true,
-                    worn_out: true,
-                    ..fresh
-                },
-                Some(CloseReason::MaxLifetime),
-            ),
-            (
-                Wear {
-                    outlived: true,
-                    expired: true,
-                    ..fresh
-                },
-                Some(CloseReason::FailedOver),
-            ),
-            (
-                Wear {
                     evicted: true,
-                    expired: true,
                     ..fresh
                 },
                 Some(CloseReason::Evicted),
             ),
             (
                 Wear {
+                    outlived: true,
+                    evicted: true,
+                    ..fresh
+                },
+                Some(CloseReason::FailedOver),
+            ),
+            (
+                Wear {
                     draining: true,
-                    expired: true,
+                    outlived: true,
                     ..fresh
                 },
                 Some(CloseReason::Drained),

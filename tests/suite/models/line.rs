@@ -18,6 +18,7 @@ fn new_line(max: usize, max_waiting: usize, min_idle: usize) -> Line<usize> {
         max,
         max_waiting,
         min_idle,
+        1,
         Rule::new(true),
         Box::new(|_, _| {}),
     )
@@ -389,5 +390,41 @@ fn a_class_at_its_bound_waits_for_its_own_and_leaves_the_rest_to_others() {
         assert!(line.give_back(value, None).is_none());
         users.into_iter().for_each(|u| u.join().unwrap());
         is_at_rest(&line, 2);
+    });
+}
+
+#[test]
+fn while_a_value_is_replaced_there_is_one_more_at_most_and_none_is_lost() {
+    check(2, || {
+        let line = line_with(1, 10);
+        let opens = line.clone();
+        let opener = thread::spawn(move || {
+            let mut unwanted = 0;
+            while opens.await_demand() {
+                unwanted += usize::from(opens.offer(2).is_some());
+                opens.opener_done();
+            }
+            unwanted
+        });
+        // Value 1 is due whenever it comes back.
+        let in_line = line.clone();
+        let use_one = move || {
+            let value = get(&in_line);
+            if value == 1 && in_line.has_replacement() {
+                in_line.discarded(None);
+                return 1;
+            }
+            assert!(in_line.give_back(value, None).is_none());
+            let figures = in_line.figures();
+            assert!(figures.idle + figures.active <= 2);
+            0
+        };
+        let user = thread::spawn(use_one.clone());
+        let closed = use_one() + user.join().unwrap();
+        let idle = line.close().len();
+        let unwanted = opener.join().unwrap();
+        // The first, and the one that was opened for it, if there was time.
+        assert!(unwanted <= 1 && (1..=2).contains(&(closed + idle)));
+        assert!(closed == 0 || idle == 1, "{closed} {idle}");
     });
 }

@@ -13,10 +13,16 @@ mod line;
 #[path = "../../../src/line_rule.rs"]
 #[allow(dead_code)]
 pub(crate) mod line_rule;
+#[path = "../../../src/pool/line_state.rs"]
+#[allow(dead_code)]
+mod line_state;
 mod overload;
 #[path = "../../../src/pool/line.rs"]
 #[allow(dead_code)]
 mod pool_line;
+#[path = "../../../src/pool/renewal.rs"]
+#[allow(dead_code)]
+mod renewal;
 pub(crate) mod sync;
 #[path = "../../../src/pool/waiter.rs"]
 #[allow(dead_code)]
