@@ -298,7 +298,10 @@ fn main() {
     println!(
         "  millpond      max_size={CONNECTIONS}, else its defaults: fair line, validation after 500 ms idle, statement cache"
     );
-    println!("  millpond, TLS the same with sslmode=verify-full; all others speak plain");
+    println!(
+        "  millpond, max_uses=0: the same, but no connection is replaced (by default, after 7500 uses)"
+    );
+    println!("  millpond, TLS: the same with sslmode=verify-full; all others speak plain");
     println!(
         "  r2d2_postgres max_size={CONNECTIONS}, as it comes: test_on_check_out, no statement cache"
     );
@@ -397,7 +400,9 @@ fn main() {
     );
     let over_tls = Pool::builder().database_url(&encrypted);
     let over_tls = over_tls.max_size(CONNECTIONS).build().expect("pool");
-    let mut rounds: [Vec<Figures>; 6] = Default::default();
+    let unworn = Pool::builder().database_url(&url).max_uses(0);
+    let unworn = unworn.max_size(CONNECTIONS).build().expect("pool");
+    let mut rounds: [Vec<Figures>; 7] = Default::default();
     for _ in 0..ROUNDS {
         rounds[0].push(millpond_queries(&pool));
         rounds[1].push(r2d2_queries(&plain));
@@ -407,14 +412,16 @@ fn main() {
         rounds[3].push(bare_queries(|| over_the_wire(&url)));
         rounds[4].push(deadpool_queries(&runtime, &dead));
         rounds[5].push(millpond_queries(&over_tls));
+        rounds[6].push(millpond_queries(&unworn));
     }
-    let [ours, plain, bare, wire, dead, tls] = rounds.map(|r| median_figures(&r));
+    let [ours, plain, bare, wire, dead, tls, unworn] = rounds.map(|r| median_figures(&r));
     println!(
         "                 queries/s   mean ms    p50 ms    p99 ms  p99/mean  of bare  of r2d2"
     );
     for (name, f) in [
         ("millpond", ours),
-        ("millpond, TLS", tls),
+        ("  max_uses=0", unworn),
+        ("  TLS", tls),
         ("r2d2_postgres", plain),
         ("bare", bare),
         ("bare, wire", wire),
