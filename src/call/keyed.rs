@@ -202,7 +202,7 @@ impl Wanted<'_> {
     fn claim(&self, session: &mut Session) -> Result<Claimed> {
         let claim = self.ledger.claim_sql(self.key, self.wait);
         let answer = session
-            .begin(&self.begin, &claim, &self.limits)
+            .begin_and(&self.begin, &claim, &self.limits)
             .map_err(|error| match error.sqlstate() {
                 Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => Error::Misuse(
                     "the ledger's table does not exist; create_ledger creates it, in the schema that ledger_schema names",

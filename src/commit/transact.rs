@@ -1,4 +1,4 @@
-//! A transaction: it begins in one message, and commits in one.
+//! A transaction: it begins in the message of its first statement, and commits in one.
 
 use super::resolve::{LostCommit, Outcome};
 use crate::error::{Chain, Error, Result};
@@ -14,7 +14,7 @@ pub(crate) fn transact<T>(
     limits: &Limits,
     work: impl FnOnce(&mut Session) -> Result<T>,
 ) -> Result<T> {
-    session.begin(begin, "", limits)?;
+    session.begin(begin, limits)?;
     let value = match work(session) {
         Ok(value) => value,
         Err(error) => return Err(roll_back_after(session, error)),

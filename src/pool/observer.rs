@@ -38,7 +38,8 @@ pub trait Observer: Send + Sync {
     fn closed(&self, _connection: u64, _reason: CloseReason, _age: Duration, _uses: u64) {}
     /// A connection could not be opened.
     fn open_failed(&self, _error: &OpenError) {}
-    /// A statement of a call has ended, or its BEGIN or COMMIT. Statements on a plain client from
+    /// A statement of a call has ended, or its COMMIT; or its BEGIN, if that was not sent with the
+    /// transaction's first statement. Statements on a plain client from
     /// [`get`](crate::Pool::get) are not reported.
     fn statement(&self, _event: &StatementEvent<'_>) {}
     /// A call failed with this error in this attempt (from 1), and is tried again after the pause.

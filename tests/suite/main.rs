@@ -4,6 +4,7 @@
 
 mod answers;
 mod authority;
+mod begin;
 mod callers;
 mod changes;
 mod check_database;

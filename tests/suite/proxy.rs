@@ -89,6 +89,9 @@ pub enum Act {
     BreakOffWith(Vec<u8>),
     /// These bytes are delivered instead; then the connection is closed.
     ReplaceWith(Vec<u8>),
+    /// They are delivered with these bytes in place of the needle, which are as many. The connection
+    /// goes on.
+    Garble(&'static [u8]),
     /// They are not delivered. The sender gets these bytes as an answer; then the connection is
     /// closed.
     AnswerWith(Vec<u8>),
@@ -317,8 +320,18 @@ impl Shared {
                 thread::sleep(MS);
             }
             let tags = framer.tags(&buffer[..count]);
-            match self.fault_for(&buffer[..count], &tags, frontend, number) {
+            let mut needle = Vec::new();
+            let fault = self.fault_for(&buffer[..count], &tags, frontend, number);
+            match fault.map(|fault| {
+                needle = fault.needle;
+                fault.act
+            }) {
                 None => {}
+                Some(Act::Garble(other)) => {
+                    let mut windows = buffer[..count].windows(needle.len());
+                    let at = windows.position(|w| w == needle).expect("it was found");
+                    buffer[at..at + other.len()].copy_from_slice(other);
+                }
                 Some(Act::DeliverAfter(work)) => work(),
                 Some(Act::Lose) => break,
                 Some(Act::LoseAfter(work)) => {
@@ -381,7 +394,13 @@ impl Shared {
         }
     }
 
-    fn fault_for(&self, bytes: &[u8], tags: &[char], frontend: bool, number: usize) -> Option<Act> {
+    fn fault_for(
+        &self,
+        bytes: &[u8],
+        tags: &[char],
+        frontend: bool,
+        number: usize,
+    ) -> Option<Fault> {
         let holds = |fault: &mut Fault| {
             let named = bytes.windows(fault.needle.len()).any(|w| w == fault.needle);
             let come = match &mut fault.counted {
@@ -390,11 +409,7 @@ impl Shared {
             };
             come && fault.from_frontend == frontend
         };
-        self.fault
-            .lock()
-            .unwrap()
-            .take_if(holds)
-            .map(|fault| fault.act)
+        self.fault.lock().unwrap().take_if(holds)
     }
 }
 

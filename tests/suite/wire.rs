@@ -1,11 +1,11 @@
 //! Traffic on the wire: no more round trips than needed.
 
 use super::proxy::{Passed, Proxy};
-use super::support::{SECOND, database};
+use super::support::database;
 use Passed::{Backend, Frontend};
 
 /// Frontend messages by flight: a flight holds the messages that were sent before an answer came.
-fn flights(log: &[Passed]) -> Vec<String> {
+pub fn flights(log: &[Passed]) -> Vec<String> {
     let mut flights: Vec<String> = Vec::new();
     let mut answered = true;
     for passed in log {
@@ -45,26 +45,6 @@ fn a_warm_query_is_one_round_trip() {
     let log = proxy.take_log();
     assert_eq!(flights(&log), ["BES"; 5]);
     assert_eq!(log.iter().filter(|p| **p == Backend('Z')).count(), 5);
-}
-
-#[test]
-fn a_transaction_begins_in_one_flight_and_commits_in_one() {
-    let db = database();
-    let proxy = Proxy::in_front_of(db.port);
-    let pool = super::support::pool(&proxy.url(&db.url))
-        .max_size(1)
-        .build()
-        .unwrap();
-    let run = || {
-        let call = pool
-            .with_timeout(30 * SECOND)
-            .isolation_level(millpond::postgres::IsolationLevel::Serializable);
-        call.transaction(|tx| tx.query("SELECT 1", &[])).unwrap()
-    };
-    run();
-    proxy.take_log();
-    run();
-    assert_eq!(flights(&proxy.take_log()), ["Q", "BES", "Q"]);
 }
 
 #[test]

@@ -6,9 +6,9 @@
 use super::kept::{Kept, SearchPath};
 use super::link::Link;
 use super::served::Served;
-use super::words::SyncCommit;
+use super::words::{Opening, SyncCommit};
 use crate::metrics::CloseReason;
-use crate::pool::backend::{Backend, first_value};
+use crate::pool::backend::Backend;
 use crate::pool::param_types::LookUps;
 use crate::pool::shared::Shared;
 use crate::pool::texts::Texts;
@@ -75,6 +75,7 @@ pub(crate) struct Session {
     /// What runs on it is cancelled when this is fired.
     pub(super) token: Option<Token>,
     pub(super) in_transaction: bool,
+    pub(super) opening: Opening,
     pub(super) backend: Backend,
     /// The id of the current transaction, if it may write.
     pub(super) xid: Option<u64>,
@@ -142,6 +143,7 @@ impl Session {
             was_cancelled: false,
             token: None,
             in_transaction: false,
+            opening: Opening::Begun,
             backend,
             xid: None,
             driver_looks_up: false,
@@ -384,20 +386,6 @@ impl Session {
     /// Returns what tells its server from others at its address; None where a pooler may change it.
     pub fn server(&self) -> Option<u64> {
         (!self.shared.is_pooled()).then_some(self.backend.server)
-    }
-
-    /// Returns true if the server is a standby. An open transaction is rolled back first. With
-    /// `or_was`, also returns true if the server was a standby when this session last saw: it may
-    /// have been promoted since the refusal that is the reason for the question.
-    pub fn is_on_standby(&mut self, or_was: bool) -> bool {
-        if self.is_closing() || (self.in_transaction && self.rollback().is_err()) {
-            return false;
-        }
-        if or_was && self.backend.standby {
-            return true;
-        }
-        let answer = self.ask("SELECT pg_is_in_recovery()", housekeeping_until(None));
-        answer.is_ok_and(|messages| first_value(&messages) == Some("t"))
     }
 
     /// Returns whether, since the previous call, the server gave up a commit's wait for a

@@ -79,6 +79,7 @@ impl Session {
     /// setting.
     pub(super) fn ask_for_search_path(&mut self) -> Result<(), postgres::Error> {
         if let SearchPath::Doubtful = self.search_path {
+            self.begin_first()?;
             let answer = self.client.simple_query(PATH)?;
             let path = first_value(&answer);
             self.search_path = SearchPath::Set(path.unwrap_or_default().into());
@@ -146,6 +147,9 @@ impl Session {
     /// most one failure, since the driver takes another name for the next try.
     pub(super) fn describe_past_others(&mut self, sql: &str) -> Result<Described, postgres::Error> {
         const MOST_NAMES: u32 = 100;
+        if self.in_transaction {
+            self.begin_first()?;
+        }
         let begin = match self.in_transaction {
             true => "SAVEPOINT millpond_describe",
             false => "BEGIN; SAVEPOINT millpond_describe",

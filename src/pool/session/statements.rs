@@ -2,6 +2,7 @@
 
 use super::kept::{Kept, are_as_described};
 use super::life::Session;
+use super::words::Opening;
 use crate::error::{AbandonedStage, Effect, Error, excerpt};
 use crate::metrics::CloseReason;
 use crate::pool::limits::Limits;
@@ -80,6 +81,7 @@ impl Session {
 
     /// Runs statements without parameters, separated by semicolons.
     pub fn batch_execute(&mut self, sql: &str, phase: Phase, limits: &Limits) -> Result<(), Error> {
+        self.begin_alone(limits)?;
         self.timed(sql, phase, limits, |session| {
             session.take_note(&Facts::of(sql));
             let text = session.with_comment(sql);
@@ -132,6 +134,10 @@ impl Session {
                 }
                 Err(e) => e,
             };
+            if !self.has_begun() {
+                // It says nothing about the statement.
+                return Err((error, phase));
+            }
             let symptom = Symptom::of(&error);
             let never_sent = symptom == Symptom::BadCall;
             let stale_plan = symptom == Symptom::StalePlan;
@@ -216,6 +222,13 @@ impl Session {
                 },
             });
         }
+        if phase != Phase::Preparing && !self.has_begun() {
+            // The statement would run outside of the transaction.
+            return Err(Error::TransactionAborted {
+                cause: "the transaction could not be begun".into(),
+                sqlstate: None,
+            });
+        }
         if phase != Phase::Commit && self.is_abandoned() {
             return Err(ABANDONED);
         }
@@ -244,6 +257,7 @@ impl Session {
         self.rows = None;
         let result = work(self);
         self.in_call = false;
+        self.settle_begin();
         let cancelled = armed.disarm();
         let took = started.elapsed();
         self.shared.metrics.operation.observe(took.as_secs_f64());
@@ -302,7 +316,13 @@ impl Session {
         limits: &Limits,
     ) -> Error {
         let (asked, progress) = (phase, self.tracked().wire.progress());
-        let phase = phase.once_seen(progress);
+        let phase = match self.opening {
+            // Nothing that the transaction is for was done.
+            Opening::Held(_) | Opening::Refused if phase == Phase::InTransaction => {
+                Phase::Preparing
+            }
+            _ => phase.once_seen(progress),
+        };
         let code = source.code().map_or("", SqlState::code);
         let failures = &self.shared.metrics.failed_statements;
         failures.with_label_values(&[code]).inc();

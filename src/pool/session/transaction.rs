@@ -1,15 +1,25 @@
 //! Begin, commit, roll back: one message each.
+//!
+//! BEGIN waits for the first statement and leaves with it, so it takes no round trip of its own; a
+//! transaction without statements sends nothing at all. How this is safe is said in `wire::begin`.
+//! BEGIN is sent alone if the claim of a key belongs to it, and before a request of the simple
+//! protocol.
+//!
+//! If BEGIN fails, the first statement does, and reports its error. The session then takes no more
+//! statements in that transaction, since there is none that they could run in.
 
 use super::kept::SearchPath;
-use super::life::Session;
+use super::life::{Session, housekeeping_until};
 use super::words::{
-    Begin, ENDED_INSIDE, Finish, LostTransaction, READING, SyncCommit, says_ended_inside,
+    Begin, ENDED_INSIDE, Evidence, Finish, LostTransaction, Opening, READING, SyncCommit,
+    says_ended_inside,
 };
 use crate::error::Error;
 use crate::metrics::CloseReason;
 use crate::pool::backend::{first_row, first_value};
 use crate::pool::limits::Limits;
 use crate::pool::watchdog::CANCEL_GRACE;
+use crate::pool::wire::BeginState;
 use crate::retry::Phase;
 use postgres::SimpleQueryMessage;
 use std::time::{Duration, Instant};
@@ -19,49 +29,146 @@ use std::time::{Duration, Instant};
 const ROLLBACK: Duration = CANCEL_GRACE;
 
 impl Session {
+    /// Begins a transaction. Its BEGIN waits for the first statement.
+    pub fn begin(&mut self, begin: &Begin, limits: &Limits) -> Result<(), Error> {
+        self.prepare_to_begin(begin);
+        let Opening::Held(begin) = self.opening else {
+            return Ok(());
+        };
+        let statements = begin.statements();
+        let texts: Vec<_> = statements.iter().map(|s| self.with_comment(s)).collect();
+        let wire = &self.tracked().wire;
+        match wire.hold_begin(texts.iter().map(|text| &**text)) {
+            true => Ok(()),
+            false => self.begin_alone(limits),
+        }
+    }
+
     /// Begins a transaction in one message, which also contains our own statements in `and_then`.
     /// Returns the server's answers.
-    pub fn begin(
+    pub fn begin_and(
         &mut self,
         begin: &Begin,
         and_then: &str,
         limits: &Limits,
     ) -> Result<Vec<SimpleQueryMessage>, Error> {
+        self.prepare_to_begin(begin);
+        self.timed("BEGIN", Phase::Preparing, limits, |session| {
+            let answer = session.send_begin(and_then);
+            answer.map_err(|e| (e, Phase::Preparing))
+        })
+    }
+
+    fn prepare_to_begin(&mut self, begin: &Begin) {
+        self.tracked().wire.forget_begin();
         // Set before sending: if the answer is lost, a transaction may have begun.
         self.in_transaction = true;
         (self.xid, self.reads_only) = (None, begin.read_only);
         (self.sync_commit, self.sync_commit_touched) = (SyncCommit::ON, false);
+        (self.in_own_backend, self.hides_warnings) = (false, false);
         (self.own_meanings, self.temporary_path) = (false, false);
         self.search_path = SearchPath::Own;
-        let begin = Begin {
+        self.opening = Opening::Held(Begin {
             // If it cannot be set on the session, it is at least set for this transaction.
             statement_timeout: begin
                 .statement_timeout
                 .or_else(|| self.shared.timeout_of_transactions()),
             ..*begin
+        });
+    }
+
+    /// Sends a BEGIN that waits in a round trip of its own: a statement of the simple protocol
+    /// follows.
+    pub(super) fn begin_alone(&mut self, limits: &Limits) -> Result<(), Error> {
+        let Opening::Held(_) = self.opening else {
+            return Ok(());
         };
-        let sql = begin.sql() + and_then;
-        let answer = self.timed("BEGIN", Phase::Preparing, limits, |session| {
-            let text = session.with_comment(&sql);
-            let answer = session.client.simple_query(&text);
-            answer.map_err(|e| (e, Phase::Preparing))
-        })?;
-        let row = first_row(&answer);
-        let text = |column: &str| row?.try_get(column).ok().flatten();
-        self.xid = text("xid").and_then(|xid| xid.parse().ok());
-        if let Some(level) = text("synchronous_commit").and_then(SyncCommit::named) {
-            self.sync_commit = level;
+        self.timed("BEGIN", Phase::Preparing, limits, |session| {
+            let answer = session.send_begin("");
+            answer.map(drop).map_err(|e| (e, Phase::Preparing))
+        })
+    }
+
+    /// Same as [`begin_alone`](Self::begin_alone), inside a call, which may have sent it already.
+    pub(super) fn begin_first(&mut self) -> Result<(), postgres::Error> {
+        self.settle_begin();
+        if let Opening::Held(_) = self.opening {
+            self.send_begin("")?;
         }
-        self.hides_warnings = text("client_min_messages") == Some("error");
-        let pid = text("pid").and_then(|pid| pid.parse::<i32>().ok());
-        self.in_own_backend = pid == Some(self.backend.pid);
-        if pid.is_some() && !self.in_own_backend {
+        Ok(())
+    }
+
+    fn send_begin(&mut self, and_then: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+        let Opening::Held(begin) = self.opening else {
+            return Ok(Vec::new());
+        };
+        self.tracked().wire.forget_begin();
+        // The answer to this message ends before anything else is sent.
+        self.opening = Opening::Refused;
+        let sql = begin.sql() + and_then;
+        let text = self.with_comment(&sql);
+        let answer = self.client.simple_query(&text)?;
+        let row = first_row(&answer);
+        let values = row.map_or(0..0, |row| 0..row.len());
+        let values: Vec<_> = values.map(|at| row.and_then(|row| row.get(at))).collect();
+        self.note_begun(&values);
+        Ok(answer)
+    }
+
+    /// Takes note of what became of a BEGIN that waited for the first statement.
+    pub(super) fn settle_begin(&mut self) {
+        if !matches!(self.opening, Opening::Held(_)) {
+            return;
+        }
+        match self.tracked().wire.take_begin() {
+            BeginState::Held(_) => {}
+            BeginState::Done(row) => self.note_begun(&row),
+            BeginState::Refused => self.opening = Opening::Refused,
+            BeginState::Sent | BeginState::None => self.opening = Opening::Lost,
+        }
+    }
+
+    fn note_begun(&mut self, row: &[Option<impl AsRef<str>>]) {
+        if self.reads_only {
+            self.opening = Opening::Begun;
+            return;
+        }
+        let Some(evidence) = Evidence::of(row) else {
+            // Nothing may be committed of which nothing can be found out later.
+            self.opening = Opening::Lost;
+            return;
+        };
+        self.opening = Opening::Begun;
+        self.xid = evidence.xid;
+        self.sync_commit = evidence.sync_commit;
+        self.hides_warnings |= evidence.hides_warnings;
+        self.in_own_backend = evidence.pid == self.backend.pid;
+        if !self.in_own_backend {
             self.shared
                 .note_pooler("a different server process answers than before");
         }
         // Only a primary assigns transaction ids.
         self.backend.standby &= self.xid.is_none();
-        Ok(answer)
+    }
+
+    /// Returns false if the server did not begin the current transaction, or may not have.
+    pub(super) fn has_begun(&mut self) -> bool {
+        self.settle_begin();
+        matches!(self.opening, Opening::Begun | Opening::Held(_))
+    }
+
+    /// Ends a transaction whose BEGIN still waits: the server knows nothing of it. Returns false if
+    /// there is none.
+    fn end_unsent(&mut self) -> bool {
+        self.settle_begin();
+        let unsent = matches!(self.opening, Opening::Held(_));
+        if unsent {
+            self.tracked().wire.forget_begin();
+            self.opening = Opening::Begun;
+            self.in_transaction = false;
+            self.search_path = SearchPath::Own;
+        }
+        unsent
     }
 
     /// Commits in one message. In a transaction that the server has aborted, a plain COMMIT would
@@ -70,6 +177,9 @@ impl Session {
     /// because the closure has ended that one itself. A commit on the wire is never cancelled (see
     /// the watchdog). The statements in `finish` are our own and belong to the transaction.
     pub fn commit(&mut self, finish: &Finish, limits: &Limits) -> Result<(), Error> {
+        if self.end_unsent() {
+            return Ok(());
+        }
         if std::mem::take(&mut self.sync_commit_touched) {
             self.ask_what_commit_waits_for(limits)?;
         }
@@ -128,6 +238,11 @@ impl Session {
 
     /// Rolls back within [`ROLLBACK`], and checks that the transaction had not been committed.
     pub fn rollback(&mut self) -> Result<(), Error> {
+        if self.end_unsent() {
+            return Ok(());
+        }
+        self.tracked().wire.forget_begin();
+        self.opening = Opening::Begun;
         let sql = match self.xid {
             Some(xid) => format!("ROLLBACK; SELECT pg_xact_status('{xid}'::xid8); "),
             None => "ROLLBACK; ".to_owned(),
@@ -163,6 +278,20 @@ impl Session {
                 .filter(|_| self.in_own_backend && !self.shared.is_pooled()),
             sync_commit: self.sync_commit,
         }
+    }
+
+    /// Returns true if the server is a standby. An open transaction is rolled back first. With
+    /// `or_was`, also returns true if the server was a standby when this session last saw: it may
+    /// have been promoted since the refusal that is the reason for the question.
+    pub fn is_on_standby(&mut self, or_was: bool) -> bool {
+        if self.is_closing() || (self.in_transaction && self.rollback().is_err()) {
+            return false;
+        }
+        if or_was && self.backend.standby {
+            return true;
+        }
+        let answer = self.ask("SELECT pg_is_in_recovery()", housekeeping_until(None));
+        answer.is_ok_and(|messages| first_value(&messages) == Some("t"))
     }
 
     /// Returns whether the current transaction cannot write.

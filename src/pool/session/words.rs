@@ -42,42 +42,88 @@ pub(crate) struct Begin {
 }
 
 impl Begin {
-    /// Returns one message. It contains only our own words and integers, since a simple query has
-    /// no parameters.
-    pub(super) fn sql(&self) -> String {
-        let mut sql = String::from("BEGIN");
+    /// Returns the statements. They contain only our own words and integers, since a simple query
+    /// has no parameters.
+    pub(super) fn statements(&self) -> Vec<String> {
+        let mut begin = String::from("BEGIN");
         if let Some(level) = self.isolation {
-            sql += " ISOLATION LEVEL ";
-            sql += level;
+            begin += " ISOLATION LEVEL ";
+            begin += level;
         }
         if self.read_only {
-            sql += " READ ONLY";
+            begin += " READ ONLY";
         }
-        if let Some(limit) = self.statement_timeout {
-            sql += &format!("; SET LOCAL statement_timeout = {}", as_server_ms(limit));
-        }
-        if let Some(limit) = self.idle_timeout {
-            sql += &format!(
-                "; SET LOCAL idle_in_transaction_session_timeout = {}",
-                as_server_ms(limit)
-            );
-        }
-        if self.read_only {
+        let mut statements = vec![begin];
+        let mut set_local = |setting: &str, limit: Option<Duration>| {
+            if let Some(limit) = limit {
+                let value = as_server_ms(limit);
+                statements.push(format!("SET LOCAL {setting} = {value}"));
+            }
+        };
+        set_local("statement_timeout", self.statement_timeout);
+        set_local("idle_in_transaction_session_timeout", self.idle_timeout);
+        statements.push(match self.read_only {
             // The setting is local to the transaction: its absence at the commit shows that a
             // closure has ended the transaction itself. And after a query, a transaction cannot be
             // changed to READ WRITE any more.
-            sql += &format!("; SELECT set_config('{READING}', 'yes', true)");
-        } else {
-            // The transaction id is needed to find out later what became of the commit; the process
-            // number, to detect a pooler; and the level, to know what the commit waits for. A
-            // standby assigns no ids, and a transaction begun there never writes, even if the
-            // server is promoted meanwhile.
-            sql += "; SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
-                    pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
-                    current_setting('client_min_messages') AS client_min_messages";
-        }
-        sql
+            true => format!("SELECT set_config('{READING}', 'yes', true)"),
+            false => EVIDENCE.to_owned(),
+        });
+        statements
     }
+
+    /// Returns them as one message.
+    pub(super) fn sql(&self) -> String {
+        self.statements().join("; ")
+    }
+}
+
+/// The transaction id is needed to find out later what became of the commit; the process number, to
+/// detect a pooler; and the level, to know what the commit waits for. A standby assigns no ids, and a
+/// transaction begun there never writes, even if the server is promoted meanwhile.
+const EVIDENCE: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
+     pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
+     current_setting('client_min_messages') AS client_min_messages";
+
+/// What a transaction that may write says of itself at its beginning, in the order of [`EVIDENCE`].
+pub(super) struct Evidence {
+    /// None on a standby.
+    pub xid: Option<u64>,
+    pub pid: i32,
+    pub sync_commit: SyncCommit,
+    pub hides_warnings: bool,
+}
+
+impl Evidence {
+    /// Reads the row. Returns None if it is not the one that was asked for.
+    pub fn of(row: &[Option<impl AsRef<str>>]) -> Option<Evidence> {
+        let [xid, pid, level, messages] = row else {
+            return None;
+        };
+        let text = |value: &Option<_>| value.as_ref().map(AsRef::as_ref).map(str::to_owned);
+        Some(Evidence {
+            xid: match text(xid) {
+                Some(xid) => Some(xid.parse().ok()?),
+                None => None,
+            },
+            pid: text(pid)?.parse().ok()?,
+            sync_commit: SyncCommit::named(&text(level)?).unwrap_or(SyncCommit::ON),
+            hides_warnings: text(messages)? == "error",
+        })
+    }
+}
+
+/// How the current transaction has begun.
+#[derive(Clone, Copy)]
+pub(crate) enum Opening {
+    /// It has; or there is none.
+    Begun,
+    /// Its BEGIN waits for the first statement. Nothing was sent, or the answer is not known yet.
+    Held(Begin),
+    /// The server refused its BEGIN, and did nothing that was sent behind it.
+    Refused,
+    /// The answer to its BEGIN was lost.
+    Lost,
 }
 
 /// What the commit message does before the COMMIT. Like that of the begin, its text is our own.

@@ -1,13 +1,14 @@
 //! Delivers each answer of the server separately, and notes how far a request has come.
 
+use super::begin::{BeginState, Expected, Taken};
 use super::frame::Frame;
 use super::handle::{HUGE, Handle, look, progress};
-use super::sent::Sent;
+use super::sent::{Next, Sent};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The stream that the driver reads and writes. It delivers each answer separately, so that the
@@ -25,7 +26,16 @@ pub(crate) struct Answers<S> {
     ended: bool,
     /// Data that followed the end of an answer.
     held: Vec<u8>,
+    /// The answer to a BEGIN that the driver knows nothing of.
+    begin: Option<Expected>,
+    /// What is to be written before anything else.
+    out: Vec<u8>,
+    /// The server takes the data of a COPY.
+    copies_in: bool,
 }
+
+/// So much of a request is joined to the BEGIN before it. More would be copied for nothing.
+const JOINED: usize = 16 << 10;
 
 impl<S> Answers<S> {
     pub fn new(stream: S, handle: Arc<Handle>) -> Answers<S> {
@@ -42,6 +52,9 @@ impl<S> Answers<S> {
             delivered: false,
             ended: false,
             held: Vec::new(),
+            begin: None,
+            out: Vec::new(),
+            copies_in: false,
         }
     }
 
@@ -58,7 +71,8 @@ impl<S> Answers<S> {
         if self.frame.take_completed() && now == progress::SENT {
             now = progress::COMPLETED;
         }
-        if self.frame.take_failed() && now == progress::COMPLETED {
+        let failed = self.frame.take_failed();
+        if failed && now == progress::COMPLETED {
             now = progress::FAILED;
         }
         if ready && now == progress::COMPLETED {
@@ -71,8 +85,14 @@ impl<S> Answers<S> {
             // The Sync that the driver has sent is ignored, and the one behind the data counts.
             self.ends += 1;
             self.end_of_last += 1;
+            self.copies_in = true;
+        }
+        if failed && self.copies_in {
+            // It may not have ignored that Sync: it failed before it looked for data.
+            self.handle.miscounts.store(true, Ordering::Relaxed);
         }
         if ready {
+            self.copies_in = false;
             self.ends += 1;
             // The driver sends a Close before or behind a statement, which has an answer of its own.
             if self.ends >= self.end_of_last {
@@ -90,14 +110,43 @@ impl<S> Answers<S> {
         length
     }
 
-    /// Delivers as much of the held data as fits.
-    fn deliver_held(&mut self, buf: &mut ReadBuf<'_>) {
+    /// Delivers as much of the held data as fits. Returns false if none is for the driver yet.
+    fn deliver_held(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let free = self.without_begin();
+        if free == 0 {
+            return false;
+        }
         let mut held = std::mem::take(&mut self.held);
-        let fits = held.len().min(buf.remaining());
+        let fits = free.min(held.len()).min(buf.remaining());
         let length = self.deliver(&held[..fits]);
         buf.put_slice(&held[..length]);
         held.drain(..length);
         self.held = held;
+        true
+    }
+
+    /// Takes the answer to BEGIN out of the held data. Returns how much of these is for the driver.
+    fn without_begin(&mut self) -> usize {
+        let Some(begin) = &mut self.begin else {
+            return self.held.len();
+        };
+        // What comes before it ends with an end, where `deliver` stops.
+        if !begin.is_next(self.ends) {
+            return self.held.len();
+        }
+        // A message that came unasked, and that the driver has a part of.
+        if !self.frame.is_between() {
+            return 1;
+        }
+        match begin.take(&mut self.held) {
+            Taken::Other(length) => length,
+            Taken::Part => 0,
+            Taken::End(end) => {
+                *self.handle.begin() = end;
+                self.begin = None;
+                self.held.len()
+            }
+        }
     }
 
     /// Makes the driver look for its answer first and poll again at once.
@@ -115,36 +164,44 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let answers = &mut *self;
-        if !answers.held.is_empty() {
-            if answers.ended {
+        let before = buf.filled().len();
+        loop {
+            if !answers.held.is_empty() {
+                if answers.ended {
+                    return answers.later(cx);
+                }
+                if answers.deliver_held(buf) {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let look = answers.handle.look.load(Ordering::Relaxed);
+            if look == look::ASKED {
+                answers.handle.look.store(look::TURNED, Ordering::Relaxed);
                 return answers.later(cx);
             }
-            answers.deliver_held(buf);
-            return Poll::Ready(Ok(()));
-        }
-        let look = answers.handle.look.load(Ordering::Relaxed);
-        if look == look::ASKED {
-            answers.handle.look.store(look::TURNED, Ordering::Relaxed);
-            return answers.later(cx);
-        }
-        let before = buf.filled().len();
-        match Pin::new(&mut answers.stream).poll_read(cx, buf) {
-            // Delivered in parts if the driver has little room: a read that returned nothing would
-            // never be repeated.
-            Poll::Pending if look == look::TURNED => {
-                answers.handle.look.store(look::NONE, Ordering::Relaxed);
-                answers.held.extend_from_slice(look::MESSAGE);
-                answers.deliver_held(buf);
-                return Poll::Ready(Ok(()));
+            match Pin::new(&mut answers.stream).poll_read(cx, buf) {
+                // Delivered in parts if the driver has little room: a read that returned nothing
+                // would never be repeated.
+                Poll::Pending if look == look::TURNED && answers.begin.is_none() => {
+                    answers.handle.look.store(look::NONE, Ordering::Relaxed);
+                    answers.held.extend_from_slice(look::MESSAGE);
+                    answers.deliver_held(buf);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending => {
+                    (answers.delivered, answers.ended) = (false, false);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) if buf.filled().len() > before => {}
+                // The end of the stream. The driver first looks at what was delivered before it.
+                _ if answers.delivered => return answers.later(cx),
+                end @ Poll::Ready(_) => return end,
             }
-            Poll::Pending => {
-                (answers.delivered, answers.ended) = (false, false);
-                return Poll::Pending;
+            if answers.begin.is_none() {
+                break;
             }
-            Poll::Ready(Ok(())) if buf.filled().len() > before => {}
-            // The end of the stream. The driver first looks at what was delivered before it.
-            _ if answers.delivered => return answers.later(cx),
-            end @ Poll::Ready(_) => return end,
+            answers.held.extend_from_slice(&buf.filled()[before..]);
+            buf.set_filled(before);
         }
         let data = &buf.filled()[before..];
         let length = if answers.ended {
@@ -161,30 +218,77 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Answers<S> {
+    /// Returns how much of `data` may be written now. If it is the beginning of the first statement
+    /// behind a held BEGIN, `out` contains both.
+    fn join_begin<'d>(&mut self, data: &'d [u8]) -> io::Result<&'d [u8]> {
+        let mut begin = self.handle.begin();
+        let messages = match &mut *begin {
+            BeginState::Refused => return Err(io::Error::other("the transaction did not begin")),
+            BeginState::Held(messages) => messages,
+            BeginState::None | BeginState::Sent | BeginState::Done(_) => return Ok(data),
+        };
+        let part = match self.sent.next(data) {
+            Next::Statement => &data[..data.len().min(JOINED)],
+            Next::Query => return Err(io::Error::other("a query behind a held BEGIN")),
+            Next::Other(length) => return Ok(&data[..length.min(data.len())]),
+        };
+        self.begin = Some(Expected::new(self.sent.ends(), messages));
+        self.out = std::mem::take(&mut messages.bytes);
+        self.out.extend_from_slice(part);
+        *begin = BeginState::Sent;
+        Ok(part)
+    }
+
+    fn write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let progress = &self.handle.progress;
+        let answers = &mut *self;
+        let progress = &answers.handle.progress;
         if progress.load(Ordering::Relaxed) == progress::NOTHING_SENT {
             progress.store(progress::SENT, Ordering::Relaxed);
         }
         if buf.len() > HUGE {
-            self.handle.grown.store(true, Ordering::Relaxed);
+            answers.handle.grown.store(true, Ordering::Relaxed);
         }
-        let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
+        ready!(answers.write_out(cx))?;
+        let part = answers.join_begin(buf)?;
+        let poll = match answers.out.is_empty() {
+            true => Pin::new(&mut answers.stream).poll_write(cx, part),
+            false => {
+                // What is not written now is written before the next data, or at the flush.
+                if let Poll::Ready(Err(e)) = answers.write_out(cx) {
+                    return Poll::Ready(Err(e));
+                }
+                Poll::Ready(Ok(part.len()))
+            }
+        };
         if let Poll::Ready(Ok(written)) = poll
-            && let Some((text, end)) = self.sent.note(&buf[..written])
+            && let Some((text, end)) = answers.sent.note(&part[..written])
         {
-            self.end_of_last = end;
-            self.handle.note_sent(text);
+            answers.end_of_last = end;
+            answers.handle.note_sent(text);
         }
         poll
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.write_out(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -195,6 +299,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::begin::Messages;
     use super::*;
     use std::task::Waker;
 
@@ -230,6 +335,169 @@ mod tests {
             }
             assert_eq!(got, look::MESSAGE);
         }
+    }
+
+    /// A server that answers with what it is told to, and takes a few bytes at a time.
+    #[derive(Default)]
+    struct Scripted {
+        answers: Vec<u8>,
+        written: Vec<u8>,
+        takes: usize,
+    }
+
+    impl AsyncRead for Scripted {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.answers.is_empty() {
+                return Poll::Pending;
+            }
+            let step = self.takes.min(self.answers.len()).min(buf.remaining());
+            buf.put_slice(&self.answers[..step]);
+            self.answers.drain(..step);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Scripted {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let step = self.takes.min(buf.len());
+            self.written.extend_from_slice(&buf[..step]);
+            Poll::Ready(Ok(step))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        [&[tag], &length[..], body].concat()
+    }
+
+    fn messages(all: &[(u8, &[u8])]) -> Vec<u8> {
+        all.iter()
+            .flat_map(|(tag, body)| message(*tag, body))
+            .collect()
+    }
+
+    /// A connection after its start.
+    fn started(takes: usize) -> Answers<Scripted> {
+        let stream = Scripted {
+            takes,
+            ..Scripted::default()
+        };
+        let mut answers = Answers::new(stream, Arc::default());
+        write(&mut answers, b"\0\0\0\x08\0\x03\0\0").unwrap();
+        answers.stream.answers = messages(&[(b'R', &[0; 4]), (b'Z', b"I")]);
+        read(&mut answers);
+        answers.stream.written.clear();
+        answers
+    }
+
+    fn write(answers: &mut Answers<Scripted>, mut data: &[u8]) -> io::Result<()> {
+        let mut cx = Context::from_waker(Waker::noop());
+        while !data.is_empty() {
+            match Pin::new(&mut *answers).poll_write(&mut cx, data) {
+                Poll::Ready(written) => data = &data[written?..],
+                Poll::Pending => unreachable!("it always takes some"),
+            }
+        }
+        while Pin::new(&mut *answers).poll_flush(&mut cx)?.is_pending() {}
+        Ok(())
+    }
+
+    /// Reads all that there is.
+    fn read(answers: &mut Answers<Scripted>) -> Vec<u8> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut got, mut idle) = (Vec::new(), 0);
+        while idle < 3 {
+            let mut bytes = [0; 64];
+            let mut buf = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut *answers).poll_read(&mut cx, &mut buf) {
+                Poll::Pending => idle += 1,
+                Poll::Ready(done) => {
+                    done.unwrap();
+                    idle = 0;
+                }
+            }
+            got.extend_from_slice(buf.filled());
+        }
+        got
+    }
+
+    const DONE: [(u8, &[u8]); 3] = [(b'1', b""), (b'2', b""), (b'C', b"BEGIN\0")];
+
+    #[test]
+    fn begin_is_written_before_the_first_statement_and_behind_what_closes_others() {
+        let close = messages(&[(b'C', b"Ss1\0"), (b'S', b"")]);
+        let statement = messages(&[(b'B', b"\0s2\0\0\0"), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
+        let begin = Messages::of(["BEGIN"]).bytes;
+        let closed = messages(&[(b'3', b""), (b'Z', b"I")]);
+        let done = messages(&[(b'2', b""), (b'C', b"INSERT 0 1\0"), (b'Z', b"T")]);
+        for takes in [1, 2, 3, 7, 20, 1000] {
+            for closes in [0, 1, 2] {
+                let mut answers = started(takes);
+                // One was written before, and not answered yet.
+                write(&mut answers, &close).unwrap();
+                assert!(answers.handle.hold_begin(["BEGIN"]));
+                write(&mut answers, &[&*close.repeat(closes), &statement].concat()).unwrap();
+                let expected = [&*close.repeat(closes + 1), &begin, &statement].concat();
+                assert_eq!(answers.stream.written, expected, "{takes} {closes}");
+                answers.stream.answers =
+                    [&*closed.repeat(closes + 1), &messages(&DONE), &done].concat();
+                let got = read(&mut answers);
+                assert_eq!(got, [&*closed.repeat(closes + 1), &done].concat());
+                assert_eq!(answers.handle.take_begin(), BeginState::Done(vec![]));
+                assert_eq!(answers.handle.take_begin(), BeginState::None);
+                // What follows passes as it is.
+                answers.stream.answers = messages(&DONE);
+                assert_eq!(read(&mut answers), messages(&DONE));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_behind_a_begin_that_was_refused() {
+        let statement = messages(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
+        let query = message(b'Q', b"SELECT 1\0");
+        let error = messages(&[(b'E', b"SERROR\0\0"), (b'Z', b"I")]);
+        let mut answers = started(5);
+        assert!(answers.handle.hold_begin(["BEGIN", "SELECT 2"]));
+        write(&mut answers, &query).unwrap_err();
+        write(&mut answers, &statement).unwrap();
+        answers.stream.answers = [&*messages(&DONE), &error].concat();
+        assert_eq!(read(&mut answers), error);
+        assert_eq!(answers.handle.take_begin(), BeginState::Refused);
+        answers.stream.written.clear();
+        for data in [&statement, &query] {
+            write(&mut answers, data).unwrap_err();
+        }
+        assert_eq!(answers.stream.written, b"");
+        // The session has learnt of it and rolls back.
+        assert!(!answers.handle.forget_begin());
+        write(&mut answers, &query).unwrap();
+    }
+
+    #[test]
+    fn a_begin_is_forgotten_as_long_as_it_was_not_sent() {
+        let statement = messages(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
+        let mut answers = started(1000);
+        answers.handle.hold_begin(["BEGIN"]);
+        assert!(answers.handle.forget_begin());
+        write(&mut answers, &statement).unwrap();
+        assert_eq!(answers.stream.written, statement);
     }
 
     #[test]

@@ -41,39 +41,49 @@ impl Frame {
     /// rest in again.
     pub fn until_ready(&mut self, data: &[u8]) -> (usize, bool) {
         let mut at = 0;
-        loop {
-            if self.left > 0 {
-                let step = self.left.min(data.len() - at);
-                if self.head[0] == BACKEND_KEY_DATA {
-                    self.keep_key(&data[at..at + step]);
-                }
-                self.left -= step;
-                at += step;
-                if self.left > 0 {
-                    return (at, false);
-                }
-            }
-            if self.have == HEAD {
-                self.have = 0;
-                if self.head[0] == READY_FOR_QUERY {
-                    return (at, true);
-                }
-            }
-            let step = (HEAD - self.have).min(data.len() - at);
-            self.head[self.have..self.have + step].copy_from_slice(&data[at..at + step]);
-            self.have += step;
+        while at < data.len() {
+            let (step, ended) = self.until_end(&data[at..]);
             at += step;
+            if ended == Some(READY_FOR_QUERY) {
+                return (at, true);
+            }
+        }
+        (at, false)
+    }
+
+    /// Returns how much of `data` belongs to the current message, and its tag if it ends there.
+    fn until_end(&mut self, data: &[u8]) -> (usize, Option<u8>) {
+        let mut at = 0;
+        if self.have < HEAD {
+            at = (HEAD - self.have).min(data.len());
+            self.head[self.have..self.have + at].copy_from_slice(&data[..at]);
+            self.have += at;
             if self.have < HEAD {
-                return (at, false);
+                return (at, None);
             }
             let [tag, length @ ..] = self.head;
-            // A length too small to count itself is left for the driver to reject.
-            self.left = (u32::from_be_bytes(length) as usize).saturating_sub(length.len());
+            self.left = body_length(length);
             self.largest = self.largest.max(self.left);
             self.completed |= tag == COMMAND_COMPLETE;
             self.failed |= tag == ERROR;
             self.copies_in |= tag == COPY_IN;
         }
+        let step = self.left.min(data.len() - at);
+        if self.head[0] == BACKEND_KEY_DATA {
+            self.keep_key(&data[at..at + step]);
+        }
+        self.left -= step;
+        at += step;
+        if self.left > 0 {
+            return (at, None);
+        }
+        self.have = 0;
+        (at, Some(self.head[0]))
+    }
+
+    /// Returns whether no message has begun whose end is still to come.
+    pub fn is_between(&self) -> bool {
+        self.have == 0
     }
 
     /// Returns true once after a CommandComplete.
@@ -117,8 +127,21 @@ impl Frame {
     /// Returns how much of the current message's body was read before.
     fn body_read(&self) -> usize {
         let [_, length @ ..] = self.head;
-        (u32::from_be_bytes(length) as usize).saturating_sub(length.len()) - self.left
+        body_length(length) - self.left
     }
+}
+
+/// Returns the tag, the body and the length of the first message of `data`, if it is whole.
+pub(super) fn first_message(data: &[u8]) -> Option<(u8, &[u8], usize)> {
+    let [tag, length @ ..] = *data.first_chunk::<HEAD>()?;
+    let end = HEAD + body_length(length);
+    Some((tag, data.get(HEAD..end)?, end))
+}
+
+/// Returns the length of a body. A length too small to count itself is left for the driver to
+/// reject.
+fn body_length(length: [u8; HEAD - 1]) -> usize {
+    (u32::from_be_bytes(length) as usize).saturating_sub(length.len())
 }
 
 #[cfg(test)]

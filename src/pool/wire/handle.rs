@@ -1,6 +1,7 @@
 //! The handle of one wire, with which other threads can cut it, and which says how far a request has
 //! come.
 
+use super::begin::{BeginState, Messages};
 use crate::retry::Progress;
 use crate::sync::unpoison;
 use postgres::Notification;
@@ -25,6 +26,9 @@ pub(crate) struct Handle {
     /// One of the constants of `look`.
     pub(super) look: AtomicU8,
     last: Mutex<Option<Last>>,
+    begin: Mutex<BeginState>,
+    /// The answers can no longer be counted exactly.
+    pub(super) miscounts: AtomicBool,
 }
 
 /// The statement that was sent last.
@@ -150,6 +154,36 @@ impl Handle {
             last.is_running = false;
             last.since = Instant::now();
         }
+    }
+
+    pub(super) fn begin(&self) -> MutexGuard<'_, BeginState> {
+        unpoison(self.begin.lock())
+    }
+
+    /// Holds back the statements that begin a transaction until the next request. Returns false if
+    /// that is impossible on this connection.
+    pub fn hold_begin<'s>(&self, statements: impl IntoIterator<Item = &'s str>) -> bool {
+        let possible = !self.miscounts.load(Ordering::Relaxed);
+        *self.begin() = match possible {
+            true => BeginState::Held(Messages::of(statements)),
+            false => BeginState::None,
+        };
+        possible
+    }
+
+    /// Returns what has become of BEGIN, and forgets it if it is neither held nor refused.
+    pub fn take_begin(&self) -> BeginState {
+        let mut begin = self.begin();
+        match *begin {
+            BeginState::Held(_) => BeginState::Held(Messages::default()),
+            BeginState::Refused => BeginState::Refused,
+            _ => std::mem::take(&mut *begin),
+        }
+    }
+
+    /// Forgets a BEGIN. Returns true if it was still held: nothing of it was sent.
+    pub fn forget_begin(&self) -> bool {
+        matches!(std::mem::take(&mut *self.begin()), BeginState::Held(_))
     }
 
     /// Returns whether a message longer than [`HUGE`] has passed.

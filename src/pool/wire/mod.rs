@@ -4,7 +4,7 @@
 //! `ssl_negotiation(Direct)`): it then passes the raw socket to our connector at once and speaks
 //! the plain protocol over the stream that the connector returns (tokio-postgres 0.7.18). The
 //! connector returns the socket inside a [`Wire`](stream::Wire), with the encryption that the user
-//! asked for above it (see `handshake`), or none. This has three uses:
+//! asked for above it (see `handshake`), or none. This has four uses:
 //!
 //! - [`Handle::abort`](handle::Handle::abort) works from any thread: a call blocked on the wire fails with `TimedOut` at
 //!   once. This includes a query whose packets are silently dropped, a handshake that hangs, and
@@ -19,6 +19,7 @@
 //!   as complete, when its connection was lost; the process number that the server gave out, which
 //!   reveals a pooler; and which statement was sent last, also by a caller who has the driver's
 //!   client.
+//! - A transaction's BEGIN takes no round trip of its own (see `begin`).
 //!
 //! `Answers` reads the protocol in plain text, so it stands above any encryption. This is the only
 //! room with async traits.
@@ -28,6 +29,7 @@
 //! Unix socket itself.
 
 mod answers;
+mod begin;
 #[cfg(feature = "tls")]
 mod binding;
 mod cancel;
@@ -40,6 +42,7 @@ mod route;
 mod sent;
 mod stream;
 
+pub(crate) use begin::BeginState;
 pub(crate) use cancel::cancel;
 pub(crate) use connector::Connector;
 pub(crate) use failure::Failure;

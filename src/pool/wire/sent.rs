@@ -4,6 +4,7 @@
 //! those that have an answer with an end of its own (ReadyForQuery): the first, Query and Sync. All
 //! other data is skipped (manual, section 55.7). A write may end anywhere in a message.
 
+use super::frame::first_message;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -41,6 +42,16 @@ pub(super) struct Sent {
     texts: HashMap<Box<[u8]>, Arc<str>>,
     /// What the cursor was declared for.
     rows_of: Option<Arc<str>>,
+}
+
+/// What comes first in data for the server.
+pub(super) enum Next {
+    /// A request of the extended protocol, up to its Sync.
+    Statement,
+    /// A request of the simple protocol.
+    Query,
+    /// A message of another kind, or the rest of one, of this length: a Close, a Sync.
+    Other(usize),
 }
 
 impl Sent {
@@ -83,6 +94,24 @@ impl Sent {
             }
         }
         noted
+    }
+
+    /// Returns how many messages were written that have an answer with an end of its own.
+    pub fn ends(&self) -> u64 {
+        self.ends
+    }
+
+    /// Returns what comes first in data that is about to be written.
+    pub fn next(&self, data: &[u8]) -> Next {
+        if !self.has_begun || !self.head.is_empty() {
+            // At least one byte is left of the current message.
+            return Next::Other(self.left.clamp(1, data.len().max(1)));
+        }
+        match data.first() {
+            Some(&(PARSE | BIND)) => Next::Statement,
+            Some(&QUERY) => Next::Query,
+            _ => Next::Other(first_message(data).map_or(data.len(), |(.., length)| length)),
+        }
     }
 
     fn tag(&self) -> u8 {

@@ -1,0 +1,459 @@
+//! A transaction's BEGIN is sent with its first statement: it takes no round trip of its own, and no
+//! statement ever runs outside of its transaction.
+
+use super::commit::rows;
+use super::proxy::{Act, Mode, Proxy};
+use super::support::{Database, MS, SECOND, counter, database, eventually, pid, pool, server};
+use super::wire::flights;
+use millpond::pool::Builder;
+use millpond::postgres::IsolationLevel;
+use millpond::retry::Phase;
+use millpond::{Error, Pool, RetryPolicy, Transaction};
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+/// One connection to a database with a table `t`, on which every statement below is known.
+fn set_up(options: impl FnOnce(Builder) -> Builder) -> (Database, Proxy, Pool) {
+    let db = database();
+    db.admin()
+        .batch_execute(
+            "CREATE TABLE t (n int); CREATE TABLE refused (n int); \
+             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+             'BEGIN RAISE EXCEPTION ''not before the data''; END'; \
+             CREATE TRIGGER refuse BEFORE INSERT ON refused EXECUTE FUNCTION refuse()",
+        )
+        .unwrap();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = options(pool(&proxy.url(&db.url)).max_size(1))
+        .build()
+        .unwrap();
+    pool.execute(INSERT, &[&0]).unwrap();
+    pool.query("SELECT n FROM t", &[]).unwrap();
+    pool.execute("TRUNCATE t", &[]).unwrap();
+    (db, proxy, pool)
+}
+
+const INSERT: &str = "INSERT INTO t VALUES ($1)";
+const EACH: &str = "INSERT INTO t VALUES ($1) RETURNING n";
+
+/// Statements kept prepared, not kept, and closed all the time.
+const OPTIONS: [fn(Builder) -> Builder; 3] =
+    [|b| b, |b| b.statement_cache(0), |b| b.statement_cache(1)];
+
+type First = fn(&mut Transaction<'_>) -> millpond::Result<()>;
+
+/// Ways to insert a row, as the first statement of a transaction.
+const FIRST: [(&str, First); 8] = [
+    ("known", |tx| tx.execute(INSERT, &[&1]).map(drop)),
+    ("new", |tx| {
+        let text = format!("{INSERT} -- {}", fastrand::u64(..));
+        tx.execute(&text, &[&1]).map(drop)
+    }),
+    ("query", |tx| tx.query(EACH, &[&1]).map(drop)),
+    ("each", |tx| {
+        tx.query_each(EACH, &[&1], |_| Ok(ControlFlow::Break(())))
+    }),
+    ("batch", |tx| tx.batch_execute("INSERT INTO t VALUES (1)")),
+    ("savepoint", |tx| {
+        tx.savepoint(|tx| tx.execute(INSERT, &[&1]).map(drop))
+    }),
+    ("copy in", |tx| {
+        tx.copy_in("COPY t FROM STDIN", |data| Ok(data.write_all(b"1\n")?))
+            .map(drop)
+    }),
+    ("copy out", |tx| {
+        let copy = "COPY (SELECT 1) TO STDOUT";
+        tx.copy_out(copy, |data| Ok(std::io::copy(data, &mut std::io::sink())?))?;
+        tx.execute(INSERT, &[&1]).map(drop)
+    }),
+];
+
+fn code(error: &Error) -> &str {
+    error.sqlstate().map_or("", |code| code.code())
+}
+
+#[test]
+fn begin_takes_no_round_trip_of_its_own() {
+    let (_db, proxy, pool) = set_up(|b| b);
+    let far = pool.with_timeout(60 * SECOND);
+    let strict = far.clone().isolation_level(IsolationLevel::Serializable);
+    let insert = |tx: &mut Transaction<'_>| tx.execute(INSERT, &[&1]);
+    type Work<'w> = &'w dyn Fn();
+    let works: [(Work<'_>, &[&str]); 6] = [
+        (
+            &|| {
+                pool.transaction(insert).unwrap();
+            },
+            &["PBEPBEBES", "Q"],
+        ),
+        (
+            &|| {
+                let both = |tx: &mut Transaction<'_>| insert(tx).and_then(|_| insert(tx));
+                {
+                    pool.transaction(both).unwrap();
+                };
+            },
+            &["PBEPBEBES", "BES", "Q"],
+        ),
+        (
+            &|| {
+                far.execute(INSERT, &[&1]).unwrap();
+            },
+            &["PBEPBEPBEBES", "Q"],
+        ),
+        (
+            &|| {
+                strict.transaction(insert).unwrap();
+            },
+            &["PBEPBEPBEBES", "Q"],
+        ),
+        (
+            &|| {
+                let read = |tx: &mut Transaction<'_>| tx.query("SELECT n FROM t", &[]);
+                drop(pool.call().read_only().transaction(read).unwrap());
+            },
+            &["PBEPBEBES", "Q"],
+        ),
+        // The simple protocol has no Sync.
+        (
+            &|| {
+                pool.transaction(|tx| tx.batch_execute("SELECT 1")).unwrap();
+            },
+            &["Q", "Q", "Q"],
+        ),
+    ];
+    for (work, expected) in works {
+        work();
+        proxy.take_log();
+        work();
+        assert_eq!(flights(&proxy.take_log()), expected);
+    }
+}
+
+#[test]
+fn a_transaction_without_statements_sends_nothing() {
+    let (_db, proxy, pool) = set_up(|b| b);
+    proxy.take_log();
+    assert_eq!(pool.transaction(|_| Ok::<_, Error>(7)).unwrap(), 7);
+    let error = pool
+        .transaction(|_| Err::<(), _>(Error::Misuse("so")))
+        .unwrap_err();
+    assert!(matches!(error, Error::Misuse("so")), "{error:?}");
+    let panics = || pool.transaction(|_| -> millpond::Result<()> { panic!("so") });
+    catch_unwind(AssertUnwindSafe(panics)).unwrap_err();
+    // Refused by the driver or the pool, before anything is sent.
+    let text = |tx: &mut Transaction<'_>| tx.execute(INSERT, &[&"text"]);
+    pool.transaction(|tx| tx.execute("COMMIT", &[]))
+        .unwrap_err();
+    pool.transaction(|tx| tx.execute(INSERT, &[])).unwrap_err();
+    assert_eq!(proxy.take_log(), []);
+    // The types are looked at again: the statement may have changed.
+    pool.transaction(text).unwrap_err();
+    proxy.take_log();
+    pool.query("SELECT 1", &[]).unwrap();
+    let sent = flights(&proxy.take_log()).concat();
+    assert!(!sent.contains('Q'), "nothing to roll back: {sent}");
+}
+
+#[test]
+fn every_kind_of_first_statement_is_inside() {
+    for options in OPTIONS {
+        let (db, _proxy, pool) = set_up(options);
+        for (kind, first) in FIRST {
+            let undone = pool.transaction(|tx| {
+                first(tx)?;
+                Err::<(), _>(Error::Misuse("rolled back"))
+            });
+            assert!(
+                matches!(undone, Err(Error::Misuse("rolled back"))),
+                "{kind}"
+            );
+            assert_eq!(rows(&db.url), 0, "{kind}");
+            pool.transaction(first).unwrap();
+            pool.transaction(|tx| first(tx).and_then(|()| first(tx)))
+                .unwrap();
+            assert_eq!(rows(&db.url), 3, "{kind}");
+            pool.execute("TRUNCATE t", &[]).unwrap();
+        }
+    }
+}
+
+/// The statement is refused at its BEGIN: nothing of what follows is done, whatever the closure does.
+#[test]
+fn nothing_runs_behind_a_begin_that_failed() {
+    // A text that the server refuses, and the number of the request that contains it.
+    let faults: [(&[u8], &[u8]); 2] = [
+        (b"BEGIN\0", b"BEGIM\0"),
+        (b"pg_is_in_recovery()", b"pg_is_in_recoverx()"),
+    ];
+    for options in OPTIONS {
+        let (db, proxy, pool) = set_up(options);
+        let backend = pid(&pool);
+        for (needle, garbled) in faults {
+            for (kind, first) in FIRST {
+                // A first statement of the simple protocol has its BEGIN in one message with more.
+                let alone: &[u8] = match needle {
+                    b"BEGIN\0" if matches!(kind, "batch" | "savepoint") => b"BEGIN;",
+                    _ => needle,
+                };
+                let garbled = if alone == b"BEGIN;" {
+                    b"BEGIM;"
+                } else {
+                    garbled
+                };
+                proxy.on_request(alone, Act::Garble(garbled));
+                let (runs, later) = (Cell::new(0), Cell::new(0));
+                let result = pool.transaction(|tx| {
+                    runs.set(runs.get() + 1);
+                    let error = first(tx).unwrap_err();
+                    assert!(!proxy.is_armed());
+                    assert!(["42601", "42883"].contains(&code(&error)), "{error:?}");
+                    let Error::Database { phase, .. } = &error else {
+                        panic!("{kind}: {error:?}");
+                    };
+                    assert_eq!(*phase, Phase::Preparing, "{kind}");
+                    // The closure goes on as if nothing had happened.
+                    for (_, next) in FIRST {
+                        later.set(later.get() + usize::from(next(tx).is_err()));
+                    }
+                    Ok::<_, Error>(())
+                });
+                assert!(
+                    matches!(result, Err(Error::TransactionAborted { .. })),
+                    "{kind}: {result:?}"
+                );
+                assert_eq!((runs.get(), later.get()), (1, FIRST.len()), "{kind}");
+                assert_eq!(rows(&db.url), 0, "{kind}");
+                // The connection is used again, for a transaction that is one.
+                pool.transaction(first).unwrap();
+                assert_eq!(rows(&db.url), 1, "{kind}");
+                pool.execute("TRUNCATE t", &[]).unwrap();
+            }
+        }
+        assert_eq!(pid(&pool), backend, "the connection was kept");
+    }
+}
+
+#[test]
+fn a_setting_that_the_server_refuses_is_the_first_statements_error() {
+    let (db, proxy, pool) = set_up(|b| b);
+    let far = pool.with_timeout(60 * SECOND);
+    let fault: &[u8] = b"SET LOCAL statement_timeout";
+    proxy.on_request(fault, Act::Garble(b"SET LOCAL statement_timeoux"));
+    let error = far.execute(INSERT, &[&1]).unwrap_err();
+    assert_eq!(code(&error), "42704", "{error:?}");
+    assert_eq!(rows(&db.url), 0);
+    far.execute(INSERT, &[&1]).unwrap();
+    assert_eq!(rows(&db.url), 1);
+}
+
+/// After a COPY that failed, it is not certain how many answers are still to come, and BEGIN is sent
+/// alone.
+#[test]
+fn after_a_copy_that_failed_transactions_go_on() {
+    let (db, proxy, pool) = set_up(|b| b);
+    let copy = |table: &str, data: &'static [u8]| {
+        pool.transaction(|tx| {
+            let sql = format!("COPY {table} FROM STDIN");
+            tx.copy_in(&sql, |to| Ok(to.write_all(data)?))
+        })
+    };
+    let insert = || pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
+    copy("t", b"1\n").unwrap();
+    proxy.take_log();
+    insert();
+    assert_eq!(flights(&proxy.take_log()), ["PBEPBEBES", "Q"]);
+    copy("t", b"no number\n").unwrap_err();
+    proxy.take_log();
+    insert();
+    assert_eq!(flights(&proxy.take_log()), ["Q", "BES", "Q"]);
+    // A trigger refuses it before the data are read.
+    for _ in 0..5 {
+        copy("refused", b"1\n").unwrap_err();
+        insert();
+        insert();
+    }
+    assert_eq!(rows(&db.url), 13);
+}
+
+#[test]
+fn a_connection_that_was_ended_while_idle_is_replaced() {
+    let (db, _proxy, pool) = set_up(|b| b);
+    for n in 1..=5 {
+        let backend = pid(&pool);
+        db.admin()
+            .execute("SELECT pg_terminate_backend($1, 5000)", &[&backend])
+            .unwrap();
+        pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
+        assert_eq!(rows(&db.url), n);
+    }
+}
+
+/// The first request or its answer is lost, in whatever way.
+#[test]
+fn a_first_request_without_an_answer_is_done_once() {
+    let (db, proxy, pool) = set_up(|b| b);
+    let done = Cell::new(0);
+    let write = |call: &millpond::Call<'_>| {
+        let runs = Cell::new(0);
+        let work = |tx: &mut Transaction<'_>| {
+            runs.set(runs.get() + 1);
+            tx.execute(INSERT, &[&1])
+        };
+        let result = call.transaction(work);
+        (result, runs.get())
+    };
+    let acts: [fn() -> Act; 4] = [
+        || Act::Lose,
+        || Act::DeliverThen(Box::new(|| {})),
+        || Act::DeliverLateThen(100 * MS, Box::new(|| {})),
+        || Act::AnswerWith(super::proxy::fatal("57P01")),
+    ];
+    for act in acts {
+        let begin: &[u8] = b"pg_current_xact_id";
+        proxy.on_request(begin, act());
+        let (result, runs) = write(&pool.call());
+        result.unwrap();
+        assert_eq!(runs, 2);
+        done.set(done.get() + 1);
+        assert_eq!(rows(&db.url), done.get());
+        proxy.on_request(begin, act());
+        let (result, runs) = write(&pool.with_policy(RetryPolicy::none()));
+        let error = result.unwrap_err();
+        assert_eq!(runs, 1);
+        assert!(!matches!(error, Error::OutcomeUnknown { .. }), "{error:?}");
+        assert_eq!(rows(&db.url), done.get());
+    }
+    // Both answers come, and then the connection is lost.
+    proxy.on_answer(
+        b"INSERT 0 1\0",
+        Act::FollowWith(super::proxy::fatal("57P01")),
+    );
+    let (result, _) = write(&pool.call());
+    result.unwrap();
+    assert_eq!(rows(&db.url), done.get() + 1);
+}
+
+#[test]
+fn a_first_statement_ends_at_its_deadline() {
+    let (db, proxy, pool) = set_up(|b| b.max_size(2));
+    let call = pool.with_timeout(300 * MS);
+    // The server cancels it.
+    let error = call
+        .transaction(|tx| tx.query("SELECT pg_sleep(10)", &[]))
+        .unwrap_err();
+    assert!(error.is_timeout() && code(&error) == "57014", "{error:?}");
+    // Nothing passes any more.
+    proxy.on_request(
+        b"pg_current_xact_id",
+        Act::DeliverAfter({
+            let switch = proxy.switch();
+            Box::new(move || switch(Mode::BlackHole))
+        }),
+    );
+    let started = Instant::now();
+    let error = call
+        .transaction(|tx| tx.execute(INSERT, &[&1]))
+        .unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    assert!(started.elapsed() < 5 * SECOND, "{:?}", started.elapsed());
+    proxy.set(Mode::Pass);
+    eventually("it works again", || pool.query("SELECT 1", &[]).is_ok());
+    pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
+    assert_eq!(rows(&db.url), 1);
+}
+
+/// The proof of what became of a COMMIT needs the number of the transaction, which BEGIN's answer
+/// contains.
+#[test]
+fn the_outcome_of_a_lost_commit_is_still_found_out() {
+    let (db, proxy, pool) = set_up(|b| b.max_size(2));
+    for n in 1..=2 {
+        proxy.on_answer(super::commit::COMMITTED, Act::Lose);
+        pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
+        assert_eq!(rows(&db.url), n);
+    }
+    proxy.on_request(super::commit::COMMIT, Act::Lose);
+    let runs = Cell::new(0);
+    pool.transaction(|tx| {
+        runs.set(runs.get() + 1);
+        tx.execute(INSERT, &[&1])
+    })
+    .unwrap();
+    assert_eq!((runs.get(), rows(&db.url)), (2, 3));
+    let unknown = "millpond_commit_outcomes_total{outcome=\"unknown\"} ";
+    assert_eq!(counter(&pool, unknown), 0);
+}
+
+/// Cancels hit BEGIN, its settings and the statement. The closure goes on after each, and what it is
+/// told is what was done.
+#[test]
+fn cancels_at_any_moment_leave_nothing_half_done() {
+    let server = server(&[]);
+    let mut admin = super::support::admin(&server.url());
+    admin
+        .batch_execute("CREATE TABLE t (n int primary key)")
+        .unwrap();
+    let pool = pool(&server.url()).max_size(4).build().unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let until = Instant::now() + 3 * SECOND;
+    std::thread::scope(|scope| {
+        let (stop, pool) = (&stop, &pool);
+        scope.spawn(move || {
+            let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
+                          WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
+            while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                admin.query(cancel, &[]).unwrap();
+            }
+        });
+        let writers: Vec<_> = (0..4)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let (mut done, mut unknown, mut failed) = (Vec::new(), Vec::new(), 0);
+                    for n in (thread..).step_by(4) {
+                        if Instant::now() > until {
+                            break;
+                        }
+                        let insert = "INSERT INTO t VALUES ($1)";
+                        let result = pool.transaction(|tx| {
+                            // Whatever became of the first, the second says whether it can go on.
+                            let first = tx.execute(insert, &[&(2 * n)]);
+                            let second = tx.execute(insert, &[&(2 * n + 1)]);
+                            first.and(second)
+                        });
+                        match result {
+                            Ok(_) => done.extend([2 * n, 2 * n + 1]),
+                            // Those who look for the outcome are cancelled, too.
+                            Err(Error::OutcomeUnknown { .. }) => unknown.push(n),
+                            Err(_) => failed += 1,
+                        }
+                    }
+                    (done, unknown, failed)
+                })
+            })
+            .collect();
+        let all: Vec<_> = writers.into_iter().map(|w| w.join().unwrap()).collect();
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        let failed: usize = all.iter().map(|(.., failed)| failed).sum();
+        let mut admin = super::support::admin(&server.url());
+        let rows = admin.query("SELECT n FROM t ORDER BY n", &[]).unwrap();
+        let there: HashSet<i32> = rows.iter().map(|row| row.get(0)).collect();
+        let unknown: Vec<i32> = all.iter().flat_map(|(_, u, _)| u).copied().collect();
+        let mut done: HashSet<i32> = all.iter().flat_map(|(d, ..)| d).copied().collect();
+        println!(
+            "{} rows, {failed} failed, {} unknown",
+            done.len(),
+            unknown.len()
+        );
+        assert!(failed > 10 && done.len() > 10);
+        for n in unknown {
+            let both = [2 * n, 2 * n + 1];
+            assert_eq!(there.contains(&both[0]), there.contains(&both[1]));
+            done.extend(both.iter().filter(|n| there.contains(n)));
+        }
+        assert_eq!(there, done);
+    });
+}
