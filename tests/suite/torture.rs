@@ -66,16 +66,20 @@ fn transfer(pool: &Pool, name: &str, from: usize, to: usize) -> millpond::Result
     })
 }
 
-/// Loses answers to COMMITs and COMMIT requests, in turn.
+/// Loses answers to COMMITs, COMMIT requests, and the requests and answers with which transactions
+/// begin, in turn.
 fn lose_answers_until(over: &AtomicBool, proxy: &Proxy) {
-    let mut answer = true;
-    while !over.load(Ordering::Relaxed) {
-        match answer {
-            true => proxy.on_answer(COMMITTED, Act::Lose),
-            false => proxy.on_request(COMMIT, Act::Lose),
+    for turn in (0..4).cycle() {
+        if over.load(Ordering::Relaxed) {
+            break;
         }
-        answer = !answer;
-        thread::sleep(150 * MS);
+        match turn {
+            0 => proxy.on_answer(COMMITTED, Act::Lose),
+            1 => proxy.on_request(b"pg_current_xact_id", Act::Lose),
+            2 => proxy.on_request(COMMIT, Act::Lose),
+            _ => proxy.on_answer(b"BEGIN\0", Act::Lose),
+        }
+        thread::sleep(75 * MS);
     }
 }
 
