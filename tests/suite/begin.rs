@@ -3,7 +3,9 @@
 
 use super::commit::rows;
 use super::proxy::{Act, Mode, Proxy};
-use super::support::{Database, MS, SECOND, counter, database, eventually, pid, pool, server};
+use super::support::{
+    Database, MS, SECOND, admin, counter, database, eventually, pid, pool, server,
+};
 use super::wire::flights;
 use millpond::pool::Builder;
 use millpond::postgres::IsolationLevel;
@@ -15,10 +17,21 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-/// One connection to a database with a table `t`, on which every statement below is known.
+/// One connection to a database with a table `t`, through a proxy.
 fn set_up(options: impl FnOnce(Builder) -> Builder) -> (Database, Proxy, Pool) {
     let db = database();
-    db.admin()
+    let (proxy, pool) = set_up_at(&db.url, db.port, &db.url, options);
+    (db, proxy, pool)
+}
+
+/// The same with a server, and a way to it that leads over this port.
+fn set_up_at(
+    server: &str,
+    port: u16,
+    way: &str,
+    options: impl FnOnce(Builder) -> Builder,
+) -> (Proxy, Pool) {
+    admin(server)
         .batch_execute(
             "CREATE TABLE t (n int); CREATE TABLE refused (n int); \
              CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
@@ -26,14 +39,12 @@ fn set_up(options: impl FnOnce(Builder) -> Builder) -> (Database, Proxy, Pool) {
              CREATE TRIGGER refuse BEFORE INSERT ON refused EXECUTE FUNCTION refuse()",
         )
         .unwrap();
-    let proxy = Proxy::in_front_of(db.port);
-    let pool = options(pool(&proxy.url(&db.url)).max_size(1))
-        .build()
-        .unwrap();
+    let proxy = Proxy::in_front_of(port);
+    let pool = options(pool(&proxy.url(way)).max_size(1)).build().unwrap();
     pool.execute(INSERT, &[&0]).unwrap();
     pool.query("SELECT n FROM t", &[]).unwrap();
     pool.execute("TRUNCATE t", &[]).unwrap();
-    (db, proxy, pool)
+    (proxy, pool)
 }
 
 const INSERT: &str = "INSERT INTO t VALUES ($1)";
@@ -162,79 +173,92 @@ fn a_transaction_without_statements_sends_nothing() {
 fn every_kind_of_first_statement_is_inside() {
     for options in OPTIONS {
         let (db, _proxy, pool) = set_up(options);
+        every_kind_is_inside(&pool, &db.url);
+    }
+}
+
+fn every_kind_is_inside(pool: &Pool, url: &str) {
+    for (kind, first) in FIRST {
+        let undone = pool.transaction(|tx| {
+            first(tx)?;
+            Err::<(), _>(Error::Misuse("rolled back"))
+        });
+        let rolled_back = matches!(undone, Err(Error::Misuse("rolled back")));
+        assert!(rolled_back, "{kind}: {undone:?}");
+        assert_eq!(rows(url), 0, "{kind}");
+        pool.transaction(first).unwrap();
+        pool.transaction(|tx| first(tx).and_then(|()| first(tx)))
+            .unwrap();
+        assert_eq!(rows(url), 3, "{kind}");
+        pool.execute("TRUNCATE t", &[]).unwrap();
+    }
+}
+
+/// The server refuses BEGIN, or what is behind it: nothing of what follows is done, whatever the
+/// closure does.
+#[test]
+fn nothing_runs_behind_a_begin_that_failed() {
+    for options in OPTIONS {
+        let (db, proxy, pool) = set_up(options);
+        let backend = pid(&pool);
+        nothing_runs_behind_one_that_failed(&pool, &proxy, &db.url);
+        assert_eq!(pid(&pool), backend, "the connection was kept");
+    }
+}
+
+fn nothing_runs_behind_one_that_failed(pool: &Pool, proxy: &Proxy, url: &str) {
+    // What is sent, and what arrives.
+    let faults: [(&[u8], &[u8], &str); 2] = [
+        (b"BEGIN", b"BEGIM", "42601"),
+        (b"pg_is_in_recovery()", b"pg_is_in_recoverx()", "42883"),
+    ];
+    for (sent, arrives, expected) in faults {
         for (kind, first) in FIRST {
-            let undone = pool.transaction(|tx| {
-                first(tx)?;
-                Err::<(), _>(Error::Misuse("rolled back"))
+            proxy.on_request(sent, Act::Garble(arrives));
+            let (runs, refused) = (Cell::new(0), Cell::new(0));
+            let result = pool.transaction(|tx| {
+                runs.set(runs.get() + 1);
+                let error = first(tx).unwrap_err();
+                assert!(!proxy.is_armed());
+                assert_eq!(code(&error), expected, "{kind}: {error:?}");
+                let Error::Database { phase, .. } = &error else {
+                    panic!("{kind}: {error:?}");
+                };
+                assert_eq!(*phase, Phase::Preparing, "{kind}");
+                // The closure goes on as if nothing had happened.
+                for (_, next) in FIRST {
+                    refused.set(refused.get() + usize::from(next(tx).is_err()));
+                }
+                Ok::<_, Error>(())
             });
-            assert!(
-                matches!(undone, Err(Error::Misuse("rolled back"))),
-                "{kind}"
-            );
-            assert_eq!(rows(&db.url), 0, "{kind}");
+            let aborted = matches!(result, Err(Error::TransactionAborted { .. }));
+            assert!(aborted, "{kind}: {result:?}");
+            assert_eq!((runs.get(), refused.get()), (1, FIRST.len()), "{kind}");
+            assert_eq!(rows(url), 0, "{kind}");
+            // The connection is used again, for a transaction that is one.
             pool.transaction(first).unwrap();
-            pool.transaction(|tx| first(tx).and_then(|()| first(tx)))
-                .unwrap();
-            assert_eq!(rows(&db.url), 3, "{kind}");
+            assert_eq!(rows(url), 1, "{kind}");
             pool.execute("TRUNCATE t", &[]).unwrap();
         }
     }
 }
 
-/// The statement is refused at its BEGIN: nothing of what follows is done, whatever the closure does.
+#[cfg(feature = "lab")]
 #[test]
-fn nothing_runs_behind_a_begin_that_failed() {
-    // A text that the server refuses, and the number of the request that contains it.
-    let faults: [(&[u8], &[u8]); 2] = [
-        (b"BEGIN\0", b"BEGIM\0"),
-        (b"pg_is_in_recovery()", b"pg_is_in_recoverx()"),
-    ];
-    for options in OPTIONS {
-        let (db, proxy, pool) = set_up(options);
-        let backend = pid(&pool);
-        for (needle, garbled) in faults {
-            for (kind, first) in FIRST {
-                // A first statement of the simple protocol has its BEGIN in one message with more.
-                let alone: &[u8] = match needle {
-                    b"BEGIN\0" if matches!(kind, "batch" | "savepoint") => b"BEGIN;",
-                    _ => needle,
-                };
-                let garbled = if alone == b"BEGIN;" {
-                    b"BEGIM;"
-                } else {
-                    garbled
-                };
-                proxy.on_request(alone, Act::Garble(garbled));
-                let (runs, later) = (Cell::new(0), Cell::new(0));
-                let result = pool.transaction(|tx| {
-                    runs.set(runs.get() + 1);
-                    let error = first(tx).unwrap_err();
-                    assert!(!proxy.is_armed());
-                    assert!(["42601", "42883"].contains(&code(&error)), "{error:?}");
-                    let Error::Database { phase, .. } = &error else {
-                        panic!("{kind}: {error:?}");
-                    };
-                    assert_eq!(*phase, Phase::Preparing, "{kind}");
-                    // The closure goes on as if nothing had happened.
-                    for (_, next) in FIRST {
-                        later.set(later.get() + usize::from(next(tx).is_err()));
-                    }
-                    Ok::<_, Error>(())
-                });
-                assert!(
-                    matches!(result, Err(Error::TransactionAborted { .. })),
-                    "{kind}: {result:?}"
-                );
-                assert_eq!((runs.get(), later.get()), (1, FIRST.len()), "{kind}");
-                assert_eq!(rows(&db.url), 0, "{kind}");
-                // The connection is used again, for a transaction that is one.
-                pool.transaction(first).unwrap();
-                assert_eq!(rows(&db.url), 1, "{kind}");
-                pool.execute("TRUNCATE t", &[]).unwrap();
-            }
-        }
-        assert_eq!(pid(&pool), backend, "the connection was kept");
-    }
+fn behind_a_pooler_it_is_no_different() {
+    use super::pooler::{PgBouncer, TRANSACTION};
+    let server = server(&[]);
+    let settings = [TRANSACTION, "default_pool_size=2"];
+    let pgbouncer = PgBouncer::in_front_of(&server, server.port(), &settings);
+    let (direct, way) = (server.url(), pgbouncer.url(&server));
+    let (proxy, pool) = set_up_at(&direct, pgbouncer.port, &way, |b| b);
+    every_kind_is_inside(&pool, &direct);
+    nothing_runs_behind_one_that_failed(&pool, &proxy, &direct);
+    proxy.take_log();
+    pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
+    // BEGIN, the limit of idle time, the number; a text that is known, but not by name.
+    let flights = flights(&proxy.take_log());
+    assert_eq!(flights.len(), 2, "{flights:?}");
 }
 
 #[test]
@@ -393,8 +417,8 @@ fn the_outcome_of_a_lost_commit_is_still_found_out() {
 #[test]
 fn cancels_at_any_moment_leave_nothing_half_done() {
     let server = server(&[]);
-    let mut admin = super::support::admin(&server.url());
-    admin
+    let mut canceller = admin(&server.url());
+    canceller
         .batch_execute("CREATE TABLE t (n int primary key)")
         .unwrap();
     let pool = pool(&server.url()).max_size(4).build().unwrap();
@@ -406,7 +430,7 @@ fn cancels_at_any_moment_leave_nothing_half_done() {
             let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
                           WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
             while !stop.load(std::sync::atomic::Ordering::SeqCst) {
-                admin.query(cancel, &[]).unwrap();
+                canceller.query(cancel, &[]).unwrap();
             }
         });
         let writers: Vec<_> = (0..4)
@@ -438,8 +462,9 @@ fn cancels_at_any_moment_leave_nothing_half_done() {
         let all: Vec<_> = writers.into_iter().map(|w| w.join().unwrap()).collect();
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
         let failed: usize = all.iter().map(|(.., failed)| failed).sum();
-        let mut admin = super::support::admin(&server.url());
-        let rows = admin.query("SELECT n FROM t ORDER BY n", &[]).unwrap();
+        let rows = admin(&server.url())
+            .query("SELECT n FROM t ORDER BY n", &[])
+            .unwrap();
         let there: HashSet<i32> = rows.iter().map(|row| row.get(0)).collect();
         let unknown: Vec<i32> = all.iter().flat_map(|(_, u, _)| u).copied().collect();
         let mut done: HashSet<i32> = all.iter().flat_map(|(d, ..)| d).copied().collect();

@@ -32,7 +32,7 @@ const DROPS_OPTIONS: &str = "ignore_startup_parameters=extra_float_digits,option
 
 /// A PgBouncer of the test's own, which ends when this is dropped.
 pub struct PgBouncer {
-    port: u16,
+    pub port: u16,
     owner: (u32, u32),
     process: Child,
     dir: TempDir,
