@@ -265,7 +265,7 @@ fn main() {
     }
     let authority = authority::Authority::new("bench");
     let certificate = authority.issue("server", "localhost", "IP:127.0.0.1", "30");
-    let mut options = Options::temporary().setting("max_connections", "150");
+    let mut options = Options::temporary().setting("max_connections", "250");
     for (name, value) in certificate.for_the_server().settings() {
         options = options.setting(name, &value);
     }

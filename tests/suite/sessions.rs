@@ -4,7 +4,7 @@ use super::proxy::{Mode, Proxy};
 use super::support::{
     EndAtDrop, MS, SECOND, admin, backends, counter, database, eventually, pid, pool,
 };
-use millpond::pool::{Builder, CloseReason, Observer};
+use millpond::pool::{CloseReason, Observer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -134,16 +134,14 @@ impl Observer for Census {
 
 #[test]
 fn nobody_waits_for_a_connection_that_takes_the_place_of_another() {
-    let by_uses = |pool: Builder| pool.max_uses(10);
-    let by_age = |pool: Builder| pool.max_lifetime(700 * MS);
-    let ways: [(_, fn(Builder) -> Builder); 2] = [
-        (CloseReason::MaxUses, by_uses),
-        (CloseReason::MaxLifetime, by_age),
-    ];
-    for (reason, way) in ways {
+    for reason in [CloseReason::MaxUses, CloseReason::MaxLifetime] {
         let db = database();
         let (diary, census) = (Arc::new(Diary::default()), Arc::new(Census::default()));
-        let pool = way(db.pool())
+        let pool = match reason {
+            CloseReason::MaxUses => db.pool().max_uses(10),
+            _ => db.pool().max_lifetime(700 * MS),
+        };
+        let pool = pool
             .max_size(2)
             .observer(diary.clone())
             .observer(census.clone())

@@ -14,8 +14,10 @@ use postgres::{CopyInWriter, Row};
 use std::io::{self, BufRead, Read, Write};
 use std::ops::ControlFlow;
 
-/// The number of rows fetched at once.
-const AT_ONCE: usize = 256;
+/// The number of rows fetched at first, and at most. It doubles with each fetch, which takes a round
+/// trip: so of rows that nobody wants hardly more are computed than there were wanted ones.
+const FETCHED_FIRST: usize = 256;
+const MOST_AT_ONCE: usize = 16_384;
 
 impl Session {
     /// Runs a statement and passes its rows to `each` as they arrive, until there are no more or
@@ -77,9 +79,10 @@ impl Session {
     ) -> Result<(), postgres::Error> {
         let declare = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {sql}");
         self.client.execute_typed(&declare, params)?;
-        let fetch = format!("FETCH {AT_ONCE} FROM {CURSOR}");
-        let fetch = self.with_comment(&fetch);
+        let mut at_once = FETCHED_FIRST;
         loop {
+            let fetch = format!("FETCH {at_once} FROM {CURSOR}");
+            let fetch = self.with_comment(&fetch);
             let mut count = 0;
             let mut rows = self
                 .client
@@ -90,9 +93,10 @@ impl Session {
                 enough = enough || each(row).is_break();
             }
             drop(rows);
-            if enough || count < AT_ONCE {
+            if enough || count < at_once {
                 return self.client.batch_execute(&format!("CLOSE {CURSOR}"));
             }
+            at_once = MOST_AT_ONCE.min(2 * at_once);
         }
     }
 
