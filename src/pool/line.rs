@@ -74,7 +74,8 @@ pub struct Figures {
 
 impl<T> Line<T> {
     /// Creates a line for at most `max` values and `max_waiting` waiters, which keeps `min_idle`
-    /// values idle. There may be `beyond` more values, at most one, while one of them is replaced. `on_switch` is told when the order changes; it must not use the line.
+    /// values idle. There may be `beyond` more values, at most one, while a value is replaced.
+    /// `on_switch` is told when the order changes; it must not use the line.
     pub fn new(
         max: usize,
         max_waiting: usize,

@@ -1,7 +1,7 @@
-//! Make before break: a connection whose age or uses are over goes on serving until another is open
-//! in its place. So nobody waits for the opening, and a database that lets nobody in takes no
-//! connection away that works. One is replaced at a time, for which there may be one connection more
-//! than the maximum.
+//! Make before break: a connection whose age or uses are over goes on serving until another is
+//! open in its place. So nobody waits for the opening, and a database that lets nobody in takes no
+//! connection away that works. One is replaced at a time, for which there may be one connection
+//! more than the maximum.
 
 /// How far the replacement of a connection is.
 #[derive(Default)]
@@ -62,8 +62,8 @@ impl Renewal {
         }
     }
 
-    /// There are no more connections than there may be: the one that was due is closed, for whatever
-    /// reason.
+    /// There are no more connections than there may be: the one that was due is closed, for
+    /// whatever reason.
     pub fn settled(&mut self) {
         if matches!(self, Renewal::Open | Renewal::Closing) {
             *self = Renewal::None;

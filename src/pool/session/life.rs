@@ -297,8 +297,8 @@ impl Session {
         .reason()
     }
 
-    /// Returns why another session is to be opened in place of this one, which goes on serving until
-    /// then; None while there is no need.
+    /// Returns why another session is to be opened in place of this one, which goes on serving
+    /// until then; None while there is no need.
     pub fn due(&self, now: Instant) -> Option<CloseReason> {
         if self.expires_at.is_some_and(|at| now >= at) {
             return Some(CloseReason::MaxLifetime);
