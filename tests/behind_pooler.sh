@@ -31,6 +31,7 @@ sessions=(
     peers::try_get_passes_over_dead_connections
     sessions::a_burst_shrinks_to_the_minimum_without_reopening
     sessions::a_busy_connection_is_retired_at_its_age
+    sessions::a_database_that_lets_nobody_in_takes_no_connection_away
     sessions::the_minimum_is_opened_ahead_and_kept
 )
 # Nothing is set on a connection that others use as well, and what a statement or a borrower leaves
@@ -66,6 +67,7 @@ words=(
     embedders::a_listener_hears_and_says_when_it_may_have_missed_something
     embedders::what_cannot_be_listened_to_is_refused
     health::what_is_wrong_is_named
+    sessions::where_the_server_has_no_room_for_one_more_another_is_closed_first
 )
 skips=()
 for name in "${sessions[@]}" "${settings[@]}" "${names[@]}" "${words[@]}"; do
