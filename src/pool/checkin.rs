@@ -71,8 +71,16 @@ impl Inner {
         }
     }
 
+    /// A session that is due leaves the pool before another is open in its place.
+    fn note_gone(&self, session: &Session) {
+        if session.due(Instant::now()).is_some() {
+            self.line.forget_replacement();
+        }
+    }
+
     /// Closes a session, which r2d2 then no longer counts.
     pub(super) fn discard(&self, mut held: Held, reason: CloseReason) {
+        self.note_gone(&held);
         held.close_for(reason);
         drop(held);
     }
@@ -92,6 +100,7 @@ impl Lease {
             return session;
         }
         self.inner.end_use(&mut session, Instant::now());
+        self.inner.note_gone(&session);
         session.close_for(CloseReason::Detached);
         drop(held);
         self.inner.line.discarded(self.class.as_ref());

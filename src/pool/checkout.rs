@@ -343,9 +343,12 @@ impl Inner {
         }
     }
 
-    /// Passes to the line the connections that r2d2 opened for openers that had stopped waiting.
+    /// Passes to the line the connections that r2d2 opened for openers that had stopped waiting. One
+    /// that waits takes them itself: in place of one taken from it, another would be opened.
     pub(super) fn feed_spares(&self) {
-        while let Some(spare) = self.r2d2.try_get() {
+        while !self.opener.demand.is_raised()
+            && let Some(spare) = self.r2d2.try_get()
+        {
             self.opener.demand.taken();
             if let Some(unwanted) = self.line.offer(spare) {
                 self.discard(unwanted, self.why_unwanted());

@@ -35,6 +35,11 @@ impl Demand {
         self.lock().by -= 1;
     }
 
+    /// Whether an opener waits for a connection, and takes the next one that r2d2 has.
+    pub fn is_raised(&self) -> bool {
+        self.lock().by > 0
+    }
+
     /// Notes that a connection was taken from r2d2.
     pub fn taken(&self) {
         let mut wanted = self.lock();

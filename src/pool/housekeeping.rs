@@ -142,7 +142,7 @@ impl Inner {
     }
 
     /// Closes idle sessions that must retire or have been replaced, and those above the minimum that
-    /// are due or have been idle for too long.
+    /// have been idle for too long.
     pub(super) fn sweep(&self) {
         let now = Instant::now();
         let retire = |held: &mut Held| held.retire().is_some();
@@ -166,15 +166,10 @@ impl Inner {
         self.close_idle(surplus, CloseReason::IdleTimeout);
     }
 
-    /// Closes idle sessions that are due: those above the minimum at once, the others when another is
-    /// open in their place.
+    /// Closes idle sessions that are due and have been replaced.
     fn replace_idle(&self, now: Instant) {
         let is_due = |held: &Held| held.due(now).is_some();
-        let min = self.shared.config.effective_min_idle() as usize;
-        let surplus = self.line.figures().idle.saturating_sub(min);
-        let surplus = self.line.take_idle(surplus, |held| is_due(held));
-        let replaced = std::iter::from_fn(|| self.line.take_replaced(is_due));
-        for held in surplus.into_iter().chain(replaced) {
+        while let Some(held) = self.line.take_replaced(is_due) {
             let reason = held.due(now).unwrap_or(CloseReason::MaxLifetime);
             self.close_idle([held], reason);
         }

@@ -394,10 +394,22 @@ impl<T> Line<T> {
         taken
     }
 
-    /// Notes that there is no room for a value more than the maximum: one whose time is over is
-    /// closed before another is opened.
+    /// Notes that a value whose time is over is closed for another reason.
+    pub fn forget_replacement(&self) {
+        let mut state = self.lock();
+        state.renewal.forget();
+        if state.held() <= state.max {
+            state.renewal.settled();
+        }
+    }
+
+    /// Notes that no other value could be opened. If it was for one beyond the maximum, from now on
+    /// one whose time is over is closed before another is opened.
     pub fn has_no_room(&self) {
-        self.lock().renewal.make_room();
+        let mut state = self.lock();
+        if state.renewal.is_wanted() && state.held() >= state.max {
+            state.beyond = 0;
+        }
     }
 
     /// Turns all waiters away if no value can come to them: none can be opened (which the caller

@@ -11,9 +11,6 @@ pub(super) enum Renewal {
     None,
     /// It is wanted, or being opened.
     Wanted,
-    /// The server has no room for it beside the others: the next connection that is due is closed
-    /// first.
-    NoRoom,
     /// It is wanted, and a connection has been closed for it.
     PaidFor,
     /// It is open, and the next connection that is due is closed.
@@ -28,7 +25,6 @@ impl Renewal {
     pub fn is_due(&mut self, has_room: bool) -> bool {
         let (next, closes) = match self {
             Renewal::Open => (Renewal::Closing, true),
-            Renewal::NoRoom => (Renewal::PaidFor, true),
             Renewal::None | Renewal::Wanted if !has_room => (Renewal::PaidFor, true),
             Renewal::None => (Renewal::Wanted, false),
             Renewal::Wanted | Renewal::PaidFor | Renewal::Closing => return false,
@@ -38,7 +34,7 @@ impl Renewal {
     }
 
     pub fn is_wanted(&self) -> bool {
-        matches!(self, Renewal::Wanted | Renewal::NoRoom | Renewal::PaidFor)
+        matches!(self, Renewal::Wanted | Renewal::PaidFor)
     }
 
     /// How many connections there may be beyond the maximum.
@@ -49,16 +45,16 @@ impl Renewal {
     /// A connection was opened, which counts as the replacement.
     pub fn opened(&mut self) {
         match self {
-            Renewal::Wanted | Renewal::NoRoom => *self = Renewal::Open,
+            Renewal::Wanted => *self = Renewal::Open,
             Renewal::PaidFor => *self = Renewal::None,
             Renewal::None | Renewal::Open | Renewal::Closing => {}
         }
     }
 
-    /// The server has no room for another connection.
-    pub fn make_room(&mut self) {
+    /// A connection that was due is closed for another reason. Whichever else is due will ask anew.
+    pub fn forget(&mut self) {
         if matches!(self, Renewal::Wanted) {
-            *self = Renewal::NoRoom;
+            *self = Renewal::None;
         }
     }
 

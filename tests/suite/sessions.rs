@@ -170,22 +170,27 @@ fn nobody_waits_for_a_connection_that_takes_the_place_of_another() {
 
 #[test]
 fn a_database_that_lets_nobody_in_takes_no_connection_away() {
-    let db = database();
-    let pool = db.pool().max_size(1).max_uses(2).build().unwrap();
-    let allow = |allowed: bool| {
-        let (base, name) = db.url.rsplit_once('/').unwrap();
-        let sql = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}");
-        admin(&format!("{base}/postgres")).batch_execute(&sql)
-    };
-    pool.wait_ready(20 * SECOND).unwrap();
-    allow(false).unwrap();
-    // The first two may go to one that was being opened.
-    let [.., kept] = [(); 3].map(|()| pid(&pool));
-    for _ in 0..100 {
-        assert_eq!(pid(&pool), kept);
+    for min_idle in [0, 1] {
+        let db = database();
+        let pool = db.pool().max_size(1).min_idle(min_idle).max_uses(2);
+        // The pool looks at idle connections as often as its shortest time requires.
+        let pool = pool.leak_threshold(40 * MS).build().unwrap();
+        let allow = |allowed: bool| {
+            let (base, name) = db.url.rsplit_once('/').unwrap();
+            let sql = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}");
+            admin(&format!("{base}/postgres")).batch_execute(&sql)
+        };
+        pool.query("SELECT 1", &[]).unwrap();
+        allow(false).unwrap();
+        // The first two may go to one that was being opened.
+        let [.., kept] = [(); 3].map(|()| pid(&pool));
+        for _ in 0..50 {
+            thread::sleep(15 * MS);
+            assert_eq!(pid(&pool), kept);
+        }
+        allow(true).unwrap();
+        eventually("it is replaced", || pid(&pool) != kept);
     }
-    allow(true).unwrap();
-    eventually("it is replaced", || pid(&pool) != kept);
 }
 
 #[test]
@@ -203,10 +208,16 @@ fn where_the_server_has_no_room_for_one_more_another_is_closed_first() {
         .build()
         .unwrap();
     eventually("both are open", || pool.stats().idle == 2);
-    eventually("several have been replaced", || {
-        pool.query("SELECT 1", &[]).unwrap();
-        diary.reasons().len() >= 4
-    });
+    let after = |replaced| {
+        eventually("several have been replaced", || {
+            pool.query("SELECT 1", &[]).unwrap();
+            diary.reasons().len() >= replaced
+        });
+        counter(&pool, "millpond_connect_failures_total{sqlstate=\"53300\"}")
+    };
+    // It is tried once.
+    let refused = after(4);
+    assert_eq!(after(8), refused);
 }
 
 #[test]

@@ -428,3 +428,28 @@ fn while_a_value_is_replaced_there_is_one_more_at_most_and_none_is_lost() {
         assert!(closed == 0 || idle == 1, "{closed} {idle}");
     });
 }
+
+#[test]
+fn a_value_that_is_gone_before_it_was_replaced_leaves_no_wish_behind() {
+    check(1, || {
+        // Two are out, of which one has no place any more.
+        let line = line_with(2, 10);
+        let (first, second) = (get(&line), get(&line));
+        assert!(line.resize(1).is_empty());
+        assert!(!line.has_replacement());
+        assert!(line.give_back(first, None).is_some());
+        line.forget_replacement();
+        assert!(line.give_back(second, None).is_none());
+        assert!(line.offer(3).is_some(), "nobody wants one more");
+
+        // One is closed while another is opened in its place, which is not for the next one then.
+        let line = line_with(1, 10);
+        let _ = get(&line);
+        assert!(!line.has_replacement());
+        line.forget_replacement();
+        line.discarded(None);
+        assert!(line.offer(2).is_none());
+        let _ = get(&line);
+        assert!(!line.has_replacement(), "none is open in its place");
+    });
+}
