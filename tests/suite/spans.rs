@@ -5,11 +5,11 @@ use millpond::RetryPolicy;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::with_default;
-use tracing::{Event, Metadata, Subscriber};
+use tracing::{Dispatch, Event, Metadata, Subscriber};
 
 /// A span that was opened on this thread.
 #[derive(Clone, Debug, Default)]
@@ -105,12 +105,20 @@ impl Spans {
     }
 }
 
+/// A recorder of spans. While a process has a single subscriber, `tracing` asks the default one of
+/// whichever thread meets a span first, which is none in other tests; so there are always two.
+fn recorder() -> Spans {
+    static ANOTHER: OnceLock<[Dispatch; 2]> = OnceLock::new();
+    ANOTHER.get_or_init(|| [(); 2].map(|()| Dispatch::new(Spans::default())));
+    Spans::default()
+}
+
 #[test]
 fn a_call_is_a_child_of_the_callers_span_with_its_statements_and_its_commit() {
     let db = database();
     let pool = db.pool().max_size(1).build().unwrap();
     pool.wait_ready(20 * SECOND).unwrap();
-    let spans = Spans::default();
+    let spans = recorder();
     let mut first = true;
     with_default(spans.clone(), || {
         tracing::info_span!("request").in_scope(|| {
@@ -171,7 +179,7 @@ fn a_check_out_that_fails_says_why() {
     let db = database();
     let pool = db.pool().max_size(1).build().unwrap();
     let held = pool.get_timeout(20 * SECOND).unwrap();
-    let spans = Spans::default();
+    let spans = recorder();
     with_default(spans.clone(), || {
         let call = pool.with_policy(RetryPolicy::none());
         let call = call.with_deadline(std::time::Instant::now() + SECOND / 20);
