@@ -1,9 +1,12 @@
-//! Many rows at once: copied in, read one by one, imported and listed over HTTP, beside what PostgreSQL's
-//! own client and the bare driver take for the same.
+//! Many rows at once: copied in, read one by one, imported and listed over HTTP, beside what
+//! PostgreSQL's own client and the bare driver take for the same.
 //!
-//! `cargo bench --bench bulk` prints medians of five rounds, in which the contenders run one after the
-//! other. It needs `psql`.
+//! `cargo bench --bench bulk` prints medians of five rounds, in which the contenders run one after
+//! the other. It needs `psql`.
 
+mod measure;
+
+use measure::{median, memory};
 use millpond::Pool;
 use millpond::config::HttpConfig;
 use millpond::embedded::{Options, PrivateServer};
@@ -33,11 +36,6 @@ fn seconds(work: impl FnOnce()) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// Runs the contenders in turn, and prints the median of each beside that of the last.
 fn compare(what: &str, contenders: &mut [(&str, &mut dyn FnMut() -> f64)]) {
     let mut rounds = vec![Vec::new(); contenders.len()];
@@ -61,17 +59,8 @@ fn psql(url: &str, command: &str) {
 }
 
 /// Begins to look for the most memory anew.
-fn forget_most_resident() {
+fn forget_most_memory() {
     std::fs::write("/proc/self/clear_refs", "5").expect("/proc");
-}
-
-/// The resident memory of this process in MB, at most since then.
-fn most_resident() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kb = line.and_then(|line| line.split_whitespace().next());
-    let kb: Option<f64> = kb.and_then(|kb| kb.parse().ok());
-    kb.expect("VmHWM") / 1e3
 }
 
 /// Reservations of one studio that follow one another.
@@ -180,8 +169,8 @@ fn copy_command(table: &str, file: &Path) -> String {
 
 fn read(pool: &Pool, bare: &mut Client) {
     const SQL: &str = "SELECT n, 'a text of some length' FROM generate_series(1, $1::int) AS n";
-    forget_most_resident();
-    let before = most_resident();
+    forget_most_memory();
+    let before = memory("VmHWM");
     let mut ours = || {
         seconds(|| {
             let mut sum = 0;
@@ -210,7 +199,10 @@ fn read(pool: &Pool, bare: &mut Client) {
             ("the bare driver, query_raw", &mut driver),
         ],
     );
-    println!("  memory grew by {:.1} MB", most_resident() - before);
+    println!(
+        "  memory grew by {:.1} MB",
+        (memory("VmHWM") - before) / 1e3
+    );
 }
 
 fn over_http(url: &str, pool: &Pool, bare: &mut Client) {
@@ -230,20 +222,16 @@ fn over_http(url: &str, pool: &Pool, bare: &mut Client) {
     let file = dir.path().join("reservations.csv");
     std::fs::write(&file, csv.split_once('\n').expect("a header").1).expect("a file");
     let columns = "studio.reservations (studio_id, customer, starts_at, ends_at)";
-    let mut empty = Client::connect(url, NoTls).expect("connection");
-    let mut empty = || {
-        empty
-            .batch_execute("TRUNCATE studio.reservations CASCADE")
-            .expect("TRUNCATE");
-    };
+    // It would name each table that refers to this one.
+    let clear = "SET client_min_messages = warning; TRUNCATE studio.reservations CASCADE";
+    let empty = || psql(url, clear);
     let connect = || {
         let stream = TcpStream::connect(addr).expect("connection");
         stream.set_nodelay(true).expect("an open socket");
         BufReader::new(stream)
     };
-    let clear = std::cell::RefCell::new(&mut empty);
     let mut ours = || {
-        clear.borrow_mut()();
+        empty();
         seconds(|| {
             let head = "POST /api/reservations/import HTTP/1.1\r\nContent-Type: text/csv\r\n";
             let (status, _) = ask(&mut connect(), head, &csv);
@@ -251,7 +239,7 @@ fn over_http(url: &str, pool: &Pool, bare: &mut Client) {
         })
     };
     let mut theirs = || {
-        clear.borrow_mut()();
+        empty();
         seconds(|| psql(url, &copy_command(columns, &file)))
     };
     compare(

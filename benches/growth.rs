@@ -1,9 +1,12 @@
-//! What grows with the number of waiting threads, of connections and of pools. A cost that grows faster
-//! than the number does would show here.
+//! What grows with the number of waiting threads, of connections and of pools. A cost that grows
+//! faster than the number does would show here.
 //!
-//! `cargo bench --bench growth` prints three tables. Compare the lines of a table: the absolute numbers
-//! depend on the machine.
+//! `cargo bench --bench growth` prints three tables. Compare the lines of a table: the absolute
+//! numbers depend on the machine.
 
+mod measure;
+
+use measure::{mean_ns, median, memory};
 use millpond::Pool;
 use millpond::embedded::{Options, PrivateServer};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -16,11 +19,6 @@ use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
 
 /// The median of the rounds.
 fn of_rounds(round: impl FnMut() -> f64) -> f64 {
@@ -36,25 +34,10 @@ fn used() -> Duration {
     user + system
 }
 
-/// The resident memory of this process in kB.
-fn resident() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kb = line.and_then(|line| line.split_whitespace().next());
-    kb.and_then(|kb| kb.parse().ok()).expect("VmRSS")
-}
-
 /// The threads of this process, by their number. Those of a pool outlive it for a while.
 fn threads() -> HashSet<OsString> {
     let all = std::fs::read_dir("/proc/self/task").expect("/proc");
     all.flatten().map(|thread| thread.file_name()).collect()
-}
-
-/// The mean of many runs, in nanoseconds.
-fn mean_ns(count: u32, mut one: impl FnMut()) -> f64 {
-    let begun = Instant::now();
-    (0..count).for_each(|_| one());
-    begun.elapsed().as_nanos() as f64 / f64::from(count)
 }
 
 /// The share of one processor that this process uses while nobody uses its pools.
@@ -143,10 +126,10 @@ fn main() {
         "  number   opened in s   check-out ns   stats ns   metrics us   health us   at rest, of a processor   kB each   closed in s"
     );
     for connections in [5, 20, 100, 500] {
-        let empty = resident();
+        let empty = memory("VmRSS");
         let pool = pool(&url, connections);
         let opened = fill(std::slice::from_ref(&pool));
-        let each = (resident() - empty) / f64::from(connections);
+        let each = (memory("VmRSS") - empty) / f64::from(connections);
         let check_out = of_rounds(|| mean_ns(5_000, || drop(pool.get().expect("connection"))));
         let stats = of_rounds(|| mean_ns(5_000, || _ = black_box(pool.stats())));
         let metrics = of_rounds(|| mean_ns(100, || _ = black_box(pool.metrics_text())));

@@ -5,6 +5,8 @@
 //! other, so that noise on the machine affects all of them. Compare the ratios: the absolute
 //! numbers depend on the machine.
 
+mod measure;
+
 /// The byte stream under the pool's connections, also used for a bare client.
 #[path = "../src/pool/wire/mod.rs"]
 #[allow(dead_code, unused_imports)]
@@ -31,6 +33,7 @@ mod retry {
     }
 }
 
+use measure::{mean_ns, median};
 use millpond::Pool;
 use millpond::embedded::{Options, PrivateServer};
 use postgres::config::{SslMode, SslNegotiation};
@@ -210,11 +213,6 @@ fn deadpool_queries(runtime: &tokio::runtime::Runtime, pool: &deadpool_postgres:
     figures(latencies, wall)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn median_figures(rounds: &[Figures]) -> Figures {
     let of = |f: fn(&Figures) -> f64| median(rounds.iter().map(f).collect());
     Figures {
@@ -227,22 +225,13 @@ fn median_figures(rounds: &[Figures]) -> Figures {
 
 /// Nanoseconds for one check-out and check-in of an idle connection, on one thread.
 fn check_out_ns(mut one: impl FnMut()) -> f64 {
-    let rounds = (0..ROUNDS).map(|_| {
-        let count = 5_000;
-        let begun = Instant::now();
-        (0..count).for_each(|_| one());
-        begun.elapsed().as_nanos() as f64 / f64::from(count)
-    });
+    let rounds = (0..ROUNDS).map(|_| mean_ns(5_000, &mut one));
     median(rounds.collect())
 }
 
 /// Microseconds for one of so many, the mean.
 fn mean_us(count: u32, one: impl FnMut()) -> f64 {
-    let begun = Instant::now();
-    std::iter::repeat_with(one)
-        .take(count as usize)
-        .for_each(drop);
-    begun.elapsed().as_micros() as f64 / f64::from(count)
+    mean_ns(count, one) / 1e3
 }
 
 /// Microseconds for one transaction; each transaction gets a number of its own.

@@ -31,8 +31,8 @@ pub struct PoolConfig {
     pub connection_timeout: Duration,
     /// Longest time to open one connection. `None` is the URL's `connect_timeout`, else 10 s.
     pub connect_timeout: Option<Duration>,
-    /// At this age less up to 10 % jitter another connection is opened in place of one, which goes on
-    /// serving until then. Default 30 min; `None` = never.
+    /// At this age less up to 10 % jitter another connection is opened in place of one, which goes
+    /// on serving until then. Default 30 min; `None` = never.
     pub max_lifetime: Option<Duration>,
     /// After this many check-outs, less up to 10 % jitter, another connection is opened in place of
     /// one, as at `max_lifetime`. Default 7500; 0 = never.

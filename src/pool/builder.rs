@@ -164,8 +164,8 @@ impl Builder {
         self
     }
 
-    /// Sets the age at which another connection is opened in place of one, less up to 10 % jitter. The
-    /// old one goes on serving until the new one is open. Default 30 min; zero = never.
+    /// Sets the age at which another connection is opened in place of one, less up to 10 % jitter.
+    /// The old one goes on serving until the new one is open. Default 30 min; zero = never.
     pub fn max_lifetime(mut self, age: Duration) -> Self {
         self.config.max_lifetime = unless_zero(age);
         self

@@ -343,8 +343,8 @@ impl Inner {
         }
     }
 
-    /// Passes to the line the connections that r2d2 opened for openers that had stopped waiting. One
-    /// that waits takes them itself: in place of one taken from it, another would be opened.
+    /// Passes to the line the connections that r2d2 opened for openers that had stopped waiting. An
+    /// opener that waits takes them itself: if one were taken from it, r2d2 would open another.
     pub(super) fn feed_spares(&self) {
         while !self.opener.demand.is_raised()
             && let Some(spare) = self.r2d2.try_get()

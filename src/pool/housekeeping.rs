@@ -141,8 +141,8 @@ impl Inner {
         }
     }
 
-    /// Closes idle sessions that must retire or have been replaced, and those above the minimum that
-    /// have been idle for too long.
+    /// Closes idle sessions that must retire or have been replaced, and those above the minimum
+    /// that have been idle for too long.
     pub(super) fn sweep(&self) {
         let now = Instant::now();
         let retire = |held: &mut Held| held.retire().is_some();

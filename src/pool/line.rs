@@ -289,9 +289,7 @@ impl<T> Line<T> {
         let mut state = self.lock();
         state.active -= 1;
         state.waiters.release(class);
-        if state.held() <= state.max {
-            state.renewal.settled();
-        }
+        state.settle_replacement();
         let wanted = state.wants_opener(self.min_idle);
         self.serve_idle(state);
         if wanted {
@@ -369,9 +367,7 @@ impl<T> Line<T> {
     /// Notes that idle values were closed: others may have to be opened in their place.
     pub fn closed_idle(&self) {
         let mut state = self.lock();
-        if state.held() <= state.max {
-            state.renewal.settled();
-        }
+        state.settle_replacement();
         self.wake_opener(state);
     }
 
@@ -398,9 +394,7 @@ impl<T> Line<T> {
     pub fn forget_replacement(&self) {
         let mut state = self.lock();
         state.renewal.forget();
-        if state.held() <= state.max {
-            state.renewal.settled();
-        }
+        state.settle_replacement();
     }
 
     /// Notes that no other value could be opened. If it was for one beyond the maximum, from now on

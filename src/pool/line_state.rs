@@ -41,6 +41,13 @@ impl<T> State<T> {
         self.renewal.is_due(has_room)
     }
 
+    /// A value was closed: if there are no more than there may be, the replacement of one is over.
+    pub fn settle_replacement(&mut self) {
+        if self.held() <= self.max {
+            self.renewal.settled();
+        }
+    }
+
     /// Whether an opener is to open one more.
     pub fn wants_opener(&self, min_idle: usize) -> bool {
         let coming = self.idle.len() + self.opening;

@@ -61,7 +61,7 @@ pub(crate) struct Opener {
     /// position in the write-ahead log as well.
     pub on_reading: OnceLock<Box<OnReading>>,
     /// Whether the pool has as many connections as it may have. One that is being opened then takes
-    /// the place of another, and nobody waits for it.
+    /// the place of another, and no thread waits for it.
     pub is_full: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
     /// Called when the server has no room for another connection.
     pub on_no_room: OnceLock<Box<dyn Fn() + Send + Sync>>,

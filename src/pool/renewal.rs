@@ -1,6 +1,6 @@
 //! Make before break: a connection whose age or uses are over goes on serving until another is
-//! open in its place. So nobody waits for the opening, and a database that lets nobody in takes no
-//! connection away that works. One is replaced at a time, for which there may be one connection
+//! open in its place. So no thread waits for the opening, and a database that refuses logins takes
+//! no connection away that works. One is replaced at a time, for which there may be one connection
 //! more than the maximum.
 
 /// How far the replacement of a connection is.

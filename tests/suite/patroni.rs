@@ -5,7 +5,7 @@
 use super::cli::{Serving, open_dir, serve};
 use super::cluster::Cluster;
 use super::http::{Answer, Client};
-use super::support::{MS, SECOND, admin, eventually};
+use super::support::{EndAtDrop, MS, SECOND, admin, eventually};
 use super::writers::{AllTold, Told, check, counts};
 use postgres::NoTls;
 use std::net::SocketAddr;
@@ -154,6 +154,7 @@ fn two_programs_lose_nothing_and_go_on_reading_while_the_leader_changes() {
     let over = AtomicBool::new(false);
     let mut too_long = Vec::new();
     let (keyed, plain) = thread::scope(|scope| {
+        let end = EndAtDrop(&over);
         let over = &over;
         let mut writers: [Vec<_>; 2] = Default::default();
         for program in &programs {
@@ -166,42 +167,36 @@ fn two_programs_lose_nothing_and_go_on_reading_while_the_leader_changes() {
                 scope.spawn(move || program.read_until(over, n));
             }
         }
-        // The panic is caught so that the others end after a failure too.
-        let changes = catch_unwind(AssertUnwindSafe(|| {
-            for change in [
-                "switchover",
-                "kill_leader",
-                "cut_off_leader",
-                "switchover",
-                "kill_leader",
-            ] {
-                let from = Instant::now();
-                thread::sleep(2 * SECOND);
-                cluster.have(change);
-                cluster.have("calm");
-                thread::sleep(2 * SECOND);
-                let until = Instant::now();
-                for program in &programs {
-                    let [bare, writes, reads] = [&program.bare, &program.writes, &program.reads]
-                        .map(|successes| successes.gap(from, until));
-                    println!(
-                        "{change} via {}: without writes {writes:.1?} (a bare client {bare:.1?}), without reads {reads:.1?}",
-                        program.via
-                    );
-                    if writes > bare + ADDED || reads > MOST_WITHOUT_READS {
-                        too_long.push((change, program.via, bare, writes, reads));
-                    }
+        for change in [
+            "switchover",
+            "kill_leader",
+            "cut_off_leader",
+            "switchover",
+            "kill_leader",
+        ] {
+            let from = Instant::now();
+            thread::sleep(2 * SECOND);
+            cluster.have(change);
+            cluster.have("calm");
+            thread::sleep(2 * SECOND);
+            let until = Instant::now();
+            for program in &programs {
+                let [bare, writes, reads] = [&program.bare, &program.writes, &program.reads]
+                    .map(|successes| successes.gap(from, until));
+                println!(
+                    "{change} via {}: without writes {writes:.1?} (a bare client {bare:.1?}), without reads {reads:.1?}",
+                    program.via
+                );
+                if writes > bare + ADDED || reads > MOST_WITHOUT_READS {
+                    too_long.push((change, program.via, bare, writes, reads));
                 }
             }
-        }));
-        over.store(true, Ordering::Relaxed);
+        }
+        drop(end);
         let told = writers.map(|kind| {
             let all = kind.into_iter().flat_map(|writer| writer.join().unwrap());
             all.collect::<AllTold>()
         });
-        if let Err(panic) = changes {
-            std::panic::resume_unwind(panic);
-        }
         let [keyed, plain] = told;
         (keyed, plain)
     });

@@ -15,7 +15,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::ops::ControlFlow;
 
 /// The number of rows fetched at first, and at most. It doubles with each fetch, which takes a
-/// round trip: so of rows that nobody wants hardly more are computed than there were wanted ones.
+/// round trip: so hardly more unwanted rows are computed than there were wanted ones.
 const FETCHED_FIRST: usize = 256;
 const MOST_AT_ONCE: usize = 16_384;
 

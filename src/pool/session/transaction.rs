@@ -31,10 +31,7 @@ const ROLLBACK: Duration = CANCEL_GRACE;
 impl Session {
     /// Begins a transaction. Its BEGIN waits for the first statement.
     pub fn begin(&mut self, begin: &Begin, limits: &Limits) -> Result<(), Error> {
-        self.prepare_to_begin(begin);
-        let Opening::Held(begin) = self.opening else {
-            return Ok(());
-        };
+        let begin = self.prepare_to_begin(begin);
         let statements = begin.statements();
         let texts: Vec<_> = statements.iter().map(|s| self.with_comment(s)).collect();
         let wire = &self.tracked().wire;
@@ -59,7 +56,8 @@ impl Session {
         })
     }
 
-    fn prepare_to_begin(&mut self, begin: &Begin) {
+    /// Returns what is held back, with the limits of this session.
+    fn prepare_to_begin(&mut self, begin: &Begin) -> Begin {
         self.tracked().wire.forget_begin();
         // Set before sending: if the answer is lost, a transaction may have begun.
         self.in_transaction = true;
@@ -68,13 +66,15 @@ impl Session {
         (self.in_own_backend, self.hides_warnings) = (false, false);
         (self.own_meanings, self.temporary_path) = (false, false);
         self.search_path = SearchPath::Own;
-        self.opening = Opening::Held(Begin {
+        let begin = Begin {
             // If it cannot be set on the session, it is at least set for this transaction.
             statement_timeout: begin
                 .statement_timeout
                 .or_else(|| self.shared.timeout_of_transactions()),
             ..*begin
-        });
+        };
+        self.opening = Opening::Held(begin);
+        begin
     }
 
     /// Sends a BEGIN that waits in a round trip of its own: a statement of the simple protocol

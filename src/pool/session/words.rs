@@ -79,8 +79,8 @@ impl Begin {
 }
 
 /// The transaction id is needed to find out later what became of the commit; the process number, to
-/// detect a pooler; and the level, to know what the commit waits for. A standby assigns no ids, and a
-/// transaction begun there never writes, even if the server is promoted meanwhile.
+/// detect a pooler; and the level, to know what the commit waits for. A standby assigns no ids, and
+/// a transaction begun there never writes, even if the server is promoted meanwhile.
 const EVIDENCE: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
      pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
      current_setting('client_min_messages') AS client_min_messages";

@@ -5,15 +5,15 @@
 //! their answer is taken out of what the server sends, and kept for the session.
 //!
 //! **A statement never runs outside its transaction.** BEGIN may fail: it is cancelled, a standby
-//! refuses its isolation level, a setting behind it is invalid. In a message of the simple protocol,
-//! its answer would have an end of its own, and the server would go on with the next message: the
-//! statement would run, and commit, by itself. So BEGIN and its settings are sent in the extended
+//! refuses its isolation level, a setting behind it is invalid. In a message of the simple
+//! protocol, its answer would have an end of its own, and the server would go on with the next
+//! message: the statement would run, and commit, by itself. So BEGIN and its settings are sent in the extended
 //! protocol, and without a Sync. After an error there, the server skips all messages up to the next
 //! Sync (manual, section 55.2.3), which is the one behind the statement. What follows from this:
 //!
 //! - BEGIN is put directly before a Parse or a Bind, with which a request begins that has one Sync,
-//!   at its end. The driver may write other requests before, to close statements; BEGIN comes behind
-//!   their Sync.
+//!   at its end. The driver may write other requests before, to close statements; BEGIN comes
+//!   behind their Sync.
 //! - A request of the simple protocol has no Sync, and would be skipped without an answer. So a
 //!   session first begins in a round trip of its own there; a Query behind a held BEGIN cuts the
 //!   connection.

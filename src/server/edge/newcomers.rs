@@ -83,8 +83,8 @@ mod linux {
     }
 }
 
-/// Whether a handshake with this local port has begun and not ended, as far as the system tells; who
-/// does not know it by `until` takes it for granted. The system's tables have a line for every
+/// Whether a handshake with this local port has begun and not ended, as far as the system tells. If
+/// that is not known by `until`, it is assumed. The system's tables have a line for every
 /// connection of the machine, of which a hundred thousand may just have ended.
 pub(super) fn are_on_the_way(port: u16, until: Instant) -> bool {
     ["/proc/net/tcp", "/proc/net/tcp6"]
