@@ -5,9 +5,11 @@
 //! another server connection), the parameters' types must be sent along with each statement. They
 //! come from the server and are not guessed from the Rust types: a text that is compared with a
 //! `citext` is a `citext`, and the time for a `timestamp` is not a `timestamptz`. A text is
-//! described once for the whole pool, and after that sent in one round trip like any other.
+//! described once for the whole pool, and after that sent in one round trip like any other: also
+//! one that is kept, on each connection that does not know it yet (see `wire::prepare`).
 
 use super::texts::Texts;
+use super::wire::Description;
 use crate::retry::Facts;
 use crate::sync::unpoison;
 use postgres::types::{Oid, Type};
@@ -32,6 +34,29 @@ pub(crate) struct Described {
     at: Instant,
     /// The types of its rows that each client's driver must look up for itself.
     needs_look_up: Vec<Oid>,
+    /// What the driver is told when it prepares the text; None if it would look types up.
+    pub description: Option<Description>,
+}
+
+impl Described {
+    pub fn of(statement: &Statement, facts: Facts) -> Described {
+        let params = statement.params().to_vec();
+        let needs_look_up = types_to_look_up(statement);
+        let is_plain = needs_look_up.is_empty() && !params.iter().any(self::needs_look_up);
+        let oids = params.iter().map(Type::oid);
+        let description = is_plain.then(|| Description::new(oids, statement.columns()));
+        Described {
+            params,
+            facts,
+            at: Instant::now(),
+            needs_look_up,
+            description,
+        }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < KEPT_FOR
+    }
 }
 
 /// What is known of the texts that a pool has sent.
@@ -84,8 +109,16 @@ impl Descriptions {
     }
 
     pub fn get(&self, sql: &str) -> Option<Arc<Described>> {
-        let fresh = |d: &&Arc<Described>| d.at.elapsed() < KEPT_FOR;
-        self.lock().get(sql).filter(fresh).cloned()
+        let mut known = self.lock();
+        known.get(sql).filter(|d| d.is_fresh()).cloned()
+    }
+
+    /// Returns what the driver may be told of a text with so many parameters. What it is told of
+    /// the rows is verified, so only the types of parameters grow old.
+    pub fn for_prepare(&self, sql: &str, params: usize) -> Option<Arc<Described>> {
+        let mut known = self.lock();
+        let known = known.get(sql).filter(|d| d.params.len() == params);
+        known.filter(|d| params == 0 || d.is_fresh()).cloned()
     }
 
     pub fn put(&self, sql: &str, described: &Arc<Described>) {
@@ -144,12 +177,7 @@ impl LookUps {
             self.doubtful = false;
         }
         let statement = client.prepare(sql)?;
-        let described = Described {
-            params: statement.params().to_vec(),
-            facts: Facts::of(sql),
-            at: Instant::now(),
-            needs_look_up: types_to_look_up(&statement),
-        };
+        let described = Described::of(&statement, Facts::of(sql));
         let of_params = described.params.iter().any(needs_look_up);
         // The statement is closed: that message is sent with the next one.
         drop(statement);

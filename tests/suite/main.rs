@@ -40,6 +40,7 @@ mod pause;
 mod peers;
 #[cfg(feature = "lab")]
 mod pooler;
+mod preparing;
 mod proxy;
 mod replicas;
 mod retry;

@@ -251,6 +251,20 @@ impl Proxy {
             .collect()
     }
 
+    /// The same for the connection that has had the most since the last call, of those that were
+    /// open then.
+    pub fn take_newest_log(&self) -> Vec<Passed> {
+        let new = std::mem::take(&mut self.shared.log.lock().unwrap().new);
+        let mut logs: HashMap<usize, Vec<Passed>> = HashMap::new();
+        for (number, passed) in new {
+            logs.entry(number).or_default().push(passed);
+        }
+        let open = logs
+            .into_values()
+            .filter(|log| log[0] != Passed::Frontend('^'));
+        open.max_by_key(Vec::len).unwrap_or_default()
+    }
+
     /// How many connections were encrypted.
     pub fn encrypted(&self) -> usize {
         self.shared.encrypted.load(Ordering::SeqCst)

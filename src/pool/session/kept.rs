@@ -1,7 +1,7 @@
 //! What a session knows about the statements that it runs: those that it keeps prepared, the facts
 //! that their texts show, and the search path that their names are resolved with.
 
-use crate::pool::param_types::needs_look_up;
+use crate::pool::param_types::{Described, needs_look_up};
 use crate::retry::Facts;
 use postgres::types::{FromSql, Kind, Type};
 use postgres::{Row, Statement};
@@ -34,6 +34,11 @@ impl Kept {
             statement,
             facts,
         }
+    }
+
+    /// Returns what another session may be told of it.
+    pub fn described(&self) -> Described {
+        Described::of(&self.statement, self.facts)
     }
 
     pub fn has_own_types(&self) -> bool {

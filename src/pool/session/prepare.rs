@@ -14,11 +14,25 @@ use std::sync::Arc;
 /// The search path as it is set, and as the server resolves it for the current role.
 const PATH: &str = "SELECT current_setting('search_path') || ' ' || current_schemas(true)::text";
 
+/// A prepared statement that is about to be run.
+pub(super) struct Prepared {
+    pub kept: Kept,
+    /// It, or what the driver knows of its types, is from an earlier use.
+    pub known: bool,
+    /// The server knows nothing of it yet: its preparation waits for a run with the text. Contains
+    /// the key that it is kept under.
+    pub waits: Option<Box<str>>,
+}
+
 impl Session {
-    /// Returns the prepared statement for this text and true if it, or what the driver knows of its
-    /// types, is from an earlier use. A statement that is newly prepared takes one more round trip.
-    /// Returns None if this session keeps no statements, or sends this one with a comment.
-    pub(super) fn prepared(&mut self, sql: &str) -> Result<Option<(Kept, bool)>, postgres::Error> {
+    /// Returns the prepared statement for this text; None if this session keeps no statements, or
+    /// sends this one with a comment. A statement that is newly prepared takes one more round trip,
+    /// unless the pool knows the text and it is to be run now, with so many parameters.
+    pub(super) fn prepared(
+        &mut self,
+        sql: &str,
+        run_with: Option<usize>,
+    ) -> Result<Option<Prepared>, postgres::Error> {
         // Behind a pooler the next transaction may run on another server connection, where the name
         // is unknown or belongs to another client's statement.
         if self.statements.is_none() || self.shared.is_pooled() || self.is_commented(sql) {
@@ -31,31 +45,65 @@ impl Session {
             return Ok(None);
         };
         match statements.get(&key) {
-            Some(kept) if may_keep && !kept.is_old() => return Ok(Some((kept.clone(), true))),
+            Some(kept) if may_keep && !kept.is_old() => {
+                return Ok(Some(Prepared {
+                    kept: kept.clone(),
+                    known: true,
+                    waits: None,
+                }));
+            }
             Some(kept) if kept.has_own_types() => {
                 self.client.clear_type_cache();
                 self.look_ups.forget_types();
             }
             _ => {}
         }
+        let descriptions = &self.shared.descriptions;
+        let described = run_with
+            .filter(|_| may_keep)
+            .and_then(|params| descriptions.for_prepare(&key, params));
+        let description = described.and_then(|described| described.description.clone());
+        let wire = Arc::clone(&self.client.registration().tracked.wire);
+        let told = description.is_some_and(|description| wire.expect_prepare(description));
         let statement = self.client.prepare(sql)?;
-        let new = Kept::new(statement, Facts::of(sql));
-        self.driver_looks_up |= new.has_own_types();
-        let has_old_types = new.has_own_types() && self.look_ups.keep_types();
+        let waits = told && wire.holds_prepare();
+        let kept = Kept::new(statement, Facts::of(sql));
+        self.driver_looks_up |= kept.has_own_types();
+        let has_old_types = kept.has_own_types() && self.look_ups.keep_types();
         if may_keep {
-            statements.put(&key, new.clone());
+            statements.put(&key, kept.clone());
+            if !waits {
+                descriptions.put(&key, &Arc::new(kept.described()));
+            }
         }
-        Ok(Some((new, has_old_types)))
+        Ok(Some(Prepared {
+            kept,
+            known: waits || has_old_types,
+            waits: waits.then(|| key.into()),
+        }))
+    }
+
+    /// Keeps a statement whose preparation left with its first run if the server has described it
+    /// as the driver was told, else forgets it.
+    pub(super) fn settle_prepare(&mut self, key: &str, kept: &Kept) {
+        match self.tracked().wire.take_prepares()[..] {
+            [true] => (self.shared.descriptions).put(key, &Arc::new(kept.described())),
+            _ => self.forget_key(key),
+        }
     }
 
     /// Forgets what was prepared or described for this text, because it does not match what the
     /// server expects any more.
     pub(super) fn forget(&mut self, sql: &str) {
-        let key = self.search_path.key(sql);
+        let key = self.search_path.key(sql).into_owned();
+        self.forget_key(&key);
+    }
+
+    fn forget_key(&mut self, key: &str) {
         if let Some(statements) = &mut self.statements {
-            statements.forget(&key);
+            statements.forget(key);
         }
-        self.shared.descriptions.forget(&key);
+        self.shared.descriptions.forget(key);
         self.client.clear_type_cache();
         self.look_ups.forget_types();
     }
@@ -199,8 +247,8 @@ impl Session {
 
     /// Returns whether the text, prepared or described anew, still takes values of these types.
     pub(super) fn expects_still(&mut self, sql: &str, types: &[Type]) -> bool {
-        match self.prepared(sql) {
-            Ok(Some((kept, _))) => kept.statement.params() == types,
+        match self.prepared(sql, None) {
+            Ok(Some(prepared)) => prepared.kept.statement.params() == types,
             Ok(None) => self.described(sql).is_ok_and(|(d, _)| d.params == types),
             Err(_) => true,
         }

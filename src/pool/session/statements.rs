@@ -2,6 +2,7 @@
 
 use super::kept::{Kept, are_as_described};
 use super::life::Session;
+use super::prepare::Prepared;
 use super::words::Opening;
 use crate::error::{AbandonedStage, Effect, Error, excerpt};
 use crate::metrics::CloseReason;
@@ -106,13 +107,22 @@ impl Session {
     ) -> Result<Option<T>, (postgres::Error, Phase)> {
         let mut again = false;
         loop {
-            let prepared = self.prepared(sql);
+            let prepared = self.prepared(sql, Some(params.len()));
             let prepared = prepared.map_err(|e| self.not_prepared(e, phase))?;
-            let (result, text, known) = if let Some((kept, known)) = prepared {
+            let (result, text, known) = if let Some(prepared) = prepared {
+                let Prepared { kept, known, waits } = prepared;
                 self.take_note(&kept.facts);
                 // The preparation may have looked types up, with statements that completed.
                 self.begin_request();
-                let result = named(&mut self.client, &kept.statement);
+                let result = match waits {
+                    None => named(&mut self.client, &kept.statement),
+                    Some(key) => {
+                        let typed = with_types(params, kept.statement.params());
+                        let result = unnamed(&mut self.client, &typed);
+                        self.settle_prepare(&key, &kept);
+                        result
+                    }
+                };
                 (result, Text::Prepared(kept), known)
             } else {
                 let described = self.described(sql);
@@ -122,7 +132,7 @@ impl Session {
                     return Ok(None);
                 }
                 self.take_note(&described.facts);
-                let typed = with_types(params, &described);
+                let typed = with_types(params, &described.params);
                 self.begin_request();
                 let result = unnamed(&mut self.client, &typed);
                 (result, Text::Described(described), known)
@@ -396,10 +406,7 @@ fn may_be_stale(symptom: &Symptom<'_>, known: bool) -> bool {
 /// A parameter, and the type that the server expects there.
 pub(super) type Typed<'p> = (&'p (dyn ToSql + Sync), Type);
 
-pub(super) fn with_types<'p>(
-    params: &[&'p (dyn ToSql + Sync)],
-    described: &Described,
-) -> Vec<Typed<'p>> {
+pub(super) fn with_types<'p>(params: &[&'p (dyn ToSql + Sync)], types: &[Type]) -> Vec<Typed<'p>> {
     let params = params.iter().copied();
-    params.zip(described.params.iter().cloned()).collect()
+    params.zip(types.iter().cloned()).collect()
 }

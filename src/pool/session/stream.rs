@@ -42,7 +42,7 @@ impl Session {
                     return Ok(None);
                 }
                 session.take_note(&described.facts);
-                let typed = with_types(params, &described);
+                let typed = with_types(params, &described.params);
                 let text = session.with_comment(sql);
                 session.begin_request();
                 match described.facts.fits_a_cursor {

@@ -3,6 +3,7 @@
 use super::begin::{BeginState, Expected, Taken};
 use super::frame::Frame;
 use super::handle::{HUGE, Handle, look, progress};
+use super::prepare::Described;
 use super::sent::{Next, Sent};
 use std::io;
 use std::pin::Pin;
@@ -26,8 +27,13 @@ pub(crate) struct Answers<S> {
     ended: bool,
     /// Data that followed the end of an answer.
     held: Vec<u8>,
-    /// The answer to a BEGIN that the driver knows nothing of.
+    /// The answer to a BEGIN that the driver knows nothing of, and that to preparations whose
+    /// answer it has already. They come after this many ends.
     begin: Option<Expected>,
+    prepared: Option<Described>,
+    own_after: u64,
+    /// An answer that the server has no part in, and after how many ends it comes.
+    told: Option<(u64, Vec<u8>)>,
     /// What is to be written before anything else.
     out: Vec<u8>,
     /// The server takes the data of a COPY.
@@ -53,6 +59,9 @@ impl<S> Answers<S> {
             ended: false,
             held: Vec::new(),
             begin: None,
+            prepared: None,
+            own_after: 0,
+            told: None,
             out: Vec::new(),
             copies_in: false,
         }
@@ -112,7 +121,7 @@ impl<S> Answers<S> {
 
     /// Delivers as much of the held data as fits. Returns false if none is for the driver yet.
     fn deliver_held(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let free = self.without_begin();
+        let free = self.without_own();
         if free == 0 {
             return false;
         }
@@ -125,27 +134,48 @@ impl<S> Answers<S> {
         true
     }
 
-    /// Takes the answer to BEGIN out of the held data. Returns how much of these is for the driver.
-    fn without_begin(&mut self) -> usize {
-        let Some(begin) = &mut self.begin else {
-            return self.held.len();
-        };
-        // What comes before it ends with an end, where `deliver` stops.
-        if !begin.is_next(self.ends) {
+    /// Whether the server is still to answer what the driver does not know of, or has an answer to.
+    fn awaits_own(&self) -> bool {
+        self.begin.is_some() || self.prepared.is_some()
+    }
+
+    /// Takes the answers to that out of the held data. Returns how much of these is for the driver.
+    fn without_own(&mut self) -> usize {
+        // What comes before ends with an end, where `deliver` stops.
+        if !self.awaits_own() || self.ends < self.own_after {
             return self.held.len();
         }
         // A message that came unasked, and that the driver has a part of.
         if !self.frame.is_between() {
             return 1;
         }
-        match begin.take(&mut self.held) {
-            Taken::Other(length) => length,
-            Taken::Part => 0,
-            Taken::End(end) => {
-                *self.handle.begin() = end;
-                self.begin = None;
-                self.held.len()
+        if let Some(begin) = &mut self.begin {
+            match begin.take(&mut self.held) {
+                Taken::Other(length) => return length,
+                Taken::Part => return 0,
+                Taken::End(end) => *self.handle.begin() = end,
             }
+            self.begin = None;
+        }
+        if let Some(prepared) = &mut self.prepared {
+            let confirmed = &mut self.handle.prepares().confirmed;
+            match prepared.take(&mut self.held, confirmed) {
+                Taken::Other(length) => return length,
+                Taken::Part => return 0,
+                Taken::End(()) => self.prepared = None,
+            }
+        }
+        self.held.len()
+    }
+
+    /// Puts an answer that the server has no part in where its turn is.
+    fn tell(&mut self) {
+        if let Some((after, _)) = &self.told
+            && self.ends >= *after
+            && self.frame.is_between()
+            && let Some((_, answer)) = self.told.take()
+        {
+            self.held.splice(..0, answer);
         }
     }
 
@@ -166,6 +196,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
         let answers = &mut *self;
         let before = buf.filled().len();
         loop {
+            answers.tell();
             if !answers.held.is_empty() {
                 if answers.ended {
                     return answers.later(cx);
@@ -182,7 +213,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
             match Pin::new(&mut answers.stream).poll_read(cx, buf) {
                 // Delivered in parts if the driver has little room: a read that returned nothing
                 // would never be repeated.
-                Poll::Pending if look == look::TURNED && answers.begin.is_none() => {
+                Poll::Pending if look == look::TURNED && !answers.awaits_own() => {
                     answers.handle.look.store(look::NONE, Ordering::Relaxed);
                     answers.held.extend_from_slice(look::MESSAGE);
                     answers.deliver_held(buf);
@@ -197,7 +228,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
                 _ if answers.delivered => return answers.later(cx),
                 end @ Poll::Ready(_) => return end,
             }
-            if answers.begin.is_none() {
+            if !answers.awaits_own() {
                 break;
             }
             answers.held.extend_from_slice(&buf.filled()[before..]);
@@ -220,24 +251,59 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
 
 impl<S: AsyncWrite + Unpin> Answers<S> {
     /// Returns how much of `data` may be written now. If it is the beginning of the first statement
-    /// behind a held BEGIN, `out` contains both.
-    fn join_begin<'d>(&mut self, data: &'d [u8]) -> io::Result<&'d [u8]> {
+    /// behind a held BEGIN, or behind preparations that wait, `out` contains both.
+    fn join_held<'d>(&mut self, data: &'d [u8]) -> io::Result<&'d [u8]> {
         let mut begin = self.handle.begin();
-        let messages = match &mut *begin {
+        let mut prepares = self.handle.prepares();
+        let begins = match &*begin {
             BeginState::Refused => return Err(io::Error::other("the transaction did not begin")),
-            BeginState::Held(messages) => messages,
-            BeginState::None | BeginState::Sent | BeginState::Done(_) => return Ok(data),
+            BeginState::Held(_) => true,
+            BeginState::None | BeginState::Sent | BeginState::Done(_) => false,
         };
+        if !begins && !prepares.are_held() {
+            return Ok(data);
+        }
         let part = match self.sent.next(data) {
             Next::Statement => &data[..data.len().min(JOINED)],
-            Next::Query => return Err(io::Error::other("a query behind a held BEGIN")),
+            Next::Query if begins => {
+                return Err(io::Error::other("a query behind a held BEGIN"));
+            }
+            Next::Query => return Ok(data),
             Next::Other(length) => return Ok(&data[..length.min(data.len())]),
         };
-        self.begin = Some(Expected::new(self.sent.ends(), messages));
-        self.out = std::mem::take(&mut messages.bytes);
+        self.own_after = self.sent.ends();
+        if let BeginState::Held(messages) = &mut *begin {
+            self.begin = Some(Expected::new(messages));
+            self.out.append(&mut messages.bytes);
+            *begin = BeginState::Sent;
+        }
+        if let Some((mut messages, described)) = prepares.send() {
+            self.prepared = Some(described);
+            self.out.append(&mut messages);
+        }
         self.out.extend_from_slice(part);
-        *begin = BeginState::Sent;
         Ok(part)
+    }
+
+    /// Holds back the preparation at the front of `data`, if the driver is told its answer, and
+    /// returns its length.
+    fn hold_prepare(&mut self, data: &[u8]) -> Option<usize> {
+        let mut prepares = self.handle.prepares();
+        if !prepares.is_expecting() || !matches!(self.sent.next(data), Next::Statement) {
+            return None;
+        }
+        let (length, answer) = prepares.hold(data)?;
+        drop(prepares);
+        self.told = Some((self.sent.ends(), answer));
+        self.note_written(&data[..length]);
+        Some(length)
+    }
+
+    fn note_written(&mut self, data: &[u8]) {
+        if let Some((text, end)) = self.sent.note(data) {
+            self.end_of_last = end;
+            self.handle.note_sent(text);
+        }
     }
 
     fn write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -259,6 +325,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let answers = &mut *self;
+        if let Some(length) = answers.hold_prepare(buf) {
+            // The driver reads before it writes.
+            cx.waker().wake_by_ref();
+            return Poll::Ready(Ok(length));
+        }
         let progress = &answers.handle.progress;
         if progress.load(Ordering::Relaxed) == progress::NOTHING_SENT {
             progress.store(progress::SENT, Ordering::Relaxed);
@@ -267,7 +338,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
             answers.handle.grown.store(true, Ordering::Relaxed);
         }
         ready!(answers.write_out(cx))?;
-        let part = answers.join_begin(buf)?;
+        let part = answers.join_held(buf)?;
         let poll = match answers.out.is_empty() {
             true => Pin::new(&mut answers.stream).poll_write(cx, part),
             false => {
@@ -278,11 +349,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
                 Poll::Ready(Ok(part.len()))
             }
         };
-        if let Poll::Ready(Ok(written)) = poll
-            && let Some((text, end)) = answers.sent.note(&part[..written])
-        {
-            answers.end_of_last = end;
-            answers.handle.note_sent(text);
+        if let Poll::Ready(Ok(written)) = poll {
+            answers.note_written(&part[..written]);
         }
         poll
     }
@@ -300,6 +368,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
 #[cfg(test)]
 mod tests {
     use super::super::begin::Messages;
+    use super::super::prepare::Description;
     use super::*;
     use std::task::Waker;
 
@@ -488,6 +557,52 @@ mod tests {
         // The session has learnt of it and rolls back.
         assert!(!answers.handle.forget_begin());
         write(&mut answers, &query).unwrap();
+    }
+
+    #[test]
+    fn a_preparation_is_written_before_the_statement_and_answered_before_that() {
+        let prepare = messages(&[(b'P', b"s2\0SELECT 1\0\0\0"), (b'D', b"Ss2\0"), (b'S', b"")]);
+        let told = messages(&[(b't', b"\0\0"), (b'n', b"")]);
+        let answer = [&messages(&[(b'1', b"")]), &told].map(|m| &m[..]).concat();
+        let close = messages(&[(b'C', b"Ss1\0"), (b'S', b"")]);
+        let closed = messages(&[(b'3', b""), (b'Z', b"I")]);
+        let statement = messages(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
+        let done = messages(&[(b'1', b""), (b'C', b"SELECT 1\0"), (b'Z', b"I")]);
+        let begin = Messages::of(["BEGIN"]).bytes;
+        for takes in [1, 2, 3, 7, 20, 1000] {
+            for begins in [false, true] {
+                let mut answers = started(takes);
+                let handle = Arc::clone(&answers.handle);
+                // One was written before, and is not answered yet.
+                write(&mut answers, &close).unwrap();
+                if begins {
+                    assert!(handle.hold_begin(["BEGIN"]));
+                }
+                assert!(handle.expect_prepare(Description::new([].into_iter(), &[])));
+                write(&mut answers, &prepare).unwrap();
+                assert!(handle.holds_prepare());
+                assert_eq!(answers.stream.written, close);
+                assert_eq!(read(&mut answers), b"", "the other answer comes first");
+                answers.stream.answers = closed.clone();
+                let ready = messages(&[(b'Z', b"I")]);
+                assert_eq!(read(&mut answers), [&*closed, &answer, &ready].concat());
+                write(&mut answers, &[&*close, &statement].concat()).unwrap();
+                let held = &prepare[..prepare.len() - 5];
+                let begin = if begins { &begin[..] } else { b"" };
+                let written = [&*close, &close, begin, held, &statement].concat();
+                assert_eq!(answers.stream.written, written, "{takes}");
+                let begun = messages(if begins { &DONE } else { &[] });
+                answers.stream.answers = [&*closed, &begun, &answer, &done].concat();
+                assert_eq!(read(&mut answers), [&*closed, &done].concat());
+                assert_eq!(handle.take_prepares(), [true]);
+                assert_eq!(handle.take_prepares(), [] as [bool; 0]);
+                // What follows passes as it is.
+                write(&mut answers, &prepare).unwrap();
+                assert!(answers.stream.written.ends_with(&prepare));
+                answers.stream.answers = answer.clone();
+                assert_eq!(read(&mut answers), answer);
+            }
+        }
     }
 
     #[test]

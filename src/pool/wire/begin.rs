@@ -76,8 +76,6 @@ impl Messages {
 
 /// The answer that is still to come.
 pub(super) struct Expected {
-    /// The number of the answer that ends before it.
-    after: u64,
     /// Statements that are not complete yet.
     left: usize,
     row: Vec<Option<String>>,
@@ -85,31 +83,25 @@ pub(super) struct Expected {
 
 /// What is next in the data from the server.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum Taken<E> {
     /// A message for the driver, of this length.
     Other(usize),
     /// A message that is not whole yet.
     Part,
     /// No part of the answer any more.
-    End(BeginState),
+    End(E),
 }
 
 impl Expected {
-    pub fn new(after: u64, messages: &Messages) -> Expected {
+    pub fn new(messages: &Messages) -> Expected {
         Expected {
-            after,
             left: messages.count,
             row: Vec::new(),
         }
     }
 
-    /// Returns whether the answer is next once `ends` answers have ended.
-    pub fn is_next(&self, ends: u64) -> bool {
-        ends >= self.after
-    }
-
     /// Removes the messages of the answer from the front of `data`.
-    pub fn take(&mut self, data: &mut Vec<u8>) -> Taken {
+    pub fn take(&mut self, data: &mut Vec<u8>) -> Taken<BeginState> {
         let mut at = 0;
         let taken = loop {
             if self.left == 0 {
@@ -178,7 +170,7 @@ mod tests {
     /// Takes the answer out of data that come in pieces. Returns what is left, and the end.
     fn taken(data: &[u8], size: usize) -> (Vec<u8>, Option<BeginState>) {
         let messages = Messages::of(["BEGIN", "SELECT 1"]);
-        let mut expected = Expected::new(0, &messages);
+        let mut expected = Expected::new(&messages);
         let (mut held, mut passed, mut end) = (Vec::new(), Vec::new(), None);
         for piece in data.chunks(size) {
             held.extend_from_slice(piece);

@@ -2,6 +2,7 @@
 //! come.
 
 use super::begin::{BeginState, Messages};
+use super::prepare::{Description, Prepares};
 use crate::retry::Progress;
 use crate::sync::unpoison;
 use postgres::Notification;
@@ -27,6 +28,7 @@ pub(crate) struct Handle {
     pub(super) look: AtomicU8,
     last: Mutex<Option<Last>>,
     begin: Mutex<BeginState>,
+    prepares: Mutex<Prepares>,
     /// The answers can no longer be counted exactly.
     pub(super) miscounts: AtomicBool,
 }
@@ -184,6 +186,31 @@ impl Handle {
     /// Forgets a BEGIN. Returns true if it was still held: nothing of it was sent.
     pub fn forget_begin(&self) -> bool {
         matches!(std::mem::take(&mut *self.begin()), BeginState::Held(_))
+    }
+
+    pub(super) fn prepares(&self) -> MutexGuard<'_, Prepares> {
+        unpoison(self.prepares.lock())
+    }
+
+    /// Answers the driver's next preparation with this description, and holds it back until the
+    /// next statement. Returns false if that is impossible on this connection.
+    pub fn expect_prepare(&self, description: Description) -> bool {
+        let possible = !self.miscounts.load(Ordering::Relaxed);
+        if possible {
+            self.prepares().expect(description);
+        }
+        possible
+    }
+
+    /// Returns whether the driver's last preparation was answered so, and waits.
+    pub fn holds_prepare(&self) -> bool {
+        self.prepares().holds_last()
+    }
+
+    /// Forgets the preparations that wait. Returns, of those that were sent, whether the server has
+    /// described them as the driver was told.
+    pub fn take_prepares(&self) -> Vec<bool> {
+        self.prepares().take()
     }
 
     /// Returns whether a message longer than [`HUGE`] has passed.

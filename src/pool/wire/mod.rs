@@ -19,7 +19,8 @@
 //!   as complete, when its connection was lost; the process number that the server gave out, which
 //!   reveals a pooler; and which statement was sent last, also by a caller who has the driver's
 //!   client.
-//! - A transaction's BEGIN takes no round trip of its own (see `begin`).
+//! - A transaction's BEGIN takes no round trip of its own (see `begin`), nor does the preparation of
+//!   a text that the pool knows (see `prepare`).
 //!
 //! `Answers` reads the protocol in plain text, so it stands above any encryption. This is the only
 //! room with async traits.
@@ -38,6 +39,7 @@ mod failure;
 mod frame;
 mod handle;
 mod handshake;
+mod prepare;
 mod route;
 mod sent;
 mod stream;
@@ -48,5 +50,6 @@ pub(crate) use connector::Connector;
 pub(crate) use failure::Failure;
 pub(crate) use handle::Handle;
 pub(crate) use handshake::Handshake;
+pub(crate) use prepare::Description;
 pub(crate) use route::{Place, Route};
 pub(crate) use sent::CURSOR;

@@ -1,0 +1,203 @@
+//! A text that the pool knows takes one round trip on a connection that has never seen it, and is
+//! never run or read by what was true before.
+
+use super::proxy::{Act, Proxy, fatal};
+use super::support::{Database, SECOND, database, pool};
+use super::wire::flights;
+use millpond::{Pool, Transaction};
+
+const INSERT: &str = "INSERT INTO t VALUES ($1)";
+const SELECT: &str = "SELECT n FROM t ORDER BY 1";
+
+/// One connection at a time to a database with a table `t`, through a proxy. The pool knows its
+/// texts.
+fn set_up() -> (Database, Proxy, Pool) {
+    let db = database();
+    db.admin().batch_execute("CREATE TABLE t (n int)").unwrap();
+    let proxy = Proxy::in_front_of(db.port);
+    let pool = pool(&proxy.url(&db.url)).max_size(1).build().unwrap();
+    pool.execute(INSERT, &[&1]).unwrap();
+    pool.query(SELECT, &[]).unwrap();
+    (db, proxy, pool)
+}
+
+/// Replaces the connection by one that has seen no text but this.
+fn renew(pool: &Pool) {
+    pool.evict();
+    pool.query("SELECT 1", &[]).unwrap();
+}
+
+fn prepared(pool: &Pool, sql: &str) -> i64 {
+    let count = "SELECT count(*) FROM pg_prepared_statements WHERE statement = $1";
+    pool.query_scalar(count, &[&sql]).unwrap()
+}
+
+#[test]
+fn a_known_text_takes_one_round_trip_on_each_connection() {
+    let (_db, proxy, pool) = set_up();
+    let far = pool.with_timeout(60 * SECOND);
+    let insert = |tx: &mut Transaction<'_>| tx.execute(INSERT, &[&1]);
+    type Work<'w> = &'w dyn Fn();
+    // The preparation goes before the statement, which brings its text this once.
+    let works: [(&str, Work<'_>, &[&str], &[&str]); 4] = [
+        (
+            INSERT,
+            &|| assert_eq!(pool.execute(INSERT, &[&1]).unwrap(), 1),
+            &["PDPBDES"],
+            &["BES"],
+        ),
+        (
+            SELECT,
+            &|| drop(pool.query(SELECT, &[]).unwrap()),
+            &["PDPBDES"],
+            &["BES"],
+        ),
+        (
+            INSERT,
+            &|| assert_eq!(pool.transaction(insert).unwrap(), 1),
+            &["PBEPBEPDPBDES", "Q"],
+            &["PBEPBEBES", "Q"],
+        ),
+        (
+            INSERT,
+            &|| assert_eq!(far.execute(INSERT, &[&1]).unwrap(), 1),
+            &["PBEPBEPBEPDPBDES", "Q"],
+            &["PBEPBEPBEBES", "Q"],
+        ),
+    ];
+    for (sql, work, first, then) in works {
+        renew(&pool);
+        proxy.take_newest_log();
+        for expected in [first, then, then] {
+            work();
+            assert_eq!(flights(&proxy.take_newest_log()), expected, "{sql}");
+        }
+        assert_eq!(prepared(&pool, sql), 1);
+    }
+    // A text that the pool does not know takes one more.
+    for expected in [&["PDS", "BES"][..], &["BES"]] {
+        proxy.take_newest_log();
+        pool.query("SELECT 2", &[]).unwrap();
+        assert_eq!(flights(&proxy.take_newest_log()), expected);
+    }
+    renew(&pool);
+    let error = pool.execute(INSERT, &[]).unwrap_err();
+    assert!(error.to_string().contains("parameters"), "{error}");
+    pool.execute(INSERT, &[&1]).unwrap();
+}
+
+/// The tables of values before and after: of the same width, of another, and with another name.
+#[test]
+fn rows_are_read_by_the_types_that_they_have() {
+    let (db, proxy, pool) = set_up();
+    let all = "SELECT * FROM t";
+    let mut admin = db.admin();
+    let mut read = |change: &str| {
+        pool.query(all, &[]).unwrap();
+        renew(&pool);
+        admin.batch_execute(change).unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            proxy.take_newest_log();
+            let row = pool.query_one(all, &[]).unwrap();
+            let ty = row.columns()[0].type_().name().to_owned();
+            // The end of a statement that was given up is not waited for.
+            let trips = flights(&proxy.take_newest_log());
+            let trips = trips.iter().filter(|sent| *sent != "CS").count();
+            seen.push((row, ty, trips));
+        }
+        assert!(seen.iter().all(|(_, ty, _)| *ty == seen[0].1), "{seen:?}");
+        // What was told does not hold, so it is prepared once more, and then known.
+        let trips: Vec<_> = seen.iter().map(|(.., trips)| *trips).collect();
+        assert_eq!(trips, [1, 2, 1], "{change}");
+        seen.swap_remove(0).0
+    };
+    let row = read("ALTER TABLE t ALTER n TYPE real");
+    assert_eq!(row.get::<_, f32>(0), 1.0);
+    let row = read("ALTER TABLE t ALTER n TYPE text USING 'long'");
+    assert_eq!(row.get::<_, &str>("n"), "long");
+    let row = read("ALTER TABLE t RENAME n TO m");
+    assert_eq!(row.get::<_, &str>("m"), "long");
+    let row = read("ALTER TABLE t ADD o bigint DEFAULT 7");
+    assert_eq!((row.len(), row.get::<_, i64>("o")), (2, 7));
+    let row = read("DROP TABLE t; CREATE TABLE t (n int); INSERT INTO t VALUES (3)");
+    assert_eq!(row.get::<_, i32>(0), 3);
+}
+
+#[test]
+fn an_error_of_the_preparation_is_the_statements() {
+    let (db, _proxy, pool) = set_up();
+    let insert = |tx: &mut Transaction<'_>| {
+        tx.execute(INSERT, &[&2])?;
+        tx.execute(INSERT, &[&3])
+    };
+    let mut admin = db.admin();
+    for transaction in [false, true] {
+        renew(&pool);
+        admin.batch_execute("ALTER TABLE t RENAME TO u").unwrap();
+        let error = match transaction {
+            false => pool.execute(INSERT, &[&2]),
+            true => pool.transaction(insert),
+        };
+        let error = error.unwrap_err();
+        assert_eq!(
+            error
+                .sqlstate()
+                .map(millpond::postgres::error::SqlState::code),
+            Some("42P01"),
+            "{error:?}"
+        );
+        admin.batch_execute("ALTER TABLE u RENAME TO t").unwrap();
+        for _ in 0..3 {
+            pool.transaction(insert).unwrap();
+        }
+        // A text that fails in a transaction is not kept for a while.
+        assert_eq!(prepared(&pool, INSERT), i64::from(!transaction));
+    }
+    let rows = pool.query(SELECT, &[]).unwrap();
+    assert_eq!(rows.len(), 1 + 2 * 3 * 2);
+}
+
+/// The values of a statement are converted on this side, and may not fit.
+#[test]
+fn a_statement_that_is_not_sent_leaves_nothing_behind() {
+    let (_db, proxy, pool) = set_up();
+    renew(&pool);
+    let error = pool.execute(INSERT, &[&"text"]).unwrap_err();
+    assert!(error.sqlstate().is_none(), "{error:?}");
+    proxy.take_newest_log();
+    pool.query("SELECT 1", &[]).unwrap();
+    let sent = flights(&proxy.take_newest_log()).concat();
+    assert!(sent.ends_with("BES") && !sent.contains("PD"), "{sent}");
+    pool.execute(INSERT, &[&1]).unwrap();
+    assert_eq!(prepared(&pool, INSERT), 1);
+}
+
+#[test]
+fn a_first_run_without_an_answer_is_done_once() {
+    let (db, proxy, pool) = set_up();
+    let insert = |tx: &mut Transaction<'_>| tx.execute(INSERT, &[&1]);
+    let acts: [fn() -> Act; 3] = [
+        || Act::Lose,
+        || Act::DeliverThen(Box::new(|| {})),
+        || Act::AnswerWith(fatal("57P01")),
+    ];
+    for (n, act) in acts.iter().enumerate() {
+        renew(&pool);
+        proxy.on_request(INSERT.as_bytes(), act());
+        pool.transaction(insert).unwrap();
+        assert!(!proxy.is_armed());
+        assert_eq!(super::commit::rows(&db.url), n as i64 + 2);
+        // Of a statement alone it is known only if the server says so.
+        renew(&pool);
+        pool.execute("UPDATE t SET n = n", &[]).unwrap();
+        renew(&pool);
+        proxy.on_request(b"UPDATE t", act());
+        let done = pool.execute("UPDATE t SET n = n", &[]);
+        assert!(!proxy.is_armed());
+        match done {
+            Ok(rows) => assert_eq!((n, rows), (2, 4)),
+            Err(error) => assert!(n < 2 && error.is_outcome_unknown(), "{error:?}"),
+        }
+    }
+}
