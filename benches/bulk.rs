@@ -6,7 +6,7 @@
 
 mod measure;
 
-use measure::{median, memory};
+use measure::{ask, connect, median, memory};
 use millpond::Pool;
 use millpond::config::HttpConfig;
 use millpond::embedded::{Options, PrivateServer};
@@ -15,8 +15,8 @@ use millpond::studio::Studio;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::{Client, NoTls};
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write;
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
@@ -74,33 +74,6 @@ fn reservations() -> String {
         writeln!(csv, "1,Ada Lovelace,{at}:00:00Z,{at}:30:00Z").expect("a string takes it");
     }
     csv
-}
-
-/// Sends a request on a connection that is kept, and reads the answer to its end.
-fn ask(client: &mut BufReader<TcpStream>, head: &str, body: &str) -> (String, usize) {
-    let head = format!(
-        "{head}Host: localhost\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    let stream = client.get_mut();
-    stream.write_all(head.as_bytes()).expect("the server reads");
-    stream.write_all(body.as_bytes()).expect("the server reads");
-    let (mut status, mut length) = (String::new(), 0);
-    client.read_line(&mut status).expect("an answer");
-    loop {
-        let mut line = String::new();
-        client.read_line(&mut line).expect("a header");
-        let line = line.trim_end().to_ascii_lowercase();
-        if let Some(value) = line.strip_prefix("content-length: ") {
-            length = value.parse().expect("a length");
-        }
-        if line.is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    client.read_exact(&mut body).expect("a body");
-    (status, length)
 }
 
 fn main() {
@@ -225,16 +198,11 @@ fn over_http(url: &str, pool: &Pool, bare: &mut Client) {
     // It would name each table that refers to this one.
     let clear = "SET client_min_messages = warning; TRUNCATE studio.reservations CASCADE";
     let empty = || psql(url, clear);
-    let connect = || {
-        let stream = TcpStream::connect(addr).expect("connection");
-        stream.set_nodelay(true).expect("an open socket");
-        BufReader::new(stream)
-    };
     let mut ours = || {
         empty();
         seconds(|| {
             let head = "POST /api/reservations/import HTTP/1.1\r\nContent-Type: text/csv\r\n";
-            let (status, _) = ask(&mut connect(), head, &csv);
+            let (status, _) = ask(&mut connect(addr), head, &csv);
             assert!(status.contains(" 201 "), "{status}");
         })
     };
@@ -250,7 +218,7 @@ fn over_http(url: &str, pool: &Pool, bare: &mut Client) {
         ],
     );
 
-    let mut client = connect();
+    let mut client = connect(addr);
     let head = format!("GET /api/reservations?limit={LISTED} HTTP/1.1\r\n");
     let mut ours = || {
         let all = seconds(|| {

@@ -37,11 +37,12 @@ use measure::{mean_ns, median};
 use millpond::Pool;
 use millpond::embedded::{Options, PrivateServer};
 use postgres::config::{SslMode, SslNegotiation};
-use postgres::{Client, Config, NoTls};
+use postgres::{Client, Config, NoTls, Statement};
 use r2d2_postgres::PostgresConnectionManager;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, Barrier};
-use std::thread;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 const THREADS: usize = 50;
@@ -57,6 +58,7 @@ struct Figures {
     mean_ms: f64,
     p50_ms: f64,
     p99_ms: f64,
+    max_ms: f64,
 }
 
 fn figures(mut latencies: Vec<u32>, wall: Duration) -> Figures {
@@ -68,6 +70,7 @@ fn figures(mut latencies: Vec<u32>, wall: Duration) -> Figures {
         mean_ms: sum / latencies.len() as f64 / 1e6,
         p50_ms: at(0.5),
         p99_ms: at(0.99),
+        max_ms: at(1.0),
     }
 }
 
@@ -134,6 +137,77 @@ fn r2d2_queries(pool: &Plain) -> Figures {
                     .query(SQL, &[&n])
                     .expect("query");
                 assert_eq!(rows[0].get::<_, i32>(0), n);
+            }
+        },
+    )
+}
+
+/// Clients of the driver in a line that serves waiting threads in order, and does nothing else: what
+/// a fair pool of threads costs at least.
+#[derive(Default)]
+struct FairLine(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    idle: Vec<(Client, Statement)>,
+    line: VecDeque<Arc<Place>>,
+}
+
+struct Place {
+    thread: Thread,
+    given: Mutex<Option<(Client, Statement)>>,
+}
+
+impl FairLine {
+    fn of(url: &str) -> FairLine {
+        let line = FairLine::default();
+        for _ in 0..CONNECTIONS {
+            let mut client = Client::connect(url, NoTls).expect("connection");
+            let statement = client.prepare(SQL).expect("statement");
+            line.give_back((client, statement));
+        }
+        line
+    }
+
+    fn take(&self) -> (Client, Statement) {
+        let mut waiting = self.0.lock().expect("no thread panics");
+        if let Some(idle) = waiting.idle.pop() {
+            return idle;
+        }
+        let place = Arc::new(Place {
+            thread: thread::current(),
+            given: Mutex::default(),
+        });
+        waiting.line.push_back(Arc::clone(&place));
+        drop(waiting);
+        loop {
+            if let Some(given) = place.given.lock().expect("no thread panics").take() {
+                return given;
+            }
+            thread::park();
+        }
+    }
+
+    fn give_back(&self, client: (Client, Statement)) {
+        let mut waiting = self.0.lock().expect("no thread panics");
+        let Some(place) = waiting.line.pop_front() else {
+            return waiting.idle.push(client);
+        };
+        *place.given.lock().expect("no thread panics") = Some(client);
+        drop(waiting);
+        place.thread.unpark();
+    }
+}
+
+fn fair_queries(line: &FairLine) -> Figures {
+    hammer(
+        || line,
+        |line| {
+            move |n| {
+                let (mut client, statement) = line.take();
+                let rows = client.query(&statement, &[&n]).expect("query");
+                assert_eq!(rows[0].get::<_, i32>(0), n);
+                line.give_back((client, statement));
             }
         },
     )
@@ -213,6 +287,36 @@ fn deadpool_queries(runtime: &tokio::runtime::Runtime, pool: &deadpool_postgres:
     figures(latencies, wall)
 }
 
+/// The same for many threads at once, the time that passes for each.
+fn check_out_by_many_ns(one: impl Fn() + Sync) -> f64 {
+    const EACH: u32 = 5_000;
+    let round = || {
+        let barrier = Barrier::new(THREADS + 1);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    barrier.wait();
+                    (0..EACH).for_each(|_| one());
+                    barrier.wait();
+                });
+            }
+            barrier.wait();
+            let begun = Instant::now();
+            barrier.wait();
+            begun.elapsed().as_nanos() as f64 / f64::from(EACH) / THREADS as f64
+        })
+    };
+    median((0..ROUNDS).map(|_| round()).collect())
+}
+
+/// The longest of the calls in the first round of a pool, in milliseconds: the median of the rounds,
+/// and the longest of all.
+fn longest_at_first(first: impl Fn() -> Figures) -> (f64, f64) {
+    let longest: Vec<_> = (0..ROUNDS).map(|_| first().max_ms).collect();
+    let most = longest.iter().copied().fold(0.0, f64::max);
+    (median(longest), most)
+}
+
 fn median_figures(rounds: &[Figures]) -> Figures {
     let of = |f: fn(&Figures) -> f64| median(rounds.iter().map(f).collect());
     Figures {
@@ -220,6 +324,7 @@ fn median_figures(rounds: &[Figures]) -> Figures {
         mean_ms: of(|f| f.mean_ms),
         p50_ms: of(|f| f.p50_ms),
         p99_ms: of(|f| f.p99_ms),
+        max_ms: of(|f| f.max_ms),
     }
 }
 
@@ -296,6 +401,9 @@ fn main() {
     );
     println!("  bare          one postgres::Client per thread, statement prepared once");
     println!(
+        "  fair line     {CONNECTIONS} bare clients in a line of threads that is served in order, without deadlines or anything else: the least that fairness costs"
+    );
+    println!(
         "  bare, wire    the same on the byte stream that can be cut, as under millpond's connections"
     );
     println!(
@@ -326,6 +434,25 @@ fn main() {
         async_theirs / ours
     );
     println!("  bare                  - (nothing to check out)");
+
+    let fair = FairLine::of(&url);
+    println!("\nthe same, {THREADS} threads on {CONNECTIONS} idle connections");
+    for (name, ns) in [
+        (
+            "millpond",
+            check_out_by_many_ns(|| drop(pool.get().expect("connection"))),
+        ),
+        (
+            "r2d2_postgres",
+            check_out_by_many_ns(|| drop(plain.get().expect("connection"))),
+        ),
+        (
+            "fair line",
+            check_out_by_many_ns(|| fair.give_back(fair.take())),
+        ),
+    ] {
+        println!("  {name:<13} {ns:>9.0} ns");
+    }
 
     println!("\nTLS with sslmode=verify-full beside plain, one thread");
     let ways = [&url, &encrypted].map(|url| {
@@ -391,7 +518,7 @@ fn main() {
     let over_tls = over_tls.max_size(CONNECTIONS).build().expect("pool");
     let unworn = Pool::builder().database_url(&url).max_uses(0);
     let unworn = unworn.max_size(CONNECTIONS).build().expect("pool");
-    let mut rounds: [Vec<Figures>; 7] = Default::default();
+    let mut rounds: [Vec<Figures>; 8] = Default::default();
     for _ in 0..ROUNDS {
         rounds[0].push(millpond_queries(&pool));
         rounds[1].push(r2d2_queries(&plain));
@@ -402,10 +529,11 @@ fn main() {
         rounds[4].push(deadpool_queries(&runtime, &dead));
         rounds[5].push(millpond_queries(&over_tls));
         rounds[6].push(millpond_queries(&unworn));
+        rounds[7].push(fair_queries(&fair));
     }
-    let [ours, plain, bare, wire, dead, tls, unworn] = rounds.map(|r| median_figures(&r));
+    let [ours, plain, bare, wire, dead, tls, unworn, fair] = rounds.map(|r| median_figures(&r));
     println!(
-        "                 queries/s   mean ms    p50 ms    p99 ms  p99/mean  of bare  of r2d2"
+        "                 queries/s   mean ms    p50 ms    p99 ms    max ms  of bare  of fair"
     );
     for (name, f) in [
         ("millpond", ours),
@@ -414,6 +542,7 @@ fn main() {
         ("r2d2_postgres", plain),
         ("bare", bare),
         ("bare, wire", wire),
+        ("fair line", fair),
         ("deadpool", dead),
     ] {
         println!(
@@ -422,9 +551,28 @@ fn main() {
             f.mean_ms,
             f.p50_ms,
             f.p99_ms,
-            f.p99_ms / f.mean_ms,
+            f.max_ms,
             f.rate / bare.rate,
-            f.rate / plain.rate,
+            f.rate / fair.rate,
         );
+    }
+
+    // A new process of the server may starve for a while where each is a group of its own to the
+    // scheduler.
+    let groups = std::fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled");
+    println!(
+        "\nthe longest call of the first {ROUND:?} of a pool: the median of {ROUNDS}, and the longest (kernel.sched_autogroup_enabled={})",
+        groups.as_deref().unwrap_or("?").trim()
+    );
+    let ours = || {
+        let new = Pool::builder().database_url(&url).max_size(CONNECTIONS);
+        millpond_queries(&new.build().expect("pool"))
+    };
+    let fair = || fair_queries(&FairLine::of(&url));
+    for (name, (median, most)) in [
+        ("millpond", longest_at_first(ours)),
+        ("fair line", longest_at_first(fair)),
+    ] {
+        println!("  {name:<13} {median:>9.1} ms {most:>9.1} ms");
     }
 }

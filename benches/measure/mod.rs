@@ -1,5 +1,7 @@
 //! What the benches measure with.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
 /// The middle one of the values.
@@ -25,4 +27,41 @@ pub fn memory(figure: &str) -> f64 {
     let line = status.lines().find_map(|line| line.strip_prefix(figure));
     let kb = line.and_then(|line| line.trim_start_matches(':').split_whitespace().next());
     kb.and_then(|kb| kb.parse().ok()).expect("a figure in kB")
+}
+
+/// Opens a connection to an HTTP server.
+#[allow(dead_code, reason = "not each bench uses it")]
+pub fn connect(addr: SocketAddr) -> BufReader<TcpStream> {
+    let stream = TcpStream::connect(addr).expect("connection");
+    stream.set_nodelay(true).expect("an open socket");
+    BufReader::new(stream)
+}
+
+/// Sends a request on a connection that is kept, and reads the answer to its end. Returns its first
+/// line, and the length of its body.
+#[allow(dead_code, reason = "not each bench uses it")]
+pub fn ask(client: &mut BufReader<TcpStream>, head: &str, body: &str) -> (String, usize) {
+    let head = format!(
+        "{head}Host: localhost\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let stream = client.get_mut();
+    stream.write_all(head.as_bytes()).expect("the server reads");
+    stream.write_all(body.as_bytes()).expect("the server reads");
+    let (mut status, mut length) = (String::new(), 0);
+    client.read_line(&mut status).expect("an answer");
+    loop {
+        let mut line = String::new();
+        client.read_line(&mut line).expect("a header");
+        let line = line.trim_end().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length: ") {
+            length = value.parse().expect("a length");
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).expect("a body");
+    (status, length)
 }

@@ -196,7 +196,8 @@ impl Inner {
         // must not be counted twice.
         let active = line.active.min(max);
         let idle = (line.idle + spares).min(max - active);
-        let opening = self.opener.attempts.count().min(max - active - idle);
+        let warming = self.opener.warming.load(Ordering::Relaxed);
+        let opening = (self.opener.attempts.count() + warming).min(max - active - idle);
         Stats {
             total: idle + active + opening,
             idle,

@@ -56,9 +56,17 @@ fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Opener
         let opened = caught(|| r2d2.get_timeout(LOOK_AGAIN));
         demand.lower();
         match opened {
-            Ok(Ok(opened)) => {
+            Ok(Ok(mut opened)) => {
                 demand.taken();
-                if let Some(mut unwanted) = line.offer(opened) {
+                // A thread that waits for it is better served by a new one than by none. Where it
+                // takes the place of another, that one serves until then.
+                let figures = line.figures();
+                if figures.waiting == 0 || figures.active + figures.idle >= figures.max {
+                    opener.warm_up(&mut opened);
+                }
+                if opened.is_closing() {
+                    drop(opened);
+                } else if let Some(mut unwanted) = line.offer(opened) {
                     unwanted.close_for(CloseReason::Drained);
                 }
             }

@@ -36,6 +36,8 @@ const RETRY_REFUSED: Duration = Duration::from_secs(3);
 /// places, one after the other.
 const SOON_AFTER: Duration = Duration::from_secs(5);
 const RETRY_SOON: Duration = Duration::from_millis(500);
+/// How long connections are not warmed up after one was lost in that.
+const COLD_FOR: Duration = Duration::from_secs(60);
 /// Pause between a hedged attempt without an answer and the next.
 const HEDGE_AGAIN: Duration = Duration::from_millis(25);
 
@@ -66,6 +68,10 @@ pub(crate) struct Opener {
     /// Called when the server has no room for another connection.
     pub on_no_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     pub has_connected: AtomicBool,
+    /// The connections that are being warmed up.
+    pub warming: AtomicUsize,
+    /// When one was last lost in that, in nanoseconds as counted by `Shared::now`; 0 = never.
+    lost_warming_at: AtomicU64,
     pub(super) target: Target,
     #[cfg(feature = "tls")]
     pub(super) tls_clients: ClientCache,
@@ -97,6 +103,8 @@ impl Opener {
             is_full: OnceLock::new(),
             on_no_room: OnceLock::new(),
             has_connected: AtomicBool::new(false),
+            warming: AtomicUsize::new(0),
+            lost_warming_at: AtomicU64::new(0),
             target,
             #[cfg(feature = "tls")]
             tls_clients: ClientCache::default(),
@@ -145,6 +153,28 @@ impl Opener {
         let limit = self.shared.config.fail_fast_after;
         let silent = self.shared.silent_for();
         away >= limit && silent >= limit.min(away)
+    }
+
+    /// Warms a new session up. If one was lost in that a short while ago, the next ones go to work
+    /// as they are.
+    pub fn warm_up(&self, session: &mut Session) {
+        let lost_at = self.lost_warming_at.load(Ordering::Relaxed);
+        let since = Duration::from_nanos(self.shared.now().saturating_sub(lost_at));
+        if lost_at > 0 && since < COLD_FOR {
+            return;
+        }
+        self.warming.fetch_add(1, Ordering::Relaxed);
+        let limit = self.shared.config.effective_connect_timeout();
+        if let Err(error) = session.warm_up(Instant::now() + limit) {
+            debug!(
+                "a connection was lost as it was warmed up: {}",
+                Chain(&error)
+            );
+            session.close_for(CloseReason::Broken);
+            self.lost_warming_at
+                .store(self.shared.now(), Ordering::Relaxed);
+        }
+        self.warming.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Opens a connection. Retries until that succeeds, the pool is closing, or the deadline has

@@ -57,14 +57,25 @@ impl Described {
     fn is_fresh(&self) -> bool {
         self.at.elapsed() < KEPT_FOR
     }
+
+    /// What the driver is told of the rows is verified, so only the types of parameters grow old.
+    fn may_be_told(&self) -> bool {
+        self.description.is_some() && (self.params.is_empty() || self.is_fresh())
+    }
 }
 
 /// What is known of the texts that a pool has sent.
 pub(crate) struct Descriptions {
-    known: Mutex<Texts<Arc<Described>>>,
+    known: Mutex<Texts<Known>>,
     /// Texts whose cached plan or description failed inside a transaction, and when that happened.
     unsettled: Mutex<Texts<Instant>>,
     any_unsettled: AtomicBool,
+}
+
+struct Known {
+    described: Arc<Described>,
+    /// How often it was described: about as often as connections have met the text.
+    times: u32,
 }
 
 impl Default for Descriptions {
@@ -78,7 +89,7 @@ impl Default for Descriptions {
 }
 
 impl Descriptions {
-    fn lock(&self) -> MutexGuard<'_, Texts<Arc<Described>>> {
+    fn lock(&self) -> MutexGuard<'_, Texts<Known>> {
         unpoison(self.known.lock())
     }
 
@@ -110,19 +121,41 @@ impl Descriptions {
 
     pub fn get(&self, sql: &str) -> Option<Arc<Described>> {
         let mut known = self.lock();
-        known.get(sql).filter(|d| d.is_fresh()).cloned()
+        let described = &known.get(sql)?.described;
+        described.is_fresh().then(|| Arc::clone(described))
     }
 
-    /// Returns what the driver may be told of a text with so many parameters. What it is told of
-    /// the rows is verified, so only the types of parameters grow old.
+    /// Returns what the driver may be told of a text with so many parameters.
     pub fn for_prepare(&self, sql: &str, params: usize) -> Option<Arc<Described>> {
         let mut known = self.lock();
-        let known = known.get(sql).filter(|d| d.params.len() == params);
-        known.filter(|d| params == 0 || d.is_fresh()).cloned()
+        let described = &known.get(sql)?.described;
+        let usable = described.params.len() == params && described.may_be_told();
+        usable.then(|| Arc::clone(described))
+    }
+
+    /// Returns the texts that most connections have met, the best known first, of those that the
+    /// driver may be told of.
+    pub fn most_used(&self, most: usize) -> Vec<(Box<str>, Arc<Described>)> {
+        let known = self.lock();
+        // A text under a search path of its own is known under another key.
+        let is_met_again = |(text, known): &(&str, &Known)| {
+            known.times > 1 && known.described.may_be_told() && !text.contains('\0')
+        };
+        let mut met: Vec<_> = known.iter().filter(is_met_again).collect();
+        met.sort_by_key(|(_, known)| std::cmp::Reverse(known.times));
+        let met = met.into_iter().take(most);
+        met.map(|(text, known)| (text.into(), Arc::clone(&known.described)))
+            .collect()
     }
 
     pub fn put(&self, sql: &str, described: &Arc<Described>) {
-        self.lock().put(sql, Arc::clone(described));
+        let mut known = self.lock();
+        let before = known.get(sql).map_or(0, |known| known.times);
+        let met = Known {
+            described: Arc::clone(described),
+            times: before.saturating_add(1),
+        };
+        known.put(sql, met);
     }
 
     /// Forgets a text whose statement failed: its types may have changed.

@@ -27,6 +27,11 @@ impl<V> Texts<V> {
         self.kept.get(text)
     }
 
+    /// Returns all of them, the most recently used first.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &V)> {
+        self.kept.iter().map(|(text, value)| (&**text, value))
+    }
+
     pub fn put(&mut self, text: &str, value: V) {
         if text.len() > LONGEST {
             return;

@@ -2,7 +2,7 @@
 //! never run or read by what was true before.
 
 use super::proxy::{Act, Proxy, fatal};
-use super::support::{Database, SECOND, database, pool};
+use super::support::{Database, SECOND, database, eventually, pid, pool};
 use super::wire::flights;
 use millpond::{Pool, Transaction};
 
@@ -200,4 +200,49 @@ fn a_first_run_without_an_answer_is_done_once() {
             Err(error) => assert!(n < 2 && error.is_outcome_unknown(), "{error:?}"),
         }
     }
+}
+
+/// Has the pool open a connection that nobody waits for.
+fn open_ahead(pool: &Pool, proxy: &Proxy) {
+    let before = proxy.accepted();
+    pool.evict();
+    eventually("another connection", || {
+        proxy.accepted() > before && pool.stats().idle == 1
+    });
+}
+
+#[test]
+fn a_connection_that_is_opened_ahead_knows_what_the_pool_uses() {
+    let (db, proxy, pool) = set_up();
+    let once = "SELECT 'once'";
+    pool.query(once, &[]).unwrap();
+    for _ in 0..2 {
+        renew(&pool);
+        pool.query(SELECT, &[]).unwrap();
+        pool.execute(INSERT, &[&1]).unwrap();
+    }
+    open_ahead(&pool, &proxy);
+    for sql in [SELECT, INSERT] {
+        assert_eq!(prepared(&pool, sql), 1, "{sql}");
+    }
+    assert_eq!(prepared(&pool, once), 0);
+    proxy.take_newest_log();
+    pool.execute(INSERT, &[&1]).unwrap();
+    assert_eq!(flights(&proxy.take_newest_log()), ["BES"]);
+    // Somebody's lock is not waited for, and nothing is left of the attempt.
+    let mut admin = db.admin();
+    let mut locked = admin.transaction().unwrap();
+    locked.batch_execute("LOCK TABLE t").unwrap();
+    open_ahead(&pool, &proxy);
+    assert_eq!(prepared(&pool, INSERT), 0);
+    let state = "SELECT state FROM pg_stat_activity WHERE pid = $1";
+    let state = db.admin().query_one(state, &[&pid(&pool)]).unwrap();
+    assert_eq!(state.get::<_, &str>(0), "idle");
+    let timeout: String = pool.query_scalar("SHOW lock_timeout", &[]).unwrap();
+    assert_eq!(timeout, "0");
+    locked.commit().unwrap();
+    for _ in 0..2 {
+        pool.execute(INSERT, &[&1]).unwrap();
+    }
+    assert_eq!(prepared(&pool, INSERT), 1);
 }

@@ -14,6 +14,7 @@ mod served;
 mod statements;
 mod stream;
 mod transaction;
+mod warm_up;
 mod words;
 
 pub(crate) use life::{HOUSEKEEPING, Session};
