@@ -29,14 +29,9 @@ const CLIENTS: usize = 16;
 /// key, the reservation, what finishes the claim and COMMIT. pgbench makes up its own keys and
 /// times.
 const BEGIN: &str = "BEGIN
-SET LOCAL statement_timeout = 29000
-SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, current_setting('client_min_messages') AS client_min_messages
-SELECT set_config('millpond.lock_timeout', current_setting('lock_timeout'), true)
-SET LOCAL lock_timeout = 14000
+SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, current_setting('client_min_messages') AS client_min_messages, set_config('statement_timeout', '29000', true), set_config('millpond.session_authorization', current_setting('session_authorization'), true), set_config('millpond.role', current_setting('role'), true), set_config('millpond.lock_timeout', current_setting('lock_timeout'), true), set_config('lock_timeout', '14000', true)
 INSERT INTO millpond.ledger AS entry (key, attempt, state) VALUES (encode(sha256((:n)::text::bytea), 'hex'), gen_random_uuid(), 'done') ON CONFLICT (key) DO UPDATE SET attempt = excluded.attempt, state = 'done', answer = NULL, at = now() WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed
-SELECT set_config('lock_timeout', current_setting('millpond.lock_timeout'), true)
-SELECT set_config('millpond.session_authorization', current_setting('session_authorization'), true), set_config('millpond.role', current_setting('role'), true)
-SELECT state, attempt::text AS attempt, encode(answer, 'hex') AS answer FROM millpond.ledger WHERE key = encode(sha256((:n)::text::bytea), 'hex')";
+SELECT set_config('lock_timeout', current_setting('millpond.lock_timeout'), true), state, attempt::text AS attempt, encode(answer, 'hex') AS answer FROM (VALUES (1)) AS always LEFT JOIN millpond.ledger ON key = encode(sha256((:n)::text::bytea), 'hex')";
 const RESERVE: &str = "INSERT INTO studio.reservations (studio_id, customer, starts_at, ends_at) SELECT 1, 'Ada Lovelace', at, at + interval '30 minutes' FROM (SELECT timestamptz '2030-01-01 00:00Z' + nextval('half_hours') * interval '30 minutes' AS at) AS next RETURNING id, studio_id, customer, starts_at, ends_at, status, created_at";
 const COMMIT: &str = "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN current_setting('millpond.transaction_ended_inside') END, set_config('millpond.closure_authorization', current_setting('session_authorization'), true), set_config('millpond.closure_role', current_setting('role'), true), set_config('session_authorization', current_setting('millpond.session_authorization'), true), set_config('role', current_setting('millpond.role'), true)
 UPDATE millpond.ledger SET answer = decode(repeat('7b', 400), 'hex'), at = clock_timestamp() WHERE key = encode(sha256((:n)::text::bytea), 'hex')

@@ -200,7 +200,7 @@ impl Wanted<'_> {
     }
 
     fn claim(&self, session: &mut Session) -> Result<Claimed> {
-        let claim = self.ledger.claim_sql(self.key, self.wait);
+        let claim = self.ledger.claim(self.key, self.wait);
         let answer = session
             .begin_and(&self.begin, &claim, &self.limits)
             .map_err(|error| match error.sqlstate() {

@@ -24,7 +24,7 @@
 
 use crate::error::{Error, Result};
 use crate::hex::{hex, unhex};
-use crate::pool::{Finish, Session, as_server_ms, first_row};
+use crate::pool::{Finish, Session, Start, as_server_ms, first_row};
 use postgres::SimpleQueryMessage;
 use postgres::error::SqlState;
 use sha2::{Digest, Sha256};
@@ -37,6 +37,9 @@ pub(crate) const SWEEPING: i32 = 0x6d70_6c64;
 pub(crate) const NOT_OURS: Error = Error::Misuse(
     "a table with the ledger's name exists but is not a ledger; choose another schema (ledger_schema), or rename that table",
 );
+
+/// What is read of a row.
+const COLUMNS: &str = "state, attempt::text AS attempt, encode(answer, 'hex') AS answer";
 
 /// A ledger, identified by its table.
 pub(crate) struct Ledger {
@@ -107,40 +110,42 @@ impl Ledger {
         )
     }
 
-    /// Returns the SQL that follows BEGIN in its message. `wait` limits only the claim:
-    /// `lock_timeout` is restored afterwards. The current role is saved for the second write to the
-    /// row, since the closure may change its role in between.
-    pub fn claim_sql(&self, key: &Key, wait: Option<Duration>) -> String {
+    /// Returns what the message that begins the transaction does besides. `wait` limits only the
+    /// claim: `lock_timeout` is restored afterwards. The current role is saved for the second write
+    /// to the row, since the closure may change its role in between. Few statements, since the
+    /// server parses and plans each of them.
+    pub fn claim(&self, key: &Key, wait: Option<Duration>) -> Start {
         let (table, Key(key)) = (&self.table, key);
-        let (before, after) = match wait {
+        let save = ", set_config('millpond.session_authorization', current_setting('session_authorization'), true), \
+                    set_config('millpond.role', current_setting('role'), true)";
+        let (limit, restore) = match wait {
             None => (String::new(), ""),
             Some(wait) => (
                 format!(
-                    "; SELECT set_config('millpond.lock_timeout', current_setting('lock_timeout'), true); \
-                     SET LOCAL lock_timeout = {}",
+                    ", set_config('millpond.lock_timeout', current_setting('lock_timeout'), true), \
+                     set_config('lock_timeout', '{}', true)",
                     as_server_ms(wait).max(1)
                 ),
-                "; SELECT set_config('lock_timeout', current_setting('millpond.lock_timeout'), true)",
+                "set_config('lock_timeout', current_setting('millpond.lock_timeout'), true), ",
             ),
         };
-        format!(
-            "{before}; INSERT INTO {table} AS entry (key, attempt, state) VALUES ('{key}', gen_random_uuid(), 'done') \
-             ON CONFLICT (key) DO UPDATE SET attempt = excluded.attempt, state = 'done', answer = NULL, at = now() \
-             WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed{after}; \
-             SELECT set_config('millpond.session_authorization', current_setting('session_authorization'), true), \
-             set_config('millpond.role', current_setting('role'), true); {}",
-            self.read_sql(key)
-        )
+        // The last one has a row even if the key has none any more.
+        Start {
+            values: format!("{save}{limit}"),
+            statements: format!(
+                "; INSERT INTO {table} AS entry (key, attempt, state) VALUES ('{key}', gen_random_uuid(), 'done') \
+                 ON CONFLICT (key) DO UPDATE SET attempt = excluded.attempt, state = 'done', answer = NULL, at = now() \
+                 WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed; \
+                 SELECT {restore}{COLUMNS} FROM (VALUES (1)) AS always LEFT JOIN {table} ON key = '{key}'"
+            ),
+        }
     }
 
     fn read_sql(&self, key: &str) -> String {
-        format!(
-            "SELECT state, attempt::text AS attempt, encode(answer, 'hex') AS answer FROM {} WHERE key = '{key}'",
-            self.table
-        )
+        format!("SELECT {COLUMNS} FROM {} WHERE key = '{key}'", self.table)
     }
 
-    /// Interprets the answer to [`claim_sql`](Self::claim_sql).
+    /// Interprets the answer to [`claim`](Self::claim).
     pub fn claimed(key: &Key, messages: &[SimpleQueryMessage]) -> Result<Claimed> {
         let value = |name: &str| {
             messages.iter().find_map(|message| match message {
@@ -225,7 +230,9 @@ mod tests {
         for key in ["", "'; DROP TABLE t; --", "\\x00\u{0}", "schlüssel"] {
             let Key(hashed) = Key::of(key);
             assert!(hashed.len() == 64 && hashed.bytes().all(|b| b.is_ascii_hexdigit()));
-            let sql = ledger.claim_sql(&Key::of(key), Some(Duration::from_secs(1)));
+            let Start { values, statements } =
+                ledger.claim(&Key::of(key), Some(Duration::from_secs(1)));
+            let sql = values + &statements;
             assert!(key.is_empty() || !sql.contains(key), "{sql}");
         }
         let Key(abc) = Key::of("abc");

@@ -96,7 +96,7 @@ pub(crate) use checkout::{CheckoutRequest, Inner, Lease};
 pub(crate) use hedge::Purpose;
 pub(crate) use limits::{Limits, as_server_ms};
 pub(crate) use pong::INSERTED;
-pub(crate) use session::{Begin, Finish, LostTransaction, Served, Session, SyncCommit};
+pub(crate) use session::{Begin, Finish, LostTransaction, Served, Session, Start, SyncCommit};
 pub(crate) use spans::Span;
 pub(crate) use standbys::After;
 pub(crate) use tracked::EndsWithPool;

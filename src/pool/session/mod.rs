@@ -19,4 +19,4 @@ mod words;
 
 pub(crate) use life::{HOUSEKEEPING, Session};
 pub(crate) use served::Served;
-pub(crate) use words::{Begin, Finish, LostTransaction, SyncCommit};
+pub(crate) use words::{Begin, Finish, LostTransaction, Start, SyncCommit};

@@ -11,7 +11,7 @@
 use super::kept::SearchPath;
 use super::life::{Session, housekeeping_until};
 use super::words::{
-    Begin, ENDED_INSIDE, Evidence, Finish, LostTransaction, Opening, READING, SyncCommit,
+    Begin, ENDED_INSIDE, Evidence, Finish, LostTransaction, Opening, READING, Start, SyncCommit,
     says_ended_inside,
 };
 use crate::error::Error;
@@ -41,17 +41,17 @@ impl Session {
         }
     }
 
-    /// Begins a transaction in one message, which also contains our own statements in `and_then`.
-    /// Returns the server's answers.
+    /// Begins a transaction in one message, which also does what `start` says. Returns the server's
+    /// answers.
     pub fn begin_and(
         &mut self,
         begin: &Begin,
-        and_then: &str,
+        start: &Start,
         limits: &Limits,
     ) -> Result<Vec<SimpleQueryMessage>, Error> {
         self.prepare_to_begin(begin);
         self.timed("BEGIN", Phase::Preparing, limits, |session| {
-            let answer = session.send_begin(and_then);
+            let answer = session.send_begin(start);
             answer.map_err(|e| (e, Phase::Preparing))
         })
     }
@@ -84,7 +84,7 @@ impl Session {
             return Ok(());
         };
         self.timed("BEGIN", Phase::Preparing, limits, |session| {
-            let answer = session.send_begin("");
+            let answer = session.send_begin(&Start::default());
             answer.map(drop).map_err(|e| (e, Phase::Preparing))
         })
     }
@@ -93,19 +93,19 @@ impl Session {
     pub(super) fn begin_first(&mut self) -> Result<(), postgres::Error> {
         self.settle_begin();
         if let Opening::Held(_) = self.opening {
-            self.send_begin("")?;
+            self.send_begin(&Start::default())?;
         }
         Ok(())
     }
 
-    fn send_begin(&mut self, and_then: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    fn send_begin(&mut self, start: &Start) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
         let Opening::Held(begin) = self.opening else {
             return Ok(Vec::new());
         };
         self.tracked().wire.forget_begin();
         // The answer to this message ends before anything else is sent.
         self.opening = Opening::Refused;
-        let sql = begin.sql() + and_then;
+        let sql = begin.sql(start);
         let text = self.with_comment(&sql);
         let answer = self.client.simple_query(&text)?;
         let row = first_row(&answer);

@@ -44,7 +44,7 @@ pub(crate) struct Begin {
 impl Begin {
     /// Returns the statements. They contain only our own words and integers, since a simple query
     /// has no parameters.
-    pub(super) fn statements(&self) -> Vec<String> {
+    pub(super) fn statements(&self) -> [String; 2] {
         let mut begin = String::from("BEGIN");
         if let Some(level) = self.isolation {
             begin += " ISOLATION LEVEL ";
@@ -53,29 +53,39 @@ impl Begin {
         if self.read_only {
             begin += " READ ONLY";
         }
-        let mut statements = vec![begin];
-        let mut set_local = |setting: &str, limit: Option<Duration>| {
-            if let Some(limit) = limit {
-                let value = as_server_ms(limit);
-                statements.push(format!("SET LOCAL {setting} = {value}"));
-            }
-        };
-        set_local("statement_timeout", self.statement_timeout);
-        set_local("idle_in_transaction_session_timeout", self.idle_timeout);
-        statements.push(match self.read_only {
+        let mut select = match self.read_only {
             // The setting is local to the transaction: its absence at the commit shows that a
             // closure has ended the transaction itself. And after a query, a transaction cannot be
             // changed to READ WRITE any more.
             true => format!("SELECT set_config('{READING}', 'yes', true)"),
             false => EVIDENCE.to_owned(),
-        });
-        statements
+        };
+        let mut set_local = |setting: &str, limit: Option<Duration>| {
+            if let Some(limit) = limit {
+                let value = as_server_ms(limit);
+                select += &format!(", set_config('{setting}', '{value}', true)");
+            }
+        };
+        set_local("statement_timeout", self.statement_timeout);
+        set_local("idle_in_transaction_session_timeout", self.idle_timeout);
+        [begin, select]
     }
 
     /// Returns them as one message.
-    pub(super) fn sql(&self) -> String {
-        self.statements().join("; ")
+    pub(super) fn sql(&self, start: &Start) -> String {
+        let [begin, select] = self.statements();
+        let Start { values, statements } = start;
+        format!("{begin}; {select}{values}{statements}")
     }
+}
+
+/// What the message that begins a transaction does besides. Its text is our own, too.
+#[derive(Default)]
+pub(crate) struct Start {
+    /// Expressions that are selected with the evidence; each begins with a comma.
+    pub values: String,
+    /// Statements behind that; each begins with a semicolon.
+    pub statements: String,
 }
 
 /// The transaction id is needed to find out later what became of the commit; the process number, to
@@ -85,7 +95,8 @@ const EVIDENCE: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current
      pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
      current_setting('client_min_messages') AS client_min_messages";
 
-/// What a transaction that may write says of itself at its beginning, in the order of [`EVIDENCE`].
+/// What a transaction that may write says of itself at its beginning, in the order of [`EVIDENCE`]
+/// and before whatever else is selected.
 pub(super) struct Evidence {
     /// None on a standby.
     pub xid: Option<u64>,
@@ -97,7 +108,7 @@ pub(super) struct Evidence {
 impl Evidence {
     /// Reads the row. Returns None if it is not the one that was asked for.
     pub fn of(row: &[Option<impl AsRef<str>>]) -> Option<Evidence> {
-        let [xid, pid, level, messages] = row else {
+        let [xid, pid, level, messages, ..] = row else {
             return None;
         };
         let text = |value: &Option<_>| value.as_ref().map(AsRef::as_ref).map(str::to_owned);
@@ -170,13 +181,14 @@ mod tests {
             idle_timeout: Some(Duration::from_secs(2)),
         };
         assert_eq!(
-            begin.sql(),
-            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SET LOCAL statement_timeout = 0; \
-             SET LOCAL idle_in_transaction_session_timeout = 2000; \
-             SELECT set_config('millpond.reading', 'yes', true)"
+            begin.sql(&Start::default()),
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; \
+             SELECT set_config('millpond.reading', 'yes', true), \
+             set_config('statement_timeout', '0', true), \
+             set_config('idle_in_transaction_session_timeout', '2000', true)"
         );
         assert_eq!(
-            Begin::default().sql(),
+            Begin::default().sql(&Start::default()),
             "BEGIN; SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
              pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
              current_setting('client_min_messages') AS client_min_messages"
