@@ -4,14 +4,16 @@ use super::build_error::BuildError;
 use super::builder::Builder;
 use super::checkout::{Inner, Pool};
 use super::common::Common;
+use super::gate::MOST_OPENERS;
 use super::housekeeping;
-use super::line::Line;
+use super::line::{Line, Openers};
 use super::manager::Manager;
 use super::member::Member;
 use super::observer::{Observer, Observers};
 use super::opener::Opener;
 use super::pong::{ProbeError, Reading};
 use super::probe::Probe;
+use super::scheduler;
 use super::shared::{OnConnect, Shared};
 use super::standbys::{self, Standbys};
 use super::target::Target;
@@ -22,10 +24,12 @@ use crate::line_rule::{LeastTime, Rule, Switch};
 use crate::retry::Budget;
 use crate::sync::{LONGEST, caught};
 use log::{debug, info, warn};
-use scheduled_thread_pool::ScheduledThreadPool;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// The longest pause after which r2d2 looks again for a session that it is to count.
+const R2D2_PAUSE: Duration = Duration::from_millis(250);
 
 impl Builder {
     /// Builds the pool and returns at once. Connections are opened in the background, however long
@@ -102,17 +106,14 @@ impl Builder {
         };
         let _ = (opener.gate.another_password).set(Box::new(has_changed));
         let config = &shared.config;
-        // r2d2 panics if it cannot start a thread (scheduled-thread-pool 0.2.7).
+        // It panics if it cannot start a thread.
         let r2d2 = caught(|| {
-            let threads = ScheduledThreadPool::builder()
-                .num_threads(housekeeping::openers(config.max_size))
-                .thread_name_pattern("millpond-r2d2-{}")
-                .build();
             r2d2::Pool::builder()
-                .thread_pool(Arc::new(threads))
+                .thread_pool(scheduler::shared())
                 // One more while a connection is replaced, for which the line asks.
                 .max_size(config.max_size.saturating_add(1))
-                .connection_timeout(config.connection_timeout)
+                // Limits only its pauses here, to half of it.
+                .connection_timeout(R2D2_PAUSE * 2)
                 // The pool does these itself; see `pool/mod.rs`.
                 .min_idle(Some(0))
                 .max_lifetime(None)
@@ -146,7 +147,17 @@ impl Builder {
         });
         // The budget of a fleet is kept.
         let beyond = usize::from(config.fleet_max == 0);
-        let line = Line::new(max, waiting, min_idle, beyond, rule, on_switch);
+        let pool = Arc::new(OnceLock::<Weak<Inner>>::new());
+        let hires = Arc::clone(&pool);
+        let openers = Openers {
+            most: MOST_OPENERS.min(max),
+            start: Box::new(move || {
+                if let Some(inner) = hires.get().and_then(Weak::upgrade) {
+                    housekeeping::start_opener(&inner);
+                }
+            }),
+        };
+        let line = Line::new(max, waiting, min_idle, beyond, openers, rule, on_switch);
         let member = (config.fleet_max > 0).then(|| {
             Member::new(
                 &shared.application_name(),
@@ -176,6 +187,7 @@ impl Builder {
             opener,
             shared,
         });
+        let _ = pool.set(Arc::downgrade(&inner));
         let line = Arc::downgrade(&inner.line);
         let tell_the_line = move || {
             if let Some(line) = line.upgrade() {
@@ -206,6 +218,7 @@ impl Builder {
             let _ = inner.opener.on_reading.set(Box::new(tell));
         }
         housekeeping::start(&inner).map_err(BuildError::Thread)?;
+        inner.line.call_openers();
         Ok(Pool { inner })
     }
 }

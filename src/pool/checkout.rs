@@ -323,7 +323,7 @@ impl Inner {
         self.feed_spares();
         let hopeless = self.hopeless();
         match hopeless {
-            None => self.line.call_opener(),
+            None => self.line.call_openers(),
             // One opener has to find out when the database is reachable again.
             Some(_) => self.line.owe_one(),
         }
@@ -344,13 +344,12 @@ impl Inner {
         }
     }
 
-    /// Passes to the line the connections that r2d2 opened for openers that had stopped waiting. An
-    /// opener that waits takes them itself: if one were taken from it, r2d2 would open another.
+    /// Passes to the line the connections that r2d2 has and no opener waits for. One that waits
+    /// takes them itself.
     pub(super) fn feed_spares(&self) {
-        while !self.opener.demand.is_raised()
+        while !self.opener.opened.is_awaited()
             && let Some(spare) = self.r2d2.try_get()
         {
-            self.opener.demand.taken();
             if let Some(unwanted) = self.line.offer(spare) {
                 self.discard(unwanted, self.why_unwanted());
             }

@@ -134,7 +134,6 @@ impl Inner {
     pub(super) fn shut_line(&self) {
         self.shared.closing.store(true, Ordering::SeqCst);
         self.opener.gate.close();
-        self.opener.demand.close();
         self.opener.attempts.cut();
         if let Some(sweeper) = self.sweeper.get() {
             sweeper.unpark();

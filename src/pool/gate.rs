@@ -112,9 +112,24 @@ impl Gate {
     /// Waits until this thread may try. Returns None when the pool is closing or the deadline has
     /// passed.
     pub fn turn(&self, closing: &AtomicBool, deadline: Option<Instant>) -> Option<Turn<'_>> {
+        self.turn_within(closing, deadline, deadline)
+    }
+
+    /// The same for a thread that asks again if its turn does not come by then.
+    pub fn turn_soon(&self, closing: &AtomicBool, soon: Instant) -> Option<Turn<'_>> {
+        self.turn_within(closing, Some(soon), None)
+    }
+
+    /// `ask_until`: by when `another_password` must return.
+    fn turn_within(
+        &self,
+        closing: &AtomicBool,
+        until: Option<Instant>,
+        ask_until: Option<Instant>,
+    ) -> Option<Turn<'_>> {
         let mut state = self.lock();
         loop {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = until.map(|at| at.saturating_duration_since(Instant::now()));
             if closing.load(Ordering::SeqCst) || left.is_some_and(|left| left.is_zero()) {
                 return None;
             }
@@ -154,7 +169,8 @@ impl Gate {
                 Some(changed) => {
                     let short = wait.min(LOOK_EVERY);
                     drop(unpoison(self.changed.wait_timeout(state, short)).0);
-                    let may_try = changed(deadline.unwrap_or_else(|| Instant::now() + LONGEST_ASK));
+                    let may_try =
+                        changed(ask_until.unwrap_or_else(|| Instant::now() + LONGEST_ASK));
                     state = self.lock();
                     if may_try
                         && refused(&state)

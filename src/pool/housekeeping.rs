@@ -1,9 +1,8 @@
-//! The threads of a pool. Openers ask r2d2 for connections on behalf of the waiters. The
-//! housekeeper cleans sessions whose raw connection was lent out, closes those that were idle for
+//! The threads of a pool. Openers open connections on behalf of the waiters. The housekeeper cleans sessions whose raw connection was lent out, closes those that were idle for
 //! too long, and logs the holders that have held a connection for too long.
 
 use super::checkout::{Held, Inner};
-use super::gate::MOST_OPENERS;
+use super::hedge::Purpose;
 use super::line::Line;
 use super::manager::Manager;
 use super::member::Member;
@@ -28,13 +27,6 @@ const LOOK_AT_IDLE: Duration = Duration::from_millis(500);
 const MOST_LOOKS: usize = 256;
 
 pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
-    for _ in 0..openers(inner.shared.config.max_size) {
-        let (line, r2d2) = (Arc::clone(&inner.line), inner.r2d2.clone());
-        let opener = Arc::clone(&inner.opener);
-        thread::Builder::new()
-            .name("millpond-opener".into())
-            .spawn(move || open_on_demand(&line, &r2d2, &opener))?;
-    }
     let pool = Arc::downgrade(inner);
     let housekeeper = thread::Builder::new()
         .name("millpond-keeper".into())
@@ -43,37 +35,63 @@ pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns how many connections a pool of this size may open at once. r2d2 has as many threads for
-/// it.
-pub(super) fn openers(max_size: u32) -> usize {
-    MOST_OPENERS.min(max_size as usize)
+/// Starts a thread that opens connections until the line wants no more.
+pub(super) fn start_opener(inner: &Inner) {
+    let (line, r2d2) = (Arc::clone(&inner.line), inner.r2d2.clone());
+    let opener = Arc::clone(&inner.opener);
+    let work = move || {
+        loop {
+            if let Err(panic) = caught(|| open_one(&line, &r2d2, &opener)) {
+                error!("opening a connection panicked: {panic}");
+            }
+            if !line.opener_done() {
+                return;
+            }
+        }
+    };
+    let name = "millpond-opener".into();
+    if let Err(e) = thread::Builder::new().name(name).spawn(work) {
+        // The housekeeper tries again.
+        warn!("cannot start a thread to open a connection: {e}");
+        inner.line.opener_missing();
+    }
 }
 
-fn open_on_demand(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Opener) {
-    let demand = &opener.demand;
-    while line.await_demand() {
-        demand.raise();
-        let opened = caught(|| r2d2.get_timeout(LOOK_AGAIN));
-        demand.lower();
-        match opened {
-            Ok(Ok(mut opened)) => {
-                demand.taken();
-                // A thread that waits for it is better served by a new one than by none. Where it
-                // takes the place of another, that one serves until then.
-                let figures = line.figures();
-                if figures.waiting == 0 || figures.active + figures.idle >= figures.max {
-                    opener.warm_up(&mut opened);
-                }
-                if opened.is_closing() {
-                    drop(opened);
-                } else if let Some(mut unwanted) = line.offer(opened) {
-                    unwanted.close_for(CloseReason::Drained);
-                }
+/// Opens a connection, if it is possible soon, and offers it to the line. If not, the line is asked
+/// once more whether one is wanted.
+fn open_one(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Arc<Opener>) {
+    let closing = &opener.shared.closing;
+    let soon = Instant::now() + LOOK_AGAIN;
+    let Some(turn) = opener.gate.turn_soon(closing, soon) else {
+        return;
+    };
+    let Ok(session) = opener.open_in_turn(turn, None, Purpose::Use) else {
+        return;
+    };
+    let counted = opener.opened.pass(session, || {
+        loop {
+            if closing.load(Ordering::SeqCst) {
+                return None;
             }
-            Ok(Err(_)) => {}
-            Err(panic) => error!("an opener thread panicked and continues: {panic}"),
+            if let Ok(counted) = r2d2.get_timeout(LOOK_AGAIN) {
+                return Some(counted);
+            }
         }
-        line.opener_done();
+    });
+    let Some(mut counted) = counted else {
+        drop(opener.opened.take());
+        return;
+    };
+    // A thread that waits for it is better served by a new one than by none. Where it takes the
+    // place of another, that one serves until then.
+    opener.warm_up(&mut counted, || {
+        let figures = line.figures();
+        figures.waiting > 0 && figures.active + figures.idle < figures.max
+    });
+    if !counted.is_closing()
+        && let Some(mut unwanted) = line.offer(counted)
+    {
+        unwanted.close_for(CloseReason::Drained);
     }
 }
 
@@ -87,6 +105,7 @@ fn keep(pool: &Weak<Inner>) {
             inner.clean_idle();
             if due {
                 inner.feed_spares();
+                inner.line.call_openers();
                 inner.close_dead();
                 inner.sweep();
                 inner.name_leaks();

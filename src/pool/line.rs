@@ -11,8 +11,8 @@
 //! - No connection is lost: if a waiter's deadline passes just as it is given a connection, it
 //!   takes the connection anyway.
 //! - There is never an idle connection while a thread waits whose class may hold one more.
-//! - Openers are asked for more connections as soon as fewer are idle than `min_idle`, and never
-//!   for more than that.
+//! - An opener is hired for each connection that is wanted: for a waiter, or because fewer are idle
+//!   than `min_idle`. It goes when no more is wanted.
 //!
 //! The line does not depend on PostgreSQL: it hands out values of any type `T`. It does no I/O, and
 //! it takes locks, threads and deadlines from `crate::sync`, so that a test can replace them with
@@ -23,19 +23,27 @@ use super::renewal::Renewal;
 use super::waiter::{Outcome, Waiter};
 use crate::class_queue::{ClassQueue, Share};
 use crate::line_rule::{Departures, Rule, Switch};
-use crate::sync::{Arc, Condvar, Deadline, Instant, Mutex, MutexGuard, unpoison};
+use crate::sync::{Arc, Deadline, Instant, Mutex, MutexGuard, unpoison};
 use std::time::Duration;
 
 /// The line for values of type `T`.
 pub struct Line<T> {
     state: Mutex<State<T>>,
-    /// Openers sleep here until a thread is in line for which no connection is being opened yet.
-    demand: Condvar,
     start: Instant,
     max_waiting: usize,
     min_idle: usize,
+    openers: Openers,
     /// Is told when the order changes, and whether that is news, outside the lock.
     on_switch: OnSwitch,
+}
+
+/// How values are opened.
+pub struct Openers {
+    /// How many openers there may be at once.
+    pub most: usize,
+    /// Starts one, outside the lock. It opens a value, offers it, and calls
+    /// [`opener_done`](Line::opener_done).
+    pub start: Box<dyn Fn() + Send + Sync>,
 }
 
 pub type OnSwitch = Box<dyn Fn(Switch, bool) + Send + Sync>;
@@ -81,6 +89,7 @@ impl<T> Line<T> {
         max_waiting: usize,
         min_idle: usize,
         beyond: usize,
+        openers: Openers,
         rule: Rule,
         on_switch: OnSwitch,
     ) -> Line<T> {
@@ -99,10 +108,10 @@ impl<T> Line<T> {
         };
         Line {
             state: Mutex::new(state),
-            demand: Condvar::new(),
             start: Instant::now(),
             max_waiting,
             min_idle,
+            openers,
             on_switch,
         }
     }
@@ -129,7 +138,7 @@ impl<T> Line<T> {
             && let Some(value) = state.idle.pop()
         {
             state.active += 1;
-            self.wake_opener(state);
+            self.hire_openers(state);
             return Arrival::Ready(value);
         }
         // Waiters for which a value can be opened do not count against `max_waiting`: they do not
@@ -177,10 +186,10 @@ impl<T> Line<T> {
         }
     }
 
-    /// Asks for a connection to be opened for the waiters. Called by a thread that has queued and
-    /// found no connection elsewhere.
-    pub fn call_opener(&self) {
-        self.wake_opener(self.lock());
+    /// Has connections opened if some are wanted. Called by a thread that has queued and found no
+    /// connection elsewhere; and from time to time, since an opener may not have been to be had.
+    pub fn call_openers(&self) {
+        self.hire_openers(self.lock());
     }
 
     /// Asks for a connection to be opened in any case. Called by a thread that will not wait for
@@ -188,15 +197,26 @@ impl<T> Line<T> {
     pub fn owe_one(&self) {
         let mut state = self.lock();
         state.owed = true;
-        self.wake_opener(state);
+        self.hire_openers(state);
     }
 
-    fn wake_opener(&self, state: MutexGuard<'_, State<T>>) {
-        let wanted = state.wants_opener(self.min_idle);
+    fn hire_openers(&self, mut state: MutexGuard<'_, State<T>>) {
+        let hired = self.count_hired(&mut state);
         self.unlock(state);
-        if wanted {
-            self.demand.notify_one();
+        (0..hired).for_each(|_| (self.openers.start)());
+    }
+
+    /// Counts as many openers as are wanted, which the caller starts outside the lock.
+    fn count_hired(&self, state: &mut State<T>) -> usize {
+        let mut hired = 0;
+        while !state.closed
+            && state.opening < self.openers.most
+            && state.wants_opener(self.min_idle)
+        {
+            state.opening += 1;
+            hired += 1;
         }
+        hired
     }
 
     /// Waits for a value. Only the thread that queued may call this, once. A thread that leaves the
@@ -290,11 +310,9 @@ impl<T> Line<T> {
         state.active -= 1;
         state.waiters.release(class);
         state.settle_replacement();
-        let wanted = state.wants_opener(self.min_idle);
+        let hired = self.count_hired(&mut state);
         self.serve_idle(state);
-        if wanted {
-            self.demand.notify_one();
-        }
+        (0..hired).for_each(|_| (self.openers.start)());
     }
 
     /// Notes that somebody who was given a value after a wait has had no use of it: the time was up
@@ -314,29 +332,20 @@ impl<T> Line<T> {
         Duration::try_from_secs_f64(state.waiters.len() as f64 / rate).ok()
     }
 
-    /// Blocks an opener until a thread is in line for which no connection is being opened yet, or
-    /// fewer than `min_idle` values are idle. Returns false when the line is closed. Each `true`
-    /// must be followed by one [`opener_done`](Line::opener_done).
-    pub fn await_demand(&self) -> bool {
-        let mut state = self.lock();
-        loop {
-            if state.closed {
-                return false;
-            }
-            if state.wants_opener(self.min_idle) {
-                state.opening += 1;
-                return true;
-            }
-            state = unpoison(self.demand.wait(state));
-        }
-    }
-
     /// Notes that an opener has finished, whether it got a value (which it has offered before) or
-    /// not.
-    pub fn opener_done(&self) {
+    /// not. Returns whether it is to open another.
+    pub fn opener_done(&self) -> bool {
         let mut state = self.lock();
         state.opening -= 1;
-        self.wake_opener(state);
+        let more = self.count_hired(&mut state);
+        self.unlock(state);
+        (1..more).for_each(|_| (self.openers.start)());
+        more > 0
+    }
+
+    /// Notes that an opener that was hired could not be started.
+    pub fn opener_missing(&self) {
+        self.lock().opening -= 1;
     }
 
     /// Takes up to `most` idle values that `pick` selects; the values idle longest come first. They
@@ -368,7 +377,7 @@ impl<T> Line<T> {
     pub fn closed_idle(&self) {
         let mut state = self.lock();
         state.settle_replacement();
-        self.wake_opener(state);
+        self.hire_openers(state);
     }
 
     /// Whether a value whose time is over is to be closed now, since there is another in its place.
@@ -376,7 +385,7 @@ impl<T> Line<T> {
     pub fn has_replacement(&self) -> bool {
         let mut state = self.lock();
         let there = state.has_replacement();
-        self.wake_opener(state);
+        self.hire_openers(state);
         there
     }
 
@@ -386,7 +395,7 @@ impl<T> Line<T> {
         let mut state = self.lock();
         let place = state.idle.iter().position(&mut pick)?;
         let taken = state.has_replacement().then(|| state.idle.remove(place));
-        self.wake_opener(state);
+        self.hire_openers(state);
         taken
     }
 
@@ -435,7 +444,6 @@ impl<T> Line<T> {
         let waiters = state.dismiss(|| Outcome::Closed);
         let idle = std::mem::take(&mut state.idle);
         drop(state);
-        self.demand.notify_all();
         waiters.iter().for_each(|waiter| waiter.wake());
         idle
     }
@@ -450,7 +458,7 @@ impl<T> Line<T> {
         let kept = max.saturating_sub(state.active);
         let surplus = state.idle.len().saturating_sub(kept);
         let taken = state.idle.drain(..surplus).collect();
-        self.wake_opener(state);
+        self.hire_openers(state);
         taken
     }
 

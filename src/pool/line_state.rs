@@ -16,7 +16,7 @@ pub(super) struct State<T> {
     pub switch: Option<(Switch, bool)>,
     /// Number of values that are checked out.
     pub active: usize,
-    /// Number of openers at work for the waiters.
+    /// Number of openers at work.
     pub opening: usize,
     /// The most values there may be.
     pub max: usize,

@@ -1,24 +1,17 @@
-//! The adapter through which r2d2 opens and checks sessions.
+//! The adapter through which r2d2 counts and checks sessions.
 //!
-//! When `connect` fails, r2d2 backs off by itself, for up to many seconds, and would be late when
-//! the database is back. `connect` therefore does not fail while the pool is open: it retries. A
-//! panic in `connect` would leak r2d2's pending slot forever (r2d2 0.8.10), so panics are caught.
-//!
-//! Each time a caller of r2d2 gives up before a connection is opened, one more connection stays
-//! pending there, up to the maximum size (r2d2 0.8.10, `get_timeout`). So that all of them are not
-//! opened at the end of an outage, a pending connection is opened only while an opener waits for it
-//! (see `demand`).
+//! When `connect` fails, r2d2 tries again by itself, after a pause that grows, and would be late
+//! when the database is back. While `connect` blocks, so does r2d2's thread. So an opener opens the
+//! session first, and `connect` only fetches it. It fails if r2d2 has asked for more than there
+//! are, which happens if an opener asked twice because the thread was late; r2d2 then tries again
+//! after a fraction of a second, and so takes the next session that is opened.
 
-use super::hedge::Purpose;
 use super::opener::Opener;
 use super::session::Session;
 use crate::error::OpenError;
-use crate::sync::caught;
-use log::error;
 use r2d2::ManageConnection;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 pub(crate) struct Manager(pub Arc<Opener>);
 
@@ -59,20 +52,10 @@ impl ManageConnection for Manager {
     type Error = OpenError;
 
     fn connect(&self) -> Result<Slot, OpenError> {
-        let opener = &self.0;
-        let closing = &opener.shared.closing;
-        while opener.demand.serve(closing) {
-            let opened = caught(|| opener.open_when_possible(None, Purpose::Use));
-            match opened {
-                Ok(Ok(session)) if !closing.load(Ordering::SeqCst) => {
-                    return Ok(Slot(Some(Box::new(session))));
-                }
-                Ok(_) => {}
-                Err(panic) => error!("opening a connection panicked: {panic}"),
-            }
-            opener.demand.taken();
-        }
-        Err(OpenError::Closed)
+        let opened = self.0.opened.take();
+        opened
+            .map(|session| Slot(Some(Box::new(session))))
+            .ok_or(OpenError::Closed)
     }
 
     /// Never called by r2d2 (`test_on_check_out` is off): the pool validates sessions itself, and

@@ -2,16 +2,19 @@
 //!
 //! # r2d2's part and ours
 //!
-//! r2d2 opens connections and counts them: it enforces the maximum number, and the time limit for
-//! opening one. Only our opener threads wait inside it; they pass what was opened to the line, and
-//! a waiter takes whichever connection comes first. A session that is checked in stays in the
-//! line's own stack, most recent first (for r2d2 it is still checked out). The line also asks the
-//! openers for the sessions that are kept idle, and the housekeeper closes those that are dead, too
-//! old, or idle for too long. r2d2 cannot do this: it keeps its spares beside the stack and does
-//! not know the stack, so that each dead connection was replaced twice; and its reaper ignores the
-//! minimum, reopens endlessly, and runs only every 30 s (r2d2 0.8.10). Idle sessions are those in
-//! the stack plus those that r2d2 has opened for an opener that stopped waiting. Only `checkout`,
-//! `build` and `housekeeping` name `r2d2::Pool`.
+//! r2d2 counts the connections, and enforces their maximum number. The line hires a thread, an
+//! opener, for each connection that is wanted. It opens one, has r2d2 count it, and passes it to
+//! the line, where a waiter takes whichever connection comes first. A session that is checked in
+//! stays in the line's own stack, most recent first (for r2d2 it is still checked out). The line
+//! also hires openers for the sessions that are kept idle, and the housekeeper closes those that
+//! are dead, too old, or idle for too long. r2d2 cannot do this: it keeps its spares beside the
+//! stack and does not know the stack, so that each dead connection was replaced twice; and its
+//! reaper ignores the minimum, reopens endlessly, and runs only every 30 s (r2d2 0.8.10). Idle
+//! sessions are those in the stack plus those that r2d2 has and no opener waits for. Only
+//! `checkout`, `build` and `housekeeping` name `r2d2::Pool`.
+//!
+//! At rest a pool has two threads, the housekeeper and the watchdog. All pools of a process share
+//! the one on which r2d2 works (see `scheduler`).
 //!
 //! A session is dropped before its place in the line is freed: otherwise r2d2 would lose the
 //! wake-up for the next thread that opens a connection.
@@ -30,7 +33,6 @@ mod clock;
 mod close;
 mod common;
 mod control;
-mod demand;
 mod dial;
 #[cfg(feature = "server")]
 mod doors;
@@ -52,6 +54,7 @@ mod measured;
 mod member;
 mod names;
 mod observer;
+mod opened;
 mod opener;
 mod param_types;
 mod plain;
@@ -63,6 +66,7 @@ mod ready;
 mod recent_writes;
 mod renewal;
 mod report;
+mod scheduler;
 mod session;
 mod shared;
 mod spans;

@@ -4,10 +4,10 @@
 //! `gate`). So the database is not flooded with attempts, and is found at once when it is back. An
 //! attempt that gets no answer is overtaken by another (see `hedge`).
 
-use super::demand::Demand;
 use super::gate::{Gate, Turn};
 use super::hedge::{self, Attempt, Attempts, Opens, Purpose};
 use super::names::Names;
+use super::opened::Opened;
 use super::pong::Reading;
 use super::session::Session;
 use super::shared::Shared;
@@ -36,6 +36,10 @@ const RETRY_REFUSED: Duration = Duration::from_secs(3);
 /// places, one after the other.
 const SOON_AFTER: Duration = Duration::from_secs(5);
 const RETRY_SOON: Duration = Duration::from_millis(500);
+/// Limit for warming a connection up: this, or so many times as long as opening it took. A server
+/// that lets somebody in and then does not answer must not hold up those who come meanwhile.
+const WARMING: Duration = Duration::from_millis(250);
+const WARMING_RATIO: u32 = 5;
 /// How long connections are not warmed up after one was lost in that.
 const COLD_FOR: Duration = Duration::from_secs(60);
 /// Pause between a hedged attempt without an answer and the next.
@@ -52,7 +56,7 @@ pub(crate) struct Opener {
     pub gate: Gate,
     /// Connections that are being opened at this moment.
     pub attempts: Attempts<Session>,
-    pub demand: Demand,
+    pub opened: Opened,
     /// Called when the database refuses every connection, so that no thread waits for a connection
     /// to be opened.
     pub on_refused: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -96,7 +100,7 @@ impl Opener {
             shared,
             gate: Gate::default(),
             attempts: Attempts::default(),
-            demand: Demand::default(),
+            opened: Opened::default(),
             on_refused: OnceLock::new(),
             upkeep: OnceLock::new(),
             on_reading: OnceLock::new(),
@@ -155,17 +159,17 @@ impl Opener {
         away >= limit && silent >= limit.min(away)
     }
 
-    /// Warms a new session up. If one was lost in that a short while ago, the next ones go to work
-    /// as they are.
-    pub fn warm_up(&self, session: &mut Session) {
+    /// Warms a new session up, as long as no thread `is_waiting` for it. If one was lost in that a
+    /// short while ago, the next ones go to work as they are.
+    pub fn warm_up(&self, session: &mut Session, is_waiting: impl Fn() -> bool) {
         let lost_at = self.lost_warming_at.load(Ordering::Relaxed);
         let since = Duration::from_nanos(self.shared.now().saturating_sub(lost_at));
-        if lost_at > 0 && since < COLD_FOR {
+        if (lost_at > 0 && since < COLD_FOR) || session.retire().is_some() {
             return;
         }
+        let limit = WARMING.max(WARMING_RATIO * session.took());
         self.warming.fetch_add(1, Ordering::Relaxed);
-        let limit = self.shared.config.effective_connect_timeout();
-        if let Err(error) = session.warm_up(Instant::now() + limit) {
+        if let Err(error) = session.warm_up(Instant::now() + limit, is_waiting) {
             debug!(
                 "a connection was lost as it was warmed up: {}",
                 Chain(&error)

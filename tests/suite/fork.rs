@@ -8,10 +8,10 @@ const URL: &str = "MILLPOND_TEST_FORKED_URL";
 const REPORT: &str = "MILLPOND_TEST_FORKED_REPORT";
 const APPLICATION: &str = "forked";
 
-#[test]
-fn a_child_neither_uses_nor_ends_what_is_its_parents() {
+/// Runs a part of a test, by its name, in a process of its own, which may end before its children.
+fn in_its_own_process(test: &str, work: fn(&str)) {
     if let (Ok(url), Ok(report)) = (std::env::var(URL), std::env::var(REPORT)) {
-        let said = std::panic::catch_unwind(|| daemonize_with_a_pool(&url));
+        let said = std::panic::catch_unwind(|| work(&url));
         let said = said.map_or("it panicked".into(), |()| "all is well".to_owned());
         std::fs::write(report, said).unwrap();
         std::process::exit(0);
@@ -19,20 +19,51 @@ fn a_child_neither_uses_nor_ends_what_is_its_parents() {
     let db = database();
     let dir = tempfile::TempDir::new().unwrap();
     let report = dir.path().join("report");
-    let daemon = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "fork::a_child_neither_uses_nor_ends_what_is_its_parents",
-            "--nocapture",
-        ])
+    let process = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
         .env(URL, &db.url)
         .env(REPORT, &report)
         .output()
         .unwrap();
-    eventually("the daemon has reported", || report.exists());
+    eventually("the process has reported", || report.exists());
     let said = || std::fs::read_to_string(&report).unwrap();
     eventually("and wrote what it has to say", || !said().is_empty());
-    assert_eq!(said(), "all is well", "{daemon:?}");
+    assert_eq!(said(), "all is well", "{process:?}");
+}
+
+#[test]
+fn a_child_neither_uses_nor_ends_what_is_its_parents() {
+    in_its_own_process(
+        "fork::a_child_neither_uses_nor_ends_what_is_its_parents",
+        daemonize_with_a_pool,
+    );
+}
+
+#[test]
+fn pools_at_rest_have_two_threads_each_and_one_together() {
+    in_its_own_process(
+        "fork::pools_at_rest_have_two_threads_each_and_one_together",
+        build_pools_and_count_threads,
+    );
+}
+
+fn build_pools_and_count_threads(url: &str) {
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    for number in [1, 5] {
+        let pools: Vec<_> = (0..number)
+            .map(|_| pool(url).max_size(10).min_idle(5).build().unwrap())
+            .collect();
+        for pool in &pools {
+            eventually("all are open", || pool.stats().idle == 5);
+            pool.transaction(|tx| tx.query("SELECT 1", &[])).unwrap();
+        }
+        eventually("those that opened them are gone", || {
+            threads() == before + 2 * number + 1
+        });
+        drop(pools);
+        eventually("all are gone", || threads() == before);
+    }
 }
 
 /// Runs in a process of its own: builds the pool, then forks into a daemon.

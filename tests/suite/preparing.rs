@@ -38,12 +38,13 @@ fn a_known_text_takes_one_round_trip_on_each_connection() {
     let far = pool.with_timeout(60 * SECOND);
     let insert = |tx: &mut Transaction<'_>| tx.execute(INSERT, &[&1]);
     type Work<'w> = &'w dyn Fn();
-    // The preparation goes before the statement, which brings its text this once.
+    // The preparation goes before the statement, which brings its text this once; and a check of
+    // its parameters.
     let works: [(&str, Work<'_>, &[&str], &[&str]); 4] = [
         (
             INSERT,
             &|| assert_eq!(pool.execute(INSERT, &[&1]).unwrap(), 1),
-            &["PDPBDES"],
+            &["PDPBEPBDES"],
             &["BES"],
         ),
         (
@@ -55,13 +56,13 @@ fn a_known_text_takes_one_round_trip_on_each_connection() {
         (
             INSERT,
             &|| assert_eq!(pool.transaction(insert).unwrap(), 1),
-            &["PBEPBEPDPBDES", "Q"],
+            &["PBEPBEPDPBEPBDES", "Q"],
             &["PBEPBEBES", "Q"],
         ),
         (
             INSERT,
             &|| assert_eq!(far.execute(INSERT, &[&1]).unwrap(), 1),
-            &["PBEPBEPDPBDES", "Q"],
+            &["PBEPBEPDPBEPBDES", "Q"],
             &["PBEPBEBES", "Q"],
         ),
     ];
@@ -122,6 +123,53 @@ fn rows_are_read_by_the_types_that_they_have() {
     assert_eq!((row.len(), row.get::<_, i64>("o")), (2, 7));
     let row = read("DROP TABLE t; CREATE TABLE t (n int); INSERT INTO t VALUES (3)");
     assert_eq!(row.get::<_, i32>(0), 3);
+}
+
+/// What a parameter is compared with, which function takes it.
+#[test]
+fn parameters_are_of_the_types_that_the_server_expects_now() {
+    let (db, _proxy, pool) = set_up();
+    let mut admin = db.admin();
+    admin
+        .batch_execute(
+            "CREATE EXTENSION citext; CREATE TABLE names (name text); INSERT INTO names VALUES ('Ada'); \
+             CREATE TABLE called (which text); CREATE FUNCTION f(varchar) RETURNS text LANGUAGE sql AS \
+             $$INSERT INTO called VALUES ('varchar') RETURNING which$$",
+        )
+        .unwrap();
+    let delete = "DELETE FROM names WHERE name = $1";
+    let call = "SELECT f($1)";
+    let run = |transaction: bool, sql: &str| match transaction {
+        false => pool.query(sql, &[&"ada"]).unwrap(),
+        true => pool.transaction(|tx| tx.query(sql, &[&"ada"])).unwrap(),
+    };
+    for transaction in [false, true] {
+        run(transaction, delete);
+        run(transaction, call);
+        renew(&pool);
+        admin
+            .batch_execute(
+                "TRUNCATE called; ALTER TABLE names ALTER name TYPE citext; \
+                 CREATE FUNCTION f(text) RETURNS text LANGUAGE sql AS \
+                 $$INSERT INTO called VALUES ('text') RETURNING which$$",
+            )
+            .unwrap();
+        run(transaction, delete);
+        run(transaction, call);
+        let left: i64 = pool
+            .query_scalar("SELECT count(*) FROM names", &[])
+            .unwrap();
+        assert_eq!(left, 0, "Ada is ada now");
+        let called: Vec<String> = pool
+            .query_scalar("SELECT array_agg(which) FROM called", &[])
+            .unwrap();
+        assert_eq!(called, ["text"]);
+        admin
+            .batch_execute(
+                "ALTER TABLE names ALTER name TYPE text; INSERT INTO names VALUES ('Ada'); DROP FUNCTION f(text)",
+            )
+            .unwrap();
+    }
 }
 
 #[test]
@@ -214,6 +262,7 @@ fn open_ahead(pool: &Pool, proxy: &Proxy) {
 #[test]
 fn a_connection_that_is_opened_ahead_knows_what_the_pool_uses() {
     let (db, proxy, pool) = set_up();
+    db.admin().batch_execute("CREATE TABLE gone ()").unwrap();
     let once = "SELECT 'once'";
     pool.query(once, &[]).unwrap();
     for _ in 0..2 {
@@ -226,6 +275,14 @@ fn a_connection_that_is_opened_ahead_knows_what_the_pool_uses() {
         assert_eq!(prepared(&pool, sql), 1, "{sql}");
     }
     assert_eq!(prepared(&pool, once), 0);
+    // One that cannot be prepared any more does not keep the others away.
+    for _ in 0..6 {
+        renew(&pool);
+        pool.query("SELECT FROM gone", &[]).unwrap();
+    }
+    db.admin().batch_execute("DROP TABLE gone").unwrap();
+    open_ahead(&pool, &proxy);
+    assert_eq!(prepared(&pool, INSERT), 1);
     proxy.take_newest_log();
     pool.execute(INSERT, &[&1]).unwrap();
     assert_eq!(flights(&proxy.take_newest_log()), ["BES"]);

@@ -64,7 +64,7 @@ impl Session {
             .and_then(|params| descriptions.for_prepare(&key, params));
         let description = described.and_then(|described| described.description.clone());
         let wire = Arc::clone(&self.client.registration().tracked.wire);
-        let told = description.is_some_and(|description| wire.expect_prepare(description));
+        let told = description.is_some_and(|description| wire.expect_prepare(description, true));
         let statement = self.client.prepare(sql)?;
         let waits = told && wire.holds_prepare();
         let kept = Kept::new(statement, Facts::of(sql));

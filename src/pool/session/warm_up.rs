@@ -11,20 +11,31 @@ use std::time::{Duration, Instant};
 /// The most texts that are prepared, all in one round trip.
 const TEXTS: usize = 32;
 /// To prepare a text, the server locks its tables as a read does. Somebody else's lock is not
-/// waited for longer than this: the texts are prepared at their first use instead.
-const BEGIN: [&str; 2] = ["BEGIN", "SET LOCAL lock_timeout = 100"];
+/// waited for: the text is prepared at its first use instead.
+const BEGIN: [&str; 2] = ["BEGIN", "SET LOCAL lock_timeout = 10"];
+/// How many texts may fail. Each takes the ones behind it with it, for which another round trip is
+/// made.
+const FAILURES: usize = 3;
 /// How many requests it answers at most, and for how long new ones are sent.
 const RUNS: usize = 20;
 const RUNNING: Duration = Duration::from_millis(20);
 
 impl Session {
-    /// Warms it up. The wire is cut at the deadline.
-    pub fn warm_up(&mut self, deadline: Instant) -> Result<(), postgres::Error> {
+    /// Warms it up, as long as no thread `is_waiting` for it. The wire is cut at the deadline.
+    pub fn warm_up(
+        &mut self,
+        deadline: Instant,
+        is_waiting: impl Fn() -> bool,
+    ) -> Result<(), postgres::Error> {
         self.bounded(Some(deadline), |session| {
-            session.prepare_the_most_used()?;
+            for _ in 0..=FAILURES {
+                if is_waiting() || session.prepare_the_most_used()? {
+                    break;
+                }
+            }
             let until = Instant::now() + RUNNING;
             for _ in 0..RUNS {
-                if Instant::now() >= until {
+                if is_waiting() || Instant::now() >= until {
                     break;
                 }
                 session.client.batch_execute("")?;
@@ -33,18 +44,23 @@ impl Session {
         })
     }
 
-    fn prepare_the_most_used(&mut self) -> Result<(), postgres::Error> {
-        if self.shared.is_pooled() || self.statements.is_none() {
-            return Ok(());
+    /// Returns whether all of them are prepared. One that fails is forgotten.
+    fn prepare_the_most_used(&mut self) -> Result<bool, postgres::Error> {
+        let Some(statements) = &mut self.statements else {
+            return Ok(true);
+        };
+        if self.shared.is_pooled() {
+            return Ok(true);
         }
-        let wire = self.tracked().wire.clone();
-        let mut waiting = Vec::new();
+        let wire = &self.client.registration().tracked.wire.clone();
+        let descriptions = &self.shared.descriptions;
         let most = TEXTS.min(self.shared.config.statement_cache);
-        for (text, described) in self.shared.descriptions.most_used(most) {
-            let Some(description) = described.description.clone() else {
-                continue;
-            };
-            if wire.expect_prepare(description) {
+        let mut waiting = Vec::new();
+        for (text, described) in descriptions.most_used(most) {
+            if statements.get(&text).is_none()
+                && let Some(description) = described.description.clone()
+                && wire.expect_prepare(description, false)
+            {
                 let statement = self.client.prepare(&text)?;
                 if wire.holds_prepare() {
                     waiting.push((text, Kept::new(statement, described.facts)));
@@ -53,23 +69,25 @@ impl Session {
         }
         if waiting.is_empty() || !wire.hold_begin(BEGIN) {
             wire.take_prepares();
-            return Ok(());
+            return Ok(true);
         }
         let done = self.client.execute_typed("ROLLBACK", &[]);
         wire.forget_begin();
         let confirmed = wire.take_prepares();
-        if let Some(statements) = &mut self.statements {
-            // The least used first, so that they are the first to go.
-            for ((text, kept), confirmed) in waiting.into_iter().zip(confirmed).rev() {
-                if confirmed {
-                    statements.put(&text, kept);
-                }
+        if let Some((text, _)) = waiting.get(confirmed.len()) {
+            descriptions.forget(text);
+        }
+        // The least used first, so that they are the first to go.
+        for ((text, kept), confirmed) in waiting.into_iter().zip(confirmed).rev() {
+            match confirmed {
+                true => statements.put(&text, kept),
+                false => descriptions.forget(&text),
             }
         }
         match done {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
             // One of them has failed, and with it the transaction.
-            Err(_) => self.client.batch_execute("ROLLBACK"),
+            Err(_) => self.client.batch_execute("ROLLBACK").map(|()| false),
         }
     }
 }

@@ -578,7 +578,7 @@ mod tests {
                 if begins {
                     assert!(handle.hold_begin(["BEGIN"]));
                 }
-                assert!(handle.expect_prepare(Description::new([].into_iter(), &[])));
+                assert!(handle.expect_prepare(Description::new([].into_iter(), &[]), true));
                 write(&mut answers, &prepare).unwrap();
                 assert!(handle.holds_prepare());
                 assert_eq!(answers.stream.written, close);

@@ -193,11 +193,12 @@ impl Handle {
     }
 
     /// Answers the driver's next preparation with this description, and holds it back until the
-    /// next statement. Returns false if that is impossible on this connection.
-    pub fn expect_prepare(&self, description: Description) -> bool {
+    /// next statement. `checks`: that takes the parameters. Returns false if this is impossible on
+    /// this connection.
+    pub fn expect_prepare(&self, description: Description, checks: bool) -> bool {
         let possible = !self.miscounts.load(Ordering::Relaxed);
         if possible {
-            self.prepares().expect(description);
+            self.prepares().expect(description, checks);
         }
         possible
     }

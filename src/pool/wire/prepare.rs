@@ -7,13 +7,17 @@
 //! with what the driver was told.
 //!
 //! **No statement is run on a guess.** The one that they leave with is sent with its text: the
-//! server describes it anew, so its rows are read by the types that they have. The prepared one is
-//! used from then on, but only if the server has described it just as the driver was told.
+//! server describes it anew, so its rows are read by the types that they have. Its parameters are
+//! sent with the types that the driver was told. That these are the types that the server expects
+//! is checked there, by a query between the preparation and the statement, which fails if they are
+//! not: a text that is compared with what has become a `citext` would be compared in another way.
+//! The prepared one is used from then on, but only if the server has described it just as the
+//! driver was told.
 //!
-//! They are sent without a Sync. So an error in them is the statement's: the server skips all
-//! messages up to the Sync behind it (manual, section 55.2.3).
+//! All of it is sent without a Sync. So an error is the statement's, which then does not run: the
+//! server skips all messages up to the Sync behind it (manual, section 55.2.3).
 
-use super::begin::Taken;
+use super::begin::{Messages, Taken};
 use super::frame::first_message;
 use postgres::Column;
 use postgres::types::Oid;
@@ -22,12 +26,18 @@ use std::collections::VecDeque;
 /// How the server describes a prepared statement: a ParameterDescription, and a RowDescription or
 /// NoData. Without the sizes of types and the formats of columns, which the driver ignores.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Description(Vec<u8>);
+pub(crate) struct Description {
+    params: Vec<Oid>,
+    messages: Vec<u8>,
+}
 
 impl Description {
     pub fn new(params: impl Iterator<Item = Oid>, columns: &[Column]) -> Description {
-        let mut description = Description::default();
-        let params: Vec<_> = params.collect();
+        let mut description = Description {
+            params: params.collect(),
+            messages: Vec::new(),
+        };
+        let params = &description.params;
         let mut body = (params.len() as u16).to_be_bytes().to_vec();
         body.extend(params.iter().flat_map(|oid| oid.to_be_bytes()));
         description.put(b't', &body);
@@ -52,16 +62,28 @@ impl Description {
 
     fn put(&mut self, tag: u8, body: &[u8]) {
         let length = size_of::<u32>() + body.len();
-        self.0.push(tag);
-        self.0.extend((length as u32).to_be_bytes());
-        self.0.extend(body);
+        self.messages.push(tag);
+        self.messages.extend((length as u32).to_be_bytes());
+        self.messages.extend(body);
+    }
+
+    /// Returns a query that fails if the prepared statement of this name has other parameters.
+    fn check(&self, name: &str) -> String {
+        let oids: Vec<_> = self.params.iter().map(Oid::to_string).collect();
+        // A setting that does not exist: reading it fails.
+        format!(
+            "SELECT CASE WHEN parameter_types::oid[] <> '{{{}}}'::oid[] \
+             THEN current_setting('millpond.parameters_have_other_types') END \
+             FROM pg_prepared_statements WHERE name = '{name}'",
+            oids.join(",")
+        )
     }
 
     /// Returns the whole answer to a preparation.
     fn answer(&self) -> Vec<u8> {
         const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
         const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
-        [PARSE_COMPLETE, &self.0, READY_FOR_QUERY].concat()
+        [PARSE_COMPLETE, &self.messages, READY_FOR_QUERY].concat()
     }
 }
 
@@ -92,18 +114,22 @@ pub(crate) struct Prepares {
     next: Option<Description>,
     /// The last one was answered so.
     holds_last: bool,
+    /// A statement follows that takes the parameters.
+    checks: bool,
     /// The messages that wait for a statement.
     messages: Vec<u8>,
-    /// What the driver was told of them.
-    told: VecDeque<Description>,
+    /// What the driver was told of them, and whether a check follows.
+    told: VecDeque<(Description, bool)>,
     /// Of those that were sent, whether the server has described them so.
     pub(super) confirmed: Vec<bool>,
 }
 
 impl Prepares {
-    /// Answers the driver's next preparation with this description.
-    pub fn expect(&mut self, description: Description) {
+    /// Answers the driver's next preparation with this description. `checks`: a statement follows
+    /// that takes the parameters.
+    pub fn expect(&mut self, description: Description, checks: bool) {
         (self.next, self.holds_last) = (Some(description), false);
+        self.checks = checks;
     }
 
     /// Returns whether the driver's next preparation is to be held back.
@@ -121,18 +147,27 @@ impl Prepares {
     /// the driver; None if there is no whole one, which is then sent like any other.
     pub(super) fn hold(&mut self, data: &[u8]) -> Option<(usize, Vec<u8>)> {
         let description = self.next.take()?;
-        let mut at = 0;
+        let (mut at, mut name) = (0, None);
         for wanted in [b'P', b'D', b'S'] {
-            let (tag, _, length) = first_message(&data[at..])?;
+            let (tag, body, length) = first_message(&data[at..])?;
             if tag != wanted {
                 return None;
             }
+            let text = body.split(|byte| *byte == 0).next();
+            name = name.or(text.and_then(|text| std::str::from_utf8(text).ok()));
             at += length;
         }
+        let name = name?;
         const SYNC: usize = 5;
         self.messages.extend_from_slice(&data[..at - SYNC]);
+        let checks = self.checks && !description.params.is_empty();
+        if checks {
+            let check = description.check(name);
+            let mut check = Messages::of([&*check]);
+            self.messages.append(&mut check.bytes);
+        }
         let answer = description.answer();
-        self.told.push_back(description);
+        self.told.push_back((description, checks));
         self.holds_last = true;
         Some((at, answer))
     }
@@ -150,6 +185,7 @@ impl Prepares {
         let described = Described {
             told: std::mem::take(&mut self.told),
             got: Vec::new(),
+            checking: false,
         };
         Some((std::mem::take(&mut self.messages), described))
     }
@@ -163,9 +199,11 @@ impl Prepares {
 
 /// The server's answers to preparations that the driver was told of already.
 pub(super) struct Described {
-    told: VecDeque<Description>,
+    told: VecDeque<(Description, bool)>,
     /// What came of the first one.
     got: Vec<u8>,
+    /// The answer to a check is next.
+    checking: bool,
 }
 
 impl Described {
@@ -173,21 +211,27 @@ impl Described {
     pub fn take(&mut self, data: &mut Vec<u8>, confirmed: &mut Vec<bool>) -> Taken<()> {
         let mut at = 0;
         let taken = loop {
-            let Some(told) = self.told.front() else {
+            if self.told.is_empty() && !self.checking {
                 break Taken::End(());
-            };
+            }
             let Some((tag, body, length)) = first_message(&data[at..]) else {
                 break Taken::Part;
             };
             let message = &data[at..at + length];
             match tag {
+                // CommandComplete.
+                b'C' => self.checking = false,
+                // ParseComplete, BindComplete, a row.
+                b'1' | b'2' | b'D' if self.checking => {}
                 b'1' => self.got.clear(),
                 b't' => self.got.extend_from_slice(message),
                 b'T' | b'n' => {
                     self.got.extend_from_slice(&message[..length - body.len()]);
                     self.got.extend(without_sizes(body));
-                    confirmed.push(self.got == told.0);
-                    self.told.pop_front();
+                    if let Some((told, checks)) = self.told.pop_front() {
+                        confirmed.push(self.got == told.messages);
+                        self.checking = checks;
+                    }
                 }
                 // A notice, a setting, a notification.
                 b'N' | b'S' | b'A' => break Taken::Other(length),
@@ -221,7 +265,10 @@ mod tests {
             message(b'T', &row)
         };
         let params = message(b't', b"\0\x01\0\0\0\x17");
-        let told = Description([&params[..], &row(0, 0)].concat());
+        let told = Description {
+            params: vec![23],
+            messages: [&params[..], &row(0, 0)].concat(),
+        };
         let parsed = message(b'1', b"");
         (told, [&parsed[..], &params, &row(4, 1)].concat())
     }
@@ -237,15 +284,19 @@ mod tests {
 
     /// Takes the answers out of data that come in pieces. Returns what is left, and what was
     /// confirmed.
-    fn taken(told: &[Description], data: &[u8], size: usize) -> (Vec<u8>, Vec<bool>) {
+    fn taken(told: &[Description], checks: bool, data: &[u8], size: usize) -> (Vec<u8>, Vec<bool>) {
         let mut prepares = Prepares::default();
         for told in told {
-            prepares.expect(told.clone());
+            prepares.expect(told.clone(), checks);
             prepares.hold(&request()).expect("a whole preparation");
         }
         let (messages, mut described) = prepares.send().expect("some wait");
         let sync = message(b'S', b"").len();
-        assert_eq!(messages.len(), told.len() * (request().len() - sync));
+        let mut expected = request()[..request().len() - sync].to_vec();
+        if checks {
+            expected.extend(Messages::of([&*told[0].check("s1")]).bytes);
+        }
+        assert_eq!(messages, expected.repeat(told.len()));
         let (mut held, mut passed, mut ended) = (Vec::new(), Vec::new(), false);
         for piece in data.chunks(size) {
             held.extend_from_slice(piece);
@@ -267,13 +318,19 @@ mod tests {
         let (other, _) = described(4);
         let notice = message(b'N', b"SNOTICE\0\0");
         let behind = [message(b'1', b""), message(b'2', b""), message(b'Z', b"I")].concat();
-        let data = [&notice, &answer, &notice, &answer, &behind]
-            .map(|m| &m[..])
-            .concat();
-        for size in 1..=data.len() {
-            let (passed, confirmed) = taken(&[told.clone(), other.clone()], &data, size);
-            assert_eq!(passed, [&notice[..], &notice, &behind].concat());
-            assert_eq!(confirmed, [true, false], "in pieces of {size}");
+        let parsed = [message(b'1', b""), message(b'2', b"")].concat();
+        let row = message(b'D', b"\0\x01\xff\xff\xff\xff");
+        let check = [&parsed[..], &row, &message(b'C', b"SELECT 1\0")].concat();
+        for checks in [false, true] {
+            let check = if checks { &check[..] } else { b"" };
+            let answers = [&answer[..], &notice, check, &answer, check].concat();
+            let data = [&notice[..], &answers, &behind].concat();
+            for size in 1..=data.len() {
+                let told = [told.clone(), other.clone()];
+                let (passed, confirmed) = taken(&told, checks, &data, size);
+                assert_eq!(passed, [&notice[..], &notice, &behind].concat());
+                assert_eq!(confirmed, [true, false], "in pieces of {size}");
+            }
         }
     }
 
@@ -281,10 +338,11 @@ mod tests {
     fn an_error_confirms_nothing_and_is_for_the_driver() {
         let (told, answer) = described(3);
         let error = [message(b'E', b"SERROR\0\0"), message(b'Z', b"I")].concat();
-        for whole in 0..=1 {
+        for (whole, checks) in [(0, false), (1, false), (0, true), (1, true)] {
             let data = [&answer.repeat(whole)[..], &error].concat();
             for size in 1..=data.len() {
-                let (passed, confirmed) = taken(&[told.clone(), told.clone()], &data, size);
+                let told = [told.clone(), told.clone()];
+                let (passed, confirmed) = taken(&told, checks, &data, size);
                 assert_eq!(passed, error);
                 assert_eq!(confirmed, vec![true; whole]);
             }
@@ -297,12 +355,12 @@ mod tests {
         let whole = request();
         for length in 0..whole.len() {
             let mut prepares = Prepares::default();
-            prepares.expect(told.clone());
+            prepares.expect(told.clone(), true);
             assert!(prepares.hold(&whole[..length]).is_none());
             assert!(!prepares.holds_last() && !prepares.is_expecting() && !prepares.are_held());
         }
         let mut prepares = Prepares::default();
-        prepares.expect(told.clone());
+        prepares.expect(told.clone(), true);
         let (length, told_answer) = prepares.hold(&[&whole[..], &whole].concat()).unwrap();
         assert_eq!(length, whole.len());
         let ready = message(b'Z', b"I");
@@ -318,7 +376,7 @@ mod tests {
         #[test]
         fn no_answer_stops_it(data in proptest::collection::vec(any::<u8>(), 0..200)) {
             let (told, _) = described(3);
-            let (passed, _) = taken(&[told], &data, 7);
+            let (passed, _) = taken(&[told], true, &data, 7);
             prop_assert!(passed.len() <= data.len());
             without_sizes(&data);
         }

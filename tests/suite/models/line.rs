@@ -3,25 +3,83 @@
 use super::check;
 use super::class_queue::Share;
 use super::line_rule::Rule;
-use super::pool_line::{Arrival, Line};
+use super::pool_line::{Arrival, Line, Openers};
 use super::sync::Deadline;
 use super::waiter::Outcome;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use loom::thread;
+use loom::sync::{Condvar, Mutex};
+use loom::thread::{self, JoinHandle};
 use std::time::Duration;
 
 const NEVER: Deadline = Deadline(None);
 
 fn new_line(max: usize, max_waiting: usize, min_idle: usize) -> Line<usize> {
+    hiring_line(max, max_waiting, min_idle, &Arc::default())
+}
+
+/// Openers that were hired and have not begun yet.
+#[derive(Default)]
+struct Hired {
+    /// How many, and whether there will be more.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Hired {
+    fn hire(&self) {
+        self.state.lock().unwrap().0 += 1;
+        self.changed.notify_one();
+    }
+
+    fn no_more(&self) {
+        self.state.lock().unwrap().1 = true;
+        self.changed.notify_one();
+    }
+
+    /// Begins to work as one of them. Returns false when there is none any more.
+    fn begin(&self) -> bool {
+        let mut state = self.state.lock().unwrap();
+        while state.0 == 0 && !state.1 {
+            state = self.changed.wait(state).unwrap();
+        }
+        let begins = state.0 > 0;
+        state.0 -= usize::from(begins);
+        begins
+    }
+}
+
+fn hiring_line(max: usize, max_waiting: usize, min_idle: usize, hired: &Arc<Hired>) -> Line<usize> {
+    let hired = Arc::clone(hired);
+    let openers = Openers {
+        most: 2,
+        start: Box::new(move || hired.hire()),
+    };
     Line::new(
         max,
         max_waiting,
         min_idle,
         1,
+        openers,
         Rule::new(true),
         Box::new(|_, _| {}),
     )
+}
+
+/// Opens values as long as they are wanted. Returns how many had no place.
+fn open_as_hired(line: Arc<Line<usize>>, hired: Arc<Hired>, value: usize) -> JoinHandle<usize> {
+    thread::spawn(move || {
+        let mut unwanted = 0;
+        while hired.begin() {
+            loop {
+                unwanted += usize::from(line.offer(value).is_some());
+                if !line.opener_done() {
+                    break;
+                }
+            }
+        }
+        unwanted
+    })
 }
 
 fn line_with(values: usize, max_waiting: usize) -> Arc<Line<usize>> {
@@ -198,28 +256,24 @@ fn one_who_comes_back_for_another_value_keeps_his_turn() {
 #[test]
 fn an_opener_comes_for_everybody_who_finds_nothing() {
     check(3, || {
-        let line: Arc<Line<usize>> = Arc::new(new_line(1, 10, 0));
-        let opens = line.clone();
-        let opener = thread::spawn(move || {
-            while opens.await_demand() {
-                let _ = opens.offer(0);
-                opens.opener_done();
-            }
-        });
+        let hired = Arc::default();
+        let line = Arc::new(hiring_line(1, 10, 0, &hired));
+        let opener = open_as_hired(line.clone(), hired.clone(), 0);
         let in_line = line.clone();
         let user = thread::spawn(move || {
             let Arrival::Queued { place, .. } = in_line.arrive(&Share::default(), false) else {
                 panic!("nothing was opened yet")
             };
-            in_line.call_opener();
+            in_line.call_openers();
             let Outcome::Given(value) = in_line.wait(&place, &NEVER, Duration::ZERO) else {
                 panic!("nobody closes yet")
             };
             assert!(in_line.give_back(value, None).is_none());
         });
         user.join().unwrap();
-        line.close();
-        opener.join().unwrap();
+        hired.no_more();
+        assert_eq!(opener.join().unwrap(), 0);
+        is_at_rest(&line, 1);
     });
 }
 
@@ -257,29 +311,29 @@ fn closing_turns_everybody_away_and_loses_nothing() {
 #[test]
 fn the_minimum_is_opened_again_and_nothing_beyond_it() {
     check(3, || {
-        let line: Arc<Line<usize>> = Arc::new(new_line(2, 10, 1));
-        let opens = line.clone();
-        let opener = thread::spawn(move || {
-            let mut opened = 0;
-            while opens.await_demand() {
-                opened += 1;
-                let unwanted = opens.offer(opened);
-                opens.opener_done();
-                if unwanted.is_some() {
-                    break;
-                }
-            }
-            opened
+        let hired = Arc::default();
+        let line = Arc::new(hiring_line(2, 10, 1, &hired));
+        let opener = open_as_hired(line.clone(), hired.clone(), 7);
+        line.call_openers();
+        let in_line = line.clone();
+        let user = thread::spawn(move || {
+            // The value is unusable, and its place is given up.
+            let Arrival::Queued { place, .. } = in_line.arrive(&Share::default(), false) else {
+                return in_line.discarded(None);
+            };
+            in_line.call_openers();
+            let Outcome::Given(_) = in_line.wait(&place, &NEVER, Duration::ZERO) else {
+                panic!("nobody closes")
+            };
+            in_line.discarded(None);
         });
-        let value = get(&line);
-        // The value is unusable, and its place is given up.
-        let _ = value;
-        line.discarded(None);
-        line.close();
-        let opened = opener.join().unwrap();
-        // One value for the minimum or for the thread that arrived, one to restore the minimum, and
-        // one in place of the value that was discarded.
-        assert!((1..=3).contains(&opened), "{opened}");
+        user.join().unwrap();
+        hired.no_more();
+        assert_eq!(opener.join().unwrap(), 0);
+        // One that was opened for the thread may be idle besides.
+        let figures = line.figures();
+        assert!((1..=2).contains(&figures.idle), "{figures:?}");
+        assert_eq!((figures.active, figures.waiting), (0, 0));
     });
 }
 
@@ -396,16 +450,10 @@ fn a_class_at_its_bound_waits_for_its_own_and_leaves_the_rest_to_others() {
 #[test]
 fn while_a_value_is_replaced_there_is_one_more_at_most_and_none_is_lost() {
     check(2, || {
-        let line = line_with(1, 10);
-        let opens = line.clone();
-        let opener = thread::spawn(move || {
-            let mut unwanted = 0;
-            while opens.await_demand() {
-                unwanted += usize::from(opens.offer(2).is_some());
-                opens.opener_done();
-            }
-            unwanted
-        });
+        let hired = Arc::default();
+        let line = Arc::new(hiring_line(1, 10, 0, &hired));
+        assert!(line.offer(1).is_none());
+        let opener = open_as_hired(line.clone(), hired.clone(), 2);
         // Value 1 is due whenever it comes back.
         let in_line = line.clone();
         let use_one = move || {
@@ -422,6 +470,7 @@ fn while_a_value_is_replaced_there_is_one_more_at_most_and_none_is_lost() {
         let user = thread::spawn(use_one.clone());
         let closed = use_one() + user.join().unwrap();
         let idle = line.close().len();
+        hired.no_more();
         let unwanted = opener.join().unwrap();
         // The first, and the one that was opened for it, if there was time.
         assert!(unwanted <= 1 && (1..=2).contains(&(closed + idle)));

@@ -3,7 +3,7 @@
 
 pub use loom::sync::atomic::AtomicUsize;
 use loom::sync::atomic::{AtomicBool, Ordering};
-pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+pub use loom::sync::{Arc, Mutex, MutexGuard};
 pub use loom::thread::{Thread, current as current_thread};
 use std::sync::{LockResult, PoisonError};
 use std::time::Duration;
