@@ -6,10 +6,9 @@
 
 mod measure;
 
-use measure::{mean_ns, median, memory};
+use measure::{mean_ns, median, memory, used};
 use millpond::Pool;
 use millpond::embedded::{Options, PrivateServer};
-use nix::sys::resource::{UsageWho, getrusage};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::hint::black_box;
@@ -25,16 +24,7 @@ fn of_rounds(round: impl FnMut() -> f64) -> f64 {
     median(std::iter::repeat_with(round).take(ROUNDS).collect())
 }
 
-/// The time on a processor that this process has used.
-fn used() -> Duration {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("getrusage");
-    let [user, system] = [usage.user_time(), usage.system_time()].map(|time| {
-        Duration::from_secs(time.tv_sec() as u64) + Duration::from_micros(time.tv_usec() as u64)
-    });
-    user + system
-}
-
-/// The threads of this process, by their number. Those of a pool outlive it for a while.
+/// The threads of this process, by their number.
 fn threads() -> HashSet<OsString> {
     let all = std::fs::read_dir("/proc/self/task").expect("/proc");
     all.flatten().map(|thread| thread.file_name()).collect()

@@ -33,7 +33,7 @@ mod retry {
     }
 }
 
-use measure::{mean_ns, median};
+use measure::{mean_ns, median, used};
 use millpond::Pool;
 use millpond::embedded::{Options, PrivateServer};
 use postgres::config::{SslMode, SslNegotiation};
@@ -55,22 +55,22 @@ const SQL: &str = "SELECT $1::int";
 #[derive(Clone, Copy)]
 struct Figures {
     rate: f64,
-    mean_ms: f64,
     p50_ms: f64,
     p99_ms: f64,
     max_ms: f64,
+    /// Of a processor, in this process, for one query.
+    cpu_us: f64,
 }
 
-fn figures(mut latencies: Vec<u32>, wall: Duration) -> Figures {
+fn figures(mut latencies: Vec<u32>, wall: Duration, cpu: Duration) -> Figures {
     latencies.sort_unstable();
     let at = |q: f64| f64::from(latencies[((latencies.len() - 1) as f64 * q) as usize]) / 1e6;
-    let sum: f64 = latencies.iter().map(|ns| f64::from(*ns)).sum();
     Figures {
         rate: latencies.len() as f64 / wall.as_secs_f64(),
-        mean_ms: sum / latencies.len() as f64 / 1e6,
         p50_ms: at(0.5),
         p99_ms: at(0.99),
         max_ms: at(1.0),
+        cpu_us: cpu.as_secs_f64() * 1e6 / latencies.len() as f64,
     }
 }
 
@@ -81,7 +81,7 @@ fn hammer<S: Send, F: FnMut(i32) + Send>(
     work: impl Fn(S) -> F + Sync,
 ) -> Figures {
     let barrier = Barrier::new(THREADS + 1);
-    let (latencies, wall) = thread::scope(|scope| {
+    let (latencies, wall, cpu) = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
                 scope.spawn(|| {
@@ -102,14 +102,14 @@ fn hammer<S: Send, F: FnMut(i32) + Send>(
             })
             .collect();
         barrier.wait();
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), used());
         let all: Vec<u32> = threads
             .into_iter()
             .flat_map(|t| t.join().expect("no thread panics"))
             .collect();
-        (all, begun.elapsed())
+        (all, begun.elapsed(), used().saturating_sub(before))
     });
-    figures(latencies, wall)
+    figures(latencies, wall, cpu)
 }
 
 fn millpond_queries(pool: &Pool) -> Figures {
@@ -250,7 +250,7 @@ fn deadpool(url: &str) -> deadpool_postgres::Pool {
 
 fn deadpool_queries(runtime: &tokio::runtime::Runtime, pool: &deadpool_postgres::Pool) -> Figures {
     let barrier = Arc::new(tokio::sync::Barrier::new(THREADS + 1));
-    let (latencies, wall) = runtime.block_on(async {
+    let (latencies, wall, cpu) = runtime.block_on(async {
         let tasks: Vec<_> = (0..THREADS)
             .map(|_| {
                 let (pool, barrier) = (pool.clone(), Arc::clone(&barrier));
@@ -277,14 +277,14 @@ fn deadpool_queries(runtime: &tokio::runtime::Runtime, pool: &deadpool_postgres:
             })
             .collect();
         barrier.wait().await;
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), used());
         let mut all = Vec::new();
         for task in tasks {
             all.extend(task.await.expect("no task panics"));
         }
-        (all, begun.elapsed())
+        (all, begun.elapsed(), used().saturating_sub(before))
     });
-    figures(latencies, wall)
+    figures(latencies, wall, cpu)
 }
 
 /// The same for many threads at once, the time that passes for each.
@@ -321,10 +321,10 @@ fn median_figures(rounds: &[Figures]) -> Figures {
     let of = |f: fn(&Figures) -> f64| median(rounds.iter().map(f).collect());
     Figures {
         rate: of(|f| f.rate),
-        mean_ms: of(|f| f.mean_ms),
         p50_ms: of(|f| f.p50_ms),
         p99_ms: of(|f| f.p99_ms),
         max_ms: of(|f| f.max_ms),
+        cpu_us: of(|f| f.cpu_us),
     }
 }
 
@@ -533,7 +533,7 @@ fn main() {
     }
     let [ours, plain, bare, wire, dead, tls, unworn, fair] = rounds.map(|r| median_figures(&r));
     println!(
-        "                 queries/s   mean ms    p50 ms    p99 ms    max ms  of bare  of fair"
+        "                 queries/s    p50 ms    p99 ms    max ms  us of cpu  of bare  of fair"
     );
     for (name, f) in [
         ("millpond", ours),
@@ -546,12 +546,12 @@ fn main() {
         ("deadpool", dead),
     ] {
         println!(
-            "  {name:<13} {:>10.0} {:>9.3} {:>9.3} {:>9.3} {:>9.1} {:>8.2} {:>8.2}",
+            "  {name:<13} {:>10.0} {:>9.3} {:>9.3} {:>9.1} {:>10.1} {:>8.2} {:>8.2}",
             f.rate,
-            f.mean_ms,
             f.p50_ms,
             f.p99_ms,
             f.max_ms,
+            f.cpu_us,
             f.rate / bare.rate,
             f.rate / fair.rate,
         );

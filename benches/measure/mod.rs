@@ -1,8 +1,9 @@
 //! What the benches measure with.
 
+use nix::sys::resource::{UsageWho, getrusage};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The middle one of the values.
 pub fn median(mut values: Vec<f64>) -> f64 {
@@ -64,4 +65,14 @@ pub fn ask(client: &mut BufReader<TcpStream>, head: &str, body: &str) -> (String
     let mut body = vec![0; length];
     client.read_exact(&mut body).expect("a body");
     (status, length)
+}
+
+/// The time on a processor that this process has used.
+#[allow(dead_code, reason = "not each bench uses it")]
+pub fn used() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("getrusage");
+    let [user, system] = [usage.user_time(), usage.system_time()].map(|time| {
+        Duration::from_secs(time.tv_sec() as u64) + Duration::from_micros(time.tv_usec() as u64)
+    });
+    user + system
 }
