@@ -8,7 +8,7 @@ mod measure;
 use axum::Router as AxumRouter;
 use axum::extract::{Path, State};
 use axum::routing::get;
-use measure::{ask, connect, median, used};
+use measure::{Figures, ask, connect, used};
 use millpond::Pool;
 use millpond::config::HttpConfig;
 use millpond::embedded::{Options, PrivateServer};
@@ -23,16 +23,6 @@ const ROUND: Duration = Duration::from_secs(4);
 const CLIENTS: usize = 50;
 const CONNECTIONS: u32 = 20;
 const SQL: &str = "SELECT name FROM items WHERE id = $1";
-
-#[derive(Clone, Copy)]
-struct Figures {
-    rate: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    max_ms: f64,
-    /// Of a processor, in this process, which is the clients' as well.
-    cpu_us: f64,
-}
 
 fn hammer(addr: SocketAddr) -> Figures {
     let barrier = Barrier::new(CLIENTS + 1);
@@ -52,7 +42,7 @@ fn hammer(addr: SocketAddr) -> Figures {
         latencies
     };
     let client = &client;
-    let (mut latencies, cpu) = thread::scope(|scope| {
+    let (latencies, cpu) = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|n| scope.spawn(move || client(n)))
             .collect();
@@ -64,15 +54,7 @@ fn hammer(addr: SocketAddr) -> Figures {
             .collect();
         (latencies, used().saturating_sub(before))
     });
-    latencies.sort_by(f64::total_cmp);
-    let at = |q: f64| latencies[((latencies.len() - 1) as f64 * q) as usize];
-    Figures {
-        rate: latencies.len() as f64 / ROUND.as_secs_f64(),
-        p50_ms: at(0.5),
-        p99_ms: at(0.99),
-        max_ms: at(1.0),
-        cpu_us: cpu.as_secs_f64() * 1e6 / latencies.len() as f64,
-    }
+    Figures::of(latencies, ROUND, cpu)
 }
 
 /// Starts the server with one route.
@@ -149,14 +131,10 @@ fn main() {
         ),
         ("axum", pairs.iter().map(|pair| pair.1).collect()),
     ] {
-        let of = |figure: fn(&Figures) -> f64| median(rounds.iter().map(figure).collect());
+        let f = Figures::medians(&rounds);
         println!(
             "  {name:<9} {:>9.0} {:>9.2} {:>9.2} {:>9.1} {:>11.1}",
-            of(|f| f.rate),
-            of(|f| f.p50_ms),
-            of(|f| f.p99_ms),
-            of(|f| f.max_ms),
-            of(|f| f.cpu_us),
+            f.rate, f.p50_ms, f.p99_ms, f.max_ms, f.cpu_us,
         );
     }
     let ratios = |figure: fn(&Figures) -> f64| {

@@ -33,7 +33,7 @@ mod retry {
     }
 }
 
-use measure::{mean_ns, median, used};
+use measure::{Figures, mean_ns, median, used};
 use millpond::Pool;
 use millpond::embedded::{Options, PrivateServer};
 use postgres::config::{SslMode, SslNegotiation};
@@ -50,29 +50,6 @@ const CONNECTIONS: u32 = 20;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
 const SQL: &str = "SELECT $1::int";
-
-/// Queries per second, and the latencies of check-out plus query.
-#[derive(Clone, Copy)]
-struct Figures {
-    rate: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    max_ms: f64,
-    /// Of a processor, in this process, for one query.
-    cpu_us: f64,
-}
-
-fn figures(mut latencies: Vec<u32>, wall: Duration, cpu: Duration) -> Figures {
-    latencies.sort_unstable();
-    let at = |q: f64| f64::from(latencies[((latencies.len() - 1) as f64 * q) as usize]) / 1e6;
-    Figures {
-        rate: latencies.len() as f64 / wall.as_secs_f64(),
-        p50_ms: at(0.5),
-        p99_ms: at(0.99),
-        max_ms: at(1.0),
-        cpu_us: cpu.as_secs_f64() * 1e6 / latencies.len() as f64,
-    }
-}
 
 /// Runs the closure from `work` in a loop on each thread, each with a value of its own from
 /// `start`.
@@ -94,7 +71,7 @@ fn hammer<S: Send, F: FnMut(i32) + Send>(
                     while begun.elapsed() < ROUND {
                         let t = Instant::now();
                         one(n);
-                        latencies.push(t.elapsed().as_nanos().min(u128::from(u32::MAX)) as u32);
+                        latencies.push(t.elapsed().as_secs_f64() * 1e3);
                         n += 1;
                     }
                     latencies
@@ -103,13 +80,13 @@ fn hammer<S: Send, F: FnMut(i32) + Send>(
             .collect();
         barrier.wait();
         let (begun, before) = (Instant::now(), used());
-        let all: Vec<u32> = threads
+        let all: Vec<f64> = threads
             .into_iter()
             .flat_map(|t| t.join().expect("no thread panics"))
             .collect();
         (all, begun.elapsed(), used().saturating_sub(before))
     });
-    figures(latencies, wall, cpu)
+    Figures::of(latencies, wall, cpu)
 }
 
 fn millpond_queries(pool: &Pool) -> Figures {
@@ -269,7 +246,7 @@ fn deadpool_queries(runtime: &tokio::runtime::Runtime, pool: &deadpool_postgres:
                     while begun.elapsed() < ROUND {
                         let t = Instant::now();
                         one(n).await;
-                        latencies.push(t.elapsed().as_nanos().min(u128::from(u32::MAX)) as u32);
+                        latencies.push(t.elapsed().as_secs_f64() * 1e3);
                         n += 1;
                     }
                     latencies
@@ -284,7 +261,7 @@ fn deadpool_queries(runtime: &tokio::runtime::Runtime, pool: &deadpool_postgres:
         }
         (all, begun.elapsed(), used().saturating_sub(before))
     });
-    figures(latencies, wall, cpu)
+    Figures::of(latencies, wall, cpu)
 }
 
 /// The same for many threads at once, the time that passes for each.
@@ -315,17 +292,6 @@ fn longest_at_first(first: impl Fn() -> Figures) -> (f64, f64) {
     let longest: Vec<_> = (0..ROUNDS).map(|_| first().max_ms).collect();
     let most = longest.iter().copied().fold(0.0, f64::max);
     (median(longest), most)
-}
-
-fn median_figures(rounds: &[Figures]) -> Figures {
-    let of = |f: fn(&Figures) -> f64| median(rounds.iter().map(f).collect());
-    Figures {
-        rate: of(|f| f.rate),
-        p50_ms: of(|f| f.p50_ms),
-        p99_ms: of(|f| f.p99_ms),
-        max_ms: of(|f| f.max_ms),
-        cpu_us: of(|f| f.cpu_us),
-    }
 }
 
 /// Nanoseconds for one check-out and check-in of an idle connection, on one thread.
@@ -531,7 +497,7 @@ fn main() {
         rounds[6].push(millpond_queries(&unworn));
         rounds[7].push(fair_queries(&fair));
     }
-    let [ours, plain, bare, wire, dead, tls, unworn, fair] = rounds.map(|r| median_figures(&r));
+    let [ours, plain, bare, wire, dead, tls, unworn, fair] = rounds.map(|r| Figures::medians(&r));
     println!(
         "                 queries/s    p50 ms    p99 ms    max ms  us of cpu  of bare  of fair"
     );

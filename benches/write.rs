@@ -6,7 +6,7 @@
 
 mod measure;
 
-use measure::{ask, connect, median};
+use measure::{Figures, ask, connect};
 use millpond::Pool;
 use millpond::config::HttpConfig;
 use millpond::embedded::{Options, PrivateServer};
@@ -38,25 +38,6 @@ UPDATE millpond.ledger SET answer = decode(repeat('7b', 400), 'hex'), at = clock
 SELECT set_config('session_authorization', current_setting('millpond.closure_authorization'), true), set_config('role', current_setting('millpond.closure_role'), true)
 COMMIT";
 const FLIGHTS: [&str; 3] = [BEGIN, RESERVE, COMMIT];
-
-/// Writes per second, and the latencies.
-struct Figures {
-    rate: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    max_ms: f64,
-}
-
-fn figures(mut latencies_ms: Vec<f64>, wall: Duration) -> Figures {
-    latencies_ms.sort_by(f64::total_cmp);
-    let at = |q: f64| latencies_ms[((latencies_ms.len() - 1) as f64 * q) as usize];
-    Figures {
-        rate: latencies_ms.len() as f64 / wall.as_secs_f64(),
-        p50_ms: at(0.5),
-        p99_ms: at(0.99),
-        max_ms: at(1.0),
-    }
-}
 
 /// Has pgbench run the flights, each in one message or in one pipeline.
 fn pgbench(url: &str, dir: &Path, mode: &str) -> Figures {
@@ -97,7 +78,7 @@ fn pgbench(url: &str, dir: &Path, mode: &str) -> Figures {
             latencies.extend(took.map(|us| us.parse::<f64>().expect("a number") / 1e3));
         }
     }
-    figures(latencies, ROUND)
+    Figures::of(latencies, ROUND, Duration::ZERO)
 }
 
 /// Makes reservations over kept connections, each with a key of its own.
@@ -124,7 +105,7 @@ fn over_http(addr: SocketAddr, next: &AtomicUsize) -> Figures {
             .flat_map(|client| client.join().expect("no client panics"))
             .collect()
     });
-    figures(latencies, ROUND)
+    Figures::of(latencies, ROUND, Duration::ZERO)
 }
 
 /// A request for the nth half hour.
@@ -212,20 +193,16 @@ fn run(url: &str) {
             rounds.push(contender());
         }
     }
-    let medians = rounds.map(|rounds| {
-        let of = |figure: fn(&Figures) -> f64| median(rounds.iter().map(figure).collect());
-        [
-            of(|f| f.rate),
-            of(|f| f.p50_ms),
-            of(|f| f.p99_ms),
-            of(|f| f.max_ms),
-        ]
-    });
+    let medians = rounds.map(|rounds| Figures::medians(&rounds));
     println!("                      writes/s    p50 ms    p99 ms    max ms   of simple");
-    for ((name, _), [rate, p50, p99, max]) in contenders.iter().zip(medians) {
+    for ((name, _), f) in contenders.iter().zip(medians) {
         println!(
-            "  {name:<18} {rate:>9.0} {p50:>9.2} {p99:>9.2} {max:>9.2} {:>11.2}",
-            rate / medians[1][0]
+            "  {name:<18} {:>9.0} {:>9.2} {:>9.2} {:>9.2} {:>11.2}",
+            f.rate,
+            f.p50_ms,
+            f.p99_ms,
+            f.max_ms,
+            f.rate / medians[1].rate
         );
     }
     server.shut_down(Duration::ZERO, Duration::from_secs(10));

@@ -76,3 +76,45 @@ pub fn used() -> Duration {
     });
     user + system
 }
+
+/// What a round of calls has shown.
+#[allow(dead_code, reason = "not each bench uses it")]
+#[derive(Clone, Copy)]
+pub struct Figures {
+    /// Calls per second.
+    pub rate: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub max_ms: f64,
+    /// Of a processor, in this process, for one call.
+    pub cpu_us: f64,
+}
+
+#[allow(dead_code, reason = "not each bench uses it")]
+impl Figures {
+    /// Those of a round that took so long and used so much of a processor.
+    pub fn of(mut latencies_ms: Vec<f64>, wall: Duration, cpu: Duration) -> Figures {
+        latencies_ms.sort_by(f64::total_cmp);
+        let count = latencies_ms.len() as f64;
+        let at = |q: f64| latencies_ms[((count - 1.0) * q) as usize];
+        Figures {
+            rate: count / wall.as_secs_f64(),
+            p50_ms: at(0.5),
+            p99_ms: at(0.99),
+            max_ms: at(1.0),
+            cpu_us: cpu.as_secs_f64() * 1e6 / count,
+        }
+    }
+
+    /// The medians of several rounds.
+    pub fn medians(rounds: &[Figures]) -> Figures {
+        let of = |figure: fn(&Figures) -> f64| median(rounds.iter().map(figure).collect());
+        Figures {
+            rate: of(|f| f.rate),
+            p50_ms: of(|f| f.p50_ms),
+            p99_ms: of(|f| f.p99_ms),
+            max_ms: of(|f| f.max_ms),
+            cpu_us: of(|f| f.cpu_us),
+        }
+    }
+}

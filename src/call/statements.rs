@@ -19,9 +19,9 @@ impl Pool {
     /// Runs one statement of any kind and returns its rows. It is retried only if it is certain
     /// that it had no effect.
     ///
-    /// A statement costs one round trip, and one more if no connection has prepared its text within
-    /// the last minute. A parameter `$1` takes a Rust value that fits the type that the server
-    /// expects there ([`postgres::types::ToSql`]).
+    /// A statement costs one round trip, and one more when the pool first meets its text. A
+    /// parameter `$1` takes a Rust value that fits the type that the server expects there
+    /// ([`postgres::types::ToSql`]).
     ///
     /// # Errors
     /// [`Error::OutcomeUnknown`](crate::Error::OutcomeUnknown) if the statement was sent and its

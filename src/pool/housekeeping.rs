@@ -50,10 +50,15 @@ pub(super) fn start_opener(inner: &Inner) {
         }
     };
     let name = "millpond-opener".into();
-    if let Err(e) = thread::Builder::new().name(name).spawn(work) {
-        // The housekeeper tries again.
-        warn!("cannot start a thread to open a connection: {e}");
-        inner.line.opener_missing();
+    let warned = &inner.opener.warned_of_thread;
+    match thread::Builder::new().name(name).spawn(work) {
+        Ok(_) => warned.store(false, Ordering::Relaxed),
+        Err(e) => {
+            if !warned.swap(true, Ordering::Relaxed) {
+                warn!("cannot start a thread to open a connection, trying again: {e}");
+            }
+            inner.line.opener_missing();
+        }
     }
 }
 

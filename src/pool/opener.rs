@@ -88,6 +88,8 @@ pub(crate) struct Opener {
     names: Names,
     /// The numbers of connections, which no two pools of one have in common.
     pub(super) next_id: Arc<AtomicU64>,
+    /// No thread could be started for the last opening.
+    pub(super) warned_of_thread: AtomicBool,
     pub(super) warned_of_timeout: AtomicBool,
     pub(super) warned_of_incarnation: AtomicBool,
     pub(super) warned_of_risks: AtomicBool,
@@ -117,6 +119,7 @@ impl Opener {
             primary_at: AtomicU64::new(0),
             names: Names::default(),
             next_id,
+            warned_of_thread: AtomicBool::new(false),
             warned_of_timeout: AtomicBool::new(false),
             warned_of_incarnation: AtomicBool::new(false),
             warned_of_risks: AtomicBool::new(false),

@@ -57,11 +57,6 @@ impl Described {
     fn is_fresh(&self) -> bool {
         self.at.elapsed() < KEPT_FOR
     }
-
-    /// What the driver is told of the rows is verified, so only the types of parameters grow old.
-    fn may_be_told(&self) -> bool {
-        self.description.is_some() && (self.params.is_empty() || self.is_fresh())
-    }
 }
 
 /// What is known of the texts that a pool has sent.
@@ -125,11 +120,12 @@ impl Descriptions {
         described.is_fresh().then(|| Arc::clone(described))
     }
 
-    /// Returns what the driver may be told of a text with so many parameters.
+    /// Returns what the driver may be told of a text with so many parameters. However old it is:
+    /// what the driver is told is verified.
     pub fn for_prepare(&self, sql: &str, params: usize) -> Option<Arc<Described>> {
         let mut known = self.lock();
         let described = &known.get(sql)?.described;
-        let usable = described.params.len() == params && described.may_be_told();
+        let usable = described.params.len() == params && described.description.is_some();
         usable.then(|| Arc::clone(described))
     }
 
@@ -139,7 +135,7 @@ impl Descriptions {
         let known = self.lock();
         // A text under a search path of its own is known under another key.
         let is_met_again = |(text, known): &(&str, &Known)| {
-            known.times > 1 && known.described.may_be_told() && !text.contains('\0')
+            known.times > 1 && known.described.description.is_some() && !text.contains('\0')
         };
         let mut met: Vec<_> = known.iter().filter(is_met_again).collect();
         met.sort_by_key(|(_, known)| std::cmp::Reverse(known.times));

@@ -268,6 +268,13 @@ impl Session {
         let result = work(self);
         self.in_call = false;
         self.settle_begin();
+        // Otherwise it has run outside of the transaction.
+        debug_assert!(
+            result.is_err()
+                || phase != Phase::InTransaction
+                || matches!(self.opening, Opening::Begun),
+            "BEGIN left before or with each statement that was done"
+        );
         let cancelled = armed.disarm();
         let took = started.elapsed();
         self.shared.metrics.operation.observe(took.as_secs_f64());
