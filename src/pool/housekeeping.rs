@@ -1,5 +1,6 @@
-//! The threads of a pool. Openers open connections on behalf of the waiters. The housekeeper cleans sessions whose raw connection was lent out, closes those that were idle for
-//! too long, and logs the holders that have held a connection for too long.
+//! The threads of a pool. Openers open connections on behalf of the waiters, and go. The housekeeper
+//! cleans sessions whose raw connection was lent out, closes those that were idle for too long, and
+//! logs the holders that have held a connection for too long.
 
 use super::checkout::{Held, Inner};
 use super::hedge::Purpose;
@@ -35,36 +36,37 @@ pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a thread that opens connections until the line wants no more.
-pub(super) fn start_opener(inner: &Inner) {
-    let (line, r2d2) = (Arc::clone(&inner.line), inner.r2d2.clone());
-    let opener = Arc::clone(&inner.opener);
-    let work = move || {
-        loop {
-            if let Err(panic) = caught(|| open_one(&line, &r2d2, &opener)) {
-                error!("opening a connection panicked: {panic}");
-            }
-            if !line.opener_done() {
-                return;
-            }
-        }
+/// Starts a thread that opens connections until the line wants no more. If the system grants none,
+/// the housekeeper opens them, one after the other.
+pub(super) fn start_opener(inner: &Arc<Inner>) {
+    let opener = &inner.opener;
+    if opener.is_short_of_threads() {
+        return inner.line.opener_missing();
+    }
+    let work = {
+        let (line, r2d2) = (Arc::clone(&inner.line), inner.r2d2.clone());
+        let opener = Arc::clone(opener);
+        move || while open_one(&line, &r2d2, &opener) {}
     };
     let name = "millpond-opener".into();
-    let warned = &inner.opener.warned_of_thread;
-    match thread::Builder::new().name(name).spawn(work) {
-        Ok(_) => warned.store(false, Ordering::Relaxed),
-        Err(e) => {
-            if !warned.swap(true, Ordering::Relaxed) {
-                warn!("cannot start a thread to open a connection, trying again: {e}");
-            }
-            inner.line.opener_missing();
-        }
+    if let Err(e) = thread::Builder::new().name(name).spawn(work) {
+        opener.note_no_thread(&e);
+        inner.line.opener_missing();
+        inner.wake_housekeeper();
     }
+}
+
+/// Does the work of one opener that was hired. Returns whether it is to open another.
+fn open_one(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Arc<Opener>) -> bool {
+    if let Err(panic) = caught(|| open_soon(line, r2d2, opener)) {
+        error!("opening a connection panicked: {panic}");
+    }
+    line.opener_done()
 }
 
 /// Opens a connection, if it is possible soon, and offers it to the line. If not, the line is asked
 /// once more whether one is wanted.
-fn open_one(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Arc<Opener>) {
+fn open_soon(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Arc<Opener>) {
     let closing = &opener.shared.closing;
     let soon = Instant::now() + LOOK_AGAIN;
     let Some(turn) = opener.gate.turn_soon(closing, soon) else {
@@ -108,6 +110,9 @@ fn keep(pool: &Weak<Inner>) {
         let due = Instant::now() >= next_sweep;
         let work = caught(|| {
             inner.clean_idle();
+            if inner.opener.is_short_of_threads() {
+                inner.open_here(next_sweep);
+            }
             if due {
                 inner.feed_spares();
                 inner.line.call_openers();
@@ -147,6 +152,18 @@ fn pause_between_passes(inner: &Inner) -> Duration {
 }
 
 impl Inner {
+    /// Opens what the line wants on this thread, until there is other work to do.
+    fn open_here(&self, until: Instant) {
+        let mut wanted = self.line.begin_opening();
+        while wanted {
+            wanted = open_one(&self.line, &self.r2d2, &self.opener);
+            if wanted && Instant::now() >= until {
+                self.line.opener_missing();
+                return;
+            }
+        }
+    }
+
     /// Cleans sessions whose raw connection was lent out, so that the thread that returned them
     /// does not have to. A session that went straight to a waiter is cleaned by that waiter.
     fn clean_idle(self: &Arc<Self>) {

@@ -343,7 +343,15 @@ impl<T> Line<T> {
         more > 0
     }
 
-    /// Notes that an opener that was hired could not be started.
+    /// Returns whether the caller is to open a value, as an opener.
+    pub fn begin_opening(&self) -> bool {
+        let mut state = self.lock();
+        let wanted = !state.closed && state.wants_opener(self.min_idle);
+        state.opening += usize::from(wanted);
+        wanted
+    }
+
+    /// Notes that an opener that was hired could not be started, or goes without opening.
     pub fn opener_missing(&self) {
         self.lock().opening -= 1;
     }

@@ -18,7 +18,7 @@ use crate::error::{Chain, OpenError};
 use crate::metrics::CloseReason;
 #[cfg(feature = "tls")]
 use crate::tls::ClientCache;
-use log::debug;
+use log::{debug, warn};
 use postgres::config::{Host, LoadBalanceHosts};
 use postgres::error::SqlState;
 use std::net::SocketAddr;
@@ -40,6 +40,9 @@ const RETRY_SOON: Duration = Duration::from_millis(500);
 /// that lets somebody in and then does not answer must not hold up those who come meanwhile.
 const WARMING: Duration = Duration::from_millis(250);
 const WARMING_RATIO: u32 = 5;
+/// How long no thread is asked for after the system granted none, and how often that is logged.
+const NO_THREAD_FOR: Duration = Duration::from_secs(1);
+const REMIND_EVERY: Duration = Duration::from_secs(30);
 /// How long connections are not warmed up after one was lost in that.
 const COLD_FOR: Duration = Duration::from_secs(60);
 /// Pause between a hedged attempt without an answer and the next.
@@ -88,8 +91,9 @@ pub(crate) struct Opener {
     names: Names,
     /// The numbers of connections, which no two pools of one have in common.
     pub(super) next_id: Arc<AtomicU64>,
-    /// No thread could be started for the last opening.
-    pub(super) warned_of_thread: AtomicBool,
+    /// When the system last granted no thread, and when that was last logged, in the same unit.
+    no_thread_at: AtomicU64,
+    warned_of_thread_at: AtomicU64,
     pub(super) warned_of_timeout: AtomicBool,
     pub(super) warned_of_incarnation: AtomicBool,
     pub(super) warned_of_risks: AtomicBool,
@@ -119,7 +123,8 @@ impl Opener {
             primary_at: AtomicU64::new(0),
             names: Names::default(),
             next_id,
-            warned_of_thread: AtomicBool::new(false),
+            no_thread_at: AtomicU64::new(0),
+            warned_of_thread_at: AtomicU64::new(0),
             warned_of_timeout: AtomicBool::new(false),
             warned_of_incarnation: AtomicBool::new(false),
             warned_of_risks: AtomicBool::new(false),
@@ -162,12 +167,33 @@ impl Opener {
         away >= limit && silent >= limit.min(away)
     }
 
+    /// Returns whether this moment, as counted by `Shared::now`, was so short a while ago; 0 = never.
+    fn is_within(&self, while_ago: Duration, moment: &AtomicU64) -> bool {
+        let at = moment.load(Ordering::Relaxed);
+        let since = self.shared.now().saturating_sub(at);
+        at > 0 && u128::from(since) < while_ago.as_nanos()
+    }
+
+    /// Returns whether the system granted no thread a short while ago.
+    pub fn is_short_of_threads(&self) -> bool {
+        self.is_within(NO_THREAD_FOR, &self.no_thread_at)
+    }
+
+    pub fn note_no_thread(&self, error: &std::io::Error) {
+        let now = self.shared.now();
+        self.no_thread_at.store(now, Ordering::Relaxed);
+        if !self.is_within(REMIND_EVERY, &self.warned_of_thread_at) {
+            self.warned_of_thread_at.store(now, Ordering::Relaxed);
+            warn!(
+                "cannot start a thread to open connections, opening one after the other: {error}"
+            );
+        }
+    }
+
     /// Warms a new session up, as long as no thread `is_waiting` for it. If one was lost in that a
     /// short while ago, the next ones go to work as they are.
     pub fn warm_up(&self, session: &mut Session, is_waiting: impl Fn() -> bool) {
-        let lost_at = self.lost_warming_at.load(Ordering::Relaxed);
-        let since = Duration::from_nanos(self.shared.now().saturating_sub(lost_at));
-        if (lost_at > 0 && since < COLD_FOR) || session.retire().is_some() {
+        if self.is_within(COLD_FOR, &self.lost_warming_at) || session.retire().is_some() {
             return;
         }
         let limit = WARMING.max(WARMING_RATIO * session.took());

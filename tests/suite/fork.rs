@@ -2,7 +2,11 @@
 
 use super::support::{SECOND, admin, backends, database, eventually, pool};
 use millpond::Error;
+use nix::sys::resource::{Resource, setrlimit};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::thread;
 
 const URL: &str = "MILLPOND_TEST_FORKED_URL";
 const REPORT: &str = "MILLPOND_TEST_FORKED_REPORT";
@@ -18,6 +22,8 @@ fn in_its_own_process(test: &str, work: fn(&str)) {
     }
     let db = database();
     let dir = tempfile::TempDir::new().unwrap();
+    // It may have become another user.
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
     let report = dir.path().join("report");
     let process = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
@@ -63,6 +69,41 @@ fn build_pools_and_count_threads(url: &str) {
         });
         drop(pools);
         eventually("all are gone", || threads() == before);
+    }
+}
+
+#[test]
+fn a_process_that_may_start_no_more_threads_still_opens_connections() {
+    in_its_own_process(
+        "fork::a_process_that_may_start_no_more_threads_still_opens_connections",
+        lose_connections_without_threads,
+    );
+}
+
+fn lose_connections_without_threads(url: &str) {
+    let mut admin = admin(url);
+    let pool = pool(url)
+        .max_size(3)
+        .application_name("threadless")
+        .build()
+        .unwrap();
+    pool.query("SELECT 1", &[]).unwrap();
+    eventually("those that opened them are gone", || {
+        pool.stats().idle >= 1 && pool.stats().opening == 0
+    });
+    if nix::unistd::geteuid().is_root() {
+        // The limit does not hold for root.
+        nix::unistd::setuid(nix::unistd::Uid::from_raw(65534)).unwrap();
+    }
+    setrlimit(Resource::RLIMIT_NPROC, 1, 1).unwrap();
+    thread::Builder::new().spawn(|| ()).unwrap_err();
+    for _ in 0..3 {
+        for backend in backends(&mut admin, "threadless") {
+            admin
+                .execute("SELECT pg_terminate_backend($1, 5000)", &[&backend])
+                .unwrap();
+        }
+        pool.query("SELECT 1", &[]).unwrap();
     }
 }
 
