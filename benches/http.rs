@@ -8,15 +8,13 @@ mod measure;
 use axum::Router as AxumRouter;
 use axum::extract::{Path, State};
 use axum::routing::get;
-use measure::{Figures, ask, connect, used};
+use measure::{Figures, over_http};
 use millpond::Pool;
 use millpond::config::HttpConfig;
 use millpond::embedded::{Options, PrivateServer};
 use millpond::server::{Access, DatabaseKind, Lane, Response, Router, Server};
 use std::net::SocketAddr;
-use std::sync::Barrier;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const PAIRS: usize = 10;
 const ROUND: Duration = Duration::from_secs(4);
@@ -25,36 +23,11 @@ const CONNECTIONS: u32 = 20;
 const SQL: &str = "SELECT name FROM items WHERE id = $1";
 
 fn hammer(addr: SocketAddr) -> Figures {
-    let barrier = Barrier::new(CLIENTS + 1);
-    let client = |n: usize| {
-        let mut client = connect(addr);
-        barrier.wait();
-        let begun = Instant::now();
-        let mut latencies: Vec<f64> = Vec::new();
-        while begun.elapsed() < ROUND {
-            let id = (n * 31 + latencies.len() * 7) % 1000;
-            let head = format!("GET /api/items/{id} HTTP/1.1\r\n");
-            let asked = Instant::now();
-            let (status, length) = ask(&mut client, &head, "");
-            latencies.push(asked.elapsed().as_secs_f64() * 1e3);
-            assert!(status.contains(" 200 ") && length > 0, "{status}");
-        }
-        latencies
+    let request = |client: usize, nth: usize| {
+        let id = (client * 31 + nth * 7) % 1000;
+        (format!("GET /api/items/{id} HTTP/1.1\r\n"), String::new())
     };
-    let client = &client;
-    let (latencies, cpu) = thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|n| scope.spawn(move || client(n)))
-            .collect();
-        barrier.wait();
-        let before = used();
-        let clients = clients.into_iter();
-        let latencies: Vec<f64> = clients
-            .flat_map(|client| client.join().expect("no client panics"))
-            .collect();
-        (latencies, used().saturating_sub(before))
-    });
-    Figures::of(latencies, ROUND, cpu)
+    over_http(addr, CLIENTS, ROUND, request, " 200 ")
 }
 
 /// Starts the server with one route.

@@ -6,7 +6,7 @@
 
 mod measure;
 
-use measure::{Figures, ask, connect};
+use measure::{Figures, over_http};
 use millpond::Pool;
 use millpond::config::HttpConfig;
 use millpond::embedded::{Options, PrivateServer};
@@ -16,10 +16,8 @@ use postgres::{Client, NoTls};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(4);
@@ -81,31 +79,10 @@ fn pgbench(url: &str, dir: &Path, mode: &str) -> Figures {
     Figures::of(latencies, ROUND, Duration::ZERO)
 }
 
-/// Makes reservations over kept connections, each with a key of its own.
-fn over_http(addr: SocketAddr, next: &AtomicUsize) -> Figures {
-    let barrier = Barrier::new(CLIENTS);
-    let latencies = thread::scope(|scope| {
-        let client = || {
-            let mut client = connect(addr);
-            barrier.wait();
-            let begun = Instant::now();
-            let mut latencies = Vec::new();
-            while begun.elapsed() < ROUND {
-                let (head, body) = reservation(next.fetch_add(1, Ordering::Relaxed));
-                let asked = Instant::now();
-                let (status, _) = ask(&mut client, &head, &body);
-                latencies.push(asked.elapsed().as_secs_f64() * 1e3);
-                assert!(status.contains(" 201 "), "{status}");
-            }
-            latencies
-        };
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-        let clients = clients.into_iter();
-        clients
-            .flat_map(|client| client.join().expect("no client panics"))
-            .collect()
-    });
-    Figures::of(latencies, ROUND, Duration::ZERO)
+/// Makes reservations, each with a key of its own.
+fn reserve(addr: SocketAddr, next: &AtomicUsize) -> Figures {
+    let request = |_, _| reservation(next.fetch_add(1, Ordering::Relaxed));
+    over_http(addr, CLIENTS, ROUND, request, " 201 ")
 }
 
 /// A request for the nth half hour.
@@ -174,7 +151,7 @@ fn run(url: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let next = AtomicUsize::new(0);
     let contenders: [(&str, &dyn Fn() -> Figures); 3] = [
-        ("millpond", &|| over_http(server.addr(), &next)),
+        ("millpond", &|| reserve(server.addr(), &next)),
         ("pgbench, simple", &|| pgbench(url, dir.path(), "simple")),
         ("pgbench, prepared", &|| {
             pgbench(url, dir.path(), "prepared")

@@ -3,6 +3,8 @@
 use nix::sys::resource::{UsageWho, getrusage};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// The middle one of the values.
@@ -117,4 +119,45 @@ impl Figures {
             cpu_us: of(|f| f.cpu_us),
         }
     }
+}
+
+/// Has clients ask on a kept connection each for one round. `request` makes the head and the body of
+/// a client's nth request, and `status` is in the first line of each answer.
+#[allow(dead_code, reason = "not each bench uses it")]
+pub fn over_http(
+    addr: SocketAddr,
+    clients: usize,
+    round: Duration,
+    request: impl Fn(usize, usize) -> (String, String) + Sync,
+    status: &str,
+) -> Figures {
+    let barrier = Barrier::new(clients + 1);
+    let client = |number: usize| {
+        let mut client = connect(addr);
+        barrier.wait();
+        let begun = Instant::now();
+        let mut latencies: Vec<f64> = Vec::new();
+        while begun.elapsed() < round {
+            let (head, body) = request(number, latencies.len());
+            let asked = Instant::now();
+            let (first, length) = ask(&mut client, &head, &body);
+            latencies.push(asked.elapsed().as_secs_f64() * 1e3);
+            assert!(first.contains(status) && length > 0, "{first}");
+        }
+        latencies
+    };
+    let client = &client;
+    let (latencies, cpu) = thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients)
+            .map(|number| scope.spawn(move || client(number)))
+            .collect();
+        barrier.wait();
+        let before = used();
+        let clients = clients.into_iter();
+        let latencies: Vec<f64> = clients
+            .flat_map(|client| client.join().expect("no client panics"))
+            .collect();
+        (latencies, used().saturating_sub(before))
+    });
+    Figures::of(latencies, round, cpu)
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-/// How often an outage is logged while it lasts.
-const REMIND_EVERY: Duration = Duration::from_secs(30);
+/// How often an outage, or a want of threads, is logged while it lasts.
+pub(super) const REMIND_EVERY: Duration = Duration::from_secs(30);
 
 /// Whether the database can be reached, and which thread may try next.
 #[derive(Default)]

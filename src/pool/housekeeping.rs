@@ -1,6 +1,6 @@
-//! The threads of a pool. Openers open connections on behalf of the waiters, and go. The housekeeper
-//! cleans sessions whose raw connection was lent out, closes those that were idle for too long, and
-//! logs the holders that have held a connection for too long.
+//! The threads of a pool. Openers open connections on behalf of the waiters, and go. The
+//! housekeeper cleans sessions whose raw connection was lent out, closes those that were idle for
+//! too long, and logs the holders that have held a connection for too long.
 
 use super::checkout::{Held, Inner};
 use super::hedge::Purpose;
@@ -92,8 +92,7 @@ fn open_soon(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Arc<Opener>
     // A thread that waits for it is better served by a new one than by none. Where it takes the
     // place of another, that one serves until then.
     opener.warm_up(&mut counted, || {
-        let figures = line.figures();
-        figures.waiting > 0 && figures.active + figures.idle < figures.max
+        line.figures().waiting > 0 && !line.is_full()
     });
     if !counted.is_closing()
         && let Some(mut unwanted) = line.offer(counted)

@@ -203,7 +203,11 @@ impl<T> Line<T> {
     fn hire_openers(&self, mut state: MutexGuard<'_, State<T>>) {
         let hired = self.count_hired(&mut state);
         self.unlock(state);
-        (0..hired).for_each(|_| (self.openers.start)());
+        self.start_openers(hired);
+    }
+
+    fn start_openers(&self, count: usize) {
+        (0..count).for_each(|_| (self.openers.start)());
     }
 
     /// Counts as many openers as are wanted, which the caller starts outside the lock.
@@ -312,7 +316,7 @@ impl<T> Line<T> {
         state.settle_replacement();
         let hired = self.count_hired(&mut state);
         self.serve_idle(state);
-        (0..hired).for_each(|_| (self.openers.start)());
+        self.start_openers(hired);
     }
 
     /// Notes that somebody who was given a value after a wait has had no use of it: the time was up
@@ -339,7 +343,7 @@ impl<T> Line<T> {
         state.opening -= 1;
         let more = self.count_hired(&mut state);
         self.unlock(state);
-        (1..more).for_each(|_| (self.openers.start)());
+        self.start_openers(more.saturating_sub(1));
         more > 0
     }
 

@@ -4,7 +4,7 @@
 //! `gate`). So the database is not flooded with attempts, and is found at once when it is back. An
 //! attempt that gets no answer is overtaken by another (see `hedge`).
 
-use super::gate::{Gate, Turn};
+use super::gate::{Gate, REMIND_EVERY, Turn};
 use super::hedge::{self, Attempt, Attempts, Opens, Purpose};
 use super::names::Names;
 use super::opened::Opened;
@@ -37,12 +37,11 @@ const RETRY_REFUSED: Duration = Duration::from_secs(3);
 const SOON_AFTER: Duration = Duration::from_secs(5);
 const RETRY_SOON: Duration = Duration::from_millis(500);
 /// Limit for warming a connection up: this, or so many times as long as opening it took. A server
-/// that lets somebody in and then does not answer must not hold up those who come meanwhile.
+/// that accepts a login and then does not answer must not hold up threads that come meanwhile.
 const WARMING: Duration = Duration::from_millis(250);
 const WARMING_RATIO: u32 = 5;
-/// How long no thread is asked for after the system granted none, and how often that is logged.
+/// How long no thread is asked for after the system granted none.
 const NO_THREAD_FOR: Duration = Duration::from_secs(1);
-const REMIND_EVERY: Duration = Duration::from_secs(30);
 /// How long connections are not warmed up after one was lost in that.
 const COLD_FOR: Duration = Duration::from_secs(60);
 /// Pause between a hedged attempt without an answer and the next.
@@ -167,7 +166,8 @@ impl Opener {
         away >= limit && silent >= limit.min(away)
     }
 
-    /// Returns whether this moment, as counted by `Shared::now`, was so short a while ago; 0 = never.
+    /// Returns whether this moment, in nanoseconds as counted by `Shared::now`, was so short a while
+    /// ago; 0 = never.
     fn is_within(&self, while_ago: Duration, moment: &AtomicU64) -> bool {
         let at = moment.load(Ordering::Relaxed);
         let since = self.shared.now().saturating_sub(at);

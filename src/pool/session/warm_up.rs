@@ -1,4 +1,4 @@
-//! Makes a new connection ready for work before anybody waits for its answers.
+//! Makes a new connection ready for work before a thread waits for its answers.
 //!
 //! The process of the server behind it is new: it has seen no table yet, and on a busy machine it
 //! is the last in the scheduler's queue. So what the pool uses most is prepared on it, and it
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// The most texts that are prepared, all in one round trip.
 const TEXTS: usize = 32;
-/// To prepare a text, the server locks its tables as a read does. Somebody else's lock is not
+/// To prepare a text, the server locks its tables as a read does. A lock of another session is not
 /// waited for: the text is prepared at its first use instead.
 const BEGIN: [&str; 2] = ["BEGIN", "SET LOCAL lock_timeout = 10"];
 /// How many texts may fail. Each takes the ones behind it with it, for which another round trip is

@@ -7,9 +7,10 @@
 //! **A statement never runs outside its transaction.** BEGIN may fail: it is cancelled, a standby
 //! refuses its isolation level, a setting behind it is invalid. In a message of the simple
 //! protocol, its answer would have an end of its own, and the server would go on with the next
-//! message: the statement would run, and commit, by itself. So BEGIN and its settings are sent in the extended
-//! protocol, and without a Sync. After an error there, the server skips all messages up to the next
-//! Sync (manual, section 55.2.3), which is the one behind the statement. What follows from this:
+//! message: the statement would run, and commit, by itself. So BEGIN and its settings are sent in
+//! the extended protocol, and without a Sync. After an error there, the server skips all messages
+//! up to the next Sync (manual, section 55.2.3), which is the one behind the statement. What
+//! follows from this:
 //!
 //! - BEGIN is put directly before a Parse or a Bind, with which a request begins that has one Sync,
 //!   at its end. The driver may write other requests before, to close statements; BEGIN comes
@@ -26,7 +27,7 @@
 //! the connection. A COPY that fails may spoil that count (see `Answers`); then nothing is held any
 //! more.
 
-use super::frame::first_message;
+use super::frame::{first_message, put_message};
 
 /// What has become of a transaction's BEGIN.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -57,20 +58,13 @@ impl Messages {
         for text in statements {
             // The unnamed statement, without types of parameters; the unnamed portal of it, without
             // formats and parameters, whose values come as text; all of its rows.
-            messages.put(b'P', &[b"\0", text.as_bytes(), b"\0\0\0"]);
-            messages.put(b'B', &[&[0; 8]]);
-            messages.put(b'E', &[&[0; 5]]);
+            let out = &mut messages.bytes;
+            put_message(out, b'P', &[b"\0", text.as_bytes(), b"\0\0\0"]);
+            put_message(out, b'B', &[&[0; 8]]);
+            put_message(out, b'E', &[&[0; 5]]);
             messages.count += 1;
         }
         messages
-    }
-
-    fn put(&mut self, tag: u8, body: &[&[u8]]) {
-        let body = body.concat();
-        let length = size_of::<u32>() + body.len();
-        self.bytes.push(tag);
-        self.bytes.extend((length as u32).to_be_bytes());
-        self.bytes.extend(body);
     }
 }
 

@@ -131,6 +131,14 @@ impl Frame {
     }
 }
 
+/// Appends a message whose body has these parts.
+pub(super) fn put_message(out: &mut Vec<u8>, tag: u8, body: &[&[u8]]) {
+    let length = size_of::<u32>() + body.iter().map(|part| part.len()).sum::<usize>();
+    out.push(tag);
+    out.extend((length as u32).to_be_bytes());
+    body.iter().for_each(|part| out.extend_from_slice(part));
+}
+
 /// Returns the tag, the body and the length of the first message of `data`, if it is whole.
 pub(super) fn first_message(data: &[u8]) -> Option<(u8, &[u8], usize)> {
     let [tag, length @ ..] = *data.first_chunk::<HEAD>()?;

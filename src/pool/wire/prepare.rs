@@ -18,7 +18,7 @@
 //! server skips all messages up to the Sync behind it (manual, section 55.2.3).
 
 use super::begin::{Messages, Taken};
-use super::frame::first_message;
+use super::frame::{first_message, put_message};
 use postgres::Column;
 use postgres::types::Oid;
 use std::collections::VecDeque;
@@ -33,17 +33,14 @@ pub(crate) struct Description {
 
 impl Description {
     pub fn new(params: impl Iterator<Item = Oid>, columns: &[Column]) -> Description {
-        let mut description = Description {
-            params: params.collect(),
-            messages: Vec::new(),
-        };
-        let params = &description.params;
+        let params: Vec<_> = params.collect();
+        let mut messages = Vec::new();
         let mut body = (params.len() as u16).to_be_bytes().to_vec();
         body.extend(params.iter().flat_map(|oid| oid.to_be_bytes()));
-        description.put(b't', &body);
+        put_message(&mut messages, b't', &[&body]);
         if columns.is_empty() {
-            description.put(b'n', &[]);
-            return description;
+            put_message(&mut messages, b'n', &[]);
+            return Description { params, messages };
         }
         let mut body = (columns.len() as u16).to_be_bytes().to_vec();
         for column in columns {
@@ -56,15 +53,8 @@ impl Description {
             body.extend(column.type_modifier().to_be_bytes());
             body.extend([0; 2]);
         }
-        description.put(b'T', &body);
-        description
-    }
-
-    fn put(&mut self, tag: u8, body: &[u8]) {
-        let length = size_of::<u32>() + body.len();
-        self.messages.push(tag);
-        self.messages.extend((length as u32).to_be_bytes());
-        self.messages.extend(body);
+        put_message(&mut messages, b'T', &[&body]);
+        Description { params, messages }
     }
 
     /// Returns a query that fails if the prepared statement of this name has other parameters.
