@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 
 /// Pause between two cancels of work that ends only with the pool.
 const CANCEL_AGAIN: Duration = Duration::from_millis(50);
+/// How long threads that open connections are waited for, at most, after their wires were cut: they
+/// may be busy with something else, as a slow resolver of names.
+const OPENERS_END: Duration = Duration::from_millis(500);
 /// Number of threads that close idle connections in parallel.
 const HELPERS: usize = 8;
 
 impl Pool {
-    /// Closes the pool. From now on check-outs fail, waiters are turned away and idle connections
-    /// are closed; connections in use are waited for.
+    /// Closes the pool. From now on check-outs fail, waiters are turned away, idle connections are
+    /// closed and those that are being opened are cut; connections in use are waited for.
     ///
     /// Statements that still run shortly before `timeout` are cancelled, and connections that do
     /// not answer then are cut. A COMMIT on the wire is never cancelled. Returns within `timeout`,
@@ -93,6 +96,7 @@ impl Inner {
             }
         }
         self.opener.target.close();
+        self.wait_for_openers(deadline.min(Instant::now() + OPENERS_END));
         // Connections that were still being opened when the close began.
         while let Some(spare) = self.r2d2.try_get() {
             self.discard(spare, CloseReason::Drained);
@@ -121,6 +125,15 @@ impl Inner {
                 return;
             }
             thread::sleep(CANCEL_AGAIN);
+        }
+    }
+
+    fn wait_for_openers(&self, until: Instant) {
+        while self.line.figures().opening > 0 || self.opener.attempts.are_under_way() {
+            if Instant::now() >= until {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

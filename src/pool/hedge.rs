@@ -55,6 +55,8 @@ struct State<T> {
     /// The oldest attempt is first.
     waiting: Vec<Arc<Attempt<T>>>,
     is_hedging: bool,
+    /// The hedged attempt.
+    beside: Option<Arc<Attempt<T>>>,
     /// How many hedged attempts have found nothing since the last connection was opened.
     fruitless: u32,
     /// How long the most recent openings took.
@@ -82,6 +84,7 @@ impl<T> Default for Attempts<T> {
         Attempts(Mutex::new(State {
             waiting: Vec::new(),
             is_hedging: false,
+            beside: None,
             fruitless: 0,
             took: VecDeque::new(),
             spare: None,
@@ -96,9 +99,16 @@ impl<T> Attempts<T> {
 
     /// Returns the number of attempts to open connections for use in the pool.
     pub fn count(&self) -> usize {
-        let state = self.lock();
-        let used = |a: &&Arc<Attempt<T>>| a.purpose == Purpose::Use;
-        state.waiting.iter().filter(used).count()
+        self.lock()
+            .waiting
+            .iter()
+            .filter(|a| a.is_for_use())
+            .count()
+    }
+
+    /// Whether there are any, hedged ones included.
+    pub fn are_under_way(&self) -> bool {
+        self.lock().all().any(|a| a.is_for_use())
     }
 
     /// Takes a session that a hedged attempt has found and no attempt has taken yet.
@@ -106,10 +116,20 @@ impl<T> Attempts<T> {
         self.lock().spare.take()
     }
 
+    /// Registers a hedged attempt, until the returned value is dropped.
+    pub fn begin_beside(&self, purpose: Purpose) -> UnderWay<'_, T> {
+        let attempt = Attempt::new(purpose);
+        self.lock().beside = Some(Arc::clone(&attempt));
+        UnderWay {
+            attempts: self,
+            attempt,
+        }
+    }
+
     /// Cuts the attempts to open connections for use in the pool, which is closing.
     pub fn cut(&self) {
-        for attempt in &self.lock().waiting {
-            if attempt.purpose == Purpose::Use
+        for attempt in self.lock().all() {
+            if attempt.is_for_use()
                 && let Some(wire) = &attempt.lock().wire
             {
                 wire.abort();
@@ -178,6 +198,12 @@ impl<T> Attempts<T> {
     }
 }
 
+impl<T> State<T> {
+    fn all(&self) -> impl Iterator<Item = &Arc<Attempt<T>>> {
+        self.waiting.iter().chain(&self.beside)
+    }
+}
+
 /// An attempt that is under way until this value is dropped. A session that was found in its place
 /// and is not needed is closed then.
 pub(crate) struct UnderWay<'a, T> {
@@ -197,6 +223,9 @@ impl<T> Drop for UnderWay<'_, T> {
     fn drop(&mut self) {
         let mut state = self.attempts.lock();
         state.waiting.retain(|a| !Arc::ptr_eq(a, &self.attempt));
+        state
+            .beside
+            .take_if(|beside| Arc::ptr_eq(beside, &self.attempt));
         drop(state);
         let mut inner = self.attempt.lock();
         inner.over = true;
@@ -207,6 +236,22 @@ impl<T> Drop for UnderWay<'_, T> {
 }
 
 impl<T> Attempt<T> {
+    fn new(purpose: Purpose) -> Arc<Attempt<T>> {
+        Arc::new(Attempt {
+            since: Instant::now(),
+            purpose,
+            inner: Mutex::new(Inner {
+                wire: None,
+                found: None,
+                over: false,
+            }),
+        })
+    }
+
+    fn is_for_use(&self) -> bool {
+        self.purpose == Purpose::Use
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner<T>> {
         unpoison(self.inner.lock())
     }
@@ -242,15 +287,7 @@ impl<T> Attempt<T> {
 /// hedged attempts are made beside it.
 pub(super) fn begin<O: Opens>(opener: &Arc<O>, purpose: Purpose) -> UnderWay<'_, O::Opened> {
     let attempts = opener.attempts();
-    let attempt = Arc::new(Attempt {
-        since: Instant::now(),
-        purpose,
-        inner: Mutex::new(Inner {
-            wire: None,
-            found: None,
-            over: false,
-        }),
-    });
+    let attempt = Attempt::new(purpose);
     let mut state = attempts.lock();
     state.waiting.push(Arc::clone(&attempt));
     if !state.is_hedging {
@@ -284,6 +321,9 @@ fn hedge<O: Opens>(opener: &Arc<O>) {
             // The waiting threads are told of the close elsewhere.
             thread::sleep(PATIENCE);
         } else if let Some(opened) = opener.open_beside(patience, purpose) {
+            if opener.is_closing() && purpose == Purpose::Use {
+                continue;
+            }
             attempts.found(opened, purpose);
             opener.note_opened();
         } else {

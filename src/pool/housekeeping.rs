@@ -92,7 +92,7 @@ fn open_soon(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Arc<Opener>
     // A thread that waits for it is better served by a new one than by none. Where it takes the
     // place of another, that one serves until then.
     opener.warm_up(&mut counted, || {
-        line.figures().waiting > 0 && !line.is_full()
+        closing.load(Ordering::SeqCst) || line.figures().waiting > 0 && !line.is_full()
     });
     if !counted.is_closing()
         && let Some(mut unwanted) = line.offer(counted)

@@ -74,6 +74,8 @@ pub struct Figures {
     pub idle: usize,
     pub active: usize,
     pub waiting: usize,
+    /// Number of openers at work.
+    pub opening: usize,
     /// The newest waiters are served first.
     pub newest_first: bool,
     /// For how long, if the order has ever changed.
@@ -487,6 +489,7 @@ impl<T> Line<T> {
             idle: state.idle.len(),
             active: state.active,
             waiting: state.waiters.len(),
+            opening: state.opening,
             newest_first: state.rule.is_newest_first(),
             order_for: state.rule.changed().map(|at| self.now().saturating_sub(at)),
         }

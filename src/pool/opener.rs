@@ -443,7 +443,10 @@ impl Opens for Opener {
             return None;
         }
         let until = Instant::now() + self.shared.config.effective_connect_timeout();
-        match self.open(until, patience, purpose, None) {
+        let attempt = self.attempts.begin_beside(purpose);
+        let opened = self.open(until, patience, purpose, Some(&attempt));
+        drop(attempt);
+        match opened {
             Ok(session) => Some(session),
             Err(e) => {
                 debug!("a hedged attempt failed: {}", Chain(&e));

@@ -772,7 +772,34 @@ fn a_pool_closed_while_the_server_does_not_answer_gives_its_attempt_up() {
     let started = Instant::now();
     pool.close(SECOND);
     assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
-    eventually("the attempt is over", || pool.stats().total == 0);
+    assert_eq!(pool.stats().total, 0, "the attempt is over");
+}
+
+#[test]
+fn a_pool_closed_at_any_moment_of_its_opening_has_nothing_left_when_that_returns() {
+    let db = database();
+    for moment in 0..40 {
+        let diary = Arc::new(Diary::default());
+        let pool = db
+            .pool()
+            .max_size(4)
+            .min_idle(2)
+            .max_uses(3)
+            .application_name("any moment")
+            .observer(diary.clone())
+            .build()
+            .unwrap();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| while pool.query("SELECT 1", &[]).is_ok() {});
+            }
+            thread::sleep(MS * moment / 2);
+            pool.close(20 * SECOND);
+            assert_eq!(pool.stats().total, 0, "after {moment} half milliseconds");
+            assert_eq!(diary.opened(), diary.reasons().len());
+        });
+    }
+    no_backend_is_left(&db, "any moment");
 }
 
 #[test]
