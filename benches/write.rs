@@ -119,9 +119,11 @@ fn main() {
         "  pgbench           the same statements in the same three flights, 2 threads, no HTTP:"
     );
     println!(
-        "    simple          each flight one message (-M simple), as millpond sends the first and the last"
+        "    simple          each flight one message, which is parsed and planned (-M simple)"
     );
-    println!("    prepared        each statement prepared, the flights pipelined (-M prepared)");
+    println!(
+        "    prepared        each statement prepared once, as millpond does (-M prepared, pipelined)"
+    );
     for durable in [false, true] {
         let switch = if durable { "on" } else { "off" };
         let mut options = Options::temporary();

@@ -1,13 +1,13 @@
 //! Bytes as hexadecimal text.
 
-use std::fmt::Write;
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Returns the bytes in hex, in lower case.
 pub fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
+        let digits = [byte >> 4, byte & 0xf].map(usize::from);
+        text.extend(digits.map(|digit| char::from(DIGITS[digit])));
     }
     text
 }

@@ -311,9 +311,9 @@ impl Call<'_> {
     }
 
     /// Returns whether the statement needs a transaction of its own. If its limit is longer than
-    /// the server's, the server's must be raised for this statement alone: by SET LOCAL in the
-    /// message that begins a transaction, never by SET on the session. A shorter limit is enforced
-    /// by the pool, at no cost.
+    /// the server's, the server's must be raised for this statement alone: for the transaction, in
+    /// the request that begins it, never by SET on the session. A shorter limit is enforced by the
+    /// pool, at no cost.
     pub(super) fn needs_transaction(&self, session: &Session) -> bool {
         let longer = match (self.timeout, session.server_timeout()) {
             (None, _) => false,

@@ -1,7 +1,7 @@
 //! Transactions: the closure runs, the transaction commits, and all of it is retried if that is
 //! safe.
 //!
-//! A transaction takes one message to begin and one to commit. A failed statement aborts
+//! A transaction takes one request to begin, at most, and one to commit. A failed statement aborts
 //! PostgreSQL's transaction. If the closure swallows that error, the commit still fails (see
 //! `Session::commit`), and the caller gets the swallowed error. If the answer to COMMIT is lost,
 //! `commit` finds out whether it took effect. The outcome is unknown only if that is impossible,

@@ -6,7 +6,7 @@
 //! a statement.
 //!
 //! **Claim.** A keyed transaction inserts its key as *done*, under a new attempt number, in the
-//! message that begins it. Others see the row once the transaction commits, and never if it does
+//! request that begins it. Others see the row once the transaction commits, and never if it does
 //! not: the row and the write are committed together. A second transaction with the same key waits
 //! on the row until the first has ended; then it either gets the key itself, or finds it done. A
 //! row that says *aborted* is taken over.
@@ -24,8 +24,7 @@
 
 use crate::error::{Error, Result};
 use crate::hex::{hex, unhex};
-use crate::pool::{Finish, Session, Start, as_server_ms, first_row};
-use postgres::SimpleQueryMessage;
+use crate::pool::{Finish, Own, OwnRow, Session, Start, first_row};
 use postgres::error::SqlState;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
@@ -40,6 +39,22 @@ pub(crate) const NOT_OURS: Error = Error::Misuse(
 
 /// What is read of a row.
 const COLUMNS: &str = "state, attempt::text AS attempt, encode(answer, 'hex') AS answer";
+
+/// Saves the role in which a key is claimed.
+const SAVE: &str = ", set_config('millpond.session_authorization', current_setting('session_authorization'), true), \
+     set_config('millpond.role', current_setting('role'), true)";
+/// The same, and the `lock_timeout`.
+const SAVE_WITH_LIMIT: &str = ", set_config('millpond.session_authorization', current_setting('session_authorization'), true), \
+     set_config('millpond.role', current_setting('role'), true), \
+     set_config('millpond.lock_timeout', current_setting('lock_timeout'), true)";
+/// Takes that role, and saves the closure's. Setting the session authorization resets the role, so
+/// it is set first.
+const TAKE_BACK_ROLE: &str = ", set_config('millpond.closure_authorization', current_setting('session_authorization'), true), \
+     set_config('millpond.closure_role', current_setting('role'), true), \
+     set_config('session_authorization', current_setting('millpond.session_authorization'), true), \
+     set_config('role', current_setting('millpond.role'), true)";
+const RETURN_ROLE: &str = "SELECT set_config('session_authorization', current_setting('millpond.closure_authorization'), true), \
+     set_config('role', current_setting('millpond.closure_role'), true)";
 
 /// A ledger, identified by its table.
 pub(crate) struct Ledger {
@@ -110,34 +125,38 @@ impl Ledger {
         )
     }
 
-    /// Returns what the message that begins the transaction does besides. `wait` limits only the
+    /// Returns what the request that begins the transaction does besides. `wait` limits only the
     /// claim: `lock_timeout` is restored afterwards. The current role is saved for the second write
-    /// to the row, since the closure may change its role in between. Few statements, since the
-    /// server parses and plans each of them.
-    pub fn claim(&self, key: &Key, wait: Option<Duration>) -> Start {
-        let (table, Key(key)) = (&self.table, key);
-        let save = ", set_config('millpond.session_authorization', current_setting('session_authorization'), true), \
-                    set_config('millpond.role', current_setting('role'), true)";
-        let (limit, restore) = match wait {
-            None => (String::new(), ""),
-            Some(wait) => (
-                format!(
-                    ", set_config('millpond.lock_timeout', current_setting('lock_timeout'), true), \
-                     set_config('lock_timeout', '{}', true)",
-                    as_server_ms(wait).max(1)
-                ),
-                "set_config('lock_timeout', current_setting('millpond.lock_timeout'), true), ",
+    /// to the row, since the closure may change its role in between. Few statements, since each is
+    /// work for the server.
+    pub fn claim(&self, Key(key): &Key, wait: Option<Duration>) -> Start {
+        let table = &self.table;
+        let (values, restore) = match wait {
+            None => (SAVE, ""),
+            Some(_) => (
+                SAVE_WITH_LIMIT,
+                ", set_config('lock_timeout', current_setting('millpond.lock_timeout'), true)",
             ),
         };
-        // The last one has a row even if the key has none any more.
+        let claim = format!(
+            "INSERT INTO {table} AS entry (key, attempt, state) VALUES ($1, gen_random_uuid(), 'done') \
+             ON CONFLICT (key) DO UPDATE SET attempt = excluded.attempt, state = 'done', answer = NULL, at = now() \
+             WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed"
+        );
+        // It has a row even if the key has none any more.
+        let read = format!(
+            "SELECT {COLUMNS}{restore} FROM (VALUES (1)) AS always LEFT JOIN {table} ON key = $1"
+        );
         Start {
-            values: format!("{save}{limit}"),
-            statements: format!(
-                "; INSERT INTO {table} AS entry (key, attempt, state) VALUES ('{key}', gen_random_uuid(), 'done') \
-                 ON CONFLICT (key) DO UPDATE SET attempt = excluded.attempt, state = 'done', answer = NULL, at = now() \
-                 WHERE entry.state = 'aborted' RETURNING attempt::text AS claimed; \
-                 SELECT {restore}{COLUMNS} FROM (VALUES (1)) AS always LEFT JOIN {table} ON key = '{key}'"
-            ),
+            values,
+            // Zero would be no limit.
+            lock_timeout: wait.map(|wait| wait.max(Duration::from_millis(1))),
+            statements: [claim, read]
+                .map(|text| Own {
+                    text: text.into(),
+                    params: vec![Some(key.clone())],
+                })
+                .into(),
         }
     }
 
@@ -145,47 +164,42 @@ impl Ledger {
         format!("SELECT {COLUMNS} FROM {} WHERE key = '{key}'", self.table)
     }
 
-    /// Interprets the answer to [`claim`](Self::claim).
-    pub fn claimed(key: &Key, messages: &[SimpleQueryMessage]) -> Result<Claimed> {
-        let value = |name: &str| {
-            messages.iter().find_map(|message| match message {
-                SimpleQueryMessage::Row(row) => row.try_get(name).ok().flatten(),
-                _ => None,
-            })
-        };
-        match (value("claimed"), value("attempt")) {
-            (Some(attempt), _) => Ok(Claimed::Ours(Claim {
+    /// Interprets the rows that [`claim`](Self::claim) returned: the attempt that has claimed the
+    /// key, if it is ours; and the row of the key.
+    pub fn claimed(key: &Key, rows: &[OwnRow]) -> Result<Claimed> {
+        let rows: Vec<_> = rows.iter().map(|row| &row[..]).collect();
+        match rows[..] {
+            [[Some(attempt)], _] => Ok(Claimed::Ours(Claim {
                 key: key.clone(),
-                attempt: attempt.to_owned(),
+                attempt: attempt.clone(),
             })),
-            (None, Some(_)) => Ok(Claimed::Done(value("answer").and_then(unhex))),
+            [[Some(_), _, answer, ..]] => Ok(Claimed::Done(answer.as_deref().and_then(unhex))),
             // The row was swept between the two statements: the next attempt finds none.
-            (None, None) => Err(Error::TransactionAborted {
+            _ => Err(Error::TransactionAborted {
                 cause: "the key expired while it was being claimed".into(),
                 sqlstate: Some(SqlState::T_R_SERIALIZATION_FAILURE),
             }),
         }
     }
 
-    /// Returns the statements that belong to the commit of a claim. They store the answer, and set
-    /// the row's time to that of the write's end. They run in the role that claimed the key, and
-    /// are written so that they mean the same under any setting that the closure may have changed.
-    /// Then the closure's own role is restored, since its deferred constraints and triggers run in
-    /// it at the commit.
+    /// Returns what belongs to the commit of a claim. It stores the answer, and sets the row's time
+    /// to that of the write's end. This is done in the role that claimed the key, by statements
+    /// that mean the same under any setting that the closure may have changed. Then the closure's
+    /// own role is restored, since its deferred constraints and triggers run in it at the commit.
     pub fn finish(&self, claim: &Claim, answer: Option<&[u8]>) -> Finish {
         let (table, Key(key), attempt) = (&self.table, &claim.key, &claim.attempt);
-        let answer = answer.map_or("NULL".into(), |a| format!("decode('{}', 'hex')", hex(a)));
-        // Setting the session authorization resets the role, so it is set first.
-        let values = ", set_config('millpond.closure_authorization', current_setting('session_authorization'), true), \
-                      set_config('millpond.closure_role', current_setting('role'), true), \
-                      set_config('session_authorization', current_setting('millpond.session_authorization'), true), \
-                      set_config('role', current_setting('millpond.role'), true)";
-        let statements = format!(
-            "UPDATE {table} SET answer = {answer}, at = clock_timestamp() WHERE key = '{key}' AND attempt = '{attempt}'; \
-             SELECT set_config('session_authorization', current_setting('millpond.closure_authorization'), true), \
-             set_config('role', current_setting('millpond.closure_role'), true); "
-        );
-        Finish { values, statements }
+        let store = Own {
+            text: format!(
+                "UPDATE {table} SET answer = decode($1, 'hex'), at = clock_timestamp() \
+                 WHERE key = $2 AND attempt = $3::uuid"
+            )
+            .into(),
+            params: vec![answer.map(hex), Some(key.clone()), Some(attempt.clone())],
+        };
+        Finish {
+            values: TAKE_BACK_ROLE,
+            statements: vec![store, Own::new(RETURN_ROLE)],
+        }
     }
 
     /// Settles the outcome of a claim whose COMMIT was not answered. `None` = another transaction
@@ -230,10 +244,9 @@ mod tests {
         for key in ["", "'; DROP TABLE t; --", "\\x00\u{0}", "schlüssel"] {
             let Key(hashed) = Key::of(key);
             assert!(hashed.len() == 64 && hashed.bytes().all(|b| b.is_ascii_hexdigit()));
-            let Start { values, statements } =
-                ledger.claim(&Key::of(key), Some(Duration::from_secs(1)));
-            let sql = values + &statements;
-            assert!(key.is_empty() || !sql.contains(key), "{sql}");
+            let start = ledger.claim(&Key::of(key), Some(Duration::from_secs(1)));
+            let sent = format!("{:?}", start.statements);
+            assert!(key.is_empty() || !sent.contains(key), "{sent}");
         }
         let Key(abc) = Key::of("abc");
         assert!(abc.starts_with("ba7816bf8f01cfea"), "FIPS 180-2: {abc}");

@@ -253,18 +253,18 @@ impl LookUps {
         std::mem::replace(&mut self.keeps_types, true)
     }
 
-    /// Returns the SQL that removes the driver's statements. It is sent with the end of a
+    /// Returns the statements that remove the driver's. They are sent with the end of a
     /// transaction, before or after the COMMIT or ROLLBACK.
-    pub fn take_away(&mut self) -> String {
+    pub fn take_away(&mut self) -> Vec<String> {
         if !std::mem::take(&mut self.present) {
-            return String::new();
+            return Vec::new();
         }
         let doubtful = std::mem::take(&mut self.doubtful);
         let away = |(name, _): &(String, String)| match doubtful {
-            false => format!("DEALLOCATE {name}; "),
+            false => format!("DEALLOCATE {name}"),
             // Must never make the transaction fail.
             true => format!(
-                "DO $$BEGIN DEALLOCATE {name}; EXCEPTION WHEN invalid_sql_statement_name THEN NULL; END$$; "
+                "DO $$BEGIN DEALLOCATE {name}; EXCEPTION WHEN invalid_sql_statement_name THEN NULL; END$$"
             ),
         };
         self.statements.iter().map(away).collect()

@@ -13,7 +13,9 @@
 //!   recognized by its text.
 //! - In the **simple protocol** `exec_simple_query` commits first and queues CommandComplete
 //!   afterwards. So a missing CommandComplete proves nothing, and an error may arise in between: a
-//!   message that commits is [`Phase::Commit`] from the start.
+//!   message that commits is [`Phase::Commit`] from the start. So is a COMMIT in the extended
+//!   protocol: `exec_execute_message` commits a statement that ends a transaction (`is_xact_command`)
+//!   in the same order.
 //! - Between the commit record and the end of `CommitTransaction` interrupts are held, so no error
 //!   is raised there. Every error after that comes from `CHECK_FOR_INTERRUPTS`, which `errfinish`
 //!   calls after each message that is not an error; a log line is enough (`check_log_duration` with

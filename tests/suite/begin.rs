@@ -48,6 +48,8 @@ fn set_up_at(
 }
 
 const INSERT: &str = "INSERT INTO t VALUES ($1)";
+/// The name of a BEGIN, which is a hash of it, on a connection that has prepared it.
+const BEGIN: &[u8] = b"millpond.a8402858d4f1e1d2\0";
 const EACH: &str = "INSERT INTO t VALUES ($1) RETURNING n";
 
 /// Statements kept prepared, not kept, and closed all the time.
@@ -98,7 +100,7 @@ fn begin_takes_no_round_trip_of_its_own() {
             &|| {
                 pool.transaction(insert).unwrap();
             },
-            &["PBEPBEBES", "Q"],
+            &["BEBEBES", "BEPBDES"],
         ),
         (
             &|| {
@@ -107,33 +109,33 @@ fn begin_takes_no_round_trip_of_its_own() {
                     pool.transaction(both).unwrap();
                 };
             },
-            &["PBEPBEBES", "BES", "Q"],
+            &["BEBEBES", "BES", "BEPBDES"],
         ),
         (
             &|| {
                 far.execute(INSERT, &[&1]).unwrap();
             },
-            &["PBEPBEBES", "Q"],
+            &["BEBEBES", "BEPBDES"],
         ),
         (
             &|| {
                 strict.transaction(insert).unwrap();
             },
-            &["PBEPBEBES", "Q"],
+            &["BEBEBES", "BEPBDES"],
         ),
         (
             &|| {
                 let read = |tx: &mut Transaction<'_>| tx.query("SELECT n FROM t", &[]);
                 drop(pool.call().read_only().transaction(read).unwrap());
             },
-            &["PBEPBEBES", "Q"],
+            &["BEBEBES", "BEPBDES"],
         ),
         // The simple protocol has no Sync.
         (
             &|| {
                 pool.transaction(|tx| tx.batch_execute("SELECT 1")).unwrap();
             },
-            &["Q", "Q", "Q"],
+            &["BEBEPBDES", "Q", "BEPBDES"],
         ),
     ];
     for (work, expected) in works {
@@ -201,24 +203,37 @@ fn nothing_runs_behind_a_begin_that_failed() {
     for options in OPTIONS {
         let (db, proxy, pool) = set_up(options);
         let backend = pid(&pool);
-        nothing_runs_behind_one_that_failed(&pool, &proxy, &db.url);
+        nothing_runs_behind_one_that_failed(&pool, &proxy, &db.url, false);
         assert_eq!(pid(&pool), backend, "the connection was kept");
     }
 }
 
-fn nothing_runs_behind_one_that_failed(pool: &Pool, proxy: &Proxy, url: &str) {
-    // What is sent, and what arrives.
-    let faults: [(&[u8], &[u8], &str); 2] = [
+fn nothing_runs_behind_one_that_failed(pool: &Pool, proxy: &Proxy, url: &str, is_pooled: bool) {
+    // What is sent, and what arrives: in a text, which is sent each time where nothing is prepared;
+    // or in a name.
+    let texts: [(&[u8], &[u8], &str); 2] = [
         (b"BEGIN", b"BEGIM", "42601"),
         (b"pg_is_in_recovery()", b"pg_is_in_recoverx()", "42883"),
     ];
-    for (sent, arrives, expected) in faults {
+    pool.transaction(|tx| tx.query("SELECT 1", &[])).unwrap();
+    let asked =
+        "SELECT name FROM pg_prepared_statements WHERE statement LIKE '%pg_is_in_recovery()%'";
+    let asked = pool.query(asked, &[]).unwrap();
+    let asked = asked.first().map_or(String::new(), |row| row.get(0));
+    let another: &[u8] = b"millpond.0123456789abcdef\0";
+    let names = [
+        (BEGIN, another, "26000"),
+        (asked.as_bytes(), &another[..asked.len()], "26000"),
+    ];
+    let is_named = pool.config().statement_cache > 0 && !is_pooled;
+    for (sent, arrives, expected) in if is_named { names } else { texts } {
         for (kind, first) in FIRST {
             proxy.on_request(sent, Act::Garble(arrives));
             let (runs, refused) = (Cell::new(0), Cell::new(0));
-            let result = pool.transaction(|tx| {
+            let once = pool.with_policy(RetryPolicy::none());
+            let result = once.transaction(|tx| {
                 runs.set(runs.get() + 1);
-                let error = first(tx).unwrap_err();
+                let error = first(tx).expect_err(kind);
                 assert!(!proxy.is_armed());
                 assert_eq!(code(&error), expected, "{kind}: {error:?}");
                 let Error::Database { phase, .. } = &error else {
@@ -253,7 +268,7 @@ fn behind_a_pooler_it_is_no_different() {
     let (direct, way) = (server.url(), pgbouncer.url(&server));
     let (proxy, pool) = set_up_at(&direct, pgbouncer.port, &way, |b| b);
     every_kind_is_inside(&pool, &direct);
-    nothing_runs_behind_one_that_failed(&pool, &proxy, &direct);
+    nothing_runs_behind_one_that_failed(&pool, &proxy, &direct, true);
     proxy.take_log();
     pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
     // BEGIN, the limit of idle time, the number; a text that is known, but not by name.
@@ -261,9 +276,69 @@ fn behind_a_pooler_it_is_no_different() {
     assert_eq!(flights.len(), 2, "{flights:?}");
 }
 
+/// What the pool has prepared for its own use may be deallocated by anybody. A transaction whose
+/// own statements are gone is done again, or for the first time.
+#[test]
+fn statements_of_our_own_that_are_gone_are_prepared_anew() {
+    let (db, _proxy, pool) = set_up(|b| b);
+    pool.create_ledger().unwrap();
+    const HIDDEN: &str = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
+    let ways: [(&str, First); 4] = [
+        ("a batch", |tx| tx.batch_execute("DEALLOCATE ALL")),
+        ("a statement", |tx| {
+            tx.execute("DEALLOCATE ALL", &[]).map(drop)
+        }),
+        ("hidden, in a batch", |tx| tx.batch_execute(HIDDEN)),
+        ("hidden", |tx| tx.execute(HIDDEN, &[]).map(drop)),
+    ];
+    let prepare_all = || {
+        let key = format!("{}", fastrand::u64(..));
+        pool.execute_with_key(&key, "SELECT 1", &[]).unwrap();
+        pool.transaction(|tx| tx.query("SELECT 1", &[])).unwrap();
+    };
+    for (way, deallocate) in ways {
+        let said = !way.contains("hidden");
+        let runs = Cell::new(0);
+        let work = |tx: &mut Transaction<'_>| {
+            runs.set(runs.get() + 1);
+            tx.execute(INSERT, &[&1])?;
+            if runs.get() == 1 {
+                deallocate(tx)?;
+            }
+            Ok::<_, Error>(())
+        };
+        let expected = if said { 1 } else { 2 };
+        prepare_all();
+        pool.transaction(work).unwrap();
+        assert_eq!(runs.take(), expected, "{way}");
+        prepare_all();
+        pool.transaction_with_key(way, work).unwrap();
+        assert_eq!(runs.take(), expected, "{way}, with a key");
+        // At the beginning of the next one.
+        prepare_all();
+        pool.query(if said { "DEALLOCATE ALL" } else { HIDDEN }, &[])
+            .unwrap();
+        pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
+        pool.execute("DEALLOCATE ALL", &[]).unwrap();
+        let key = format!("{way} before");
+        pool.execute_with_key(&key, INSERT, &[&1]).unwrap();
+        assert_eq!(rows(&db.url), 4, "{way}");
+        pool.execute("TRUNCATE t", &[]).unwrap();
+        prepare_all();
+        let mut lent = pool.get().unwrap();
+        lent.batch_execute(HIDDEN).unwrap();
+        drop(lent);
+        pool.execute_with_key(way, INSERT, &[&1]).unwrap_err();
+        pool.execute_with_key(&format!("{way} behind"), INSERT, &[&1])
+            .unwrap();
+        assert_eq!(rows(&db.url), 1, "{way}");
+        pool.execute("TRUNCATE t", &[]).unwrap();
+    }
+}
+
 #[test]
 fn a_setting_that_the_server_refuses_is_the_first_statements_error() {
-    let (db, proxy, pool) = set_up(|b| b);
+    let (db, proxy, pool) = set_up(|b| b.statement_cache(0));
     let far = pool.with_timeout(60 * SECOND);
     let fault: &[u8] = b"'statement_timeout'";
     proxy.on_request(fault, Act::Garble(b"'statement_timeoux'"));
@@ -287,20 +362,25 @@ fn after_a_copy_that_failed_transactions_go_on() {
     };
     let insert = || pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
     copy("t", b"1\n").unwrap();
+    insert();
     proxy.take_log();
     insert();
-    assert_eq!(flights(&proxy.take_log()), ["PBEPBEBES", "Q"]);
+    assert_eq!(flights(&proxy.take_log()), ["BEBEBES", "BEPBDES"]);
     copy("t", b"no number\n").unwrap_err();
     proxy.take_log();
     insert();
-    assert_eq!(flights(&proxy.take_log()), ["Q", "BES", "Q"]);
+    let alone = "PBDES";
+    assert_eq!(
+        flights(&proxy.take_log()),
+        [alone, alone, alone, "BES", alone, alone]
+    );
     // A trigger refuses it before the data are read.
     for _ in 0..5 {
         copy("refused", b"1\n").unwrap_err();
         insert();
         insert();
     }
-    assert_eq!(rows(&db.url), 13);
+    assert_eq!(rows(&db.url), 14);
 }
 
 #[test]
@@ -337,14 +417,13 @@ fn a_first_request_without_an_answer_is_done_once() {
         || Act::AnswerWith(super::proxy::fatal("57P01")),
     ];
     for act in acts {
-        let begin: &[u8] = b"pg_current_xact_id";
-        proxy.on_request(begin, act());
+        proxy.on_request(BEGIN, act());
         let (result, runs) = write(&pool.call());
         result.unwrap();
         assert_eq!(runs, 2);
         done.set(done.get() + 1);
         assert_eq!(rows(&db.url), done.get());
-        proxy.on_request(begin, act());
+        proxy.on_request(BEGIN, act());
         let (result, runs) = write(&pool.with_policy(RetryPolicy::none()));
         let error = result.unwrap_err();
         assert_eq!(runs, 1);
@@ -372,7 +451,7 @@ fn a_first_statement_ends_at_its_deadline() {
     assert!(error.is_timeout() && code(&error) == "57014", "{error:?}");
     // Nothing passes any more.
     proxy.on_request(
-        b"pg_current_xact_id",
+        BEGIN,
         Act::DeliverAfter({
             let switch = proxy.switch();
             Box::new(move || switch(Mode::BlackHole))

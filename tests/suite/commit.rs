@@ -10,7 +10,7 @@ use std::time::Instant;
 
 /// The answer to a COMMIT, and the request for one.
 pub const COMMITTED: &[u8] = b"COMMIT\0";
-pub const COMMIT: &[u8] = b"; COMMIT\0";
+pub const COMMIT: &[u8] = b"\0COMMIT\0";
 
 fn set_up() -> (Database, Proxy, Pool) {
     let db = database();

@@ -156,8 +156,7 @@ fn a_commit_that_the_standby_has_not_got_is_not_called_committed() {
         }
     };
     let mut admin = admin(&primary.url());
-    let waiting =
-        "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%; COMMIT'";
+    let waiting = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
     let stopped = Frozen::tree(standby.server.pid().unwrap());
     for keyed in [false, true] {
         let error = thread::scope(|scope| {
@@ -213,8 +212,7 @@ fn a_lost_commit_waits_for_the_standby_as_its_transaction_would_have() {
     let careful = pool_whose_role_has("on");
     replicate_synchronously(&primary);
     let mut admin = admin(&primary.url());
-    let waiting =
-        "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%; COMMIT'";
+    let waiting = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
     let stopped = Frozen::tree(standby.server.pid().unwrap());
     let write = |pool: &Pool, key: Option<&str>, level: &str| {
         let work = |tx: &mut millpond::Transaction<'_>| {

@@ -56,14 +56,14 @@ fn a_known_text_takes_one_round_trip_on_each_connection() {
         (
             INSERT,
             &|| assert_eq!(pool.transaction(insert).unwrap(), 1),
-            &["PBEPBEPDPBEPBDES", "Q"],
-            &["PBEPBEBES", "Q"],
+            &["CPBECPBEPDPBEPBDES", "CPBEPBDES"],
+            &["BEBEBES", "BEPBDES"],
         ),
         (
             INSERT,
             &|| assert_eq!(far.execute(INSERT, &[&1]).unwrap(), 1),
-            &["PBEPBEPDPBEPBDES", "Q"],
-            &["PBEPBEBES", "Q"],
+            &["CPBECPBEPDPBEPBDES", "CPBEPBDES"],
+            &["BEBEBES", "BEPBDES"],
         ),
     ];
     for (sql, work, first, then) in works {

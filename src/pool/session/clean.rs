@@ -50,6 +50,7 @@ impl Session {
 
     fn clean_up(&mut self, until: Instant) -> Result<(), Error> {
         let cleaned = self.bounded(Some(until), |s| {
+            s.tracked().wire.forget_names();
             let mut prepared = Vec::new();
             for message in s.client.simple_query(CLEAN)? {
                 let SimpleQueryMessage::Row(row) = message else {

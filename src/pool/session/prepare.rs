@@ -155,6 +155,7 @@ impl Session {
         }
         if facts.deallocates {
             self.look_ups.doubt();
+            self.tracked().wire.forget_names();
         }
     }
 
@@ -240,7 +241,7 @@ impl Session {
         }
         undo += &match self.in_transaction {
             true => "RELEASE SAVEPOINT millpond_describe".to_owned(),
-            false => "ROLLBACK; ".to_owned() + &self.look_ups.take_away(),
+            false => "ROLLBACK; ".to_owned() + &self.look_ups.take_away().join("; "),
         };
         self.client.batch_execute(&undo)
     }
@@ -260,7 +261,7 @@ impl Session {
         error: postgres::Error,
         phase: Phase,
     ) -> (postgres::Error, Phase) {
-        if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) {
+        if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) && self.has_begun() {
             // The statements that the driver prepared for its own look-ups are gone, and the driver
             // does not notice.
             self.close_for(CloseReason::LeakedState);

@@ -343,7 +343,13 @@ impl Session {
         let code = source.code().map_or("", SqlState::code);
         let failures = &self.shared.metrics.failed_statements;
         failures.with_label_values(&[code]).inc();
-        if verdict(&Symptom::of(&source), phase).session == Fate::Discard {
+        let symptom = Symptom::of(&source);
+        if symptom == Symptom::StalePlan
+            || symptom == Symptom::Server(&SqlState::INVALID_SQL_STATEMENT_NAME)
+        {
+            self.tracked().wire.forget_names();
+        }
+        if verdict(&symptom, phase).session == Fate::Discard {
             self.close_for(CloseReason::Broken);
             self.shared.note_trouble();
         }

@@ -1,9 +1,10 @@
-//! Begin, commit, roll back: one message each.
+//! Begin, commit, roll back: one round trip each, or less.
 //!
 //! BEGIN waits for the first statement and leaves with it, so it takes no round trip of its own; a
-//! transaction without statements sends nothing at all. How this is safe is said in `wire::begin`.
-//! BEGIN is sent alone if the claim of a key belongs to it, and before a request of the simple
-//! protocol.
+//! transaction without statements sends nothing at all. It is sent alone if the claim of a key
+//! belongs to it, and before a request of the simple protocol. What is checked before a COMMIT
+//! leaves in front of that. How this is safe, and that the server parses and plans these
+//! statements only once, is said in `wire::own`.
 //!
 //! If BEGIN fails, the first statement does, and reports its error. The session then takes no more
 //! statements in that transaction, since there is none that they could run in.
@@ -16,39 +17,42 @@ use super::words::{
 };
 use crate::error::Error;
 use crate::metrics::CloseReason;
-use crate::pool::backend::{first_row, first_value};
+use crate::pool::backend::first_value;
 use crate::pool::limits::Limits;
 use crate::pool::watchdog::CANCEL_GRACE;
-use crate::pool::wire::BeginState;
+use crate::pool::wire::{Own, OwnRow, OwnState};
 use crate::retry::Phase;
-use postgres::SimpleQueryMessage;
+use postgres::fallible_iterator::FallibleIterator;
+use postgres::types::Type;
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 /// Limit for a rollback, which may begin after the caller's deadline. It is the time after which a
 /// cancelled statement is cut.
 const ROLLBACK: Duration = CANCEL_GRACE;
 
+/// What is sent behind a BEGIN that is not held back any longer: nothing, as others see it in
+/// `pg_stat_activity`.
+const BEGUN: &str = "/* the transaction has begun */";
+
 impl Session {
     /// Begins a transaction. Its BEGIN waits for the first statement.
     pub fn begin(&mut self, begin: &Begin, limits: &Limits) -> Result<(), Error> {
         let begin = self.prepare_to_begin(begin);
-        let statements = begin.statements();
-        let texts: Vec<_> = statements.iter().map(|s| self.with_comment(s)).collect();
-        let wire = &self.tracked().wire;
-        match wire.hold_begin(texts.iter().map(|text| &**text)) {
-            true => Ok(()),
-            false => self.begin_alone(limits),
+        match self.hold_own(begin.statements(&Start::default())) {
+            Ok(()) => Ok(()),
+            Err(_) => self.begin_alone(limits),
         }
     }
 
-    /// Begins a transaction in one message, which also does what `start` says. Returns the server's
-    /// answers.
+    /// Begins a transaction in a round trip of its own, which also does what `start` says. Returns
+    /// the rows of the statements there.
     pub fn begin_and(
         &mut self,
         begin: &Begin,
         start: &Start,
         limits: &Limits,
-    ) -> Result<Vec<SimpleQueryMessage>, Error> {
+    ) -> Result<Vec<OwnRow>, Error> {
         self.prepare_to_begin(begin);
         self.timed("BEGIN", Phase::Preparing, limits, |session| {
             let answer = session.send_begin(start);
@@ -58,7 +62,7 @@ impl Session {
 
     /// Returns what is held back, with the limits of this session.
     fn prepare_to_begin(&mut self, begin: &Begin) -> Begin {
-        self.tracked().wire.forget_begin();
+        self.tracked().wire.forget_own();
         // Set before sending: if the answer is lost, a transaction may have begun.
         self.in_transaction = true;
         (self.xid, self.reads_only) = (None, begin.read_only);
@@ -98,21 +102,60 @@ impl Session {
         Ok(())
     }
 
-    fn send_begin(&mut self, start: &Start) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    fn send_begin(&mut self, start: &Start) -> Result<Vec<OwnRow>, postgres::Error> {
         let Opening::Held(begin) = self.opening else {
             return Ok(Vec::new());
         };
-        self.tracked().wire.forget_begin();
-        // The answer to this message ends before anything else is sent.
+        // The answer to this request ends before anything else is sent.
         self.opening = Opening::Refused;
-        let sql = begin.sql(start);
-        let text = self.with_comment(&sql);
-        let answer = self.client.simple_query(&text)?;
-        let row = first_row(&answer);
-        let values = row.map_or(0..0, |row| 0..row.len());
-        let values: Vec<_> = values.map(|at| row.and_then(|row| row.get(at))).collect();
-        self.note_begun(&values);
-        Ok(answer)
+        let mut rows = self.send_own(begin.statements(start), BEGUN)?;
+        self.note_begun(&rows);
+        Ok(rows.split_off(rows.len().min(1)))
+    }
+
+    /// Holds statements of our own back until the next request. Returns them where that is
+    /// impossible.
+    fn hold_own(&self, mut statements: Vec<Own>) -> Result<(), Vec<Own>> {
+        for own in &mut statements {
+            if let Cow::Owned(commented) = self.with_comment(&own.text) {
+                own.text = commented.into();
+            }
+        }
+        // Behind a pooler the next transaction may run on another server connection, and with a
+        // comment each text is a new one.
+        let named = self.statements.is_some() && !self.shared.is_pooled() && !self.is_commented("");
+        match self.tracked().wire.hold_own(&statements, named) {
+            true => Ok(()),
+            false => Err(statements),
+        }
+    }
+
+    /// Sends statements of our own, and behind them the `last` one, which has no rows. Returns the
+    /// rows of the others. Nothing behind one that fails is done.
+    fn send_own(
+        &mut self,
+        statements: Vec<Own>,
+        last: &str,
+    ) -> Result<Vec<OwnRow>, postgres::Error> {
+        let mut rows = Vec::new();
+        if let Err(statements) = self.hold_own(statements) {
+            // One by one.
+            for Own { text, params } in &statements {
+                let typed: Vec<_> = params.iter().map(|value| (value, Type::TEXT)).collect();
+                let mut answer = self.client.query_typed_raw(text, typed)?;
+                while let Some(row) = answer.next()? {
+                    let value = |at| row.try_get(at).ok().flatten();
+                    rows.push((0..row.len()).map(value).collect());
+                }
+            }
+        }
+        let last = self.with_comment(last).into_owned();
+        let done = self.client.execute_typed(&last, &[]);
+        if let OwnState::Done(done) = self.tracked().wire.take_own() {
+            rows = done;
+        }
+        self.tracked().wire.forget_own();
+        done.map(|_| rows)
     }
 
     /// Takes note of what became of a BEGIN that waited for the first statement.
@@ -120,20 +163,21 @@ impl Session {
         if !matches!(self.opening, Opening::Held(_)) {
             return;
         }
-        match self.tracked().wire.take_begin() {
-            BeginState::Held(_) => {}
-            BeginState::Done(row) => self.note_begun(&row),
-            BeginState::Refused => self.opening = Opening::Refused,
-            BeginState::Sent | BeginState::None => self.opening = Opening::Lost,
+        match self.tracked().wire.take_own() {
+            OwnState::Held(_) => {}
+            OwnState::Done(rows) => self.note_begun(&rows),
+            OwnState::Refused => self.opening = Opening::Refused,
+            OwnState::Sent | OwnState::None => self.opening = Opening::Lost,
         }
     }
 
-    fn note_begun(&mut self, row: &[Option<impl AsRef<str>>]) {
+    /// Reads the evidence, which is the first row.
+    fn note_begun(&mut self, rows: &[OwnRow]) {
         if self.reads_only {
             self.opening = Opening::Begun;
             return;
         }
-        let Some(evidence) = Evidence::of(row) else {
+        let Some(evidence) = rows.first().and_then(Evidence::of) else {
             // Nothing may be committed of which nothing can be found out later.
             self.opening = Opening::Lost;
             return;
@@ -163,7 +207,7 @@ impl Session {
         self.settle_begin();
         let unsent = matches!(self.opening, Opening::Held(_));
         if unsent {
-            self.tracked().wire.forget_begin();
+            self.tracked().wire.forget_own();
             self.opening = Opening::Begun;
             self.in_transaction = false;
             self.search_path = SearchPath::Own;
@@ -171,11 +215,11 @@ impl Session {
         unsent
     }
 
-    /// Commits in one message. In a transaction that the server has aborted, a plain COMMIT would
-    /// roll back and be answered as a success; the statement before it makes the message fail with
-    /// 25P02. That statement also fails if the current transaction is not the one that was begun,
-    /// because the closure has ended that one itself. A commit on the wire is never cancelled (see
-    /// the watchdog). The statements in `finish` are our own and belong to the transaction.
+    /// Commits in one round trip. In a transaction that the server has aborted, a plain COMMIT would
+    /// roll back and be answered as a success; the statement before it fails with 25P02, and the
+    /// COMMIT does not run. That statement also fails if the current transaction is not the one
+    /// that was begun, because the closure has ended that one itself. A commit on the wire is never
+    /// cancelled (see the watchdog). The statements in `finish` belong to the transaction.
     pub fn commit(&mut self, finish: &Finish, limits: &Limits) -> Result<(), Error> {
         if self.end_unsent() {
             return Ok(());
@@ -183,10 +227,12 @@ impl Session {
         if std::mem::take(&mut self.sync_commit_touched) {
             self.ask_what_commit_waits_for(limits)?;
         }
-        let check = match self.xid {
+        let mut check = Own::default();
+        let text = match self.xid {
             Some(xid) => format!(
-                "CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM '{xid}'::xid8 \
-                 THEN current_setting('{ENDED_INSIDE}') END"
+                "CASE WHEN pg_current_xact_id_if_assigned() IS DISTINCT FROM {}::xid8 \
+                 THEN current_setting('{ENDED_INSIDE}') END",
+                check.param(xid.to_string())
             ),
             None if self.reads_only => format!(
                 "CASE WHEN current_setting('{READING}', true) IS DISTINCT FROM 'yes' \
@@ -195,17 +241,17 @@ impl Session {
             None => "1".to_owned(),
         };
         let Finish { values, statements } = finish;
+        check.text = format!("SELECT {text}{values}").into();
+        let mut all = vec![check];
+        all.extend_from_slice(statements);
+        all.extend(self.look_ups.take_away().into_iter().map(Own::new));
         // The server reports only in a warning that it gave up the wait for a standby.
-        let warn = match self.hides_warnings {
-            true => "SET LOCAL client_min_messages = warning; ",
-            false => "",
-        };
-        let take_away = self.look_ups.take_away();
-        let sql = format!("SELECT {check}{values}; {statements}{take_away}{warn}COMMIT");
+        if self.hides_warnings {
+            all.push(Own::new("SET LOCAL client_min_messages = warning"));
+        }
         let result = self.timed("COMMIT", Phase::Commit, limits, |session| {
-            let text = session.with_comment(&sql);
-            let done = session.client.batch_execute(&text);
-            done.map_err(|e| (e, Phase::Commit))
+            let done = session.send_own(all, "COMMIT");
+            done.map(drop).map_err(|e| (e, Phase::Commit))
         });
         match result {
             Err(e) if says_ended_inside(&e) => Err(self.ended_inside()),
@@ -241,13 +287,13 @@ impl Session {
         if self.end_unsent() {
             return Ok(());
         }
-        self.tracked().wire.forget_begin();
+        self.tracked().wire.forget_own();
         self.opening = Opening::Begun;
         let sql = match self.xid {
             Some(xid) => format!("ROLLBACK; SELECT pg_xact_status('{xid}'::xid8); "),
             None => "ROLLBACK; ".to_owned(),
         };
-        let sql = sql + &self.look_ups.take_away();
+        let sql = sql + &self.look_ups.take_away().join("; ");
         let until = Some(Instant::now() + ROLLBACK);
         match self.bounded(until, |s| s.client.simple_query(&sql)) {
             Ok(answer) => {

@@ -6,6 +6,7 @@
 
 use super::kept::Kept;
 use super::life::Session;
+use crate::pool::wire::Own;
 use std::time::{Duration, Instant};
 
 /// The most texts that are prepared, all in one round trip.
@@ -67,12 +68,12 @@ impl Session {
                 }
             }
         }
-        if waiting.is_empty() || !wire.hold_begin(BEGIN) {
+        if waiting.is_empty() || !wire.hold_own(&BEGIN.map(Own::new), false) {
             wire.take_prepares();
             return Ok(true);
         }
         let done = self.client.execute_typed("ROLLBACK", &[]);
-        wire.forget_begin();
+        wire.forget_own();
         let confirmed = wire.take_prepares();
         if let Some((text, _)) = waiting.get(confirmed.len()) {
             descriptions.forget(text);

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::pool::backend::Backend;
 use crate::pool::limits::as_server_ms;
+use crate::pool::wire::{Own, OwnRow};
 use std::time::Duration;
 
 /// A level of `synchronous_commit`: what a commit waits for.
@@ -42,9 +43,8 @@ pub(crate) struct Begin {
 }
 
 impl Begin {
-    /// Returns the statements. They contain only our own words and integers, since a simple query
-    /// has no parameters.
-    pub(super) fn statements(&self) -> [String; 2] {
+    /// Returns the statements that begin the transaction, and do what `start` says.
+    pub(super) fn statements(&self, start: &Start) -> Vec<Own> {
         let mut begin = String::from("BEGIN");
         if let Some(level) = self.isolation {
             begin += " ISOLATION LEVEL ";
@@ -53,46 +53,49 @@ impl Begin {
         if self.read_only {
             begin += " READ ONLY";
         }
-        let mut select = match self.read_only {
+        let mut text = match self.read_only {
             // The setting is local to the transaction: its absence at the commit shows that a
             // closure has ended the transaction itself. And after a query, a transaction cannot be
             // changed to READ WRITE any more.
             true => format!("SELECT set_config('{READING}', 'yes', true)"),
             false => EVIDENCE.to_owned(),
         };
-        let mut set_local = |setting: &str, limit: Option<Duration>| {
+        text += start.values;
+        let mut select = Own::default();
+        let limits = [
+            ("statement_timeout", self.statement_timeout),
+            ("idle_in_transaction_session_timeout", self.idle_timeout),
+            ("lock_timeout", start.lock_timeout),
+        ];
+        for (setting, limit) in limits {
             if let Some(limit) = limit {
-                let value = as_server_ms(limit);
-                select += &format!(", set_config('{setting}', '{value}', true)");
+                let value = select.param(as_server_ms(limit).to_string());
+                text += &format!(", set_config('{setting}', {value}, true)");
             }
-        };
-        set_local("statement_timeout", self.statement_timeout);
-        set_local("idle_in_transaction_session_timeout", self.idle_timeout);
-        [begin, select]
-    }
-
-    /// Returns them as one message.
-    pub(super) fn sql(&self, start: &Start) -> String {
-        let [begin, select] = self.statements();
-        let Start { values, statements } = start;
-        format!("{begin}; {select}{values}{statements}")
+        }
+        select.text = text.into();
+        let mut all = vec![Own::new(begin), select];
+        all.extend_from_slice(&start.statements);
+        all
     }
 }
 
-/// What the message that begins a transaction does besides. Its text is our own, too.
+/// What the request that begins a transaction does besides.
 #[derive(Default)]
 pub(crate) struct Start {
     /// Expressions that are selected with the evidence; each begins with a comma.
-    pub values: String,
-    /// Statements behind that; each begins with a semicolon.
-    pub statements: String,
+    pub values: &'static str,
+    /// Replaces `lock_timeout` behind them.
+    pub lock_timeout: Option<Duration>,
+    /// Statements behind that.
+    pub statements: Vec<Own>,
 }
 
 /// The transaction id is needed to find out later what became of the commit; the process number, to
 /// detect a pooler; and the level, to know what the commit waits for. A standby assigns no ids, and
 /// a transaction begun there never writes, even if the server is promoted meanwhile.
 const EVIDENCE: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
-     pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
+     pg_backend_pid()::text AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
      current_setting('client_min_messages') AS client_min_messages";
 
 /// What a transaction that may write says of itself at its beginning, in the order of [`EVIDENCE`]
@@ -107,19 +110,18 @@ pub(super) struct Evidence {
 
 impl Evidence {
     /// Reads the row. Returns None if it is not the one that was asked for.
-    pub fn of(row: &[Option<impl AsRef<str>>]) -> Option<Evidence> {
-        let [xid, pid, level, messages, ..] = row else {
+    pub fn of(row: &OwnRow) -> Option<Evidence> {
+        let [xid, Some(pid), Some(level), Some(messages), ..] = &row[..] else {
             return None;
         };
-        let text = |value: &Option<_>| value.as_ref().map(AsRef::as_ref).map(str::to_owned);
         Some(Evidence {
-            xid: match text(xid) {
+            xid: match xid {
                 Some(xid) => Some(xid.parse().ok()?),
                 None => None,
             },
-            pid: text(pid)?.parse().ok()?,
-            sync_commit: SyncCommit::named(&text(level)?).unwrap_or(SyncCommit::ON),
-            hides_warnings: text(messages)? == "error",
+            pid: pid.parse().ok()?,
+            sync_commit: SyncCommit::named(level).unwrap_or(SyncCommit::ON),
+            hides_warnings: messages == "error",
         })
     }
 }
@@ -137,14 +139,14 @@ pub(crate) enum Opening {
     Lost,
 }
 
-/// What the commit message does before the COMMIT. Like that of the begin, its text is our own.
+/// What the request that commits does before the COMMIT.
 #[derive(Default)]
 pub(crate) struct Finish {
     /// Expressions that are selected in the statement that checks for the right transaction; each
     /// begins with a comma.
     pub values: &'static str,
-    /// Statements that run after that check; each ends with a semicolon.
-    pub statements: String,
+    /// Statements that run after that check.
+    pub statements: Vec<Own>,
 }
 
 /// What must be known of a transaction to find out what became of it.
@@ -173,25 +175,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn begin_is_one_message_of_our_own_words() {
+    fn the_text_of_a_begin_is_the_same_whatever_its_limits() {
         let begin = Begin {
             isolation: Some("SERIALIZABLE"),
             read_only: true,
             statement_timeout: Some(Duration::ZERO),
             idle_timeout: Some(Duration::from_secs(2)),
         };
-        assert_eq!(
-            begin.sql(&Start::default()),
-            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; \
-             SELECT set_config('millpond.reading', 'yes', true), \
-             set_config('statement_timeout', '0', true), \
-             set_config('idle_in_transaction_session_timeout', '2000', true)"
-        );
-        assert_eq!(
-            Begin::default().sql(&Start::default()),
-            "BEGIN; SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id()::text END AS xid, \
-             pg_backend_pid() AS pid, current_setting('synchronous_commit') AS synchronous_commit, \
-             current_setting('client_min_messages') AS client_min_messages"
-        );
+        let own = |text: &'static str, params: &[&str]| Own {
+            text: text.into(),
+            params: params.iter().map(|value| Some((*value).into())).collect(),
+        };
+        let start = Start {
+            values: ", 1",
+            lock_timeout: Some(Duration::from_millis(7)),
+            statements: vec![own("SELECT 2", &[])],
+        };
+        let all = [
+            own("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY", &[]),
+            own(
+                "SELECT set_config('millpond.reading', 'yes', true), 1, \
+                 set_config('statement_timeout', $1, true), \
+                 set_config('idle_in_transaction_session_timeout', $2, true), \
+                 set_config('lock_timeout', $3, true)",
+                &["0", "2000", "7"],
+            ),
+            own("SELECT 2", &[]),
+        ];
+        assert_eq!(begin.statements(&start), all);
+        let all = [own("BEGIN", &[]), own(EVIDENCE, &[])];
+        assert_eq!(Begin::default().statements(&Start::default()), all);
     }
 }

@@ -1,8 +1,8 @@
 //! Delivers each answer of the server separately, and notes how far a request has come.
 
-use super::begin::{BeginState, Expected, Taken};
 use super::frame::Frame;
 use super::handle::{HUGE, Handle, look, progress};
+use super::own::{Expected, OwnState, Taken};
 use super::prepare::Described;
 use super::sent::{Next, Sent};
 use std::io;
@@ -27,9 +27,9 @@ pub(crate) struct Answers<S> {
     ended: bool,
     /// Data that followed the end of an answer.
     held: Vec<u8>,
-    /// The answer to a BEGIN that the driver knows nothing of, and that to preparations whose
+    /// The answer to statements that the driver knows nothing of, and that to preparations whose
     /// answer it has already. They come after this many ends.
-    begin: Option<Expected>,
+    unasked: Option<Expected>,
     prepared: Option<Described>,
     own_after: u64,
     /// An answer that the server has no part in, and after how many ends it comes.
@@ -40,7 +40,7 @@ pub(crate) struct Answers<S> {
     copies_in: bool,
 }
 
-/// So much of a request is joined to the BEGIN before it. More would be copied for nothing.
+/// So much of a request is joined to what leaves in front of it. More would be copied for nothing.
 const JOINED: usize = 16 << 10;
 
 impl<S> Answers<S> {
@@ -58,7 +58,7 @@ impl<S> Answers<S> {
             delivered: false,
             ended: false,
             held: Vec::new(),
-            begin: None,
+            unasked: None,
             prepared: None,
             own_after: 0,
             told: None,
@@ -136,7 +136,7 @@ impl<S> Answers<S> {
 
     /// Whether the server is still to answer what the driver does not know of, or has an answer to.
     fn awaits_own(&self) -> bool {
-        self.begin.is_some() || self.prepared.is_some()
+        self.unasked.is_some() || self.prepared.is_some()
     }
 
     /// Takes the answers to that out of the held data. Returns how much of these is for the driver.
@@ -149,13 +149,13 @@ impl<S> Answers<S> {
         if !self.frame.is_between() {
             return 1;
         }
-        if let Some(begin) = &mut self.begin {
-            match begin.take(&mut self.held) {
+        if let Some(unasked) = &mut self.unasked {
+            match unasked.take(&mut self.held, &mut self.handle.names()) {
                 Taken::Other(length) => return length,
                 Taken::Part => return 0,
-                Taken::End(end) => *self.handle.begin() = end,
+                Taken::End(end) => *self.handle.own() = end,
             }
-            self.begin = None;
+            self.unasked = None;
         }
         if let Some(prepared) = &mut self.prepared {
             let confirmed = &mut self.handle.prepares().confirmed;
@@ -250,32 +250,32 @@ impl<S: AsyncRead + Unpin> AsyncRead for Answers<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Answers<S> {
-    /// Returns how much of `data` may be written now. If it is the beginning of the first statement
-    /// behind a held BEGIN, or behind preparations that wait, `out` contains both.
+    /// Returns how much of `data` may be written now. If it is the beginning of the request behind
+    /// held statements, or behind preparations that wait, `out` contains both.
     fn join_held<'d>(&mut self, data: &'d [u8]) -> io::Result<&'d [u8]> {
-        let mut begin = self.handle.begin();
+        let mut own = self.handle.own();
         let mut prepares = self.handle.prepares();
-        let begins = match &*begin {
-            BeginState::Refused => return Err(io::Error::other("the transaction did not begin")),
-            BeginState::Held(_) => true,
-            BeginState::None | BeginState::Sent | BeginState::Done(_) => false,
+        let is_held = match &*own {
+            OwnState::Refused => return Err(io::Error::other("the transaction did not begin")),
+            OwnState::Held(_) => true,
+            OwnState::None | OwnState::Sent | OwnState::Done(_) => false,
         };
-        if !begins && !prepares.are_held() {
+        if !is_held && !prepares.are_held() {
             return Ok(data);
         }
         let part = match self.sent.next(data) {
             Next::Statement => &data[..data.len().min(JOINED)],
-            Next::Query if begins => {
-                return Err(io::Error::other("a query behind a held BEGIN"));
+            Next::Query if is_held => {
+                return Err(io::Error::other("a query behind held statements"));
             }
             Next::Query => return Ok(data),
             Next::Other(length) => return Ok(&data[..length.min(data.len())]),
         };
         self.own_after = self.sent.ends();
-        if let BeginState::Held(messages) = &mut *begin {
-            self.begin = Some(Expected::new(messages));
+        if let OwnState::Held(messages) = &mut *own {
+            self.unasked = Some(Expected::new(messages));
             self.out.append(&mut messages.bytes);
-            *begin = BeginState::Sent;
+            *own = OwnState::Sent;
         }
         if let Some((mut messages, described)) = prepares.send() {
             self.prepared = Some(described);
@@ -367,7 +367,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answers<S> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::begin::Messages;
+    use super::super::own::{Messages, Own};
     use super::super::prepare::Description;
     use super::*;
     use std::task::Waker;
@@ -512,7 +512,7 @@ mod tests {
     fn begin_is_written_before_the_first_statement_and_behind_what_closes_others() {
         let close = messages(&[(b'C', b"Ss1\0"), (b'S', b"")]);
         let statement = messages(&[(b'B', b"\0s2\0\0\0"), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
-        let begin = Messages::of(["BEGIN"]).bytes;
+        let begin = Messages::of(&[Own::new("BEGIN")]).bytes;
         let closed = messages(&[(b'3', b""), (b'Z', b"I")]);
         let done = messages(&[(b'2', b""), (b'C', b"INSERT 0 1\0"), (b'Z', b"T")]);
         for takes in [1, 2, 3, 7, 20, 1000] {
@@ -520,7 +520,7 @@ mod tests {
                 let mut answers = started(takes);
                 // One was written before, and not answered yet.
                 write(&mut answers, &close).unwrap();
-                assert!(answers.handle.hold_begin(["BEGIN"]));
+                assert!(answers.handle.hold_own(&[Own::new("BEGIN")], false));
                 write(&mut answers, &[&*close.repeat(closes), &statement].concat()).unwrap();
                 let expected = [&*close.repeat(closes + 1), &begin, &statement].concat();
                 assert_eq!(answers.stream.written, expected, "{takes} {closes}");
@@ -528,8 +528,8 @@ mod tests {
                     [&*closed.repeat(closes + 1), &messages(&DONE), &done].concat();
                 let got = read(&mut answers);
                 assert_eq!(got, [&*closed.repeat(closes + 1), &done].concat());
-                assert_eq!(answers.handle.take_begin(), BeginState::Done(vec![]));
-                assert_eq!(answers.handle.take_begin(), BeginState::None);
+                assert_eq!(answers.handle.take_own(), OwnState::Done(vec![]));
+                assert_eq!(answers.handle.take_own(), OwnState::None);
                 // What follows passes as it is.
                 answers.stream.answers = messages(&DONE);
                 assert_eq!(read(&mut answers), messages(&DONE));
@@ -543,19 +543,23 @@ mod tests {
         let query = message(b'Q', b"SELECT 1\0");
         let error = messages(&[(b'E', b"SERROR\0\0"), (b'Z', b"I")]);
         let mut answers = started(5);
-        assert!(answers.handle.hold_begin(["BEGIN", "SELECT 2"]));
+        assert!(
+            answers
+                .handle
+                .hold_own(&["BEGIN", "SELECT 2"].map(Own::new), false)
+        );
         write(&mut answers, &query).unwrap_err();
         write(&mut answers, &statement).unwrap();
         answers.stream.answers = [&*messages(&DONE), &error].concat();
         assert_eq!(read(&mut answers), error);
-        assert_eq!(answers.handle.take_begin(), BeginState::Refused);
+        assert_eq!(answers.handle.take_own(), OwnState::Refused);
         answers.stream.written.clear();
         for data in [&statement, &query] {
             write(&mut answers, data).unwrap_err();
         }
         assert_eq!(answers.stream.written, b"");
         // The session has learnt of it and rolls back.
-        assert!(!answers.handle.forget_begin());
+        assert!(!answers.handle.forget_own());
         write(&mut answers, &query).unwrap();
     }
 
@@ -568,7 +572,7 @@ mod tests {
         let closed = messages(&[(b'3', b""), (b'Z', b"I")]);
         let statement = messages(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
         let done = messages(&[(b'1', b""), (b'C', b"SELECT 1\0"), (b'Z', b"I")]);
-        let begin = Messages::of(["BEGIN"]).bytes;
+        let begin = Messages::of(&[Own::new("BEGIN")]).bytes;
         for takes in [1, 2, 3, 7, 20, 1000] {
             for begins in [false, true] {
                 let mut answers = started(takes);
@@ -576,7 +580,7 @@ mod tests {
                 // One was written before, and is not answered yet.
                 write(&mut answers, &close).unwrap();
                 if begins {
-                    assert!(handle.hold_begin(["BEGIN"]));
+                    assert!(handle.hold_own(&[Own::new("BEGIN")], false));
                 }
                 assert!(handle.expect_prepare(Description::new([].into_iter(), &[]), true));
                 write(&mut answers, &prepare).unwrap();
@@ -609,8 +613,8 @@ mod tests {
     fn a_begin_is_forgotten_as_long_as_it_was_not_sent() {
         let statement = messages(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
         let mut answers = started(1000);
-        answers.handle.hold_begin(["BEGIN"]);
-        assert!(answers.handle.forget_begin());
+        answers.handle.hold_own(&[Own::new("BEGIN")], false);
+        assert!(answers.handle.forget_own());
         write(&mut answers, &statement).unwrap();
         assert_eq!(answers.stream.written, statement);
     }

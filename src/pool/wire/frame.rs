@@ -4,8 +4,8 @@
 //! A message of PostgreSQL's protocol is a tag, a length that counts itself but not the tag, and a
 //! body (manual, section 55.7). A read may end anywhere in a message.
 
-/// CommandComplete: the statement has run. In the extended protocol its commit is still to come
-/// (`finish_xact_command` at Sync); in the simple protocol it has been committed.
+/// CommandComplete: the statement has run. In the extended protocol the commit of a lone one is
+/// still to come (`finish_xact_command` at Sync); in the simple protocol it has been committed.
 const COMMAND_COMPLETE: u8 = b'C';
 /// ReadyForQuery: the answer is complete.
 const READY_FOR_QUERY: u8 = b'Z';

@@ -1,7 +1,7 @@
 //! The handle of one wire, with which other threads can cut it, and which says how far a request has
 //! come.
 
-use super::begin::{BeginState, Messages};
+use super::own::{Messages, Names, Own, OwnState};
 use super::prepare::{Description, Prepares};
 use crate::retry::Progress;
 use crate::sync::unpoison;
@@ -27,7 +27,8 @@ pub(crate) struct Handle {
     /// One of the constants of `look`.
     pub(super) look: AtomicU8,
     last: Mutex<Option<Last>>,
-    begin: Mutex<BeginState>,
+    own: Mutex<OwnState>,
+    names: Mutex<Names>,
     prepares: Mutex<Prepares>,
     /// The answers can no longer be counted exactly.
     pub(super) miscounts: AtomicBool,
@@ -158,34 +159,44 @@ impl Handle {
         }
     }
 
-    pub(super) fn begin(&self) -> MutexGuard<'_, BeginState> {
-        unpoison(self.begin.lock())
+    pub(super) fn own(&self) -> MutexGuard<'_, OwnState> {
+        unpoison(self.own.lock())
     }
 
-    /// Holds back the statements that begin a transaction until the next request. Returns false if
-    /// that is impossible on this connection.
-    pub fn hold_begin<'s>(&self, statements: impl IntoIterator<Item = &'s str>) -> bool {
+    pub(super) fn names(&self) -> MutexGuard<'_, Names> {
+        unpoison(self.names.lock())
+    }
+
+    /// Holds back statements of the pool's own until the driver's next request. `named`: they are
+    /// prepared once for the connection. Returns false if that is impossible on this connection.
+    pub fn hold_own(&self, statements: &[Own], named: bool) -> bool {
         let possible = !self.miscounts.load(Ordering::Relaxed);
-        *self.begin() = match possible {
-            true => BeginState::Held(Messages::of(statements)),
-            false => BeginState::None,
+        *self.own() = match (possible, named) {
+            (true, true) => OwnState::Held(Messages::named(statements, &mut self.names())),
+            (true, false) => OwnState::Held(Messages::of(statements)),
+            (false, _) => OwnState::None,
         };
         possible
     }
 
-    /// Returns what has become of BEGIN, and forgets it if it is neither held nor refused.
-    pub fn take_begin(&self) -> BeginState {
-        let mut begin = self.begin();
-        match *begin {
-            BeginState::Held(_) => BeginState::Held(Messages::default()),
-            BeginState::Refused => BeginState::Refused,
-            _ => std::mem::take(&mut *begin),
+    /// Returns what has become of them, and forgets them if they are neither held nor refused.
+    pub fn take_own(&self) -> OwnState {
+        let mut own = self.own();
+        match *own {
+            OwnState::Held(_) => OwnState::Held(Messages::default()),
+            OwnState::Refused => OwnState::Refused,
+            _ => std::mem::take(&mut *own),
         }
     }
 
-    /// Forgets a BEGIN. Returns true if it was still held: nothing of it was sent.
-    pub fn forget_begin(&self) -> bool {
-        matches!(std::mem::take(&mut *self.begin()), BeginState::Held(_))
+    /// Forgets them. Returns true if they were still held: nothing of them was sent.
+    pub fn forget_own(&self) -> bool {
+        matches!(std::mem::take(&mut *self.own()), OwnState::Held(_))
+    }
+
+    /// Has all statements of the pool's own prepared anew: they may be gone.
+    pub fn forget_names(&self) {
+        self.names().forget();
     }
 
     pub(super) fn prepares(&self) -> MutexGuard<'_, Prepares> {

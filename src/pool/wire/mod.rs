@@ -19,8 +19,8 @@
 //!   as complete, when its connection was lost; the process number that the server gave out, which
 //!   reveals a pooler; and which statement was sent last, also by a caller who has the driver's
 //!   client.
-//! - A transaction's BEGIN takes no round trip of its own (see `begin`), nor does the preparation of
-//!   a text that the pool knows (see `prepare`).
+//! - A transaction's BEGIN takes no round trip of its own (see `own`), nor does the preparation of a
+//!   text that the pool knows (see `prepare`).
 //!
 //! `Answers` reads the protocol in plain text, so it stands above any encryption. This is the only
 //! room with async traits.
@@ -30,7 +30,6 @@
 //! Unix socket itself.
 
 mod answers;
-mod begin;
 #[cfg(feature = "tls")]
 mod binding;
 mod cancel;
@@ -39,17 +38,18 @@ mod failure;
 mod frame;
 mod handle;
 mod handshake;
+mod own;
 mod prepare;
 mod route;
 mod sent;
 mod stream;
 
-pub(crate) use begin::BeginState;
 pub(crate) use cancel::cancel;
 pub(crate) use connector::Connector;
 pub(crate) use failure::Failure;
 pub(crate) use handle::Handle;
 pub(crate) use handshake::Handshake;
+pub(crate) use own::{Own, OwnRow, OwnState};
 pub(crate) use prepare::Description;
 pub(crate) use route::{Place, Route};
 pub(crate) use sent::CURSOR;

@@ -17,8 +17,8 @@
 //! All of it is sent without a Sync. So an error is the statement's, which then does not run: the
 //! server skips all messages up to the Sync behind it (manual, section 55.2.3).
 
-use super::begin::{Messages, Taken};
 use super::frame::{first_message, put_message};
+use super::own::{Messages, Own, Taken};
 use postgres::Column;
 use postgres::types::Oid;
 use std::collections::VecDeque;
@@ -153,7 +153,7 @@ impl Prepares {
         let checks = self.checks && !description.params.is_empty();
         if checks {
             let check = description.check(name);
-            let mut check = Messages::of([&*check]);
+            let mut check = Messages::of(&[Own::new(check)]);
             self.messages.append(&mut check.bytes);
         }
         let answer = description.answer();
@@ -284,7 +284,7 @@ mod tests {
         let sync = message(b'S', b"").len();
         let mut expected = request()[..request().len() - sync].to_vec();
         if checks {
-            expected.extend(Messages::of([&*told[0].check("s1")]).bytes);
+            expected.extend(Messages::of(&[Own::new(told[0].check("s1"))]).bytes);
         }
         assert_eq!(messages, expected.repeat(told.len()));
         let (mut held, mut passed, mut ended) = (Vec::new(), Vec::new(), false);
