@@ -21,6 +21,7 @@ sessions=(
     peers::a_close_without_time_closes_what_is_idle_and_cuts_what_is_lent_out
     peers::a_dropped_pool_closes_its_connections_and_its_threads_let_go_of_it
     peers::a_killed_idle_connection_is_replaced_unasked
+    peers::a_pool_closed_at_any_moment_of_its_opening_has_nothing_left_when_that_returns
     peers::a_pool_closed_while_it_opens_a_connection_leaves_none_behind
     peers::an_idle_connection_that_dies_leaves_the_figures_unasked
     peers::an_on_connect_that_failed_leaves_no_backend_and_works_later
