@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const CANCEL_AGAIN: Duration = Duration::from_millis(50);
 /// How long threads that open connections are waited for, at most, after their wires were cut: they
 /// may be busy with something else, as a slow resolver of names.
-const OPENERS_END: Duration = Duration::from_millis(500);
+const OPENERS_END: Duration = Duration::from_secs(2);
 /// Number of threads that close idle connections in parallel.
 const HELPERS: usize = 8;
 
@@ -25,7 +25,9 @@ impl Pool {
     ///
     /// Statements that still run shortly before `timeout` are cancelled, and connections that do
     /// not answer then are cut. A COMMIT on the wire is never cancelled. Returns within `timeout`,
-    /// plus a little time for the cut. A second call changes nothing: it waits for the first, up to
+    /// plus a little time for the cut. A thread that is opening a connection and is busy with
+    /// something else, as looking up a name, is waited for, but for two seconds at most, and it
+    /// opens none. A second call changes nothing: it waits for the first, up to
     /// its own `timeout`, and returns the report of the first once there is one, else a
     /// report of zeros. A pool that is dropped without it closes its idle connections and waits for
     /// none.

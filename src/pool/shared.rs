@@ -46,6 +46,9 @@ pub(crate) struct Shared {
     /// A pooler stands between the pool and the server: a connection of the pool is not a session
     /// of the server. Once detected, this stays true.
     pooled: AtomicBool,
+    /// What the pool prepares for itself was deallocated unseen, as by a function. It prepares
+    /// nothing for itself any more: the next transaction would fail for it, too.
+    pub loses_names: AtomicBool,
     start: Instant,
     /// When a session last broke, in nanoseconds since `start`. A session on which the server has
     /// not answered since is validated before its use.
@@ -90,6 +93,7 @@ impl Shared {
             evicted_at: AtomicU64::new(0),
             without_options: AtomicBool::new(false),
             hides_warnings: AtomicBool::new(false),
+            loses_names: AtomicBool::new(false),
             start: Instant::now(),
             trouble_at: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
@@ -171,6 +175,15 @@ impl Shared {
             "connected through a pooler ({how}): no prepared statements, no session settings, and the outcome of a lost \
              COMMIT is known only for writes with a key"
         );
+    }
+
+    /// Notes that a statement of the pool's own was gone.
+    pub fn note_lost_names(&self) {
+        if !self.loses_names.swap(true, Ordering::Relaxed) {
+            info!(
+                "something deallocates all prepared statements, also the pool's own: BEGIN and COMMIT are sent unprepared from now on"
+            );
+        }
     }
 
     /// Logs a slow statement; the same text at most once a second.

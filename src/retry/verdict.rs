@@ -15,7 +15,8 @@
 //!   afterwards. So a missing CommandComplete proves nothing, and an error may arise in between: a
 //!   message that commits is [`Phase::Commit`] from the start. So is a COMMIT in the extended
 //!   protocol: `exec_execute_message` commits a statement that ends a transaction (`is_xact_command`)
-//!   in the same order.
+//!   in the same order. But if the server raises an error in a statement in front of the COMMIT, in
+//!   the same request, it skips the COMMIT: that is [`Phase::InTransaction`].
 //! - Between the commit record and the end of `CommitTransaction` interrupts are held, so no error
 //!   is raised there. Every error after that comes from `CHECK_FOR_INTERRUPTS`, which `errfinish`
 //!   calls after each message that is not an error; a log line is enough (`check_log_duration` with
@@ -167,6 +168,15 @@ pub(crate) enum Symptom<'a> {
 }
 
 impl<'a> Symptom<'a> {
+    /// Returns whether it is an ERROR of the server, and no end of the session, nor a middleman's
+    /// word.
+    pub fn is_an_error_of_the_server(&self) -> bool {
+        matches!(
+            self,
+            Symptom::Server(_) | Symptom::StalePlan | Symptom::NoWait | Symptom::Demoted
+        )
+    }
+
     /// Interprets the driver's error.
     pub fn of(error: &'a postgres::Error) -> Symptom<'a> {
         if let Some(db) = error.as_db_error() {

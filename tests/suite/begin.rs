@@ -200,62 +200,67 @@ fn every_kind_is_inside(pool: &Pool, url: &str) {
 /// closure does.
 #[test]
 fn nothing_runs_behind_a_begin_that_failed() {
-    for options in OPTIONS {
-        let (db, proxy, pool) = set_up(options);
-        let backend = pid(&pool);
-        nothing_runs_behind_one_that_failed(&pool, &proxy, &db.url, false);
-        assert_eq!(pid(&pool), backend, "the connection was kept");
+    let (db, proxy, pool) = set_up(|b| b.statement_cache(0));
+    let backend = pid(&pool);
+    nothing_runs_behind_a_faulty_text(&pool, &proxy, &db.url);
+    assert_eq!(pid(&pool), backend, "the connection was kept");
+    // Where BEGIN is prepared, its name is not known. Then no names are used any more.
+    for first in FIRST {
+        let (db, proxy, pool) = set_up(|b| b);
+        pool.transaction(|tx| tx.query("SELECT 1", &[])).unwrap();
+        let fault = (BEGIN, &b"millpond.0123456789abcdef\0"[..], "26000");
+        nothing_runs_behind(&pool, &proxy, &db.url, fault, first);
     }
 }
 
-fn nothing_runs_behind_one_that_failed(pool: &Pool, proxy: &Proxy, url: &str, is_pooled: bool) {
-    // What is sent, and what arrives: in a text, which is sent each time where nothing is prepared;
-    // or in a name.
-    let texts: [(&[u8], &[u8], &str); 2] = [
+fn nothing_runs_behind_a_faulty_text(pool: &Pool, proxy: &Proxy, url: &str) {
+    let faults: [Fault; 2] = [
         (b"BEGIN", b"BEGIM", "42601"),
         (b"pg_is_in_recovery()", b"pg_is_in_recoverx()", "42883"),
     ];
-    pool.transaction(|tx| tx.query("SELECT 1", &[])).unwrap();
-    let asked =
-        "SELECT name FROM pg_prepared_statements WHERE statement LIKE '%pg_is_in_recovery()%'";
-    let asked = pool.query(asked, &[]).unwrap();
-    let asked = asked.first().map_or(String::new(), |row| row.get(0));
-    let another: &[u8] = b"millpond.0123456789abcdef\0";
-    let names = [
-        (BEGIN, another, "26000"),
-        (asked.as_bytes(), &another[..asked.len()], "26000"),
-    ];
-    let is_named = pool.config().statement_cache > 0 && !is_pooled;
-    for (sent, arrives, expected) in if is_named { names } else { texts } {
-        for (kind, first) in FIRST {
-            proxy.on_request(sent, Act::Garble(arrives));
-            let (runs, refused) = (Cell::new(0), Cell::new(0));
-            let once = pool.with_policy(RetryPolicy::none());
-            let result = once.transaction(|tx| {
-                runs.set(runs.get() + 1);
-                let error = first(tx).expect_err(kind);
-                assert!(!proxy.is_armed());
-                assert_eq!(code(&error), expected, "{kind}: {error:?}");
-                let Error::Database { phase, .. } = &error else {
-                    panic!("{kind}: {error:?}");
-                };
-                assert_eq!(*phase, Phase::Preparing, "{kind}");
-                // The closure goes on as if nothing had happened.
-                for (_, next) in FIRST {
-                    refused.set(refused.get() + usize::from(next(tx).is_err()));
-                }
-                Ok::<_, Error>(())
-            });
-            let aborted = matches!(result, Err(Error::TransactionAborted { .. }));
-            assert!(aborted, "{kind}: {result:?}");
-            assert_eq!((runs.get(), refused.get()), (1, FIRST.len()), "{kind}");
-            assert_eq!(rows(url), 0, "{kind}");
-            // The connection is used again, for a transaction that is one.
-            pool.transaction(first).unwrap();
-            assert_eq!(rows(url), 1, "{kind}");
-            pool.execute("TRUNCATE t", &[]).unwrap();
+    for fault in faults {
+        for first in FIRST {
+            nothing_runs_behind(pool, proxy, url, fault, first);
         }
     }
+}
+
+/// What is sent, what arrives, and what the server says to that.
+type Fault = (&'static [u8], &'static [u8], &'static str);
+
+fn nothing_runs_behind(
+    pool: &Pool,
+    proxy: &Proxy,
+    url: &str,
+    (sent, arrives, expected): Fault,
+    (kind, first): (&str, First),
+) {
+    proxy.on_request(sent, Act::Garble(arrives));
+    let (runs, refused) = (Cell::new(0), Cell::new(0));
+    let once = pool.with_policy(RetryPolicy::none());
+    let result = once.transaction(|tx| {
+        runs.set(runs.get() + 1);
+        let error = first(tx).expect_err(kind);
+        assert!(!proxy.is_armed());
+        assert_eq!(code(&error), expected, "{kind}: {error:?}");
+        let Error::Database { phase, .. } = &error else {
+            panic!("{kind}: {error:?}");
+        };
+        assert_eq!(*phase, Phase::Preparing, "{kind}");
+        // The closure goes on as if nothing had happened.
+        for (_, next) in FIRST {
+            refused.set(refused.get() + usize::from(next(tx).is_err()));
+        }
+        Ok::<_, Error>(())
+    });
+    let aborted = matches!(result, Err(Error::TransactionAborted { .. }));
+    assert!(aborted, "{kind}: {result:?}");
+    assert_eq!((runs.get(), refused.get()), (1, FIRST.len()), "{kind}");
+    assert_eq!(rows(url), 0, "{kind}");
+    // The connection is used again, for a transaction that is one.
+    pool.transaction(first).unwrap();
+    assert_eq!(rows(url), 1, "{kind}");
+    pool.execute("TRUNCATE t", &[]).unwrap();
 }
 
 #[cfg(feature = "lab")]
@@ -268,7 +273,7 @@ fn behind_a_pooler_it_is_no_different() {
     let (direct, way) = (server.url(), pgbouncer.url(&server));
     let (proxy, pool) = set_up_at(&direct, pgbouncer.port, &way, |b| b);
     every_kind_is_inside(&pool, &direct);
-    nothing_runs_behind_one_that_failed(&pool, &proxy, &direct, true);
+    nothing_runs_behind_a_faulty_text(&pool, &proxy, &direct);
     proxy.take_log();
     pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
     // BEGIN, the limit of idle time, the number; a text that is known, but not by name.
@@ -276,63 +281,58 @@ fn behind_a_pooler_it_is_no_different() {
     assert_eq!(flights.len(), 2, "{flights:?}");
 }
 
-/// What the pool has prepared for its own use may be deallocated by anybody. A transaction whose
-/// own statements are gone is done again, or for the first time.
+/// What the pool has prepared for its own use may be deallocated by anybody. If it does not see
+/// that, one transaction is done again, and the pool prepares nothing for itself any more.
 #[test]
-fn statements_of_our_own_that_are_gone_are_prepared_anew() {
-    let (db, _proxy, pool) = set_up(|b| b);
-    pool.create_ledger().unwrap();
+fn statements_of_our_own_that_are_gone_are_no_reason_to_fail() {
     const HIDDEN: &str = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
-    let ways: [(&str, First); 4] = [
-        ("a batch", |tx| tx.batch_execute("DEALLOCATE ALL")),
-        ("a statement", |tx| {
+    let ways: [(&str, &str, First); 3] = [
+        ("a batch", "DEALLOCATE ALL", |tx| {
+            tx.batch_execute("DEALLOCATE ALL")
+        }),
+        ("a statement", "DEALLOCATE ALL", |tx| {
             tx.execute("DEALLOCATE ALL", &[]).map(drop)
         }),
-        ("hidden, in a batch", |tx| tx.batch_execute(HIDDEN)),
-        ("hidden", |tx| tx.execute(HIDDEN, &[]).map(drop)),
+        ("hidden", HIDDEN, |tx| tx.batch_execute(HIDDEN)),
     ];
-    let prepare_all = || {
-        let key = format!("{}", fastrand::u64(..));
-        pool.execute_with_key(&key, "SELECT 1", &[]).unwrap();
-        pool.transaction(|tx| tx.query("SELECT 1", &[])).unwrap();
-    };
-    for (way, deallocate) in ways {
-        let said = !way.contains("hidden");
-        let runs = Cell::new(0);
-        let work = |tx: &mut Transaction<'_>| {
-            runs.set(runs.get() + 1);
-            tx.execute(INSERT, &[&1])?;
-            if runs.get() == 1 {
-                deallocate(tx)?;
+    for (way, text, deallocate) in ways {
+        for keyed in [false, true] {
+            let (db, _proxy, pool) = set_up(|b| b);
+            pool.create_ledger().unwrap();
+            let runs = Cell::new(0);
+            let write = |key: &str, deallocates: bool| {
+                let work = |tx: &mut Transaction<'_>| {
+                    runs.set(runs.get() + 1);
+                    tx.batch_execute("INSERT INTO t VALUES (1)")?;
+                    if deallocates {
+                        deallocate(tx)?;
+                    }
+                    Ok::<_, Error>(())
+                };
+                match keyed {
+                    true => pool.transaction_with_key(key, work).map(drop),
+                    false => pool.transaction(work),
+                }
+                .unwrap();
+                runs.take()
+            };
+            assert_eq!(write("prepares them", false), 1);
+            let first = if text == HIDDEN { 2 } else { 1 };
+            assert_eq!(write("deallocates them", true), first, "{way}");
+            assert_eq!(write("again", true), 1, "{way}");
+            // Before it begins.
+            pool.query(text, &[]).unwrap();
+            assert_eq!(write("behind", false), 1, "{way}");
+            let mut lent = pool.get().unwrap();
+            lent.batch_execute(HIDDEN).unwrap();
+            drop(lent);
+            assert_eq!(write("behind a loan", false), 1, "{way}");
+            assert_eq!(rows(&db.url), 5, "{way}");
+            // The server itself has said that nothing was committed.
+            for outcome in ["unknown", "not_committed"] {
+                assert_eq!(super::commit::outcomes(&pool, outcome), 0, "{way}");
             }
-            Ok::<_, Error>(())
-        };
-        let expected = if said { 1 } else { 2 };
-        prepare_all();
-        pool.transaction(work).unwrap();
-        assert_eq!(runs.take(), expected, "{way}");
-        prepare_all();
-        pool.transaction_with_key(way, work).unwrap();
-        assert_eq!(runs.take(), expected, "{way}, with a key");
-        // At the beginning of the next one.
-        prepare_all();
-        pool.query(if said { "DEALLOCATE ALL" } else { HIDDEN }, &[])
-            .unwrap();
-        pool.transaction(|tx| tx.execute(INSERT, &[&1])).unwrap();
-        pool.execute("DEALLOCATE ALL", &[]).unwrap();
-        let key = format!("{way} before");
-        pool.execute_with_key(&key, INSERT, &[&1]).unwrap();
-        assert_eq!(rows(&db.url), 4, "{way}");
-        pool.execute("TRUNCATE t", &[]).unwrap();
-        prepare_all();
-        let mut lent = pool.get().unwrap();
-        lent.batch_execute(HIDDEN).unwrap();
-        drop(lent);
-        pool.execute_with_key(way, INSERT, &[&1]).unwrap_err();
-        pool.execute_with_key(&format!("{way} behind"), INSERT, &[&1])
-            .unwrap();
-        assert_eq!(rows(&db.url), 1, "{way}");
-        pool.execute("TRUNCATE t", &[]).unwrap();
+        }
     }
 }
 

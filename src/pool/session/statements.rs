@@ -11,6 +11,7 @@ use crate::pool::observer::StatementEvent;
 use crate::pool::param_types::Described;
 use crate::pool::spans::Span;
 use crate::pool::watchdog::Plan;
+use crate::pool::wire::OWN_NAMES;
 use crate::retry::{Facts, Fate, Phase, Progress, Symptom, verdict};
 use postgres::error::SqlState;
 use postgres::types::{ToSql, Type};
@@ -348,6 +349,10 @@ impl Session {
             || symptom == Symptom::Server(&SqlState::INVALID_SQL_STATEMENT_NAME)
         {
             self.tracked().wire.forget_names();
+            let message = source.as_db_error().map_or("", |db| db.message());
+            if message.contains(OWN_NAMES) {
+                self.shared.note_lost_names();
+            }
         }
         if verdict(&symptom, phase).session == Fate::Discard {
             self.close_for(CloseReason::Broken);

@@ -21,10 +21,12 @@ use crate::pool::backend::first_value;
 use crate::pool::limits::Limits;
 use crate::pool::watchdog::CANCEL_GRACE;
 use crate::pool::wire::{Own, OwnRow, OwnState};
-use crate::retry::Phase;
+use crate::retry::{Phase, Symptom};
+use postgres::Row;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::Type;
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Limit for a rollback, which may begin after the caller's deadline. It is the time after which a
@@ -108,7 +110,8 @@ impl Session {
         };
         // The answer to this request ends before anything else is sent.
         self.opening = Opening::Refused;
-        let mut rows = self.send_own(begin.statements(start), BEGUN)?;
+        let sent = self.send_own(begin.statements(start), BEGUN);
+        let mut rows = sent.map_err(|(error, _)| error)?;
         self.note_begun(&rows);
         Ok(rows.split_off(rows.len().min(1)))
     }
@@ -123,7 +126,10 @@ impl Session {
         }
         // Behind a pooler the next transaction may run on another server connection, and with a
         // comment each text is a new one.
-        let named = self.statements.is_some() && !self.shared.is_pooled() && !self.is_commented("");
+        let named = self.statements.is_some()
+            && !self.shared.is_pooled()
+            && !self.is_commented("")
+            && !self.shared.loses_names.load(Ordering::Relaxed);
         match self.tracked().wire.hold_own(&statements, named) {
             true => Ok(()),
             false => Err(statements),
@@ -131,31 +137,43 @@ impl Session {
     }
 
     /// Sends statements of our own, and behind them the `last` one, which has no rows. Returns the
-    /// rows of the others. Nothing behind one that fails is done.
+    /// rows of the others. Nothing behind one that fails is done; with an error, returns whether
+    /// the server has refused one of those in front of the last.
     fn send_own(
         &mut self,
         statements: Vec<Own>,
         last: &str,
-    ) -> Result<Vec<OwnRow>, postgres::Error> {
+    ) -> Result<Vec<OwnRow>, (postgres::Error, bool)> {
         let mut rows = Vec::new();
         if let Err(statements) = self.hold_own(statements) {
-            // One by one.
-            for Own { text, params } in &statements {
-                let typed: Vec<_> = params.iter().map(|value| (value, Type::TEXT)).collect();
-                let mut answer = self.client.query_typed_raw(text, typed)?;
-                while let Some(row) = answer.next()? {
-                    let value = |at| row.try_get(at).ok().flatten();
-                    rows.push((0..row.len()).map(value).collect());
-                }
+            for own in &statements {
+                let answer = self.ask_own(own).map_err(|e| (e, true))?;
+                rows.extend(answer);
             }
         }
         let last = self.with_comment(last).into_owned();
         let done = self.client.execute_typed(&last, &[]);
-        if let OwnState::Done(done) = self.tracked().wire.take_own() {
-            rows = done;
-        }
-        self.tracked().wire.forget_own();
-        done.map(|_| rows)
+        let wire = &self.tracked().wire;
+        let refused = match wire.take_own() {
+            OwnState::Done(done) => {
+                rows = done;
+                false
+            }
+            state => state == OwnState::Refused,
+        };
+        wire.forget_own();
+        done.map(|_| rows).map_err(|e| (e, refused))
+    }
+
+    /// Sends one of them alone.
+    fn ask_own(&mut self, Own { text, params }: &Own) -> Result<Vec<OwnRow>, postgres::Error> {
+        let typed: Vec<_> = params.iter().map(|value| (value, Type::TEXT)).collect();
+        let rows = self.client.query_typed_raw(text, typed)?;
+        let read = |row: Row| {
+            let value = |at| row.try_get(at).ok().flatten();
+            Ok((0..row.len()).map(value).collect())
+        };
+        rows.map(read).collect()
     }
 
     /// Takes note of what became of a BEGIN that waited for the first statement.
@@ -251,7 +269,14 @@ impl Session {
         }
         let result = self.timed("COMMIT", Phase::Commit, limits, |session| {
             let done = session.send_own(all, "COMMIT");
-            done.map(drop).map_err(|e| (e, Phase::Commit))
+            done.map(drop).map_err(|(error, refused)| {
+                // The server itself says that it did not come as far as the COMMIT.
+                let phase = match refused && Symptom::of(&error).is_an_error_of_the_server() {
+                    true => Phase::InTransaction,
+                    false => Phase::Commit,
+                };
+                (error, phase)
+            })
         });
         match result {
             Err(e) if says_ended_inside(&e) => Err(self.ended_inside()),

@@ -49,7 +49,7 @@ pub(crate) use connector::Connector;
 pub(crate) use failure::Failure;
 pub(crate) use handle::Handle;
 pub(crate) use handshake::Handshake;
-pub(crate) use own::{Own, OwnRow, OwnState};
+pub(crate) use own::{OWN_NAMES, Own, OwnRow, OwnState};
 pub(crate) use prepare::Description;
 pub(crate) use route::{Place, Route};
 pub(crate) use sent::CURSOR;

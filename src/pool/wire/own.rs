@@ -29,8 +29,9 @@
 //!
 //! **Names.** Most of these statements have the same few texts each time, and parsing and planning
 //! them costs the server more than running them. So each text is prepared once for a connection,
-//! under a name, and its values are parameters. A name may be gone (`DEALLOCATE ALL`); then nothing
-//! of the request was done (26000), and all are prepared anew. Each preparation begins with a
+//! under a name, and its values are parameters. A name may be gone: `DEALLOCATE ALL` is seen in a
+//! text, but not in a function. Then nothing of the request was done (26000), and from then on the
+//! pool uses no names (`Shared::loses_names`). Each preparation begins with a
 //! Close, which is no error if there is no such statement: so it does not matter what the server
 //! still has. A name is a hash of its text: should a pooler that was not recognized lead elsewhere,
 //! it means the same there, or nothing.
@@ -40,6 +41,8 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 
+/// How all names begin.
+pub(crate) const OWN_NAMES: &str = "millpond.";
 /// More texts than the pool has; of further ones none is prepared.
 const MOST_NAMES: usize = 64;
 
@@ -106,7 +109,7 @@ impl Names {
                 .first_chunk()
                 .map_or(0, |first| u64::from_be_bytes(*first));
             let name = Name {
-                name: format!("millpond.{hash:016x}"),
+                name: format!("{OWN_NAMES}{hash:016x}"),
                 is_known: false,
             };
             self.0.insert(text.into(), name);
