@@ -108,8 +108,9 @@ impl Builder {
         let config = &shared.config;
         // It panics if it cannot start a thread.
         let r2d2 = caught(|| {
+            let scheduler = opener.opened.scheduler.get_or_init(scheduler::shared);
             r2d2::Pool::builder()
-                .thread_pool(scheduler::shared())
+                .thread_pool(scheduler.jobs())
                 // One more while a connection is replaced, for which the line asks.
                 .max_size(config.max_size.saturating_add(1))
                 // Limits only its pauses here, to half of it.

@@ -1,9 +1,10 @@
 //! Sessions that openers have opened, on their way through r2d2, which counts them.
 
+use super::scheduler::Scheduler;
 use super::session::Session;
 use crate::sync::unpoison;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// Sessions that are open and that r2d2 has not taken yet.
 #[derive(Default)]
@@ -11,6 +12,8 @@ pub(crate) struct Opened {
     sessions: Mutex<Vec<Session>>,
     /// How many openers wait for r2d2 to hand a session out.
     awaited: AtomicUsize,
+    /// What r2d2 counts them on.
+    pub scheduler: OnceLock<Arc<Scheduler>>,
 }
 
 impl Opened {
@@ -22,7 +25,10 @@ impl Opened {
     pub fn pass<T>(&self, session: Session, take: impl FnOnce() -> T) -> T {
         self.awaited.fetch_add(1, Ordering::SeqCst);
         self.lock().push(session);
-        let taken = take();
+        let taken = match self.scheduler.get() {
+            Some(scheduler) => scheduler.awake(take),
+            None => take(),
+        };
         self.awaited.fetch_sub(1, Ordering::SeqCst);
         taken
     }

@@ -49,7 +49,7 @@ fn set_up_at(
 
 const INSERT: &str = "INSERT INTO t VALUES ($1)";
 /// The name of a BEGIN, which is a hash of it, on a connection that has prepared it.
-const BEGIN: &[u8] = b"millpond.a8402858d4f1e1d2\0";
+pub const BEGIN: &[u8] = b"millpond.a8402858d4f1e1d2\0";
 const EACH: &str = "INSERT INTO t VALUES ($1) RETURNING n";
 
 /// Statements kept prepared, not kept, and closed all the time.

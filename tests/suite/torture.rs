@@ -75,7 +75,7 @@ fn lose_answers_until(over: &AtomicBool, proxy: &Proxy) {
         }
         match turn {
             0 => proxy.on_answer(COMMITTED, Act::Lose),
-            1 => proxy.on_request(b"pg_current_xact_id", Act::Lose),
+            1 => proxy.on_request(super::begin::BEGIN, Act::Lose),
             2 => proxy.on_request(COMMIT, Act::Lose),
             _ => proxy.on_answer(b"BEGIN\0", Act::Lose),
         }
