@@ -506,15 +506,15 @@ fn cancels_at_any_moment_leave_nothing_half_done() {
     let started = Instant::now();
     // On a busy machine it takes longer until enough has happened.
     let (rows_done, calls_failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let count = |of: &AtomicUsize, more| of.fetch_add(more, Ordering::SeqCst) + more;
     let is_over = || {
-        let enough = count(&rows_done, 0) > 10 && count(&calls_failed, 0) > 10;
+        let [done, failed] = [&rows_done, &calls_failed].map(|of| of.load(Ordering::SeqCst));
+        let enough = done > 10 && failed > 10;
         let most = if enough { 3 } else { 60 };
         started.elapsed() > most * SECOND
     };
     std::thread::scope(|scope| {
         let (stop, pool, is_over) = (&stop, &pool, &is_over);
-        let (rows_done, calls_failed, count) = (&rows_done, &calls_failed, &count);
+        let (rows_done, calls_failed) = (&rows_done, &calls_failed);
         scope.spawn(move || {
             let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
                           WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
@@ -525,7 +525,7 @@ fn cancels_at_any_moment_leave_nothing_half_done() {
         let writers: Vec<_> = (0..4)
             .map(|thread| {
                 scope.spawn(move || {
-                    let (mut done, mut unknown, mut failed) = (Vec::new(), Vec::new(), 0);
+                    let (mut done, mut unknown) = (Vec::new(), Vec::new());
                     for n in (thread..).step_by(4) {
                         if is_over() {
                             break;
@@ -540,29 +540,28 @@ fn cancels_at_any_moment_leave_nothing_half_done() {
                         match result {
                             Ok(_) => {
                                 done.extend([2 * n, 2 * n + 1]);
-                                count(rows_done, 2);
+                                rows_done.fetch_add(2, Ordering::SeqCst);
                             }
                             // Those who look for the outcome are cancelled, too.
                             Err(Error::OutcomeUnknown { .. }) => unknown.push(n),
                             Err(_) => {
-                                failed += 1;
-                                count(calls_failed, 1);
+                                calls_failed.fetch_add(1, Ordering::SeqCst);
                             }
                         }
                     }
-                    (done, unknown, failed)
+                    (done, unknown)
                 })
             })
             .collect();
         let all: Vec<_> = writers.into_iter().map(|w| w.join().unwrap()).collect();
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
-        let failed: usize = all.iter().map(|(.., failed)| failed).sum();
+        let failed = calls_failed.load(Ordering::SeqCst);
         let rows = admin(&server.url())
             .query("SELECT n FROM t ORDER BY n", &[])
             .unwrap();
         let there: HashSet<i32> = rows.iter().map(|row| row.get(0)).collect();
-        let unknown: Vec<i32> = all.iter().flat_map(|(_, u, _)| u).copied().collect();
-        let mut done: HashSet<i32> = all.iter().flat_map(|(d, ..)| d).copied().collect();
+        let unknown: Vec<i32> = all.iter().flat_map(|(_, u)| u).copied().collect();
+        let mut done: HashSet<i32> = all.iter().flat_map(|(d, _)| d).copied().collect();
         println!(
             "{} rows, {failed} failed, {} unknown",
             done.len(),

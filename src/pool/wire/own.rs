@@ -31,10 +31,10 @@
 //! them costs the server more than running them. So each text is prepared once for a connection,
 //! under a name, and its values are parameters. A name may be gone: `DEALLOCATE ALL` is seen in a
 //! text, but not in a function. Then nothing of the request was done (26000), and from then on the
-//! pool uses no names (`Shared::loses_names`). Each preparation begins with a
-//! Close, which is no error if there is no such statement: so it does not matter what the server
-//! still has. A name is a hash of its text: should a pooler that was not recognized lead elsewhere,
-//! it means the same there, or nothing.
+//! pool uses no names (`Shared::loses_names`). Each preparation begins with a Close, which is no
+//! error if there is no such statement: so it does not matter what the server still has. A name is
+//! a hash of its text: should a pooler that was not recognized lead elsewhere, it means the same
+//! there, or nothing.
 
 use super::frame::{first_message, put_message};
 use sha2::{Digest, Sha256};
