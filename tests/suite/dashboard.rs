@@ -3,9 +3,9 @@
 use super::http::{Answer, ask, get, send, settings};
 use super::servers::Frozen;
 use super::support::{MS, SECOND, database, eventually, pool, server};
-use millpond::Pool;
 use millpond::embedded::Stop;
 use millpond::server::{DatabaseKind, Router, Server};
+use millpond::{Error, Keyed, Pool};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::thread;
@@ -166,6 +166,42 @@ fn who_holds_a_connection_and_a_leak_are_shown() {
     drop(held);
     assert!(kinds().iter().any(|kind| kind == "returned"));
     assert!(list(&live(server.addr()), "holders").is_empty());
+}
+
+#[test]
+fn a_holder_is_shown_with_a_text_whatever_it_sent_last() {
+    let pool = database().pool().max_size(1).build().unwrap();
+    let server = serve(&pool, &[]);
+    let shown = || {
+        let shown = live(server.addr());
+        list(&shown, "holders")[0]["statement"].clone()
+    };
+    let mut held = pool.get().unwrap();
+    assert_eq!(shown(), Value::Null);
+    for text in ["", " ", "-- a comment", "/* another */"] {
+        held.simple_query(text).unwrap();
+        assert_eq!(shown(), "(empty)", "{text:?}");
+        held.execute(text, &[]).unwrap();
+        assert_eq!(shown(), "(empty)", "{text:?}");
+    }
+    drop(held);
+    pool.create_ledger().unwrap();
+    let of_begun = pool.transaction_with_key("k", |_| Ok::<_, Error>(shown()));
+    assert_eq!(of_begun.unwrap(), Keyed::Done("BEGIN".into()));
+    let of_begun = pool.transaction(|tx| {
+        // In a round trip of its own, since such a text follows.
+        tx.batch_execute("/* a comment */")?;
+        Ok::<_, Error>(shown())
+    });
+    assert_eq!(of_begun.unwrap(), "(empty)");
+    pool.execute("", &[]).unwrap();
+    let shown = live(server.addr());
+    let texts = list(&shown["statements"], "list");
+    assert!(
+        texts.iter().any(|text| text["sql"] == "(empty)"),
+        "{texts:?}"
+    );
+    assert!(texts.iter().all(|text| text["sql"] != ""), "{texts:?}");
 }
 
 #[test]

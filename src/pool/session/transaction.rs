@@ -20,7 +20,7 @@ use crate::metrics::CloseReason;
 use crate::pool::backend::first_value;
 use crate::pool::limits::Limits;
 use crate::pool::watchdog::CANCEL_GRACE;
-use crate::pool::wire::{Own, OwnRow, OwnState};
+use crate::pool::wire::{BEGUN, Own, OwnRow, OwnState};
 use crate::retry::{Phase, Symptom};
 use postgres::Row;
 use postgres::fallible_iterator::FallibleIterator;
@@ -32,10 +32,6 @@ use std::time::{Duration, Instant};
 /// Limit for a rollback, which may begin after the caller's deadline. It is the time after which a
 /// cancelled statement is cut.
 const ROLLBACK: Duration = CANCEL_GRACE;
-
-/// What is sent behind a BEGIN that is not held back any longer: nothing, as others see it in
-/// `pg_stat_activity`.
-const BEGUN: &str = "/* the transaction has begun */";
 
 impl Session {
     /// Begins a transaction. Its BEGIN waits for the first statement.

@@ -18,6 +18,10 @@ const SYNC: u8 = b'S';
 /// statements on it, the one that it was declared for counts here.
 pub(crate) const CURSOR: &str = "millpond_each";
 
+/// What the pool sends behind a BEGIN that waits for no statement, and which does nothing. Here it
+/// counts as that BEGIN, of which the driver sends nothing.
+pub(crate) const BEGUN: &str = "/* the transaction has begun */";
+
 const HEAD: usize = 5;
 /// Of a text, this many bytes are kept.
 const LONGEST: usize = 400;
@@ -127,7 +131,10 @@ impl Sent {
             QUERY => Some(shown(until_zero(&self.body).0)),
             PARSE => {
                 let (name, rest) = until_zero(&self.body);
-                let text = behind_cursor(&mut self.rows_of, shown(until_zero(rest).0));
+                let text = match shown(until_zero(rest).0) {
+                    begun if begun.starts_with(BEGUN) => "BEGIN".into(),
+                    text => behind_cursor(&mut self.rows_of, text),
+                };
                 if self.texts.len() >= MOST_NAMES {
                     self.texts.clear();
                 }
@@ -194,6 +201,7 @@ mod tests {
         let long = format!("SELECT {}", "x".repeat(2000));
         let declare = format!("\0DECLARE {CURSOR} NO SCROLL CURSOR FOR SELECT 4\0\0\0");
         let fetch = format!("\0FETCH 100 FROM {CURSOR}\0\0\0");
+        let begun = format!("s2\0{BEGUN} /*traceparent=''*/\0\0\0");
         let steps = [
             (startup, None),
             (message(b'p', b"SELECT secret\0"), None),
@@ -208,6 +216,8 @@ mod tests {
             (message(b'P', declare.as_bytes()), Some("SELECT 4")),
             (message(b'P', fetch.as_bytes()), Some("SELECT 4")),
             (message(b'B', b"\0\0\0\0"), Some("SELECT 4")),
+            (message(b'P', begun.as_bytes()), Some("BEGIN")),
+            (message(b'B', b"\0s2\0\0\0"), Some("BEGIN")),
             (message(b'Q', long.as_bytes()), Some(&long[..LONGEST])),
         ];
         for size in [1, 2, 3, 5, 7, 64, 10_000] {
