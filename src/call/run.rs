@@ -100,7 +100,7 @@ impl Call<'_> {
             }
             let asked = Instant::now();
             let span = Span::attempt(attempts);
-            let done = match self.check_out(place) {
+            let done = match self.check_out(asked, place) {
                 // The connection may have arrived a little after the deadline.
                 Ok(lease) if self.deadline.is_some_and(|at| Instant::now() >= at) => {
                     drop(lease);
@@ -250,15 +250,14 @@ impl Call<'_> {
         }
     }
 
-    fn check_out(&self, place: &'static Location<'static>) -> Result<Lease> {
+    fn check_out(&self, since: Instant, place: &'static Location<'static>) -> Result<Lease> {
         let until = self
             .deadline
-            .or_else(|| Instant::now().checked_add(self.pool.config().connection_timeout));
-        let impatient = self
-            .patience
-            .and_then(|time| Instant::now().checked_add(time));
+            .or_else(|| since.checked_add(self.pool.config().connection_timeout));
+        let impatient = self.patience.and_then(|time| since.checked_add(time));
         let until = until.into_iter().chain(impatient).min();
         self.pool.check_out(&CheckoutRequest {
+            since,
             until,
             waits_for_pauses: self.deadline.is_none() && self.patience.is_none(),
             place,

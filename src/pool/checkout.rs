@@ -18,7 +18,7 @@ use crate::error::{AbandonedStage, CheckoutError, CheckoutFailure, Error, Result
 use crate::line_rule::LeastTime;
 use crate::metrics::Stats;
 use crate::retry::Budget;
-use crate::sync::{self, Deadline};
+use crate::sync::{self, Deadline, LONGEST};
 use crate::token::Token;
 use log::{trace, warn};
 use std::ops::{Deref, DerefMut};
@@ -28,7 +28,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-pub(crate) type Held = r2d2::PooledConnection<Manager>;
+/// A session as the line has it. Boxed, because it is moved several times in each check-out.
+pub(crate) type Held = Box<r2d2::PooledConnection<Manager>>;
 
 /// A pool of connections to one database. Cloning is cheap and returns a handle to the same pool.
 #[derive(Clone)]
@@ -154,6 +155,7 @@ impl Pool {
 
 /// Who asks for a session, and how long it may take.
 pub(crate) struct CheckoutRequest<'a> {
+    pub since: Instant,
     pub until: Option<Instant>,
     /// The limit is the pool's own, not the caller's: a pause does not count.
     pub waits_for_pauses: bool,
@@ -166,7 +168,8 @@ pub(crate) struct CheckoutRequest<'a> {
 impl CheckoutRequest<'_> {
     /// The request of a caller without options.
     pub fn plain(
-        until: Option<Instant>,
+        since: Instant,
+        limit: Duration,
         place: &'static Location<'static>,
     ) -> CheckoutRequest<'static> {
         static NO_CLASS: Share = Share {
@@ -174,7 +177,8 @@ impl CheckoutRequest<'_> {
             at_most: None,
         };
         CheckoutRequest {
-            until,
+            since,
+            until: Some(since + limit.min(LONGEST)),
             waits_for_pauses: false,
             place,
             share: &NO_CLASS,
@@ -213,12 +217,12 @@ impl Inner {
     fn check_out(self: &Arc<Self>, request: &CheckoutRequest<'_>) -> Result<Lease> {
         self.shared.may_block_here()?;
         let &CheckoutRequest {
+            since: started,
             mut until,
             place,
             share,
             ..
         } = request;
-        let started = Instant::now();
         let refuse = |reason| Err(self.refuse(reason, started, place));
         let pause_ends = || {
             let end = self.opener.gate.paused_until();
@@ -269,19 +273,19 @@ impl Inner {
                 }
                 Arrival::Closed => return refuse(CheckoutFailure::Closed),
             };
-            match self.make_ready(self.lease(held, share), until, now) {
-                Ok((mut lease, at)) => {
-                    let waited = at.saturating_duration_since(started);
-                    self.hand_out(&mut lease, waited, at, place);
-                    return Ok(lease);
-                }
-                // The session was unusable. The next one comes from the head of the line: this
-                // thread has waited already.
-                Err(()) if until.is_some_and(|at| Instant::now() >= at) => {
-                    return refuse(CheckoutFailure::Timeout);
-                }
-                Err(()) => spent_before = true,
+            let mut lease = self.lease(held, share);
+            if let Ok(at) = self.make_ready(&mut lease, until, now) {
+                let waited = at.saturating_duration_since(started);
+                self.hand_out(&mut lease, waited, at, place);
+                return Ok(lease);
             }
+            // The session was unusable. The next one comes from the head of the line: this thread
+            // has waited already.
+            drop(lease);
+            if until.is_some_and(|at| Instant::now() >= at) {
+                return refuse(CheckoutFailure::Timeout);
+            }
+            spent_before = true;
         }
     }
 
@@ -350,7 +354,7 @@ impl Inner {
         while !self.opener.opened.is_awaited()
             && let Some(spare) = self.r2d2.try_get()
         {
-            if let Some(unwanted) = self.line.offer(spare) {
+            if let Some(unwanted) = self.line.offer(Box::new(spare)) {
                 self.discard(unwanted, self.why_unwanted());
             }
         }

@@ -101,7 +101,7 @@ impl Inner {
         self.wait_for_openers(deadline.min(Instant::now() + OPENERS_END));
         // Connections that were still being opened when the close began.
         while let Some(spare) = self.r2d2.try_get() {
-            self.discard(spare, CloseReason::Drained);
+            self.discard(Box::new(spare), CloseReason::Drained);
         }
         self.probe.close();
         cancelled.retain(|id| !aborted.contains(id));
@@ -155,7 +155,7 @@ impl Inner {
         }
         let mut idle = self.line.close();
         while let Some(spare) = self.r2d2.try_get() {
-            idle.push(spare);
+            idle.push(Box::new(spare));
         }
         let helpers = idle.len().min(HELPERS);
         let idle = Mutex::new(idle);

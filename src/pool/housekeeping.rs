@@ -95,7 +95,7 @@ fn open_soon(line: &Line<Held>, r2d2: &r2d2::Pool<Manager>, opener: &Arc<Opener>
         closing.load(Ordering::SeqCst) || line.figures().waiting > 0 && !line.is_full()
     });
     if !counted.is_closing()
-        && let Some(mut unwanted) = line.offer(counted)
+        && let Some(mut unwanted) = line.offer(Box::new(counted))
     {
         unwanted.close_for(CloseReason::Drained);
     }

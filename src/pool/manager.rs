@@ -15,15 +15,14 @@ use std::sync::Arc;
 
 pub(crate) struct Manager(pub Arc<Opener>);
 
-/// What r2d2 keeps and counts: a session, until it is taken out of the pool. Boxed, because it is
-/// moved several times in each check-out.
-pub(crate) struct Slot(Option<Box<Session>>);
+/// What r2d2 keeps and counts: a session, until it is taken out of the pool.
+pub(crate) struct Slot(Option<Session>);
 
 const DETACHED: &str = "a slot is dropped as soon as its session is taken";
 
 impl Slot {
     pub fn take(&mut self) -> Option<Session> {
-        self.0.take().map(|session| *session)
+        self.0.take()
     }
 }
 
@@ -54,7 +53,7 @@ impl ManageConnection for Manager {
     fn connect(&self) -> Result<Slot, OpenError> {
         let opened = self.0.opened.take();
         opened
-            .map(|session| Slot(Some(Box::new(session))))
+            .map(|session| Slot(Some(session)))
             .ok_or(OpenError::Closed)
     }
 

@@ -11,7 +11,7 @@ use crate::class_queue::Share;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
-use crate::sync::{Deadline, LONGEST};
+use crate::sync::Deadline;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
@@ -28,10 +28,10 @@ impl Pool {
     /// [`Error::Checkout`], with the reason and the pool's figures.
     #[track_caller]
     pub fn get(&self) -> Result<PooledConnection> {
-        let until = Instant::now() + self.config().connection_timeout.min(LONGEST);
+        let limit = self.config().connection_timeout;
         self.get_plain(&CheckoutRequest {
             waits_for_pauses: true,
-            ..CheckoutRequest::plain(Some(until), Location::caller())
+            ..CheckoutRequest::plain(Instant::now(), limit, Location::caller())
         })
     }
 
@@ -41,8 +41,8 @@ impl Pool {
     /// As for [`get`](Pool::get).
     #[track_caller]
     pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
-        let until = Instant::now() + timeout.min(LONGEST);
-        self.get_plain(&CheckoutRequest::plain(Some(until), Location::caller()))
+        let place = Location::caller();
+        self.get_plain(&CheckoutRequest::plain(Instant::now(), timeout, place))
     }
 
     fn get_plain(&self, request: &CheckoutRequest<'_>) -> Result<PooledConnection> {
@@ -80,9 +80,9 @@ impl Pool {
                 }
                 Arrival::Full | Arrival::Closed => return None,
             };
-            let lease = self.inner.lease(held, &share);
+            let mut lease = self.inner.lease(held, &share);
             let now = Instant::now();
-            if let Ok((mut lease, at)) = self.inner.make_ready(lease, Some(deadline), now) {
+            if let Ok(at) = self.inner.make_ready(&mut lease, Some(deadline), now) {
                 self.inner
                     .hand_out(&mut lease, Duration::ZERO, at, Location::caller());
                 return Some(PooledConnection { lease });

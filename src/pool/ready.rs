@@ -1,6 +1,6 @@
 //! Whether a session still works, checked before it is handed out.
 
-use super::checkout::{Inner, Lease};
+use super::checkout::Inner;
 use super::session::Session;
 use std::time::{Duration, Instant};
 
@@ -16,29 +16,28 @@ impl Inner {
     /// `now` if there was nothing to do. Fails if it does not work, or does not answer in time.
     pub(super) fn make_ready(
         &self,
-        mut lease: Lease,
+        session: &mut Session,
         deadline: Option<Instant>,
         now: Instant,
-    ) -> Result<(Lease, Instant), ()> {
-        let session: &mut Session = &mut lease;
+    ) -> Result<Instant, ()> {
         if let Some(reason) = session.retire() {
             session.close_for(reason);
             return Err(());
         }
         if session.is_dirty() {
             return match session.clean(least(deadline)) {
-                true => Ok((lease, Instant::now())),
+                true => Ok(Instant::now()),
                 false => Err(()),
             };
         }
         let unheard_for = now.saturating_duration_since(session.heard_at());
         if unheard_for <= TRUSTED_FOR && !self.shared.trouble_since(session.heard_at()) {
-            return Ok((lease, now));
+            return Ok(now);
         }
         let until = least(deadline);
         let generation = session.generation();
         if session.validate(until).is_ok() {
-            return Ok((lease, Instant::now()));
+            return Ok(Instant::now());
         }
         let silent = session.tracked().wire.is_aborted();
         // The other sessions are now validated before they are used, too. But if this one got no
