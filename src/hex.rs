@@ -4,12 +4,13 @@ const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Returns the bytes in hex, in lower case.
 pub fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
+    let mut text = vec![0; 2 * bytes.len()];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
         let digits = [byte >> 4, byte & 0xf].map(usize::from);
-        text.extend(digits.map(|digit| char::from(DIGITS[digit])));
+        pair.copy_from_slice(&digits.map(|digit| DIGITS[digit]));
     }
-    text
+    // Digits alone are always text.
+    String::from_utf8(text).unwrap_or_default()
 }
 
 pub fn unhex(text: &str) -> Option<Vec<u8>> {

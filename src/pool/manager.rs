@@ -64,6 +64,6 @@ impl ManageConnection for Manager {
     }
 
     fn has_broken(&self, slot: &mut Slot) -> bool {
-        slot.0.as_ref().is_none_or(|session| session.is_closing())
+        slot.0.as_ref().is_none_or(Session::is_closing)
     }
 }

@@ -39,7 +39,7 @@
 use super::frame::{first_message, put_message};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 /// How all names begin.
 pub(crate) const OWN_NAMES: &str = "millpond.";
@@ -87,12 +87,14 @@ pub(crate) enum OwnState {
     Refused,
 }
 
-/// Which texts are prepared on a connection.
+/// Which texts are prepared on a connection. There are few, and they differ in their lengths, so
+/// looking through them is quicker than hashing one of a thousand letters.
 #[derive(Debug, Default)]
-pub(super) struct Names(HashMap<Box<str>, Name>);
+pub(super) struct Names(Vec<Name>);
 
 #[derive(Debug)]
 struct Name {
+    text: Box<str>,
     name: String,
     is_known: bool,
 }
@@ -100,33 +102,38 @@ struct Name {
 impl Names {
     /// Returns the name of a text, and whether the server knows it; None if it has none.
     fn of(&mut self, text: &str) -> Option<(String, bool)> {
-        if !self.0.contains_key(text) {
-            if self.0.len() >= MOST_NAMES {
-                return None;
-            }
-            let hash = Sha256::digest(text);
-            let hash = hash
-                .first_chunk()
-                .map_or(0, |first| u64::from_be_bytes(*first));
-            let name = Name {
-                name: format!("{OWN_NAMES}{hash:016x}"),
-                is_known: false,
-            };
-            self.0.insert(text.into(), name);
+        if let Some(name) = self.find(text) {
+            return Some((name.name.clone(), name.is_known));
         }
-        let Name { name, is_known } = self.0.get(text)?;
-        Some((name.clone(), *is_known))
+        if self.0.len() >= MOST_NAMES {
+            return None;
+        }
+        let hash = Sha256::digest(text);
+        let hash = hash
+            .first_chunk()
+            .map_or(0, |first| u64::from_be_bytes(*first));
+        let name = format!("{OWN_NAMES}{hash:016x}");
+        self.0.push(Name {
+            text: text.into(),
+            name: name.clone(),
+            is_known: false,
+        });
+        Some((name, false))
+    }
+
+    fn find(&mut self, text: &str) -> Option<&mut Name> {
+        self.0.iter_mut().find(|name| *name.text == *text)
     }
 
     fn confirm(&mut self, text: &str) {
-        if let Some(name) = self.0.get_mut(text) {
+        if let Some(name) = self.find(text) {
             name.is_known = true;
         }
     }
 
     /// Has all of them prepared anew.
     pub fn forget(&mut self) {
-        self.0.values_mut().for_each(|name| name.is_known = false);
+        self.0.iter_mut().for_each(|name| name.is_known = false);
     }
 }
 
