@@ -155,6 +155,7 @@ impl Pool {
 
 /// Who asks for a session, and how long it may take.
 pub(crate) struct CheckoutRequest<'a> {
+    /// When it was made, directly before the check-out.
     pub since: Instant,
     pub until: Option<Instant>,
     /// The limit is the pool's own, not the caller's: a pause does not count.
@@ -166,16 +167,13 @@ pub(crate) struct CheckoutRequest<'a> {
 }
 
 impl CheckoutRequest<'_> {
-    /// The request of a caller without options.
-    pub fn plain(
-        since: Instant,
-        limit: Duration,
-        place: &'static Location<'static>,
-    ) -> CheckoutRequest<'static> {
+    /// The request of a caller without options, who asks now.
+    pub fn plain(limit: Duration, place: &'static Location<'static>) -> CheckoutRequest<'static> {
         static NO_CLASS: Share = Share {
             class: None,
             at_most: None,
         };
+        let since = Instant::now();
         CheckoutRequest {
             since,
             until: Some(since + limit.min(LONGEST)),
@@ -229,11 +227,12 @@ impl Inner {
             end.filter(|_| request.waits_for_pauses)
         };
         let mut spent_before = false;
+        // The clock is read again only where something may have taken time.
+        let mut first_now = Some(started);
         loop {
-            // The clock is not read where nothing takes any time.
+            let now = first_now.take();
             let (held, now) = match self.line.arrive(share, spent_before) {
-                Arrival::Ready(held) if !spent_before => (held, started),
-                Arrival::Ready(held) => (held, Instant::now()),
+                Arrival::Ready(held) => (held, now.unwrap_or_else(Instant::now)),
                 Arrival::Queued { place, room } => {
                     let after =
                         |end: Instant| end.checked_add(self.shared.config.connection_timeout);

@@ -59,7 +59,8 @@ impl Pool {
     pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
         let (place, started) = (Location::caller(), Instant::now());
         let until = started + timeout.min(LONGEST);
-        while let Err(error) = self.check_out(&CheckoutRequest::plain(started, timeout, place)) {
+        let left = || until.saturating_duration_since(Instant::now());
+        while let Err(error) = self.check_out(&CheckoutRequest::plain(left(), place)) {
             if !may_pass(&error) || Instant::now() >= until {
                 return Err(error);
             }

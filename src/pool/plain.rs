@@ -31,7 +31,7 @@ impl Pool {
         let limit = self.config().connection_timeout;
         self.get_plain(&CheckoutRequest {
             waits_for_pauses: true,
-            ..CheckoutRequest::plain(Instant::now(), limit, Location::caller())
+            ..CheckoutRequest::plain(limit, Location::caller())
         })
     }
 
@@ -41,8 +41,7 @@ impl Pool {
     /// As for [`get`](Pool::get).
     #[track_caller]
     pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
-        let place = Location::caller();
-        self.get_plain(&CheckoutRequest::plain(Instant::now(), timeout, place))
+        self.get_plain(&CheckoutRequest::plain(timeout, Location::caller()))
     }
 
     fn get_plain(&self, request: &CheckoutRequest<'_>) -> Result<PooledConnection> {
