@@ -4,7 +4,8 @@ use super::tokens::{Token, Tokens, after_blanks};
 
 /// Returns the text of a statement with `?` for each constant, without comments, and with one blank
 /// for several: for people to read, and to tell whether two texts are the same statement. At most
-/// `longest` bytes of it, and then an ellipsis. One in which nothing is left is shown as [`EMPTY`].
+/// `longest` bytes of it, and then an ellipsis. One in which nothing is left is shown as [`EMPTY`],
+/// unless it was cut before.
 pub(crate) fn without_values(sql: &str, longest: usize) -> String {
     let mut text = String::with_capacity(sql.len().min(longest + ELLIPSIS.len()));
     let mut tokens = Tokens(sql);
@@ -12,7 +13,11 @@ pub(crate) fn without_values(sql: &str, longest: usize) -> String {
         let before = tokens.0;
         let start = after_blanks(before);
         let Some(token) = tokens.next() else {
-            return if text.is_empty() { EMPTY.into() } else { text };
+            return match text.is_empty() {
+                true if sql.ends_with(ELLIPSIS) => ELLIPSIS.into(),
+                true => EMPTY.into(),
+                false => text,
+            };
         };
         if start.len() < before.len() && !text.is_empty() {
             text.push(' ');
@@ -59,6 +64,9 @@ mod tests {
         for (sql, expected) in [
             ("", "(empty)"),
             (" /* secret */ -- secret", "(empty)"),
+            ("/* long, and cut…", "…"),
+            ("SELECT a FROM b…", "SELECT a FROM b…"),
+            ("SELECT 'a…", "SELECT ?"),
             ("SELECT 1", "SELECT ?"),
             ("  SELECT  a,\n\t$1 -- who\n FROM t", "SELECT a, $1 FROM t"),
             (

@@ -184,6 +184,9 @@ fn a_holder_is_shown_with_a_text_whatever_it_sent_last() {
         held.execute(text, &[]).unwrap();
         assert_eq!(shown(), "(empty)", "{text:?}");
     }
+    let hidden = format!("/* {} */ SELECT 1", "x".repeat(500));
+    held.simple_query(&hidden).unwrap();
+    assert_eq!(shown(), "…");
     drop(held);
     pool.create_ledger().unwrap();
     let of_begun = pool.transaction_with_key("k", |_| Ok::<_, Error>(shown()));

@@ -23,7 +23,7 @@ pub(crate) const CURSOR: &str = "millpond_each";
 pub(crate) const BEGUN: &str = "/* the transaction has begun */";
 
 const HEAD: usize = 5;
-/// Of a text, this many bytes are kept.
+/// Of a text, this many bytes are kept, and an ellipsis for the rest.
 const LONGEST: usize = 400;
 /// Of names before a text. The driver's are short: the letter s and a number.
 const NAMES: usize = 64;
@@ -174,7 +174,15 @@ fn until_zero(bytes: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn shown(text: &[u8]) -> Arc<str> {
-    String::from_utf8_lossy(&text[..text.len().min(LONGEST)]).into()
+    match text.split_at_checked(LONGEST) {
+        Some((kept, [_, ..])) => {
+            let kept = String::from_utf8_lossy(kept);
+            // The last character may be cut, too.
+            let whole = kept.trim_end_matches(char::REPLACEMENT_CHARACTER);
+            format!("{whole}…").into()
+        }
+        _ => String::from_utf8_lossy(text).into(),
+    }
 }
 
 #[cfg(test)]
@@ -199,6 +207,9 @@ mod tests {
     fn texts_are_found_wherever_the_writes_end() {
         let startup = [&[0, 0, 0, 15][..], b"\0\x03\0\0user\0\0\0"].concat();
         let long = format!("SELECT {}", "x".repeat(2000));
+        let cut = format!("{}…", &long[..LONGEST]);
+        let letters = format!("SELECT '{}", "é".repeat(200));
+        let cut_letters = format!("SELECT '{}…", "é".repeat(196));
         let declare = format!("\0DECLARE {CURSOR} NO SCROLL CURSOR FOR SELECT 4\0\0\0");
         let fetch = format!("\0FETCH 100 FROM {CURSOR}\0\0\0");
         let begun = format!("s2\0{BEGUN} /*traceparent=''*/\0\0\0");
@@ -218,7 +229,8 @@ mod tests {
             (message(b'B', b"\0\0\0\0"), Some("SELECT 4")),
             (message(b'P', begun.as_bytes()), Some("BEGIN")),
             (message(b'B', b"\0s2\0\0\0"), Some("BEGIN")),
-            (message(b'Q', long.as_bytes()), Some(&long[..LONGEST])),
+            (message(b'Q', long.as_bytes()), Some(&cut)),
+            (message(b'Q', letters.as_bytes()), Some(&cut_letters)),
         ];
         for size in [1, 2, 3, 5, 7, 64, 10_000] {
             let mut sent = Sent::default();
