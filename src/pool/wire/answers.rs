@@ -100,13 +100,15 @@ impl<S> Answers<S> {
             // It may not have ignored that Sync: it failed before it looked for data.
             self.handle.miscounts.store(true, Ordering::Relaxed);
         }
+        // The driver sends a Close before or behind a statement, which has an answer of its own. It
+        // does not wait for the end of an answer with an error, after which the server does nothing
+        // of the request any more.
+        if (ready || failed) && self.ends + 1 >= self.end_of_last {
+            self.handle.note_answered();
+        }
         if ready {
             self.copies_in = false;
             self.ends += 1;
-            // The driver sends a Close before or behind a statement, which has an answer of its own.
-            if self.ends >= self.end_of_last {
-                self.handle.note_answered();
-            }
         }
         if self.frame.largest() > HUGE {
             self.handle.grown.store(true, Ordering::Relaxed);
@@ -507,6 +509,25 @@ mod tests {
     }
 
     const DONE: [(u8, &[u8]); 3] = [(b'1', b""), (b'2', b""), (b'C', b"BEGIN\0")];
+
+    #[test]
+    fn a_statement_is_over_with_its_error() {
+        let close = messages(&[(b'C', b"Ss1\0"), (b'S', b"")]);
+        let statement = messages(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
+        let mut answers = started(1000);
+        write(&mut answers, &[close, statement].concat()).unwrap();
+        // The end of an answer with an error may come late, and the driver does not wait for it.
+        for (messages, is_running) in [
+            (messages(&[(b'3', b""), (b'Z', b"I")]), true),
+            (messages(&[(b'1', b"")]), true),
+            (messages(&[(b'E', b"\0")]), false),
+        ] {
+            answers.stream.answers = messages;
+            read(&mut answers);
+            let last = answers.handle.last_statement().unwrap();
+            assert_eq!(last.is_running, is_running);
+        }
+    }
 
     #[test]
     fn begin_is_written_before_the_first_statement_and_behind_what_closes_others() {
