@@ -157,6 +157,7 @@ impl Ledger {
                     params: vec![Some(key.clone())],
                 })
                 .into(),
+            shown: Some(format!("INSERT INTO {table}")),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::metrics::CloseReason;
 use crate::pool::backend::first_value;
 use crate::pool::limits::Limits;
 use crate::pool::watchdog::CANCEL_GRACE;
-use crate::pool::wire::{BEGUN, Own, OwnRow, OwnState};
+use crate::pool::wire::{Own, OwnRow, OwnState, behind};
 use crate::retry::{Phase, Symptom};
 use postgres::Row;
 use postgres::fallible_iterator::FallibleIterator;
@@ -106,7 +106,8 @@ impl Session {
         };
         // The answer to this request ends before anything else is sent.
         self.opening = Opening::Refused;
-        let sent = self.send_own(begin.statements(start), BEGUN);
+        let last = behind(start.shown.as_deref().unwrap_or("BEGIN"));
+        let sent = self.send_own(begin.statements(start), &last);
         let mut rows = sent.map_err(|(error, _)| error)?;
         self.note_begun(&rows);
         Ok(rows.split_off(rows.len().min(1)))

@@ -89,6 +89,8 @@ pub(crate) struct Start {
     pub lock_timeout: Option<Duration>,
     /// Statements behind that.
     pub statements: Vec<Own>,
+    /// What is shown of the request, where it is not BEGIN that may have to wait.
+    pub shown: Option<String>,
 }
 
 /// The transaction id is needed to find out later what became of the commit; the process number, to
@@ -190,6 +192,7 @@ mod tests {
             values: ", 1",
             lock_timeout: Some(Duration::from_millis(7)),
             statements: vec![own("SELECT 2", &[])],
+            shown: None,
         };
         let all = [
             own("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY", &[]),

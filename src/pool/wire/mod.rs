@@ -52,4 +52,4 @@ pub(crate) use handshake::Handshake;
 pub(crate) use own::{OWN_NAMES, Own, OwnRow, OwnState};
 pub(crate) use prepare::Description;
 pub(crate) use route::{Place, Route};
-pub(crate) use sent::{BEGUN, CURSOR};
+pub(crate) use sent::{CURSOR, behind};

@@ -18,9 +18,13 @@ const SYNC: u8 = b'S';
 /// statements on it, the one that it was declared for counts here.
 pub(crate) const CURSOR: &str = "millpond_each";
 
-/// What the pool sends behind a BEGIN that waits for no statement, and which does nothing. Here it
-/// counts as that BEGIN, of which the driver sends nothing.
-pub(crate) const BEGUN: &str = "/* the transaction has begun */";
+/// How a text begins that does nothing, and behind which the pool has its own statements sent.
+const BEHIND: &str = "/* behind ";
+
+/// Returns a text that does nothing. Here it counts as `what` leaves in front of it.
+pub(crate) fn behind(what: &str) -> String {
+    format!("{BEHIND}{what} */")
+}
 
 const HEAD: usize = 5;
 /// Of a text, this many bytes are kept, and an ellipsis for the rest.
@@ -131,9 +135,10 @@ impl Sent {
             QUERY => Some(shown(until_zero(&self.body).0)),
             PARSE => {
                 let (name, rest) = until_zero(&self.body);
-                let text = match shown(until_zero(rest).0) {
-                    begun if begun.starts_with(BEGUN) => "BEGIN".into(),
-                    text => behind_cursor(&mut self.rows_of, text),
+                let text = shown(until_zero(rest).0);
+                let text = match in_front_of(&text) {
+                    Some(what) => what.into(),
+                    None => behind_cursor(&mut self.rows_of, text),
                 };
                 if self.texts.len() >= MOST_NAMES {
                     self.texts.clear();
@@ -148,6 +153,12 @@ impl Sent {
             _ => None,
         }
     }
+}
+
+/// Returns what leaves in front of a text of [`behind`], which may have a comment.
+fn in_front_of(text: &str) -> Option<&str> {
+    let (what, rest) = text.strip_prefix(BEHIND)?.split_once(" */")?;
+    (rest.is_empty() || rest.starts_with(" /*")).then_some(what)
 }
 
 /// Returns the text for which the cursor was declared, if the statement is one on the cursor.
@@ -212,7 +223,8 @@ mod tests {
         let cut_letters = format!("SELECT '{}…", "é".repeat(196));
         let declare = format!("\0DECLARE {CURSOR} NO SCROLL CURSOR FOR SELECT 4\0\0\0");
         let fetch = format!("\0FETCH 100 FROM {CURSOR}\0\0\0");
-        let begun = format!("s2\0{BEGUN} /*traceparent=''*/\0\0\0");
+        let begun = format!("s2\0{} /*traceparent=''*/\0\0\0", behind("BEGIN"));
+        let by_others = format!("\0{} SELECT 5\0\0\0", behind("BEGIN"));
         let steps = [
             (startup, None),
             (message(b'p', b"SELECT secret\0"), None),
@@ -229,6 +241,10 @@ mod tests {
             (message(b'B', b"\0\0\0\0"), Some("SELECT 4")),
             (message(b'P', begun.as_bytes()), Some("BEGIN")),
             (message(b'B', b"\0s2\0\0\0"), Some("BEGIN")),
+            (
+                message(b'P', by_others.as_bytes()),
+                Some(&by_others[1..by_others.len() - 3]),
+            ),
             (message(b'Q', long.as_bytes()), Some(&cut)),
             (message(b'Q', letters.as_bytes()), Some(&cut_letters)),
         ];
