@@ -3,6 +3,7 @@
 use super::conditions::condition;
 use crate::retry::without_values;
 use postgres::error::DbError;
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
@@ -54,18 +55,40 @@ pub(crate) fn query_text(sql: &str) -> String {
 
 /// Prints the server's message, the name of the condition, and the code. Never the detail, which
 /// holds row values; nor the message of a data exception (class 22), which quotes the value that
-/// did not fit.
+/// did not fit; nor the constants in that of a syntax error, which quotes where it is.
 pub(super) fn server_said(db: &DbError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let code = db.code().code();
     match db.routine() {
         Some(routine) if code.starts_with("22") => write!(f, "data exception in {routine}")?,
         _ if code.starts_with("22") => f.write_str("data exception")?,
+        routine if code == "42601" => {
+            // Where the text is not a statement's, it is a value: a tsquery, a JSON path.
+            let of_sql = matches!(routine, Some("scanner_yyerror" | "plpgsql_yyerror"));
+            f.write_str(&without_quoted(db.message(), of_sql))?;
+        }
         _ => f.write_str(db.message())?,
     }
     if let Some(name) = condition(code) {
         write!(f, ", {name}")?;
     }
     write!(f, " ({code})")
+}
+
+/// Returns the message of a syntax error with `?` for each constant in what it quotes, or for all of
+/// that if it is not a statement's text. Quotation marks depend on the server's language.
+fn without_quoted(message: &str, of_sql: bool) -> Cow<'_, str> {
+    let is_mark = |c| matches!(c, '"' | '«' | '»' | '„' | '“' | '”' | '「' | '」');
+    let mut marks = message.match_indices(is_mark);
+    let Some((first, mark)) = marks.next() else {
+        return message.into();
+    };
+    let start = first + mark.len();
+    let end = marks.next_back().map_or(message.len(), |(last, _)| last);
+    let shown = match of_sql {
+        true => without_values(&message[start..end], 100),
+        false => "?".into(),
+    };
+    format!("{}{shown}{}", &message[..start], &message[end..]).into()
 }
 
 /// A connection that is checked out, and by which thread.
@@ -114,5 +137,60 @@ impl fmt::Display for HeldBy {
             "conn={} held for {:.1?} by thread {thread} since {}",
             self.connection, self.held, self.place
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_syntax_error_shows_words_and_no_constants() {
+        for (message, of_sql, expected) in [
+            (
+                "syntax error at end of input",
+                true,
+                "syntax error at end of input",
+            ),
+            (
+                r#"syntax error at or near "FORM""#,
+                true,
+                r#"syntax error at or near "FORM""#,
+            ),
+            (
+                r#"syntax error at or near "$1""#,
+                true,
+                r#"syntax error at or near "$1""#,
+            ),
+            (
+                r#"syntax error at or near "'secret'""#,
+                true,
+                r#"syntax error at or near "?""#,
+            ),
+            (
+                r#"unterminated quoted string at or near "'a "secret""#,
+                true,
+                r#"unterminated quoted string at or near "?""#,
+            ),
+            (
+                "Syntaxfehler bei »$$secret$$«",
+                true,
+                "Syntaxfehler bei »?«",
+            ),
+            ("Syntaxfehler bei »FORM«", true, "Syntaxfehler bei »FORM«"),
+            (
+                r#"syntax error in tsquery: "secret & ""#,
+                false,
+                r#"syntax error in tsquery: "?""#,
+            ),
+            (
+                r#"syntax error at or near "secret" of jsonpath input"#,
+                false,
+                r#"syntax error at or near "?" of jsonpath input"#,
+            ),
+            (r#"near "secret"#, false, r#"near "?"#),
+        ] {
+            assert_eq!(without_quoted(message, of_sql), expected, "{message}");
+        }
     }
 }

@@ -33,7 +33,7 @@ impl<'a> Iterator for Tokens<'a> {
                 Some(length) => (length, Token::Literal),
                 None => (1, |_| Token::Sign('$')),
             },
-            '0'..='9' => (word_length(text), Token::Literal),
+            '0'..='9' => (number_length(text), Token::Literal),
             _ if is_word(first) => {
                 let length = word_length(text);
                 let (word, rest) = text.split_at(length);
@@ -74,6 +74,12 @@ fn is_word(c: char) -> bool {
 
 fn word_length(text: &str) -> usize {
     text.find(|c: char| !is_word(c) && !c.is_ascii_digit() && c != '$')
+        .unwrap_or(text.len())
+}
+
+/// Returns the length of a number with the letters that stick to it. A string may follow at once.
+fn number_length(text: &str) -> usize {
+    text.find(|c: char| !is_word(c) && !c.is_ascii_digit())
         .unwrap_or(text.len())
 }
 

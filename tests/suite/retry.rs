@@ -750,7 +750,19 @@ fn no_parameter_value_is_in_an_error() {
         quoted.sqlstate().map(postgres::error::SqlState::code),
         Some("22P02")
     );
-    for error in [error, quoted] {
+    // And so do syntax errors, in a statement and in a value with a syntax of its own.
+    let [near, query, path] = [
+        pool.batch_execute("SELECT 1 AS a 's3cret'").unwrap_err(),
+        pool.query("SELECT to_tsquery($1)", &[&"s3cret & "])
+            .unwrap_err(),
+        pool.query("SELECT ($1::text)::jsonpath", &[&"s3cret s3cret"])
+            .unwrap_err(),
+    ];
+    for error in [&near, &query, &path] {
+        let code = error.sqlstate().map(postgres::error::SqlState::code);
+        assert_eq!(code, Some("42601"));
+    }
+    for error in [error, quoted, near, query, path] {
         let said = format!("{} {error} {error:?}", millpond::error::Chain(&error));
         assert!(!said.contains("s3cret"), "{said}");
     }
