@@ -60,8 +60,11 @@ impl Pool {
         let (place, started) = (Location::caller(), Instant::now());
         let until = started + timeout.min(LONGEST);
         let left = || until.saturating_duration_since(Instant::now());
-        while let Err(error) = self.check_out(&CheckoutRequest::plain(left(), place)) {
+        while let Err(mut error) = self.check_out(&CheckoutRequest::plain(left(), place)) {
             if !may_pass(&error) || Instant::now() >= until {
+                if let Error::Checkout(refused) = &mut error {
+                    refused.waited = started.elapsed();
+                }
                 return Err(error);
             }
             thread::sleep(LOOK);

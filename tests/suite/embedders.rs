@@ -622,6 +622,13 @@ fn to_wait_for_a_pool_ends_when_it_is_ready_or_cannot_be() {
     let away = refused(pool.wait_ready(300 * MS).unwrap_err());
     assert!(started.elapsed() >= 300 * MS, "{:?}", started.elapsed());
     assert!(away.last_open_error.is_some());
+    // Attempts that fail at once are repeated, and all of them count.
+    let hasty = super::support::pool(&server.url()).fail_fast_after(50 * MS);
+    let hasty = hasty.build().unwrap();
+    eventually("it fails fast", || hasty.is_failing_fast());
+    let hasty = refused(hasty.wait_ready(400 * MS).unwrap_err());
+    assert_eq!(hasty.reason, CheckoutFailure::FailingFast);
+    assert!(hasty.waited >= 400 * MS, "{:?}", hasty.waited);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| pool.wait_ready(30 * SECOND));
         server.start_again().unwrap();
