@@ -142,11 +142,14 @@ impl Standby {
         fs::copy(primary.dir().join("password"), &password).expect("the password");
         chown(&password, Some(owner.uid()), Some(owner.gid())).expect("chown");
         let options = Options::kept(dir.path()).bin_dir(super::support::programs());
-        let server = PrivateServer::start(options.setting("fsync", "off"));
-        Standby {
-            server: server.expect("a standby"),
-            _dir: dir,
-        }
+        let server = PrivateServer::start(options.setting("fsync", "off")).expect("a standby");
+        let mut there = admin(&server.url());
+        // Until then, a new password at the primary would shut it out for good.
+        eventually("it streams", || {
+            let streams = "SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+            !there.query(streams, &[]).expect(streams).is_empty()
+        });
+        Standby { server, _dir: dir }
     }
 
     pub fn promote(&self) {
