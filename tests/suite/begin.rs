@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// One connection to a database with a table `t`, through a proxy.
@@ -502,7 +502,7 @@ fn cancels_at_any_moment_leave_nothing_half_done() {
         .batch_execute("CREATE TABLE t (n int primary key)")
         .unwrap();
     let pool = pool(&server.url()).max_size(4).build().unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let started = Instant::now();
     // On a busy machine it takes longer until enough has happened.
     let (rows_done, calls_failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -518,7 +518,7 @@ fn cancels_at_any_moment_leave_nothing_half_done() {
         scope.spawn(move || {
             let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
                           WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
-            while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+            while !stop.load(Ordering::SeqCst) {
                 canceller.query(cancel, &[]).unwrap();
             }
         });
@@ -554,7 +554,7 @@ fn cancels_at_any_moment_leave_nothing_half_done() {
             })
             .collect();
         let all: Vec<_> = writers.into_iter().map(|w| w.join().unwrap()).collect();
-        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        stop.store(true, Ordering::SeqCst);
         let failed = calls_failed.load(Ordering::SeqCst);
         let rows = admin(&server.url())
             .query("SELECT n FROM t ORDER BY n", &[])

@@ -740,8 +740,8 @@ fn a_refused_request_with_a_small_body_keeps_its_connection() {
     drop(busy);
 }
 
-/// Uses a connection for as short a time as possible: who gives up sooner than the least work takes
-/// does not count, and all work before may have been slow.
+/// Uses a connection for as short a time as possible: a thread that gives up sooner than the least
+/// work takes does not count, and all work before may have been slow.
 fn take_little_time(pool: &Pool) {
     (0..10).for_each(|_| drop(pool.get().unwrap()));
 }

@@ -18,7 +18,7 @@ const SYNC: u8 = b'S';
 /// statements on it, the one that it was declared for counts here.
 pub(crate) const CURSOR: &str = "millpond_each";
 
-/// How a text begins that does nothing, and behind which the pool has its own statements sent.
+/// How a text begins that does nothing: statements of the pool's own leave in front of it.
 const BEHIND: &str = "/* behind ";
 
 /// Returns a text that does nothing. Here it counts as `what` leaves in front of it.
